@@ -1,0 +1,109 @@
+-- Templates: what a task will do. A registered version never changes; a running task keeps the version it began with.
+
+CREATE TABLE tasker.templates (
+    id                 int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    namespace_id       smallint NOT NULL REFERENCES tasker.namespaces,
+    name               text NOT NULL,
+    current_version_id int,
+    UNIQUE (namespace_id, name)
+);
+
+CREATE TABLE tasker.template_versions (
+    id           int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    template_id  int NOT NULL REFERENCES tasker.templates,
+    version      text NOT NULL,
+    -- named by us (1, 2, …) because the author gave none
+    automatic    boolean NOT NULL,
+    digest       text NOT NULL,
+    definition   jsonb NOT NULL,
+    priority     smallint NOT NULL,
+    sinks        smallint[] NOT NULL,
+    created_at   timestamptz NOT NULL DEFAULT now(),
+    UNIQUE (template_id, version)
+);
+ALTER TABLE tasker.templates ADD FOREIGN KEY (current_version_id) REFERENCES tasker.template_versions;
+
+CREATE TABLE tasker.template_steps (
+    version_id   int NOT NULL REFERENCES tasker.template_versions,
+    step         smallint NOT NULL,
+    name         text NOT NULL,
+    handler      text NOT NULL,
+    namespace    text NOT NULL,
+    queue        text NOT NULL,
+    parents      smallint[] NOT NULL,
+    children     smallint[] NOT NULL,
+    -- Its completion reads or changes what a sibling's may: a child with several parents, or a task with several last steps.
+    -- Only then does completing it need the task's lock.
+    shared       boolean NOT NULL,
+    max_attempts int NOT NULL,
+    backoff      text NOT NULL CHECK (backoff IN ('fixed', 'linear', 'exponential')),
+    base_seconds float8 NOT NULL,
+    max_seconds  float8 NOT NULL,
+    jitter       float8 NOT NULL,
+    timeout_ms   bigint,
+    config       jsonb NOT NULL,
+    PRIMARY KEY (version_id, step),
+    UNIQUE (version_id, name)
+);
+
+-- Registers a template, already validated by the library, and makes it the current one for callers that name no version.
+-- p_version null: the version that has this digest, or a new one numbered after the last.
+-- Errors: TK001 when the version exists with other content.
+-- Locks: an advisory lock for the transaction, per template.
+CREATE FUNCTION tasker.register_template(
+    p_namespace text, p_name text, p_version text, p_digest text, p_definition jsonb, p_priority smallint, p_steps jsonb,
+    OUT version_id int, OUT version text, OUT created boolean
+)
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_template_id int;
+    v_known       tasker.template_versions;
+    v_sinks       smallint[];
+BEGIN
+    PERFORM tasker.ensure_namespaces(ARRAY(
+        SELECT p_namespace UNION SELECT s.namespace FROM jsonb_to_recordset(p_steps) AS s(namespace text)));
+    PERFORM pg_advisory_xact_lock(hashtext('tasker.templates'), hashtext(p_namespace || '/' || p_name));
+
+    INSERT INTO tasker.templates (namespace_id, name)
+    SELECT id, p_name FROM tasker.namespaces WHERE name = p_namespace
+    ON CONFLICT DO NOTHING;
+    SELECT t.id INTO v_template_id
+    FROM tasker.templates t JOIN tasker.namespaces n ON n.id = t.namespace_id
+    WHERE n.name = p_namespace AND t.name = p_name;
+
+    SELECT tv.* INTO v_known FROM tasker.template_versions tv
+    WHERE tv.template_id = v_template_id
+      AND CASE WHEN p_version IS NULL THEN tv.automatic AND tv.digest = p_digest ELSE tv.version = p_version END;
+    created := v_known.id IS NULL;
+
+    IF NOT created AND v_known.digest <> p_digest THEN
+        RAISE EXCEPTION 'template %/% version % is registered with other content', p_namespace, p_name, p_version
+            USING ERRCODE = 'TK001', HINT = 'a registered version never changes: give the new content a new version';
+    END IF;
+
+    IF created THEN
+        SELECT array_agg(s.step ORDER BY s.step) INTO v_sinks
+        FROM jsonb_to_recordset(p_steps) AS s(step smallint, children jsonb)
+        WHERE jsonb_array_length(s.children) = 0;
+        version := coalesce(p_version, (
+            SELECT (coalesce(max(tv.version::int), 0) + 1)::text FROM tasker.template_versions tv
+            WHERE tv.template_id = v_template_id AND tv.version ~ '^[0-9]{1,9}$'));
+        INSERT INTO tasker.template_versions AS tv (template_id, version, automatic, digest, definition, priority, sinks)
+        VALUES (v_template_id, version, p_version IS NULL, p_digest, p_definition, p_priority, v_sinks)
+        RETURNING tv.id INTO version_id;
+        INSERT INTO tasker.template_steps
+        SELECT register_template.version_id, s.step, s.name, s.handler, s.namespace, s.namespace || '_queue', s.parents, s.children,
+               cardinality(v_sinks) > 1 AND s.children = '{}' OR s.joins,
+               s.max_attempts, s.backoff, s.base_seconds, s.max_seconds, s.jitter, s.timeout_ms, s.config
+        FROM jsonb_to_recordset(p_steps) AS s(
+            step smallint, name text, handler text, namespace text, parents smallint[], children smallint[], joins boolean,
+            max_attempts int, backoff text, base_seconds float8, max_seconds float8, jitter float8, timeout_ms bigint, config jsonb);
+    ELSE
+        version_id := v_known.id;
+        version := v_known.version;
+    END IF;
+
+    UPDATE tasker.templates t SET current_version_id = register_template.version_id
+    WHERE t.id = v_template_id AND t.current_version_id IS DISTINCT FROM register_template.version_id;
+END
+$$;

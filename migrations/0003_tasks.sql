@@ -1,0 +1,147 @@
+-- Tasks and their steps: the rows that hold the truth, and the door through which tasks come in.
+
+CREATE TABLE tasker.tasks (
+    id           uuid PRIMARY KEY,
+    template_id  int NOT NULL,
+    version_id   int NOT NULL,
+    namespace_id smallint NOT NULL,
+    priority     smallint NOT NULL,
+    state        tasker.task_state NOT NULL,
+    -- Set only while the task is pending: created_at - priority * aging. Ordering by it is ordering by priority + age / aging,
+    -- and it never changes. The claim's partial index is on this column and not on state, so that later changes of state stay HOT.
+    claim_order  timestamptz,
+    claimed_by   int,
+    input        jsonb NOT NULL,
+    key          text,
+    trace        jsonb,
+    created_at   timestamptz NOT NULL,
+    started_at   timestamptz,
+    finished_at  timestamptz
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
+CREATE INDEX tasks_claim ON tasker.tasks (namespace_id, claim_order) WHERE claim_order IS NOT NULL;
+CREATE UNIQUE INDEX tasks_key ON tasker.tasks (template_id, key) WHERE key IS NOT NULL;
+
+-- A row exists from the moment a step is enqueued; before that the template version says all there is to say.
+-- No foreign keys: checking one would lock the task's row for every step.
+CREATE TABLE tasker.steps (
+    task_id      uuid NOT NULL,
+    step         smallint NOT NULL,
+    state        tasker.step_state NOT NULL,
+    -- attempts that ended in an error
+    failures     smallint NOT NULL DEFAULT 0,
+    -- leases of the current message that were handed back before the handler began
+    released     smallint NOT NULL DEFAULT 0,
+    worker       int,
+    msg_id       bigint,
+    enqueued_at  timestamptz NOT NULL,
+    started_at   timestamptz,
+    finished_at  timestamptz,
+    retry_at     timestamptz,
+    result       jsonb,
+    errors       jsonb,
+    PRIMARY KEY (task_id, step)
+) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
+CREATE INDEX steps_retry ON tasker.steps (retry_at) WHERE retry_at IS NOT NULL;
+
+-- RFC 9562 UUID version 7: 48 bits of Unix milliseconds, then random bits.
+CREATE FUNCTION tasker.uuidv7() RETURNS uuid
+LANGUAGE sql VOLATILE PARALLEL SAFE AS $$
+    SELECT encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid())
+        PLACING substring(int8send((extract(epoch FROM clock_timestamp()) * 1000)::bigint) FROM 3) FROM 1 FOR 6), 52, 1), 53, 1), 'hex')::uuid
+$$;
+
+CREATE FUNCTION tasker.priority_number(p_name text) RETURNS smallint
+LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+    RETURN CASE p_name WHEN 'low' THEN 1 WHEN 'normal' THEN 2 WHEN 'high' THEN 3 WHEN 'urgent' THEN 4 END;
+END
+$$;
+
+-- How long a waiting task needs to gain one priority.
+CREATE FUNCTION tasker.aging() RETURNS interval
+LANGUAGE sql IMMUTABLE AS $$ SELECT interval '60 seconds' $$;
+
+-- The version that p_template ('name' or 'namespace/name') means: p_version, or the current one.
+-- Errors: TK002 when there is none, TK003 when the bare name is in several namespaces.
+CREATE FUNCTION tasker.find_template(p_template text, p_version text) RETURNS tasker.template_versions
+LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    v_found tasker.template_versions[];
+BEGIN
+    v_found := ARRAY(
+        SELECT tv FROM tasker.templates t
+        JOIN tasker.namespaces n ON n.id = t.namespace_id
+        JOIN tasker.template_versions tv ON tv.template_id = t.id
+        WHERE p_template IN (t.name, n.name || '/' || t.name)
+          AND CASE WHEN p_version IS NULL THEN tv.id = t.current_version_id ELSE tv.version = p_version END);
+    IF cardinality(v_found) > 1 THEN
+        RAISE EXCEPTION 'template % exists in several namespaces', p_template
+            USING ERRCODE = 'TK003', HINT = 'name it as namespace/name';
+    ELSIF cardinality(v_found) = 0 THEN
+        RAISE EXCEPTION 'no template %', p_template || coalesce(' version ' || p_version, '')
+            USING ERRCODE = 'TK002', HINT = 'register it first: tasker template register FILE, or start a worker that defines it';
+    END IF;
+    RETURN v_found[1];
+END
+$$;
+
+-- Accepts tasks, in the caller's transaction: they exist, and start, if and only if it commits.
+-- p_keys (may be null, as may each key): a task of this template that already has the key is returned instead of a new one.
+-- p_priorities: low, normal, high, urgent; null means the template's.
+-- Errors: TK002, TK003 (see find_template), TK004 bad argument. input_schema is enforced by the libraries and the CLI, not here.
+-- Locks: nothing but its own rows; keys are inserted in order, so that batches that share keys cannot deadlock.
+CREATE FUNCTION tasker.create_tasks(
+    p_template text, p_inputs jsonb[], p_keys text[] DEFAULT NULL, p_priorities text[] DEFAULT NULL,
+    p_version text DEFAULT NULL, p_trace jsonb DEFAULT NULL
+) RETURNS TABLE (ordinal int, id uuid, created boolean)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    v_version   tasker.template_versions := tasker.find_template(p_template, p_version);
+    v_namespace tasker.namespaces;
+    v_new       uuid[] := ARRAY(SELECT tasker.uuidv7() FROM generate_series(1, cardinality(p_inputs)));
+    v_bad       text;
+BEGIN
+    IF cardinality(p_keys) <> cardinality(p_inputs) OR cardinality(p_priorities) <> cardinality(p_inputs) THEN
+        v_bad := 'keys and priorities must be as many as the inputs';
+    ELSE
+        SELECT CASE
+            WHEN jsonb_typeof(w.input) IS DISTINCT FROM 'object' THEN 'input ' || w.n || ' is not a JSON object'
+            WHEN w.key = '' OR length(w.key) > 255 THEN 'key ' || w.n || ' must have 1 to 255 characters'
+            WHEN w.priority IS NOT NULL AND tasker.priority_number(w.priority) IS NULL
+            THEN 'unknown priority ' || quote_literal(w.priority) || ': use low, normal, high or urgent'
+        END INTO v_bad
+        FROM unnest(p_inputs, p_keys, p_priorities) WITH ORDINALITY AS w(input, key, priority, n)
+        ORDER BY 1 NULLS LAST LIMIT 1;
+    END IF;
+    IF v_bad IS NOT NULL THEN
+        RAISE EXCEPTION '%', v_bad USING ERRCODE = 'TK004';
+    END IF;
+    SELECT n.* INTO v_namespace
+    FROM tasker.templates t JOIN tasker.namespaces n ON n.id = t.namespace_id WHERE t.id = v_version.template_id;
+
+    INSERT INTO tasker.tasks (id, template_id, version_id, namespace_id, priority, state, claim_order, input, key, trace, created_at)
+    SELECT w.id, v_version.template_id, v_version.id, v_namespace.id, w.priority, 'pending',
+           now() - w.priority * tasker.aging(), w.input, w.key, p_trace, now()
+    FROM (SELECT u.id, u.input, u.key, u.n, coalesce(tasker.priority_number(u.priority), v_version.priority) AS priority
+          FROM unnest(v_new, p_inputs, p_keys, p_priorities) WITH ORDINALITY AS u(id, input, key, priority, n)) AS w
+    ORDER BY w.key, w.n
+    ON CONFLICT (template_id, key) WHERE key IS NOT NULL DO NOTHING;
+    PERFORM pg_notify('tasker_tasks', v_namespace.name);
+
+    -- A statement of its own: it sees what a concurrent caller committed while the insert waited for it.
+    RETURN QUERY
+    SELECT w.n::int, coalesce(t.id, w.id), coalesce(t.id = w.id, true)
+    FROM unnest(v_new, p_keys) WITH ORDINALITY AS w(id, key, n)
+    LEFT JOIN tasker.tasks t ON t.template_id = v_version.template_id AND t.key = w.key
+    ORDER BY w.n;
+END
+$$;
+
+-- One task, for callers that speak SQL: SELECT tasker.create_task('order_fulfillment', '{"order_id": 1}');
+CREATE FUNCTION tasker.create_task(
+    p_template text, p_input jsonb, p_priority text DEFAULT NULL, p_key text DEFAULT NULL, p_version text DEFAULT NULL
+) RETURNS uuid
+LANGUAGE sql AS $$
+    SELECT id FROM tasker.create_tasks(p_template, ARRAY[p_input], ARRAY[p_key], ARRAY[p_priority], p_version)
+$$;

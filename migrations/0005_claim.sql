@@ -1,0 +1,114 @@
+-- How steps get into queues: the roots of a claimed task, and a step whose retry is due.
+
+-- Sends one message per step, in a batch per queue, and creates the steps' rows. The primary key refuses a step a second life.
+-- A message carries identity only: task, step, attempt. The row holds the rest.
+CREATE FUNCTION tasker.enqueue_steps(p_tasks uuid[], p_steps smallint[], p_queues text[]) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_queue    text;
+    v_tasks    uuid[];
+    v_steps    smallint[];
+    v_messages jsonb[];
+BEGIN
+    FOR v_queue, v_tasks, v_steps, v_messages IN
+        SELECT r.queue, array_agg(r.task), array_agg(r.step), array_agg(jsonb_build_object('task', r.task, 'step', r.step, 'attempt', 1))
+        FROM unnest(p_tasks, p_steps, p_queues) AS r(task, step, queue)
+        GROUP BY r.queue ORDER BY r.queue
+    LOOP
+        INSERT INTO tasker.steps (task_id, step, state, msg_id, enqueued_at)
+        SELECT m.task, m.step, 'enqueued', m.msg_id, clock_timestamp()
+        FROM unnest(v_tasks, v_steps, ARRAY(SELECT pgmq.send_batch(v_queue, v_messages))) AS m(task, step, msg_id);
+        PERFORM pg_notify('tasker_steps', v_queue);
+    END LOOP;
+END
+$$;
+
+-- Claims pending tasks and enqueues their root steps in one transaction: there is no moment in which an orchestrator holds a task
+-- that is not yet under way, so a dead one holds up nobody. Tasks wait here, where priority counts, until their queue is shallow.
+-- p_member: the orchestrator's membership, its lease and its fence. p_namespaces: null for all.
+-- p_marks: per namespace, a msg_id that no live message of its queue is below (see lease_steps); missing means 0.
+-- p_target: claim only while the namespace's queue holds fewer messages than this. p_batch: at most so many per namespace.
+-- Returns a row per namespace that has pending tasks: how many it claimed, and the lowest live message of its queue.
+-- Errors: TK005 when the membership is no longer held.
+-- Locks: the tasks it claims, skipping those that another orchestrator is claiming; then only rows it creates.
+CREATE FUNCTION tasker.claim_tasks(p_member int, p_namespaces text[], p_marks jsonb, p_target int, p_batch int)
+RETURNS TABLE (namespace text, claimed int, head bigint)
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_namespace tasker.namespaces;
+    v_depth     int;
+    v_tasks     uuid[];
+    v_steps     smallint[];
+    v_queues    text[];
+BEGIN
+    IF NOT EXISTS (SELECT 1 FROM tasker.members m WHERE m.id = p_member AND m.left_at IS NULL AND m.lease_until > clock_timestamp()) THEN
+        RAISE EXCEPTION 'orchestrator % no longer holds its membership', p_member USING ERRCODE = 'TK005';
+    END IF;
+    FOR v_namespace IN
+        SELECT n.* FROM tasker.namespaces n
+        WHERE (p_namespaces IS NULL OR n.name = ANY (p_namespaces))
+          AND EXISTS (SELECT 1 FROM tasker.tasks t WHERE t.namespace_id = n.id AND t.claim_order IS NOT NULL)
+        ORDER BY n.id
+    LOOP
+        EXECUTE format('SELECT count(*), min(msg_id) FROM (SELECT msg_id FROM pgmq.%I WHERE msg_id >= $1 ORDER BY msg_id LIMIT $2) AS live',
+                       pgmq.format_table_name(v_namespace.queue, 'q'))
+        INTO v_depth, head
+        USING coalesce((p_marks ->> v_namespace.name)::bigint, 0), p_target;
+
+        WITH first AS (
+            SELECT t.id FROM tasker.tasks t
+            WHERE t.namespace_id = v_namespace.id AND t.claim_order IS NOT NULL
+            ORDER BY t.claim_order LIMIT least(p_batch, p_target - v_depth)
+            FOR UPDATE SKIP LOCKED
+        ), claim AS (
+            UPDATE tasker.tasks t
+            SET state = 'running', claim_order = NULL, claimed_by = p_member, started_at = clock_timestamp()
+            FROM first WHERE t.id = first.id
+            RETURNING t.id, t.version_id
+        )
+        SELECT array_agg(c.id), array_agg(s.step), array_agg(s.queue), count(DISTINCT c.id)
+        INTO v_tasks, v_steps, v_queues, claimed
+        FROM claim c JOIN tasker.template_steps s ON s.version_id = c.version_id AND s.parents = '{}';
+
+        PERFORM tasker.enqueue_steps(v_tasks, v_steps, v_queues);
+        namespace := v_namespace.name;
+        RETURN NEXT;
+    END LOOP;
+END
+$$;
+
+-- Enqueues the steps whose retry is due, the longest waiting first.
+-- Returns how many, and when the next one will be due (null: none is waiting).
+-- Locks: steps that wait for a retry, skipping those that another orchestrator has. It wants no task's lock.
+CREATE FUNCTION tasker.enqueue_due_retries(p_limit int, OUT enqueued int, OUT next_due timestamptz)
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_queue    text;
+    v_tasks    uuid[];
+    v_steps    smallint[];
+    v_messages jsonb[];
+BEGIN
+    enqueued := 0;
+    FOR v_queue, v_tasks, v_steps, v_messages IN
+        WITH due AS MATERIALIZED (
+            SELECT s.task_id, s.step, s.failures FROM tasker.steps s
+            WHERE s.retry_at <= clock_timestamp() ORDER BY s.retry_at LIMIT p_limit
+            FOR UPDATE SKIP LOCKED
+        )
+        SELECT ts.queue, array_agg(d.task_id), array_agg(d.step),
+               array_agg(jsonb_build_object('task', d.task_id, 'step', d.step, 'attempt', d.failures + 1))
+        FROM due d
+        JOIN tasker.tasks t ON t.id = d.task_id
+        JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = d.step
+        GROUP BY ts.queue ORDER BY ts.queue
+    LOOP
+        UPDATE tasker.steps s
+        SET state = 'enqueued', msg_id = m.msg_id, retry_at = NULL, released = 0, enqueued_at = clock_timestamp()
+        FROM unnest(v_tasks, v_steps, ARRAY(SELECT pgmq.send_batch(v_queue, v_messages))) AS m(task, step, msg_id)
+        WHERE s.task_id = m.task AND s.step = m.step;
+        enqueued := enqueued + cardinality(v_tasks);
+        PERFORM pg_notify('tasker_steps', v_queue);
+    END LOOP;
+    SELECT min(s.retry_at) INTO next_due FROM tasker.steps s WHERE s.retry_at IS NOT NULL;
+END
+$$;

@@ -1,0 +1,179 @@
+-- Leases: a worker's hold on a step. The message's vt is the lease's end and its read_ct is the fence:
+-- whoever leases the message next raises read_ct, and every report of the former holder is then stale.
+
+-- What a message says, if it is one of ours; a null task otherwise.
+CREATE FUNCTION tasker.message_identity(p_message jsonb, OUT task uuid, OUT step smallint)
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN ours THEN (p_message ->> 'task')::uuid END, CASE WHEN ours THEN (p_message ->> 'step')::smallint END
+    FROM (SELECT coalesce(jsonb_typeof(p_message -> 'step') = 'number' AND p_message ->> 'step' ~ '^[0-9]{1,4}$'
+             AND p_message ->> 'task' ~ '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$', false) AS ours) AS shape
+$$;
+
+-- Leases the first p_limit visible messages of a queue, with all that their handlers need.
+-- p_mark: where to start; no live message may be below it. Dead entries below it, which vacuum may not take while any session
+-- holds back the xmin horizon, are then not walked. 0 is always right. (A design rule of DESIGN section 3.)
+-- A message that is not ours goes to the dead-letter queue; one whose row disagrees is removed; both are counted, neither is returned.
+-- Locks: the messages, skipping those that another worker is leasing or reporting; then the rows of stale steps.
+CREATE FUNCTION tasker.lease_steps(p_queue text, p_worker int, p_mark bigint, p_limit int, p_lease interval)
+RETURNS TABLE (
+    msg_id bigint, fence int, task_id uuid, step smallint, name text, handler text, template text, version text,
+    attempt int, max_attempts int, crashes int, timeout_ms bigint, input text, config text, results text, trace text
+)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    v_ids      bigint[];
+    v_fences   int[];
+    v_messages jsonb[];
+    v_tasks    uuid[];
+    v_steps    smallint[];
+    v_runnable int;
+BEGIN
+    EXECUTE format($f$
+        WITH head AS MATERIALIZED (
+            SELECT msg_id FROM pgmq.%1$I WHERE msg_id >= $1 AND vt <= clock_timestamp()
+            ORDER BY msg_id LIMIT $2 FOR UPDATE SKIP LOCKED
+        ), leased AS (
+            UPDATE pgmq.%1$I q
+            SET vt = clock_timestamp() + $3, read_ct = q.read_ct + 1, last_read_at = clock_timestamp(), headers = jsonb_build_object('worker', $4)
+            FROM head WHERE q.msg_id = head.msg_id
+            RETURNING q.msg_id, q.read_ct, q.message
+        )
+        SELECT array_agg(l.msg_id), array_agg(l.read_ct), array_agg(l.message), array_agg(i.task), array_agg(i.step)
+        FROM leased l, tasker.message_identity(l.message) AS i
+    $f$, pgmq.format_table_name(p_queue, 'q'))
+    INTO v_ids, v_fences, v_messages, v_tasks, v_steps
+    USING p_mark, p_limit, p_lease, p_worker;
+    IF v_ids IS NULL THEN
+        RETURN;
+    END IF;
+
+    RETURN QUERY
+    SELECT m.msg_id, m.fence, m.task, m.step, ts.name, ts.handler, tp.name, tv.version,
+           s.failures + 1, ts.max_attempts, m.fence - 1 - s.released, ts.timeout_ms, t.input::text, ts.config::text,
+           CASE WHEN ts.parents = '{}' THEN '{}' ELSE (
+               SELECT jsonb_object_agg(pts.name, ps.result)::text
+               FROM tasker.template_steps pts
+               JOIN tasker.steps ps ON ps.task_id = m.task AND ps.step = pts.step
+               WHERE pts.version_id = t.version_id AND pts.step = ANY (ts.parents)) END,
+           t.trace::text
+    FROM unnest(v_ids, v_fences, v_tasks, v_steps) AS m(msg_id, fence, task, step)
+    JOIN tasker.steps s ON s.task_id = m.task AND s.step = m.step AND s.msg_id = m.msg_id AND s.state = 'enqueued'
+    JOIN tasker.tasks t ON t.id = m.task AND t.state IN ('running', 'blocked')
+    JOIN tasker.template_versions tv ON tv.id = t.version_id
+    JOIN tasker.templates tp ON tp.id = t.template_id
+    JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = m.step;
+    GET DIAGNOSTICS v_runnable = ROW_COUNT;
+
+    IF v_runnable < cardinality(v_ids) THEN
+        PERFORM tasker.remove_unrunnable(p_queue, v_ids, v_messages, v_tasks, v_steps);
+    END IF;
+END
+$$;
+
+-- The other part of lease_steps: of messages that the caller has just leased, removes those that no step's row stands behind.
+CREATE FUNCTION tasker.remove_unrunnable(p_queue text, p_ids bigint[], p_messages jsonb[], p_tasks uuid[], p_steps smallint[]) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_gone    bigint[];
+    v_foreign jsonb[];
+BEGIN
+    SELECT array_agg(m.id), array_agg(jsonb_build_object('reason', 'not_a_step', 'queue', p_queue, 'message', m.message))
+                            FILTER (WHERE m.task IS NULL)
+    INTO v_gone, v_foreign
+    FROM unnest(p_ids, p_messages, p_tasks, p_steps) AS m(id, message, task, step)
+    LEFT JOIN tasker.steps s ON s.task_id = m.task AND s.step = m.step AND s.msg_id = m.id AND s.state = 'enqueued'
+    LEFT JOIN tasker.tasks t ON t.id = s.task_id AND t.state IN ('running', 'blocked')
+    WHERE t.id IS NULL;
+
+    UPDATE tasker.steps s SET state = 'cancelled', finished_at = clock_timestamp()
+    FROM unnest(p_ids, p_tasks, p_steps) AS m(id, task, step)
+    JOIN tasker.tasks t ON t.id = m.task AND t.state NOT IN ('running', 'blocked')
+    WHERE s.task_id = m.task AND s.step = m.step AND s.msg_id = m.id AND s.state = 'enqueued' AND m.id = ANY (v_gone);
+
+    PERFORM pgmq.delete(p_queue, v_gone);
+    PERFORM tasker.count_event('stale_messages', cardinality(v_gone) - coalesce(cardinality(v_foreign), 0));
+    IF v_foreign IS NOT NULL THEN
+        PERFORM pgmq.send_batch(p_queue || '_dlq', v_foreign);
+        PERFORM tasker.count_event('foreign_messages', cardinality(v_foreign));
+    END IF;
+END
+$$;
+
+-- The lowest live message of a queue at or above p_mark; null when there is none.
+CREATE FUNCTION tasker.queue_head(p_queue text, p_mark bigint) RETURNS bigint
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_head bigint;
+BEGIN
+    EXECUTE format('SELECT msg_id FROM pgmq.%I WHERE msg_id >= $1 ORDER BY msg_id LIMIT 1', pgmq.format_table_name(p_queue, 'q'))
+    INTO v_head USING p_mark;
+    RETURN v_head;
+END
+$$;
+
+-- Renews leases. Returns the messages that are no longer the caller's, to be abandoned.
+-- Locks: the messages, skipping those whose completion or failure is being committed at this moment: they need no renewal.
+CREATE FUNCTION tasker.extend_leases(p_queue text, p_ids bigint[], p_fences int[], p_lease interval) RETURNS SETOF bigint
+LANGUAGE plpgsql AS $$
+BEGIN
+    EXECUTE format($f$
+        UPDATE pgmq.%1$I q SET vt = clock_timestamp() + $3
+        WHERE q.msg_id IN (
+            SELECT h.msg_id FROM pgmq.%1$I h JOIN unnest($1, $2) AS r(id, fence) ON h.msg_id = r.id AND h.read_ct = r.fence
+            FOR UPDATE OF h SKIP LOCKED)
+    $f$, pgmq.format_table_name(p_queue, 'q')) USING p_ids, p_fences, p_lease;
+    RETURN QUERY EXECUTE format($f$
+        SELECT r.id FROM unnest($1, $2) AS r(id, fence)
+        WHERE NOT EXISTS (SELECT 1 FROM pgmq.%1$I h WHERE h.msg_id = r.id AND h.read_ct = r.fence)
+    $f$, pgmq.format_table_name(p_queue, 'q')) USING p_ids, p_fences;
+END
+$$;
+
+-- Hands back leased messages whose handlers have not begun, or were stopped by a shutdown: visible at once, and not a crash.
+-- Locks: the messages, then their steps; nobody who holds such a step waits for its message (reports delete the message first).
+CREATE FUNCTION tasker.release_steps(p_queue text, p_ids bigint[], p_fences int[]) RETURNS int
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_released int;
+BEGIN
+    EXECUTE format($f$
+        WITH held AS (
+            SELECT h.msg_id FROM pgmq.%1$I h JOIN unnest($1, $2) AS r(id, fence) ON h.msg_id = r.id AND h.read_ct = r.fence
+            ORDER BY h.msg_id FOR UPDATE OF h
+        ), visible AS (
+            UPDATE pgmq.%1$I q SET vt = clock_timestamp() FROM held WHERE q.msg_id = held.msg_id RETURNING q.msg_id, q.message
+        )
+        UPDATE tasker.steps s SET released = released + 1
+        FROM visible v, tasker.message_identity(v.message) AS i
+        WHERE s.task_id = i.task AND s.step = i.step AND s.msg_id = v.msg_id
+    $f$, pgmq.format_table_name(p_queue, 'q')) USING p_ids, p_fences;
+    GET DIAGNOSTICS v_released = ROW_COUNT;
+    IF v_released > 0 THEN
+        PERFORM pg_notify('tasker_steps', p_queue);
+    END IF;
+    RETURN v_released;
+END
+$$;
+
+-- Counts leases that ran out in each queue (their holder died or is cut off) and wakes its workers.
+-- The messages are visible again by themselves; this only makes the wait short and the event seen.
+CREATE FUNCTION tasker.wake_expired_leases(p_marks jsonb) RETURNS TABLE (namespace text, expired int, head bigint)
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_namespace tasker.namespaces;
+BEGIN
+    FOR v_namespace IN SELECT * FROM tasker.namespaces ORDER BY id LOOP
+        EXECUTE format('SELECT count(*) FILTER (WHERE read_ct > 0 AND vt <= clock_timestamp()), min(msg_id) '
+                       'FROM (SELECT msg_id, read_ct, vt FROM pgmq.%I WHERE msg_id >= $1 ORDER BY msg_id LIMIT 1000) AS live',
+                       pgmq.format_table_name(v_namespace.queue, 'q'))
+        INTO expired, head
+        USING coalesce((p_marks ->> v_namespace.name)::bigint, 0);
+        IF expired > 0 THEN
+            PERFORM pg_notify('tasker_steps', v_namespace.queue);
+        END IF;
+        namespace := v_namespace.name;
+        RETURN NEXT;
+    END LOOP;
+END
+$$;

@@ -1,0 +1,82 @@
+-- Completion: where a result lands, the task advances. No second queue, no orchestrator between two steps.
+
+-- Completes steps: in one transaction deletes their messages, records their results, enqueues the dependents that are now ready and
+-- finalises the tasks that are done. Returns the messages whose report counted; the others were stale and changed nothing.
+-- The arrays are parallel and in msg_id order: (message, fence, task, step, result).
+-- Locks: first, in id order, the tasks of which a step's siblings could decide the same thing (template_steps.shared); then messages in
+-- order; then steps. The update that finalises a task with a single last step comes last without having locked it first: no other
+-- report of that task can be under way, and cancel_tasks waits for nothing while it holds the task.
+CREATE FUNCTION tasker.complete_steps(
+    p_queue text, p_worker int, p_ids bigint[], p_fences int[], p_tasks uuid[], p_steps smallint[], p_results text[]
+) RETURNS SETOF bigint
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_ids    bigint[];
+    v_tasks  uuid[];
+    v_steps  smallint[];
+    v_queues text[];
+BEGIN
+    PERFORM 1 FROM tasker.tasks t
+    WHERE t.id IN (
+        SELECT r.task FROM unnest(p_tasks, p_steps) AS r(task, step)
+        JOIN tasker.tasks tt ON tt.id = r.task
+        JOIN tasker.template_steps ts ON ts.version_id = tt.version_id AND ts.step = r.step AND ts.shared)
+    ORDER BY t.id FOR NO KEY UPDATE;
+
+    EXECUTE format($f$
+        WITH gone AS (
+            DELETE FROM pgmq.%1$I q
+            USING (SELECT * FROM unnest($1, $2) AS u(id, fence) ORDER BY u.id) AS r
+            WHERE q.msg_id = r.id AND q.read_ct = r.fence
+            RETURNING q.msg_id, q.last_read_at
+        ), done AS (
+            UPDATE tasker.steps s
+            SET state = 'complete', result = r.result::jsonb, worker = $6, started_at = gone.last_read_at, finished_at = clock_timestamp()
+            FROM unnest($1, $3, $4, $5) AS r(id, task, step, result) JOIN gone ON gone.msg_id = r.id
+            WHERE s.task_id = r.task AND s.step = r.step AND s.msg_id = r.id AND s.state = 'enqueued'
+            RETURNING s.msg_id, s.task_id, s.step
+        )
+        SELECT array_agg(msg_id), array_agg(task_id), array_agg(step) FROM done
+    $f$, pgmq.format_table_name(p_queue, 'q'))
+    INTO v_ids, v_tasks, v_steps
+    USING p_ids, p_fences, p_tasks, p_steps, p_results, p_worker;
+
+    IF coalesce(cardinality(v_ids), 0) < cardinality(p_ids) THEN
+        PERFORM tasker.count_event('stale_reports', cardinality(p_ids) - coalesce(cardinality(v_ids), 0));
+    END IF;
+    IF v_ids IS NULL THEN
+        RETURN;
+    END IF;
+
+    -- Finalise first: it says which tasks have nothing left to enqueue.
+    UPDATE tasker.tasks t SET state = 'complete', finished_at = clock_timestamp()
+    FROM (SELECT DISTINCT r.task, tv.sinks
+          FROM unnest(v_tasks, v_steps) AS r(task, step)
+          JOIN tasker.tasks tt ON tt.id = r.task
+          JOIN tasker.template_versions tv ON tv.id = tt.version_id AND r.step = ANY (tv.sinks)) AS last
+    WHERE t.id = last.task AND t.state IN ('running', 'blocked')
+      AND (cardinality(last.sinks) = 1 OR cardinality(last.sinks) = (
+          SELECT count(*) FROM tasker.steps s
+          WHERE s.task_id = t.id AND s.step = ANY (last.sinks) AND s.state IN ('complete', 'skipped')));
+
+    WITH child AS (
+        SELECT DISTINCT r.task, c.step, tt.version_id
+        FROM unnest(v_tasks, v_steps) AS r(task, step)
+        JOIN tasker.tasks tt ON tt.id = r.task AND tt.state IN ('running', 'blocked')
+        JOIN tasker.template_steps ts ON ts.version_id = tt.version_id AND ts.step = r.step
+        CROSS JOIN unnest(ts.children) AS c(step)
+    )
+    SELECT array_agg(child.task), array_agg(child.step), array_agg(cs.queue)
+    INTO v_tasks, v_steps, v_queues
+    FROM child
+    JOIN tasker.template_steps cs ON cs.version_id = child.version_id AND cs.step = child.step
+    WHERE cardinality(cs.parents) = 1 OR cardinality(cs.parents) = (
+        SELECT count(*) FROM tasker.steps s
+        WHERE s.task_id = child.task AND s.step = ANY (cs.parents) AND s.state IN ('complete', 'skipped'));
+
+    IF v_tasks IS NOT NULL THEN
+        PERFORM tasker.enqueue_steps(v_tasks, v_steps, v_queues);
+    END IF;
+    RETURN QUERY SELECT unnest(v_ids);
+END
+$$;

@@ -1,0 +1,91 @@
+-- Failure: a step is tried again later, or it is dead-lettered and its task is blocked.
+
+-- Seconds to wait before the next attempt, after p_failures failures.
+-- fixed: base; linear: base * failures; exponential: base * 2^(failures - 1). Never more than max; then spread evenly by ± jitter.
+CREATE FUNCTION tasker.backoff_seconds(p_backoff text, p_base float8, p_max float8, p_jitter float8, p_failures int) RETURNS float8
+LANGUAGE sql VOLATILE AS $$
+    SELECT least(p_max, p_base * CASE p_backoff
+        WHEN 'fixed' THEN 1
+        WHEN 'linear' THEN p_failures
+        ELSE power(2, least(p_failures, 60) - 1) END) * (1 + p_jitter * (2 * random() - 1))
+$$;
+
+-- Fails steps: in one transaction deletes their messages, records the errors and schedules the retry; or, where the error is permanent or
+-- the attempts are used up, sends the dead letter, marks the step dead and the task blocked. Branches that do not depend on it go on.
+-- Each error is {class, message, backtrace, reason}; retry_after (seconds, may be null) takes the place of the backoff.
+-- Returns the messages whose report counted; the others were stale and changed nothing.
+-- Locks: the tasks in id order, then messages in order, then steps.
+CREATE FUNCTION tasker.fail_steps(
+    p_queue text, p_worker int, p_ids bigint[], p_fences int[], p_tasks uuid[], p_steps smallint[],
+    p_errors text[], p_permanent boolean[], p_retry_after float8[]
+) RETURNS SETOF bigint
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_ids      bigint[];
+    v_tasks    uuid[];
+    v_letters  jsonb[];
+    v_retrying int;
+BEGIN
+    PERFORM 1 FROM tasker.tasks t WHERE t.id = ANY (p_tasks) ORDER BY t.id FOR NO KEY UPDATE;
+
+    EXECUTE format($f$
+        WITH gone AS (
+            DELETE FROM pgmq.%1$I q
+            USING (SELECT * FROM unnest($1, $2) AS u(id, fence) ORDER BY u.id) AS r
+            WHERE q.msg_id = r.id AND q.read_ct = r.fence
+            RETURNING q.msg_id, q.read_ct, q.last_read_at, q.message
+        ), verdict AS (
+            SELECT gone.*, r.task, r.step, r.error::jsonb AS error, r.permanent, r.permanent OR s.failures + 1 >= ts.max_attempts AS dead,
+                   coalesce(r.retry_after, tasker.backoff_seconds(ts.backoff, ts.base_seconds, ts.max_seconds, ts.jitter, s.failures + 1)) AS delay,
+                   t.state NOT IN ('running', 'blocked') AS over,
+                   ts.name, ts.handler, tp.name AS template, tv.version, t.input, t.trace
+            FROM gone
+            JOIN unnest($1, $3, $4, $5, $6, $7) AS r(id, task, step, error, permanent, retry_after) ON r.id = gone.msg_id
+            JOIN tasker.steps s ON s.task_id = r.task AND s.step = r.step AND s.msg_id = r.id AND s.state = 'enqueued'
+            JOIN tasker.tasks t ON t.id = r.task
+            JOIN tasker.templates tp ON tp.id = t.template_id
+            JOIN tasker.template_versions tv ON tv.id = t.version_id
+            JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = r.step
+        ), failed AS (
+            UPDATE tasker.steps s
+            SET state = CASE WHEN v.over THEN 'cancelled' WHEN v.dead THEN 'dead' ELSE 'waiting_retry' END::tasker.step_state,
+                failures = s.failures + 1, worker = $8, started_at = v.last_read_at,
+                finished_at = CASE WHEN v.dead OR v.over THEN clock_timestamp() END,
+                retry_at = CASE WHEN NOT (v.dead OR v.over) THEN clock_timestamp() + v.delay * interval '1 second' END,
+                errors = coalesce(s.errors, '[]') || (v.error || jsonb_build_object(
+                    'attempt', s.failures + 1, 'crashes', v.read_ct - 1 - s.released, 'at', clock_timestamp(), 'worker', $8))
+            FROM verdict v
+            WHERE s.task_id = v.task AND s.step = v.step
+            RETURNING s.msg_id, s.task_id, s.state, s.errors, v.error, v.permanent, v.name, v.handler, v.template, v.version,
+                      v.input, v.trace, v.message
+        )
+        SELECT array_agg(f.msg_id),
+               count(*) FILTER (WHERE f.state = 'waiting_retry'),
+               array_agg(f.task_id) FILTER (WHERE f.state = 'dead'),
+               array_agg(jsonb_build_object(
+                   'reason', coalesce(f.error ->> 'reason', CASE WHEN f.permanent THEN 'permanent_error' ELSE 'attempts_exhausted' END),
+                   'queue', $9, 'task', f.task_id, 'step', f.name, 'handler', f.handler, 'template', f.template, 'version', f.version,
+                   'errors', f.errors, 'worker', $8, 'input', f.input, 'trace', f.trace, 'message', f.message,
+                   'results', (SELECT jsonb_object_agg(ts.name, s.result) FROM tasker.steps s
+                               JOIN tasker.tasks t ON t.id = s.task_id
+                               JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = s.step
+                               WHERE s.task_id = f.task_id AND s.state = 'complete')
+               )) FILTER (WHERE f.state = 'dead')
+        FROM failed f
+    $f$, pgmq.format_table_name(p_queue, 'q'))
+    INTO v_ids, v_retrying, v_tasks, v_letters
+    USING p_ids, p_fences, p_tasks, p_steps, p_errors, p_permanent, p_retry_after, p_worker, p_queue;
+
+    IF coalesce(cardinality(v_ids), 0) < cardinality(p_ids) THEN
+        PERFORM tasker.count_event('stale_reports', cardinality(p_ids) - coalesce(cardinality(v_ids), 0));
+    END IF;
+    IF v_tasks IS NOT NULL THEN
+        UPDATE tasker.tasks t SET state = 'blocked' WHERE t.id = ANY (v_tasks) AND t.state = 'running';
+        PERFORM pgmq.send_batch(p_queue || '_dlq', v_letters);
+    END IF;
+    IF v_retrying > 0 THEN
+        PERFORM pg_notify('tasker_retries', '');
+    END IF;
+    RETURN QUERY SELECT unnest(v_ids);
+END
+$$;

@@ -1,0 +1,41 @@
+-- Cancellation. A handler that is running learns of it at its next heartbeat, because its message is gone; its report is stale.
+
+-- Cancels the tasks that have not ended. Returns those it cancelled.
+-- Locks: the tasks in id order; then messages and steps, skipping what is locked: that is being reported at this moment, and whatever
+-- such a report still enqueues is removed when it is leased, because its task is no longer running.
+CREATE FUNCTION tasker.cancel_tasks(p_tasks uuid[]) RETURNS SETOF uuid
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_cancelled uuid[];
+    v_queue     text;
+    v_messages  bigint[];
+BEGIN
+    PERFORM 1 FROM tasker.tasks t WHERE t.id = ANY (p_tasks) ORDER BY t.id FOR NO KEY UPDATE;
+    WITH cancelled AS (
+        UPDATE tasker.tasks t SET state = 'cancelled', claim_order = NULL, finished_at = clock_timestamp()
+        WHERE t.id = ANY (p_tasks) AND t.state IN ('pending', 'running', 'waiting', 'blocked', 'paused')
+        RETURNING t.id
+    )
+    SELECT array_agg(c.id) INTO v_cancelled FROM cancelled c;
+
+    FOR v_queue, v_messages IN
+        SELECT ts.queue, array_agg(s.msg_id)
+        FROM tasker.steps s
+        JOIN tasker.tasks t ON t.id = s.task_id
+        JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = s.step
+        WHERE s.task_id = ANY (v_cancelled) AND s.state = 'enqueued'
+        GROUP BY ts.queue ORDER BY ts.queue
+    LOOP
+        EXECUTE format($f$
+            DELETE FROM pgmq.%1$I WHERE msg_id IN (SELECT h.msg_id FROM pgmq.%1$I h WHERE h.msg_id = ANY ($1) FOR UPDATE SKIP LOCKED)
+        $f$, pgmq.format_table_name(v_queue, 'q')) USING v_messages;
+    END LOOP;
+
+    UPDATE tasker.steps s SET state = 'cancelled', retry_at = NULL, finished_at = clock_timestamp()
+    WHERE (s.task_id, s.step) IN (
+        SELECT h.task_id, h.step FROM tasker.steps h
+        WHERE h.task_id = ANY (v_cancelled) AND h.state IN ('enqueued', 'waiting_retry')
+        FOR UPDATE SKIP LOCKED);
+    RETURN QUERY SELECT unnest(v_cancelled);
+END
+$$;

@@ -1,0 +1,133 @@
+//! The command line, shared by the binary `tasker` and the gem's command. One file per noun.
+//!
+//! Exit codes: 0 done; 1 refused, or the task ended otherwise than complete; 2 wrong usage; 3 the database or the configuration is not as it
+//! must be; 4 what was named does not exist; 130 stopped by a second signal.
+
+mod dev;
+mod serve;
+mod task;
+mod template;
+
+use std::ffi::OsString;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::database_url;
+use crate::db::Db;
+use crate::error::{Error, ErrorKind, Result};
+use crate::telemetry;
+
+#[derive(Parser)]
+#[command(name = "tasker", version, about = "Workflow orchestration that needs nothing but PostgreSQL")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run an orchestrator
+    Serve(serve::Serve),
+    /// Create or bring up to date the schema in the database
+    Migrate(Connection),
+    /// Create, show, list, watch and cancel tasks
+    #[command(subcommand)]
+    Task(task::Task),
+    /// Check, register, show and list templates
+    #[command(subcommand)]
+    Template(template::Template),
+    /// Run a private PostgreSQL in .tasker/, migrated, and an orchestrator
+    Dev(dev::Dev),
+}
+
+/// Which database.
+#[derive(Args, Clone)]
+struct Connection {
+    /// postgres://user:password@host:port/database; default: the private one of `tasker dev`, if it runs
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true, global = true)]
+    database_url: Option<String>,
+}
+
+impl Connection {
+    async fn open(&self, max_connections: u32) -> Result<Db> {
+        Db::connect(&database_url(self.database_url.as_deref())?, max_connections).await
+    }
+}
+
+/// Runs one command and returns its exit code.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> i32 {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            error.print().ok();
+            return error.exit_code();
+        }
+    };
+    telemetry::init_logging();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return report(&Error::System { what: "cannot start threads".into(), source: error }),
+    };
+    let done = runtime.block_on(async {
+        match cli.command {
+            Command::Serve(serve) => serve.run().await,
+            Command::Migrate(connection) => {
+                let db = connection.open(2).await?;
+                db.migrate().await?;
+                println!("migrated {}", db.target());
+                Ok(0)
+            }
+            Command::Task(task) => task.run().await,
+            Command::Template(template) => template.run().await,
+            Command::Dev(dev) => dev.run().await,
+        }
+    });
+    runtime.shutdown_background();
+    done.unwrap_or_else(|error| report(&error))
+}
+
+fn report(error: &Error) -> i32 {
+    eprintln!("tasker: {error}");
+    match error.kind() {
+        ErrorKind::Template | ErrorKind::Invalid | ErrorKind::Stale => 1,
+        ErrorKind::Config | ErrorKind::Database => 3,
+        ErrorKind::NotFound => 4,
+    }
+}
+
+/// Prints JSON for programs, or text for people.
+fn print(json: bool, value: &serde_json::Value, text: impl FnOnce() -> String) {
+    if json {
+        println!("{value}");
+    } else {
+        println!("{}", text());
+    }
+}
+
+/// Rows under headings, each column as wide as its widest cell.
+fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
+    let cells: Vec<Vec<String>> = std::iter::once(headings.iter().map(|h| (*h).to_owned()).collect()).chain(rows.iter().cloned()).collect();
+    let width = |column: usize| cells.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
+    let widths: Vec<usize> = (0..headings.len()).map(width).collect();
+    let line = |row: &Vec<String>| row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect::<Vec<_>>().join("  ").trim_end().to_owned();
+    cells.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// A string field of a JSON object; "-" where there is none.
+fn field(object: &serde_json::Value, name: &str) -> String {
+    match &object[name] {
+        serde_json::Value::Null => "-".into(),
+        serde_json::Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,61 @@
+//! `tasker dev`: everything a developer needs, from the PostgreSQL binaries that are installed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use super::serve::{self, Options};
+use crate::config::DEV_FOLDER;
+use crate::db::Db;
+use crate::error::Result;
+use crate::private_postgres::PrivatePostgres;
+
+#[derive(Args)]
+pub(super) struct Dev {
+    /// Where the private PostgreSQL lives
+    #[arg(long, default_value = DEV_FOLDER, global = true)]
+    folder: PathBuf,
+    #[command(subcommand)]
+    only: Option<Only>,
+    #[command(flatten)]
+    options: Options,
+}
+
+#[derive(Subcommand)]
+enum Only {
+    /// Start only the private PostgreSQL, in the background, migrated, and print its URL
+    StartDatabase,
+    /// Stop the private PostgreSQL
+    StopDatabase,
+}
+
+impl Dev {
+    pub(super) async fn run(self) -> Result<i32> {
+        let postgres = PrivatePostgres::in_folder(&self.folder)?;
+        match self.only {
+            Some(Only::StartDatabase) => {
+                let url = postgres.start().await?;
+                Db::connect(&url, 2).await?.migrate().await?;
+                println!("{url}");
+                Ok(0)
+            }
+            Some(Only::StopDatabase) => {
+                postgres.stop()?;
+                Ok(0)
+            }
+            None => {
+                let server = self.options.bind().await?;
+                let was_running = postgres.is_running();
+                let url = postgres.start().await?;
+                let db = Db::connect(&url, 5).await?;
+                db.migrate().await?;
+                println!("PostgreSQL: {url}\nCtrl-C stops everything; the data stays in {}", self.folder.display());
+                let served = serve::serve(db, server, self.options).await;
+                if !was_running {
+                    postgres.stop()?;
+                }
+                served
+            }
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! `tasker serve`: an orchestrator with its health endpoints.
+
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use clap::Args;
+use tokio::signal::unix::{signal, SignalKind};
+use tokio_util::sync::CancellationToken;
+
+use super::Connection;
+use crate::db::Db;
+use crate::error::{Error, Result};
+use crate::http::Server;
+use crate::orchestrator::{Orchestrator, OrchestratorConfig};
+
+#[derive(Args)]
+pub(super) struct Serve {
+    #[command(flatten)]
+    connection: Connection,
+    #[command(flatten)]
+    options: Options,
+}
+
+#[derive(Args)]
+pub(super) struct Options {
+    /// Where to answer GET /health and GET /ready
+    #[arg(long, env = "TASKER_LISTEN", default_value = "127.0.0.1:8470")]
+    listen: SocketAddr,
+    /// Admit the tasks of these namespaces only
+    #[arg(long = "namespace", env = "NAMESPACE", value_delimiter = ',')]
+    namespaces: Vec<String>,
+    /// Leave tasks waiting, where priority counts, while their queue holds this many messages
+    #[arg(long, default_value_t = 1000)]
+    queue_target: u32,
+    /// Database connections at most
+    #[arg(long, default_value_t = 5)]
+    connections: u32,
+}
+
+impl Serve {
+    pub(super) async fn run(self) -> Result<i32> {
+        // The address first: a port in use should not cost a membership.
+        let server = Server::bind(self.options.listen).await?;
+        let db = self.connection.open(self.options.connections).await?;
+        serve(db, server, self.options).await
+    }
+}
+
+impl Options {
+    pub(super) async fn bind(&self) -> Result<Server> {
+        Server::bind(self.listen).await
+    }
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub(super) async fn serve(db: Db, server: Server, options: Options) -> Result<i32> {
+    let config = OrchestratorConfig { namespaces: options.namespaces, queue_target: options.queue_target, ..OrchestratorConfig::default() };
+    let mut stopping = StopSignals::new()?;
+    let orchestrator = Orchestrator::start(&db, config).await?;
+    let draining = server.draining();
+    let stop = CancellationToken::new();
+    let http = tokio::spawn(server.serve(db.clone(), orchestrator.beats().clone(), stop.clone()));
+    tracing::info!(address = %options.listen, "answering GET /health and GET /ready");
+
+    stopping.next().await;
+    draining.store(true, Ordering::Relaxed);
+    let finish = async {
+        orchestrator.shutdown().await;
+        stop.cancel();
+        tokio::time::timeout(Duration::from_secs(2), http).await.ok();
+        db.close().await;
+    };
+    tokio::select! {
+        () = finish => Ok(0),
+        () = stopping.next() => Ok(130),
+    }
+}
+
+/// SIGTERM and SIGINT.
+pub(super) struct StopSignals {
+    term: tokio::signal::unix::Signal,
+    int: tokio::signal::unix::Signal,
+}
+
+impl StopSignals {
+    pub(super) fn new() -> Result<StopSignals> {
+        let listen = |kind| signal(kind).map_err(|source| Error::System { what: "cannot listen for signals".into(), source });
+        Ok(StopSignals { term: listen(SignalKind::terminate())?, int: listen(SignalKind::interrupt())? })
+    }
+
+    pub(super) async fn next(&mut self) {
+        tokio::select! { _ = self.term.recv() => {}, _ = self.int.recv() => {} }
+    }
+}

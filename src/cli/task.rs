@@ -1,0 +1,198 @@
+//! `tasker task`: create, show, list, watch, cancel.
+
+use std::io::{IsTerminal, Read};
+use std::time::Duration;
+
+use clap::Subcommand;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{json, Value};
+use uuid::Uuid;
+
+use super::{field, print, table, Connection};
+use crate::db::Db;
+use crate::engine::cancel::cancel_tasks;
+use crate::engine::read::{self, TaskFilter, ENDED};
+use crate::engine::submit::{NewTask, Submitter};
+use crate::error::{Error, Result};
+use crate::template::Priority;
+
+#[derive(Subcommand)]
+pub(super) enum Task {
+    /// Create a task
+    Create {
+        /// name, or namespace/name
+        template: String,
+        /// A JSON object; @FILE reads it from a file, - from standard input
+        #[arg(long, short, default_value = "{}")]
+        input: String,
+        /// low, normal, high or urgent; default: the template's
+        #[arg(long)]
+        priority: Option<Priority>,
+        /// The same key returns the same task
+        #[arg(long)]
+        key: Option<String>,
+        /// The template's version; default: the current one
+        #[arg(long)]
+        version: Option<String>,
+        /// Watch it to its end
+        #[arg(long)]
+        watch: bool,
+        /// A JSON object
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Show a task with its steps
+    Show {
+        /// The task's id
+        id: Uuid,
+        /// A JSON object with everything
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// List tasks, the newest first
+    List {
+        /// Only of this namespace
+        #[arg(long)]
+        namespace: Option<String>,
+        /// Only of this template
+        #[arg(long)]
+        template: Option<String>,
+        /// Only in this state
+        #[arg(long, value_parser = ["pending", "running", "waiting", "blocked", "complete", "failed", "cancelled", "paused"])]
+        state: Option<String>,
+        /// Only tasks older than this one
+        #[arg(long)]
+        before: Option<Uuid>,
+        /// How many
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(i32).range(1..=10_000))]
+        limit: i32,
+        /// A JSON array
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Follow a task until it ends or is blocked; exits with 0 only if it is complete
+    Watch {
+        /// The task's id
+        id: Uuid,
+        /// A JSON object for every change of state
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Cancel tasks that have not ended
+    Cancel {
+        /// The tasks' ids
+        #[arg(required = true)]
+        ids: Vec<Uuid>,
+        /// A JSON object
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        connection: Connection,
+    },
+}
+
+impl Task {
+    pub(super) async fn run(self) -> Result<i32> {
+        match self {
+            Task::Create { template, input, priority, key, version, watch, json, connection } => {
+                let task = NewTask { input: read_input(&input)?, priority, key };
+                let db = connection.open(2).await?;
+                let submitted = Submitter::new(db.clone()).submit(&template, version.as_deref(), &[task]).await?.remove(0);
+                print(json, &json!(submitted), || match submitted.created {
+                    true => submitted.id.to_string(),
+                    false => format!("{} (the key was known)", submitted.id),
+                });
+                if watch { follow(&db, submitted.id, json).await } else { Ok(0) }
+            }
+            Task::Show { id, json, connection } => {
+                let task = read::read_task(&connection.open(2).await?, id).await?;
+                print(json, &task, || describe(&task));
+                Ok(0)
+            }
+            Task::List { namespace, template, state, before, limit, json, connection } => {
+                let filter = TaskFilter { namespace, template, state, before };
+                let tasks = read::list_tasks(&connection.open(2).await?, &filter, limit).await?;
+                print(json, &json!(tasks), || {
+                    let row = |t| ["id", "namespace", "template", "version", "state", "priority", "created_at"].map(|name| field(t, name)).to_vec();
+                    table(&["ID", "NAMESPACE", "TEMPLATE", "VERSION", "STATE", "PRIORITY", "CREATED"], &tasks.iter().map(row).collect::<Vec<_>>())
+                });
+                Ok(0)
+            }
+            Task::Watch { id, json, connection } => follow(&connection.open(2).await?, id, json).await,
+            Task::Cancel { ids, json, connection } => {
+                let cancelled = cancel_tasks(&connection.open(2).await?, &ids).await?;
+                print(json, &json!({ "cancelled": cancelled }), || format!("cancelled {} of {}", cancelled.len(), ids.len()));
+                Ok(if cancelled.len() == ids.len() { 0 } else { 1 })
+            }
+        }
+    }
+}
+
+fn read_input(given: &str) -> Result<Value> {
+    let text = match given.strip_prefix('@') {
+        Some(file) => std::fs::read_to_string(file).map_err(|source| Error::System { what: file.to_owned(), source })?,
+        None if given == "-" => {
+            let mut text = String::new();
+            std::io::stdin().read_to_string(&mut text).map_err(|source| Error::System { what: "standard input".into(), source })?;
+            text
+        }
+        None => given.to_owned(),
+    };
+    serde_json::from_str(&text).map_err(|error| Error::Invalid(format!("the input is not valid JSON: {error}")))
+}
+
+fn describe(task: &Value) -> String {
+    let head = ["id", "namespace", "template", "version", "state", "priority", "key", "created_at", "started_at", "finished_at"]
+        .map(|name| format!("{:<12}{}", name, field(task, name)))
+        .join("\n");
+    let row = |step: &Value| {
+        let attempts = format!("{}/{}", field(step, "attempt"), field(step, "max_attempts"));
+        let last_error = step["errors"].as_array().and_then(|e| e.last()).map_or_else(|| "-".into(), |e| format!("{}: {}", field(e, "class"), field(e, "message")));
+        vec![field(step, "name"), field(step, "state"), attempts, field(step, "worker"), last_error]
+    };
+    let rows: Vec<Vec<String>> = task["steps"].as_array().into_iter().flatten().map(row).collect();
+    format!("{head}\ninput       {}\n\n{}", task["input"], table(&["STEP", "STATE", "ATTEMPT", "WORKER", "LAST ERROR"], &rows))
+}
+
+/// Draws a bar (or prints a line for every change, where there is no terminal) until the task ends or is blocked.
+async fn follow(db: &Db, id: Uuid, json: bool) -> Result<i32> {
+    let bar = if json || !std::io::stderr().is_terminal() { ProgressBar::hidden() } else { ProgressBar::new(0) };
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix} [{bar:40}] {pos}/{len} {msg}") {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    let mut last = Value::Null;
+    loop {
+        let task = read::read_task(db, id).await?;
+        let steps: Vec<&Value> = task["steps"].as_array().into_iter().flatten().collect();
+        let with_state = |state: &str| steps.iter().filter(|s| s["state"] == state).map(|s| field(s, "name")).collect::<Vec<_>>();
+        let (done, running) = (with_state("complete"), with_state("in_progress"));
+        let state = field(&task, "state");
+
+        let seen = json!({ "id": id, "state": state, "steps": steps.len(), "complete": done.len(), "in_progress": running, "dead": with_state("dead") });
+        bar.set_length(steps.len() as u64);
+        bar.set_position(done.len() as u64);
+        bar.set_prefix(state.clone());
+        bar.set_message(running.join(", "));
+        if seen != last && bar.is_hidden() {
+            print(json, &seen, || format!("{state}: {}/{} steps complete; in progress: {}", done.len(), steps.len(), running.join(", ")));
+        }
+        last = seen;
+
+        if ENDED.contains(&state.as_str()) || state == "blocked" {
+            bar.finish_and_clear();
+            if !json {
+                println!("{}", describe(&task));
+            }
+            return Ok(if state == "complete" { 0 } else { 1 });
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}

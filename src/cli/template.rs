@@ -1,0 +1,97 @@
+//! `tasker template`: check, register, list, show.
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+use serde_json::json;
+
+use super::{field, print, table, Connection};
+use crate::engine::{read, register};
+use crate::error::{Error, Result};
+use crate::template::Template as Definition;
+
+#[derive(Subcommand)]
+pub(super) enum Template {
+    /// Validate template files without a database
+    Check {
+        /// YAML or JSON
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+    /// Validate template files and register them: all or, if one is refused by validation, none
+    Register {
+        /// YAML or JSON
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+        /// One JSON object per file
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// List the templates in their current versions
+    List {
+        /// A JSON array
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Show a template's definition
+    Show {
+        /// name, or namespace/name
+        template: String,
+        /// Default: the current one
+        #[arg(long)]
+        version: Option<String>,
+        /// One line instead of many
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        connection: Connection,
+    },
+}
+
+impl Template {
+    pub(super) async fn run(self) -> Result<i32> {
+        match self {
+            Template::Check { files } => {
+                for template in parse_all(&files)? {
+                    println!("{}/{}: {} steps", template.namespace, template.name, template.steps.len());
+                }
+            }
+            Template::Register { files, json, connection } => {
+                let templates = parse_all(&files)?;
+                let db = connection.open(2).await?;
+                for template in templates {
+                    let registered = register::register(&db, &template).await?;
+                    let value = json!({ "namespace": template.namespace, "name": template.name, "version": registered.version, "created": registered.created });
+                    print(json, &value, || {
+                        let new = if registered.created { "registered" } else { "unchanged" };
+                        format!("{}/{} version {}: {new}", template.namespace, template.name, registered.version)
+                    });
+                }
+            }
+            Template::List { json, connection } => {
+                let templates = read::list_templates(&connection.open(2).await?).await?;
+                print(json, &json!(templates), || {
+                    let row = |t| ["namespace", "name", "version", "steps", "versions"].map(|name| field(t, name)).to_vec();
+                    table(&["NAMESPACE", "NAME", "VERSION", "STEPS", "VERSIONS"], &templates.iter().map(row).collect::<Vec<_>>())
+                });
+            }
+            Template::Show { template, version, json, connection } => {
+                let definition = read::read_template(&connection.open(2).await?, &template, version.as_deref()).await?;
+                print(json, &definition, || format!("{definition:#}"));
+            }
+        }
+        Ok(0)
+    }
+}
+
+fn parse_all(files: &[PathBuf]) -> Result<Vec<Definition>> {
+    let parse = |file: &PathBuf| {
+        let source = std::fs::read_to_string(file).map_err(|source| Error::System { what: file.display().to_string(), source })?;
+        Ok(Definition::parse(&source, &file.display().to_string())?)
+    };
+    files.iter().map(parse).collect()
+}

@@ -1,0 +1,68 @@
+//! How steps get into queues: from claimed tasks, and when a retry is due.
+
+use chrono::{DateTime, Utc};
+
+use super::LowWaterMarks;
+use crate::db::Db;
+use crate::error::Result;
+
+/// What one cycle of claiming did in one namespace.
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+pub struct Claimed {
+    /// The tasks' namespace.
+    pub namespace: String,
+    /// How many of its tasks are now running.
+    pub claimed: i32,
+    head: Option<i64>,
+}
+
+/// Claims pending tasks by time-weighted priority and enqueues their root steps, in one transaction.
+///
+/// `namespaces` empty means all. A namespace's tasks are left to wait while its queue holds `target` messages; at most `batch` are
+/// claimed in each. Returns one entry for every namespace that has pending tasks.
+/// Errors: [`crate::Error::Stale`] when `member` lost its membership.
+pub(crate) async fn claim_tasks(
+    db: &Db,
+    member: i32,
+    namespaces: &[String],
+    marks: &mut LowWaterMarks,
+    target: i32,
+    batch: i32,
+) -> Result<Vec<Claimed>> {
+    let filter = (!namespaces.is_empty()).then_some(namespaces);
+    let marks_now = marks.to_json();
+    let claimed: Vec<Claimed> = super::again_on_conflict(|| async {
+        Ok(sqlx::query_as("SELECT namespace, claimed, head FROM tasker.claim_tasks($1, $2, $3, $4, $5)")
+            .bind(member)
+            .bind(filter)
+            .bind(&marks_now)
+            .bind(target)
+            .bind(batch)
+            .fetch_all(db.pool())
+            .await?)
+    })
+    .await?;
+    for entry in &claimed {
+        if let Some(head) = entry.head {
+            marks.saw(&entry.namespace, head);
+        }
+    }
+    Ok(claimed)
+}
+
+/// What one cycle of enqueuing retries did.
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+pub struct Retried {
+    /// How many steps are enqueued again.
+    pub enqueued: i32,
+    /// When the next one will be due; None when no step waits for a retry.
+    pub next_due: Option<DateTime<Utc>>,
+}
+
+/// Enqueues at most `limit` steps whose retry is due.
+pub(crate) async fn enqueue_due_retries(db: &Db, limit: i32) -> Result<Retried> {
+    super::again_on_conflict(|| async {
+        Ok(sqlx::query_as("SELECT enqueued, next_due FROM tasker.enqueue_due_retries($1)").bind(limit).fetch_one(db.pool()).await?)
+    })
+    .await
+}

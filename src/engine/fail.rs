@@ -1,0 +1,91 @@
+//! Failing steps: a retry later, or a dead letter.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use sqlx::types::Json;
+use uuid::Uuid;
+
+use super::complete::Lease;
+use crate::db::Db;
+use crate::error::Result;
+
+/// Why a step failed, as it is stored with the step and in its dead letter.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Failure {
+    /// The error's class, in the handler's language.
+    pub class: String,
+    /// For people.
+    pub message: String,
+    /// Trimmed by whoever reports.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub backtrace: Vec<String>,
+    /// A dead letter's reason, where it is neither "permanent_error" nor "attempts_exhausted".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Never try again.
+    #[serde(default)]
+    pub permanent: bool,
+    /// In place of the backoff, in seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after: Option<f64>,
+}
+
+impl Failure {
+    /// A failure that is worth another attempt.
+    pub fn retryable(class: impl Into<String>, message: impl Into<String>) -> Failure {
+        Failure { class: class.into(), message: message.into(), ..Failure::default() }
+    }
+
+    /// A failure that no other attempt can mend.
+    pub fn permanent(class: impl Into<String>, message: impl Into<String>) -> Failure {
+        Failure { permanent: true, ..Failure::retryable(class, message) }
+    }
+
+    /// Says when to try again, in place of the template's backoff.
+    pub fn retry_after(self, delay: Duration) -> Failure {
+        Failure { retry_after: Some(delay.as_secs_f64()), ..self }
+    }
+
+    /// What PostgreSQL can store: no U+0000, no endless text, a delay that is one.
+    fn storable(&self) -> Failure {
+        const MAX_CHARS: usize = 10_000;
+        let clean = |text: &str| text.chars().filter(|&c| c != '\0').take(MAX_CHARS).collect::<String>();
+        Failure {
+            class: clean(&self.class),
+            message: clean(&self.message),
+            backtrace: self.backtrace.iter().take(30).map(|line| clean(line)).collect(),
+            retry_after: self.retry_after.filter(|s| s.is_finite()).map(|s| s.clamp(0.0, 366.0 * 86_400.0)),
+            ..self.clone()
+        }
+    }
+}
+
+/// Fails steps of one queue together. Returns the messages whose report counted; the others were stale.
+pub(crate) async fn fail_steps(db: &Db, queue: &str, worker: i32, failures: &[(Lease, Failure)]) -> Result<Vec<i64>> {
+    let mut failures: Vec<&(Lease, Failure)> = failures.iter().collect();
+    failures.sort_by_key(|(lease, _)| *lease);
+    let ids: Vec<i64> = failures.iter().map(|(lease, _)| lease.msg_id).collect();
+    let fences: Vec<i32> = failures.iter().map(|(lease, _)| lease.fence).collect();
+    let tasks: Vec<Uuid> = failures.iter().map(|(lease, _)| lease.task_id).collect();
+    let steps: Vec<i16> = failures.iter().map(|(lease, _)| lease.step).collect();
+    let errors: Vec<Failure> = failures.iter().map(|(_, failure)| failure.storable()).collect();
+    let permanent: Vec<bool> = errors.iter().map(|failure| failure.permanent).collect();
+    let retry_after: Vec<Option<f64>> = errors.iter().map(|failure| failure.retry_after).collect();
+    let errors: Vec<Json<Failure>> = errors.into_iter().map(Json).collect();
+    super::again_on_conflict(|| async {
+        Ok(sqlx::query_scalar("SELECT tasker.fail_steps($1, $2, $3, $4, $5, $6, $7, $8, $9)")
+            .bind(queue)
+            .bind(worker)
+            .bind(&ids)
+            .bind(&fences)
+            .bind(&tasks)
+            .bind(&steps)
+            .bind(&errors)
+            .bind(&permanent)
+            .bind(&retry_after)
+            .fetch_all(db.pool())
+            .await?)
+    })
+    .await
+}

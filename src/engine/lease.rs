@@ -1,0 +1,105 @@
+//! Leasing steps from a queue, renewing the leases, handing them back.
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::LowWaterMarks;
+use crate::db::Db;
+use crate::error::Result;
+
+/// A step as it is leased: all that its handler needs. The JSON is as PostgreSQL wrote it.
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+pub struct LeasedStep {
+    /// The message behind it.
+    pub msg_id: i64,
+    /// The fence of this lease.
+    pub fence: i32,
+    /// The task it belongs to.
+    pub task_id: Uuid,
+    /// Its position in the template.
+    pub step: i16,
+    /// Its name in the template.
+    pub name: String,
+    /// What runs it.
+    pub handler: String,
+    /// The template's name.
+    pub template: String,
+    /// The version the task began with.
+    pub version: String,
+    /// 1 for the first run.
+    pub attempt: i32,
+    /// Counts the first run.
+    pub max_attempts: i32,
+    /// How often a worker leased this attempt and was never heard of again.
+    pub crashes: i32,
+    /// How long the handler may run, in milliseconds.
+    pub timeout_ms: Option<i64>,
+    /// The task's input: a JSON object.
+    pub input: String,
+    /// The step's `config`: a JSON object.
+    pub config: String,
+    /// The results of the steps it depends on, by name: a JSON object.
+    pub results: String,
+    /// W3C trace context, where the submitter gave one.
+    pub trace: Option<String>,
+}
+
+/// Leases at most `limit` steps of `queue` for `lease`. Never waits.
+pub(crate) async fn lease_steps(db: &Db, queue: &str, worker: i32, marks: &mut LowWaterMarks, limit: i32, lease: Duration) -> Result<Vec<LeasedStep>> {
+    let mark = marks.get(queue);
+    let leased: Vec<LeasedStep> = super::again_on_conflict(|| async {
+        Ok(sqlx::query_as("SELECT * FROM tasker.lease_steps($1, $2, $3, $4, make_interval(secs => $5))")
+            .bind(queue)
+            .bind(worker)
+            .bind(mark)
+            .bind(limit)
+            .bind(lease.as_secs_f64())
+            .fetch_all(db.pool())
+            .await?)
+    })
+    .await?;
+    if !leased.is_empty() && marks.is_due(queue) {
+        let head: Option<i64> = sqlx::query_scalar("SELECT tasker.queue_head($1, $2)").bind(queue).bind(mark).fetch_one(db.pool()).await?;
+        if let Some(head) = head {
+            marks.saw(queue, head);
+        }
+    }
+    Ok(leased)
+}
+
+/// Renews leases, given as (message, fence). Returns the messages that are no longer the caller's.
+pub(crate) async fn extend_leases(db: &Db, queue: &str, leases: &[(i64, i32)], lease: Duration) -> Result<Vec<i64>> {
+    let (ids, fences): (Vec<i64>, Vec<i32>) = leases.iter().copied().unzip();
+    Ok(sqlx::query_scalar("SELECT tasker.extend_leases($1, $2, $3, make_interval(secs => $4))")
+        .bind(queue)
+        .bind(ids)
+        .bind(fences)
+        .bind(lease.as_secs_f64())
+        .fetch_all(db.pool())
+        .await?)
+}
+
+/// Hands leases back, given as (message, fence): visible to others at once, and not counted as a crash. Returns how many were held.
+pub(crate) async fn release_steps(db: &Db, queue: &str, leases: &[(i64, i32)]) -> Result<i32> {
+    let (ids, fences): (Vec<i64>, Vec<i32>) = leases.iter().copied().unzip();
+    Ok(sqlx::query_scalar("SELECT tasker.release_steps($1, $2, $3)").bind(queue).bind(ids).bind(fences).fetch_one(db.pool()).await?)
+}
+
+/// Wakes the workers of queues in which leases ran out. Returns (namespace, how many) where there were any.
+pub(crate) async fn wake_expired(db: &Db, marks: &mut LowWaterMarks) -> Result<Vec<(String, i64)>> {
+    let rows: Vec<(String, i32, Option<i64>)> = sqlx::query_as("SELECT namespace, expired, head FROM tasker.wake_expired_leases($1)")
+        .bind(marks.to_json())
+        .fetch_all(db.pool())
+        .await?;
+    let mut expired = Vec::new();
+    for (namespace, count, head) in rows {
+        if let Some(head) = head {
+            marks.saw(&namespace, head);
+        }
+        if count > 0 {
+            expired.push((namespace, count.into()));
+        }
+    }
+    Ok(expired)
+}

@@ -1,0 +1,65 @@
+//! Reading what operators and clients see, as JSON objects whose fields `migrations/0010_read.sql` lists.
+
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::db::Db;
+use crate::error::{Error, Result};
+
+/// Which tasks to list; None filters nothing.
+#[derive(Debug, Clone, Default)]
+pub struct TaskFilter {
+    /// The task's namespace.
+    pub namespace: Option<String>,
+    /// The template's name.
+    pub template: Option<String>,
+    /// The task's state.
+    pub state: Option<String>,
+    /// Only tasks older than this one: the last of the page before.
+    pub before: Option<Uuid>,
+}
+
+/// The states in which a task stays for good.
+pub const ENDED: [&str; 3] = ["complete", "failed", "cancelled"];
+
+/// A task with its steps. Errors: [`Error::NotFound`].
+pub async fn read_task(db: &Db, task: Uuid) -> Result<Value> {
+    let found: Option<Value> = sqlx::query_scalar("SELECT tasker.read_task($1)").bind(task).fetch_one(db.pool()).await?;
+    found.ok_or_else(|| Error::NotFound(format!("no task {task}")))
+}
+
+/// At most `limit` tasks, the newest first.
+pub async fn list_tasks(db: &Db, filter: &TaskFilter, limit: i32) -> Result<Vec<Value>> {
+    Ok(sqlx::query_scalar("SELECT tasker.list_tasks($1, $2, $3, $4, $5)")
+        .bind(&filter.namespace)
+        .bind(&filter.template)
+        .bind(&filter.state)
+        .bind(filter.before)
+        .bind(limit)
+        .fetch_all(db.pool())
+        .await?)
+}
+
+/// The states of tasks; those that do not exist are left out.
+pub async fn task_states(db: &Db, tasks: &[Uuid]) -> Result<Vec<(Uuid, String)>> {
+    Ok(sqlx::query_as("SELECT id, state FROM tasker.task_states($1)").bind(tasks).fetch_all(db.pool()).await?)
+}
+
+/// Every template in its current version.
+pub async fn list_templates(db: &Db) -> Result<Vec<Value>> {
+    Ok(sqlx::query_scalar("SELECT tasker.list_templates()").fetch_all(db.pool()).await?)
+}
+
+/// A template's definition with its namespace, name and version. Errors: [`Error::NotFound`].
+pub async fn read_template(db: &Db, template: &str, version: Option<&str>) -> Result<Value> {
+    Ok(sqlx::query_scalar("SELECT f.definition || jsonb_build_object('version', f.version, 'registered_at', f.created_at) FROM tasker.find_template($1, $2) AS f")
+        .bind(template)
+        .bind(version)
+        .fetch_one(db.pool())
+        .await?)
+}
+
+/// What went wrong without anything being lost, by name, since the database was made.
+pub async fn counters(db: &Db) -> Result<Vec<(String, i64)>> {
+    Ok(sqlx::query_as("SELECT name, value FROM tasker.counters ORDER BY name").fetch_all(db.pool()).await?)
+}

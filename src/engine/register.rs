@@ -1,0 +1,54 @@
+//! Registering a template: the version that running tasks keep.
+
+use serde::Serialize;
+use serde_json::{json, Value};
+
+use crate::db::Db;
+use crate::error::Result;
+use crate::template::Template;
+
+/// A version of a template, as the database knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, sqlx::FromRow)]
+pub struct Registered {
+    /// The version's name: the author's, or 1, 2, … where the author gave none.
+    pub version: String,
+    /// False when this version, with this content, was there before.
+    pub created: bool,
+}
+
+/// Registers `template`, creating the namespaces and queues it needs, and makes it the version that callers get who name none.
+///
+/// Errors: [`crate::Error::VersionTaken`] when the version is registered with other content.
+pub async fn register(db: &Db, template: &Template) -> Result<Registered> {
+    let steps: Vec<Value> = (0..template.steps.len()).map(|position| step_row(template, position)).collect();
+    let registered = sqlx::query_as("SELECT version, created FROM tasker.register_template($1, $2, $3, $4, $5, $6, $7)")
+        .bind(&template.namespace)
+        .bind(&template.name)
+        .bind(&template.version)
+        .bind(template.digest())
+        .bind(sqlx::types::Json(template))
+        .bind(template.priority as i16)
+        .bind(sqlx::types::Json(steps))
+        .fetch_one(db.pool())
+        .await?;
+    Ok(registered)
+}
+
+fn step_row(template: &Template, position: usize) -> Value {
+    let step = &template.steps[position];
+    let children = template.children(position);
+    let joins = children.iter().any(|&child| template.steps[child].parents.len() > 1);
+    json!({
+        "step": position, "name": step.name, "handler": step.handler, "namespace": step.namespace,
+        "parents": step.parents, "children": children, "joins": joins,
+        "max_attempts": step.retry.max_attempts, "backoff": step.retry.backoff,
+        "base_seconds": step.retry.base.as_secs_f64(), "max_seconds": step.retry.max.as_secs_f64(), "jitter": step.retry.jitter,
+        "timeout_ms": step.timeout.map(|t| t.as_millis() as u64), "config": step.config,
+    })
+}
+
+/// Creates the namespaces that are missing, each with its queue and dead-letter queue.
+pub(crate) async fn ensure_namespaces(db: &Db, names: &[String]) -> Result<()> {
+    sqlx::query("SELECT tasker.ensure_namespaces($1)").bind(names).execute(db.pool()).await?;
+    Ok(())
+}

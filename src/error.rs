@@ -1,0 +1,142 @@
+//! What can go wrong, said so that the reader can act. [`Error::kind`] tells callers in other languages which class to raise.
+
+use crate::template::TemplateError;
+
+/// Any error of this library.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The template is not valid; every problem is listed.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+
+    /// A registered version never changes.
+    #[error("{0}")]
+    VersionTaken(String),
+
+    /// No such template, task, or version.
+    #[error("{0}")]
+    NotFound(String),
+
+    /// What the caller passed is not acceptable: which input, where in it, and what was expected.
+    #[error("{0}")]
+    Invalid(String),
+
+    /// A setting is missing or wrong.
+    #[error("{0}")]
+    Config(String),
+
+    /// This process lost its membership or its lease, and may not act on what it held.
+    #[error("stale: {0}")]
+    Stale(String),
+
+    /// PostgreSQL cannot be reached, or refuses us.
+    #[error("cannot connect to PostgreSQL at {target}: {reason}")]
+    Unreachable {
+        /// Host, port, user and database; never the password.
+        target: String,
+        /// What the driver or the server said.
+        reason: String,
+    },
+
+    /// The database is reachable but has no schema of ours, or one of another version.
+    #[error("{0}")]
+    NotMigrated(String),
+
+    /// The address to listen on is not to be had.
+    #[error("cannot listen on {address}: {reason}")]
+    Listen {
+        /// Host and port.
+        address: String,
+        /// What the system said.
+        reason: String,
+    },
+
+    /// A file cannot be read or a program cannot be run.
+    #[error("{what}: {source}")]
+    System {
+        /// The file or program.
+        what: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+
+    /// Anything else that PostgreSQL refused.
+    #[error("{}", describe_database_error(.0))]
+    Database(sqlx::Error),
+}
+
+/// The result of most functions here.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// The kinds of [`Error`], as other languages see them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// A template is not valid, or its version is taken.
+    Template,
+    /// Something named does not exist.
+    NotFound,
+    /// Bad input.
+    Invalid,
+    /// Bad configuration, or a database that is not migrated.
+    Config,
+    /// A lease was lost.
+    Stale,
+    /// The database is away or broken; trying again later may help.
+    Database,
+}
+
+impl Error {
+    /// What kind of error this is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Error::Template(_) | Error::VersionTaken(_) => ErrorKind::Template,
+            Error::NotFound(_) => ErrorKind::NotFound,
+            Error::Invalid(_) => ErrorKind::Invalid,
+            Error::Config(_) | Error::NotMigrated(_) | Error::Listen { .. } | Error::System { .. } => ErrorKind::Config,
+            Error::Stale(_) => ErrorKind::Stale,
+            Error::Unreachable { .. } | Error::Database(_) => ErrorKind::Database,
+        }
+    }
+
+    /// Whether the data of the call is at fault, so that the same call can never succeed.
+    pub(crate) fn is_bad_data(&self) -> bool {
+        let Error::Database(sqlx::Error::Database(e)) = self else { return false };
+        // Class 22 is "data exception", 54 "program limit exceeded" (nesting, row size).
+        e.code().is_some_and(|c| c.starts_with("22") || c.starts_with("54"))
+    }
+
+    /// Whether PostgreSQL rolled the transaction back only because of others: deadlock or serialization failure.
+    pub(crate) fn is_conflict(&self) -> bool {
+        let Error::Database(sqlx::Error::Database(e)) = self else { return false };
+        e.code().is_some_and(|c| c == "40P01" || c == "40001")
+    }
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        let sqlx::Error::Database(e) = &error else { return Error::Database(error) };
+        let hint = e.try_downcast_ref::<sqlx::postgres::PgDatabaseError>().and_then(|p| p.hint());
+        let text = match hint {
+            Some(hint) => format!("{}; {hint}", e.message()),
+            None => e.message().to_owned(),
+        };
+        // TK…: raised by our own functions (migrations/), each documented there.
+        match e.code().as_deref() {
+            Some("TK001") => Error::VersionTaken(text),
+            Some("TK002") => Error::NotFound(text),
+            Some("TK003" | "TK004") => Error::Invalid(text),
+            Some("TK005") => Error::Stale(text),
+            Some("3F000" | "42883" | "42P01") => Error::NotMigrated(format!("the database is not migrated ({text}): run `tasker migrate`")),
+            _ => Error::Database(error),
+        }
+    }
+}
+
+fn describe_database_error(error: &sqlx::Error) -> String {
+    match error {
+        sqlx::Error::Database(e) => format!("PostgreSQL says: {} (SQLSTATE {})", e.message(), e.code().unwrap_or_default()),
+        sqlx::Error::PoolTimedOut => "no database connection became free in time: PostgreSQL is away, or the pool is too small".into(),
+        sqlx::Error::Io(e) => format!("the connection to PostgreSQL broke: {e}"),
+        other => format!("PostgreSQL: {other}"),
+    }
+}

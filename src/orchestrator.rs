@@ -1,0 +1,102 @@
+//! The orchestrator: admits tasks, enqueues due retries, notices what died. Any number run side by side, all equal.
+//!
+//! It is four loops of one shape: `run(self, stop)` repeats a cycle, beats, and waits for a wake or a poll.
+
+mod admission;
+mod recovery;
+mod retries;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::db::{channel, Db};
+use crate::engine::member::{self, Kind, Membership};
+use crate::error::{Error, Result};
+use crate::health::Beats;
+
+/// The options of an orchestrator, each with its default.
+#[derive(Debug, Clone)]
+pub struct OrchestratorConfig {
+    /// Whose tasks to admit; empty, the default, means all.
+    pub namespaces: Vec<String>,
+    /// A namespace's tasks wait, where priority counts, while its queue holds this many messages. More feeds faster workers; fewer lets
+    /// an urgent task overtake more. Default 1,000.
+    pub queue_target: u32,
+    /// How many tasks one cycle admits in each namespace at most. Default 200.
+    pub batch: u32,
+    /// How often to look for tasks when no notification came: the latency where LISTEN does not work. Default 1 s.
+    pub poll: Duration,
+    /// How long a membership lasts without a heartbeat, which comes at a third of it. Default 30 s.
+    pub lease: Duration,
+}
+
+impl Default for OrchestratorConfig {
+    fn default() -> Self {
+        OrchestratorConfig {
+            namespaces: Vec::new(),
+            queue_target: 1_000,
+            batch: 200,
+            poll: Duration::from_secs(1),
+            lease: Duration::from_secs(30),
+        }
+    }
+}
+
+impl OrchestratorConfig {
+    fn check(&self) -> Result<()> {
+        if self.queue_target == 0 || self.batch == 0 || self.queue_target > 1_000_000 || self.batch > 10_000 {
+            return Err(Error::Config("queue_target must be 1 to 1,000,000 and batch 1 to 10,000".into()));
+        }
+        if self.poll.is_zero() || self.lease < Duration::from_secs(1) {
+            return Err(Error::Config("poll must be more than 0 and lease at least 1 s".into()));
+        }
+        Ok(())
+    }
+}
+
+/// A running orchestrator.
+#[derive(Debug)]
+pub struct Orchestrator {
+    membership: Arc<Membership>,
+    beats: Beats,
+    stop: CancellationToken,
+    loops: TaskTracker,
+}
+
+impl Orchestrator {
+    /// Joins the members and starts the loops.
+    pub async fn start(db: &Db, config: OrchestratorConfig) -> Result<Orchestrator> {
+        config.check()?;
+        db.check_schema().await?;
+        let membership = Arc::new(Membership::join(db, Kind::Orchestrator, &config.namespaces, config.lease).await?);
+        let stop = CancellationToken::new();
+        let wakes = db.listen(&[channel::TASKS, channel::RETRIES], stop.clone());
+        let beats = Beats::default();
+        let loops = TaskTracker::new();
+        loops.spawn(admission::Admission::new(db, &config, &membership, &beats, wakes.subscribe()).run(stop.clone()));
+        loops.spawn(retries::Retries::new(db, &beats, wakes.subscribe()).run(stop.clone()));
+        loops.spawn(recovery::Recovery::new(db, &beats).run(stop.clone()));
+        loops.spawn(member::keep(membership.clone(), beats.register("heartbeat", config.lease), stop.clone()));
+        loops.close();
+        tracing::info!(member = membership.id(), "orchestrator started");
+        Ok(Orchestrator { membership, beats, stop, loops })
+    }
+
+    /// The beats of its loops.
+    pub fn beats(&self) -> &Beats {
+        &self.beats
+    }
+
+    /// Finishes the cycles that are under way, and leaves.
+    pub async fn shutdown(self) {
+        self.stop.cancel();
+        self.loops.wait().await;
+        if let Err(error) = self.membership.leave().await {
+            tracing::warn!(%error, "could not leave the members, the lease will run out");
+        }
+        tracing::info!("orchestrator stopped");
+    }
+}

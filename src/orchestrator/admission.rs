@@ -1,0 +1,102 @@
+//! Admission: claims pending tasks by priority, as long as their queues are shallow.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
+
+use super::OrchestratorConfig;
+use crate::backoff::Backoff;
+use crate::db::{self, channel, Db, Wake};
+use crate::engine::claim::claim_tasks;
+use crate::engine::member::Membership;
+use crate::engine::LowWaterMarks;
+use crate::error::{Error, Result};
+use crate::health::{Beat, Beats};
+
+pub(super) struct Admission {
+    db: Db,
+    config: OrchestratorConfig,
+    membership: Arc<Membership>,
+    marks: LowWaterMarks,
+    wakes: broadcast::Receiver<Wake>,
+    beat: Beat,
+}
+
+/// What a cycle says about the next one.
+enum Next {
+    /// More tasks may be admitted at once.
+    Now,
+    /// Tasks are left, but their queues are full: look again when workers have taken some.
+    Soon,
+    /// Nothing is pending.
+    Wake,
+}
+
+impl Admission {
+    pub(super) fn new(db: &Db, config: &OrchestratorConfig, membership: &Arc<Membership>, beats: &Beats, wakes: broadcast::Receiver<Wake>) -> Self {
+        let beat = beats.register("admission", Duration::from_secs(60));
+        Admission { db: db.clone(), config: config.clone(), membership: membership.clone(), marks: LowWaterMarks::default(), wakes, beat }
+    }
+
+    pub(super) async fn run(mut self, stop: CancellationToken) {
+        let mut backoff = Backoff::default();
+        // After work came in, more is likely: polls begin short and lengthen to the configured one.
+        let mut poll = self.config.poll;
+        while !stop.is_cancelled() {
+            let next = self.cycle().await;
+            self.beat.beat();
+            let wait = async {
+                match next {
+                    Ok(next) => {
+                        backoff.reset();
+                        match next {
+                            Next::Now => poll = Duration::from_millis(2),
+                            Next::Soon => tokio::time::sleep(Duration::from_millis(5)).await,
+                            Next::Wake => {
+                                db::wait(&mut self.wakes, poll, |name, _| name == channel::TASKS).await;
+                                poll = (poll * 2).min(self.config.poll);
+                            }
+                        }
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "admission failed");
+                        tokio::time::sleep(backoff.next_delay()).await;
+                    }
+                }
+            };
+            tokio::select! { () = stop.cancelled() => {}, () = wait => {} }
+        }
+    }
+
+    async fn cycle(&mut self) -> Result<Next> {
+        let config = &self.config;
+        let claimed = claim_tasks(
+            &self.db,
+            self.membership.id(),
+            &config.namespaces,
+            &mut self.marks,
+            config.queue_target as i32,
+            config.batch as i32,
+        )
+        .await;
+        let claimed = match claimed {
+            Err(Error::Stale(why)) => {
+                tracing::warn!(why, "claim refused");
+                self.membership.rejoin().await?;
+                return Ok(Next::Now);
+            }
+            claimed => claimed?,
+        };
+        let admitted: i32 = claimed.iter().map(|c| c.claimed).sum();
+        if admitted > 0 {
+            tracing::debug!(admitted, "tasks admitted");
+        }
+        Ok(match (admitted, claimed.is_empty()) {
+            (0, true) => Next::Wake,
+            (0, false) => Next::Soon,
+            _ => Next::Now,
+        })
+    }
+}

@@ -1,0 +1,201 @@
+//! Templates: YAML or JSON in, a validated directed acyclic graph of steps out.
+//!
+//! ```
+//! let template = tasker::Template::parse(
+//!     "
+//! name: order_fulfillment
+//! namespace: fulfillment
+//! steps:
+//!   - name: validate
+//!     handler: ValidateOrder
+//!   - name: reserve
+//!     handler: ReserveInventory
+//!     namespace: inventory          # another team's queue
+//!     depends_on: [validate]
+//!     retry: { max_attempts: 5, backoff: exponential, base: 2s, max: 5m, jitter: 0.2 }
+//!     timeout: 30s
+//! ",
+//!     "workflows/order_fulfillment.yml",
+//! )?;
+//! assert_eq!(template.steps[1].parents, [0]);
+//! # Ok::<(), tasker::Error>(())
+//! ```
+
+mod document;
+mod graph;
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+/// A validated template. The order of its steps is the order in which they were written.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Template {
+    /// Whose tasks these are: decides the queue of steps that name no namespace of their own.
+    pub namespace: String,
+    /// Unique within the namespace.
+    pub name: String,
+    /// None: the database numbers the versions, a new one whenever the content changes.
+    #[serde(skip)]
+    pub version: Option<String>,
+    /// For people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// The priority of tasks whose caller gives none.
+    pub priority: Priority,
+    /// JSON Schema that a task's input must satisfy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub input_schema: Option<Value>,
+    /// At least one.
+    pub steps: Vec<Step>,
+}
+
+/// One step of a template.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Step {
+    /// Unique within the template.
+    pub name: String,
+    /// What a worker runs: in Ruby the name of a class, in Rust the name it was registered under.
+    pub handler: String,
+    /// Whose workers run it.
+    pub namespace: String,
+    /// The steps that must be complete before, by position.
+    pub parents: Vec<usize>,
+    /// When to try again, and how often.
+    pub retry: Retry,
+    /// How long one attempt may run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Duration>,
+    /// Handed to the handler as it is.
+    pub config: Value,
+}
+
+/// When a failed step is tried again.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Retry {
+    /// Counts the first run. Default 5.
+    pub max_attempts: u16,
+    /// How the delay grows. Default exponential.
+    pub backoff: Backoff,
+    /// The first delay. Default 1 s.
+    pub base: Duration,
+    /// No delay is longer (before jitter). Default 10 min.
+    pub max: Duration,
+    /// The delay is spread evenly by ± this share of it, 0 to 1. Default 0.1.
+    pub jitter: f64,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Retry { max_attempts: 5, backoff: Backoff::Exponential, base: Duration::from_secs(1), max: Duration::from_secs(600), jitter: 0.1 }
+    }
+}
+
+/// How the delay grows from attempt to attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backoff {
+    /// Always `base`.
+    Fixed,
+    /// `base` × failures.
+    Linear,
+    /// `base` × 2^(failures - 1).
+    Exponential,
+}
+
+/// How urgent a task is. A waiting task gains one priority a minute, so that nothing starves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Priority {
+    /// 1
+    Low = 1,
+    /// 2
+    #[default]
+    Normal = 2,
+    /// 3
+    High = 3,
+    /// 4
+    Urgent = 4,
+}
+
+impl Priority {
+    /// The name, as it is written everywhere.
+    pub fn name(self) -> &'static str {
+        match self {
+            Priority::Low => "low",
+            Priority::Normal => "normal",
+            Priority::High => "high",
+            Priority::Urgent => "urgent",
+        }
+    }
+}
+
+impl std::str::FromStr for Priority {
+    type Err = String;
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "low" => Ok(Priority::Low),
+            "normal" => Ok(Priority::Normal),
+            "high" => Ok(Priority::High),
+            "urgent" => Ok(Priority::Urgent),
+            other => Err(format!("unknown priority {other:?}: expected low, normal, high or urgent")),
+        }
+    }
+}
+
+impl Template {
+    /// Reads and validates a template. JSON is read as the YAML that it is.
+    ///
+    /// `origin` names the source in errors: a file's path, or a Ruby class.
+    pub fn parse(source: &str, origin: &str) -> Result<Template, TemplateError> {
+        let problems = |problems| TemplateError { origin: origin.to_owned(), problems };
+        document::read(source).map_err(|p| problems(vec![p]))?.validate().map_err(problems)
+    }
+
+    /// A digest of everything but the version: equal content has an equal digest, from whichever form it came.
+    pub fn digest(&self) -> String {
+        let content = serde_json::to_vec(self).unwrap_or_default();
+        Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// The positions of the steps that depend on `step`.
+    pub fn children(&self, step: usize) -> Vec<usize> {
+        (0..self.steps.len()).filter(|&other| self.steps[other].parents.contains(&step)).collect()
+    }
+}
+
+/// Why a template was refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TemplateError {
+    /// The file or class.
+    pub origin: String,
+    /// Every problem that was found; at least one.
+    pub problems: Vec<Problem>,
+}
+
+/// One thing that is wrong in a template.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// From 1; 0 where the source has no lines.
+    pub line: u64,
+    /// What is wrong and what was expected.
+    pub message: String,
+}
+
+impl fmt::Display for TemplateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, problem) in self.problems.iter().enumerate() {
+            let separator = if n == 0 { "" } else { "\n" };
+            match problem.line {
+                0 => write!(f, "{separator}{}: {}", self.origin, problem.message)?,
+                line => write!(f, "{separator}{}:{line}: {}", self.origin, problem.message)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for TemplateError {}

@@ -1,0 +1,243 @@
+//! The worker: leases steps, has them handled, reports. The handling itself is somebody else's: Rust handlers ([`Worker::handle_with`]) or
+//! the Ruby threads of the gem, which take steps from [`Worker::steps`] and give outcomes to [`Worker::report`].
+//!
+//! A step's way through: `poller` (leases it) → buffer → handler → `batcher` (reports it, with others); `held` knows all
+//! of them, and `heartbeat` keeps their leases until their reports are committed.
+
+mod batcher;
+mod handler;
+mod heartbeat;
+mod held;
+mod poller;
+
+pub use handler::{Handler, Handlers, Handling};
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::db::{channel, Db};
+use crate::engine::complete::Lease;
+use crate::engine::fail::Failure;
+use crate::engine::lease::{release_steps, LeasedStep};
+use crate::engine::member::{self, Kind, Membership};
+use crate::error::{Error, Result};
+use crate::health::Beats;
+use held::Held;
+
+/// The options of a worker, each with its default.
+#[derive(Debug, Clone)]
+pub struct WorkerConfig {
+    /// Whose steps to run; at least one.
+    pub namespaces: Vec<String>,
+    /// How many handlers run at once. Default 8.
+    pub concurrency: usize,
+    /// How many steps may wait in the buffer beside those that run, at most. How many do follows the pace: what the handlers finish in
+    /// 100 ms. Default 1,000.
+    pub max_prefetch: usize,
+    /// How long a lease lasts without a heartbeat, which comes at a third of it: the time after which the steps of a worker that was
+    /// killed run elsewhere. Default 30 s.
+    pub lease: Duration,
+    /// How long a finished step may wait for others to be reported with. A step with nothing else in flight does not wait. Default 2 ms.
+    pub linger: Duration,
+    /// How many reports are committed together at most. Default 200.
+    pub batch: usize,
+    /// How often to look for steps when no notification came. Default 1 s.
+    pub poll: Duration,
+    /// How often a step may take its worker down with it before it is dead-lettered. Default 5.
+    pub max_crashes: u32,
+}
+
+impl Default for WorkerConfig {
+    fn default() -> Self {
+        WorkerConfig {
+            namespaces: Vec::new(),
+            concurrency: 8,
+            max_prefetch: 1_000,
+            lease: Duration::from_secs(30),
+            linger: Duration::from_millis(2),
+            batch: 200,
+            poll: Duration::from_secs(1),
+            max_crashes: 5,
+        }
+    }
+}
+
+impl WorkerConfig {
+    fn check(&self) -> Result<()> {
+        let wrong = |what: &str| Err(Error::Config(what.to_owned()));
+        match self {
+            c if c.namespaces.is_empty() => wrong("a worker needs at least one namespace"),
+            c if c.concurrency == 0 || c.concurrency > 10_000 => wrong("concurrency must be 1 to 10,000"),
+            c if c.batch == 0 || c.batch > 10_000 => wrong("batch must be 1 to 10,000"),
+            c if c.lease < Duration::from_secs(1) => wrong("lease must be at least 1 s"),
+            c if c.poll.is_zero() => wrong("poll must be more than 0"),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A leased step on its way through this worker.
+#[derive(Debug, Clone)]
+pub struct Step {
+    /// What the lease brought.
+    pub leased: LeasedStep,
+    queue: usize,
+    lost: Arc<AtomicBool>,
+}
+
+impl Step {
+    /// Whether the lease is gone (taken by another worker, or the task was cancelled): the outcome will be refused.
+    pub fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    fn lease(&self) -> Lease {
+        Lease { msg_id: self.leased.msg_id, fence: self.leased.fence, task_id: self.leased.task_id, step: self.leased.step }
+    }
+}
+
+/// What became of a step.
+#[derive(Debug, Clone)]
+pub enum Outcome {
+    /// The handler's result, as JSON.
+    Complete(String),
+    /// The handler failed.
+    Fail(Failure),
+}
+
+/// What all parts of one worker share.
+#[derive(Debug)]
+struct Shared {
+    db: Db,
+    config: WorkerConfig,
+    queues: Vec<String>,
+    held: Held,
+    membership: Arc<Membership>,
+    /// Stop taking steps.
+    stop: CancellationToken,
+    /// Stop reporting, too: the grace time is over.
+    abandon: CancellationToken,
+}
+
+/// A running worker.
+#[derive(Debug)]
+pub struct Worker {
+    shared: Arc<Shared>,
+    beats: Beats,
+    steps: flume::Receiver<Step>,
+    reports: Vec<tokio::sync::mpsc::UnboundedSender<(Lease, Outcome)>>,
+    pollers: TaskTracker,
+    loops: TaskTracker,
+}
+
+impl Worker {
+    /// Joins the members, makes sure that the namespaces' queues exist, and begins to lease steps.
+    pub async fn start(db: &Db, config: WorkerConfig) -> Result<Worker> {
+        config.check()?;
+        db.check_schema().await?;
+        crate::engine::register::ensure_namespaces(db, &config.namespaces).await?;
+        let membership = Arc::new(Membership::join(db, Kind::Worker, &config.namespaces, config.lease).await?);
+        let stop = CancellationToken::new();
+        let shared = Arc::new(Shared {
+            db: db.clone(),
+            queues: config.namespaces.iter().map(|namespace| format!("{namespace}_queue")).collect(),
+            config,
+            held: Held::default(),
+            membership: membership.clone(),
+            stop: stop.clone(),
+            abandon: CancellationToken::new(),
+        });
+
+        let beats = Beats::default();
+        let wakes = db.listen(&[channel::STEPS], stop);
+        let (sender, steps) = flume::unbounded();
+        let (pollers, loops) = (TaskTracker::new(), TaskTracker::new());
+        let mut reports = Vec::new();
+        for (queue, name) in shared.queues.iter().enumerate() {
+            let beat = beats.register(format!("poller {name}"), Duration::from_secs(60));
+            pollers.spawn(poller::run(shared.clone(), queue, sender.clone(), wakes.subscribe(), beat));
+            let (report, outcomes) = tokio::sync::mpsc::unbounded_channel();
+            loops.spawn(batcher::run(shared.clone(), queue, outcomes));
+            reports.push(report);
+        }
+        let lease = shared.config.lease;
+        loops.spawn(heartbeat::run(shared.clone(), beats.register("step heartbeat", lease)));
+        loops.spawn(member::keep(membership, beats.register("heartbeat", lease), shared.abandon.clone()));
+        pollers.close();
+        loops.close();
+        tracing::info!(member = shared.membership.id(), queues = ?shared.queues, "worker started");
+        Ok(Worker { shared, beats, steps, reports, pollers, loops })
+    }
+
+    /// The leased steps, for whoever handles them. Disconnected once the worker shuts down.
+    pub fn steps(&self) -> &flume::Receiver<Step> {
+        &self.steps
+    }
+
+    /// Reports the outcome of a step; it is committed within milliseconds, together with others.
+    pub fn report(&self, step: &Step, outcome: Outcome) {
+        self.shared.held.reported(step.queue, step.leased.msg_id);
+        // The receiver ends only after every step is accounted for.
+        self.reports[step.queue].send((step.lease(), outcome)).ok();
+    }
+
+    /// Handles the steps with Rust handlers, `concurrency` at a time, until the worker shuts down.
+    pub fn handle_with(self: &Arc<Self>, handlers: Handlers) {
+        let handlers = Arc::new(handlers);
+        for _ in 0..self.shared.config.concurrency {
+            tokio::spawn(handler::run(self.clone(), handlers.clone()));
+        }
+    }
+
+    /// The beats of its loops.
+    pub fn beats(&self) -> &Beats {
+        &self.beats
+    }
+
+    /// The database it works for.
+    pub fn db(&self) -> &Db {
+        &self.shared.db
+    }
+
+    /// Stops taking steps, hands back at once those that were not begun, waits up to `grace` for those that were, hands back the rest, and
+    /// leaves. What is still running then can no longer report: its lease is another's.
+    pub async fn shutdown(&self, grace: Duration) {
+        let shared = &self.shared;
+        shared.stop.cancel();
+        self.pollers.wait().await;
+        let unstarted: Vec<Step> = self.steps.drain().collect();
+        self.hand_back(unstarted.iter().map(|step| (step.queue, step.leased.msg_id, step.leased.fence)).collect()).await;
+        if tokio::time::timeout(grace, shared.held.emptied()).await.is_err() {
+            let running = shared.held.unreported();
+            tracing::warn!(steps = running.len(), "the grace time is over, handing back what still runs");
+            self.hand_back(running).await;
+            // What was reported in time is still committed.
+            tokio::time::timeout(Duration::from_secs(5), shared.held.emptied()).await.ok();
+        }
+        shared.abandon.cancel();
+        self.loops.wait().await;
+        if let Err(error) = shared.membership.leave().await {
+            tracing::warn!(%error, "could not leave the members, the lease will run out");
+        }
+        tracing::info!("worker stopped");
+    }
+
+    async fn hand_back(&self, steps: Vec<(usize, i64, i32)>) {
+        for (queue, name) in self.shared.queues.iter().enumerate() {
+            let leases: Vec<(i64, i32)> = steps.iter().filter(|(q, ..)| *q == queue).map(|(_, msg_id, fence)| (*msg_id, *fence)).collect();
+            if leases.is_empty() {
+                continue;
+            }
+            if let Err(error) = release_steps(&self.shared.db, name, &leases).await {
+                tracing::warn!(%error, "could not hand steps back, their leases will run out");
+            }
+            for (msg_id, _) in leases {
+                self.shared.held.remove(queue, msg_id);
+            }
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! Handlers written in Rust, and the tasks that run them.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::{Outcome, Step, Worker};
+use crate::engine::fail::Failure;
+
+/// What a handler returns, in the future.
+pub type Handling = Pin<Box<dyn Future<Output = Result<Value, Failure>> + Send>>;
+
+/// Does the work of one step. Any `async` function of a step is one.
+pub trait Handler: Send + Sync + 'static {
+    /// Runs the step; the value is its result.
+    fn call(&self, step: Arc<Step>) -> Handling;
+}
+
+impl<F, R> Handler for F
+where
+    F: Fn(Arc<Step>) -> R + Send + Sync + 'static,
+    R: Future<Output = Result<Value, Failure>> + Send + 'static,
+{
+    fn call(&self, step: Arc<Step>) -> Handling {
+        Box::pin(self(step))
+    }
+}
+
+/// The handlers of a worker, by the names that templates use.
+#[derive(Default)]
+pub struct Handlers(HashMap<String, Arc<dyn Handler>>);
+
+impl Handlers {
+    /// Adds a handler.
+    #[must_use]
+    pub fn with(mut self, name: &str, handler: impl Handler) -> Handlers {
+        self.0.insert(name.to_owned(), Arc::new(handler));
+        self
+    }
+}
+
+pub(super) async fn run(worker: Arc<Worker>, handlers: Arc<Handlers>) {
+    while let Ok(step) = worker.steps.recv_async().await {
+        let step = Arc::new(step);
+        let outcome = match handlers.0.get(&step.leased.handler) {
+            None => Outcome::Fail(Failure::retryable("UnknownHandler", format!("this worker has no handler {:?}", step.leased.handler))),
+            Some(handler) => handle(handler, &step).await,
+        };
+        worker.report(&step, outcome);
+    }
+}
+
+async fn handle(handler: &Arc<dyn Handler>, step: &Arc<Step>) -> Outcome {
+    // A task of its own, so that a panic ends only the step.
+    let mut handling = tokio::spawn(handler.call(step.clone()));
+    let finished = match step.leased.timeout_ms {
+        None => (&mut handling).await,
+        Some(ms) => match tokio::time::timeout(Duration::from_millis(ms.unsigned_abs()), &mut handling).await {
+            Ok(finished) => finished,
+            Err(_) => {
+                handling.abort();
+                return Outcome::Fail(Failure::retryable("Timeout", format!("the handler ran longer than {ms} ms")));
+            }
+        },
+    };
+    match finished {
+        Ok(Ok(result)) => Outcome::Complete(result.to_string()),
+        Ok(Err(failure)) => Outcome::Fail(failure),
+        Err(panic) => Outcome::Fail(Failure::retryable("Panic", panic.to_string())),
+    }
+}

@@ -66,7 +66,12 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> i32 {
     telemetry::init_logging();
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return report(&Error::System { what: "cannot start threads".into(), source: error }),
+        Err(error) => {
+            return report(&Error::System {
+                what: "cannot start threads".into(),
+                source: error,
+            })
+        }
     };
     let done = runtime.block_on(async {
         match cli.command {
@@ -106,10 +111,20 @@ fn print(json: bool, value: &serde_json::Value, text: impl FnOnce() -> String) {
 
 /// Rows under headings, each column as wide as its widest cell.
 fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
-    let cells: Vec<Vec<String>> = std::iter::once(headings.iter().map(|h| (*h).to_owned()).collect()).chain(rows.iter().cloned()).collect();
+    let cells: Vec<Vec<String>> = std::iter::once(headings.iter().map(|h| (*h).to_owned()).collect())
+        .chain(rows.iter().cloned())
+        .collect();
     let width = |column: usize| cells.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
     let widths: Vec<usize> = (0..headings.len()).map(width).collect();
-    let line = |row: &Vec<String>| row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect::<Vec<_>>().join("  ").trim_end().to_owned();
+    let line = |row: &Vec<String>| {
+        row.iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:<width$}"))
+            .collect::<Vec<_>>()
+            .join("  ")
+            .trim_end()
+            .to_owned()
+    };
     cells.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 

@@ -16,6 +16,8 @@ pub fn database_url(given: Option<&str>) -> Result<String> {
     }
     match std::fs::read_to_string(Path::new(DEV_FOLDER).join("database_url")) {
         Ok(url) => Ok(url.trim().to_owned()),
-        Err(_) => Err(Error::Config("no database is configured: set DATABASE_URL, or start a private one with `tasker dev`".into())),
+        Err(_) => Err(Error::Config(
+            "no database is configured: set DATABASE_URL, or start a private one with `tasker dev`".into(),
+        )),
     }
 }

@@ -36,7 +36,11 @@ impl Db {
     /// Errors: [`Error::Config`] for a URL that cannot be read, [`Error::Unreachable`] when there is no answer within 10 s or a refusal.
     pub async fn connect(url: &str, max_connections: u32) -> Result<Db> {
         let options = PgConnectOptions::from_str(url)
-            .map_err(|error| Error::Config(format!("the database URL is not valid ({error}): expected postgres://user:password@host:port/database")))?
+            .map_err(|error| {
+                Error::Config(format!(
+                    "the database URL is not valid ({error}): expected postgres://user:password@host:port/database"
+                ))
+            })?
             .application_name("tasker");
         let target = format!(
             "{}:{} (user {}, database {})",
@@ -45,7 +49,10 @@ impl Db {
             options.get_username(),
             options.get_database().unwrap_or_else(|| options.get_username())
         );
-        let unreachable = |reason: String| Error::Unreachable { target: target.clone(), reason };
+        let unreachable = |reason: String| Error::Unreachable {
+            target: target.clone(),
+            reason,
+        };
 
         // A pool hides why it cannot connect behind its own timeout: ask directly first.
         let first = tokio::time::timeout(Duration::from_secs(10), sqlx::ConnectOptions::connect(&options)).await;
@@ -55,7 +62,10 @@ impl Db {
             Ok(Err(error)) => return Err(unreachable(error.to_string())),
             Ok(Ok(connection)) => sqlx::Connection::close(connection).await?,
         }
-        let pool = PgPoolOptions::new().max_connections(max_connections).acquire_timeout(Duration::from_secs(10)).connect_lazy_with(options);
+        let pool = PgPoolOptions::new()
+            .max_connections(max_connections)
+            .acquire_timeout(Duration::from_secs(10))
+            .connect_lazy_with(options);
         Ok(Db { pool, target })
     }
 
@@ -76,29 +86,42 @@ impl Db {
 
     /// Whether the database answers within `timeout`.
     pub async fn answers(&self, timeout: Duration) -> bool {
-        matches!(tokio::time::timeout(timeout, sqlx::query("SELECT 1").execute(&self.pool)).await, Ok(Ok(_)))
+        matches!(
+            tokio::time::timeout(timeout, sqlx::query("SELECT 1").execute(&self.pool)).await,
+            Ok(Ok(_))
+        )
     }
 
     /// Installs pgmq where it is missing and brings the schema `tasker` up to this binary's version. Safe to run from many processes
     /// at once, and again.
     pub async fn migrate(&self) -> Result<()> {
         let mut lock = self.pool.acquire().await?;
-        sqlx::query("SELECT pg_advisory_lock(hashtext('tasker.migrate'))").execute(&mut *lock).await?;
+        sqlx::query("SELECT pg_advisory_lock(hashtext('tasker.migrate'))")
+            .execute(&mut *lock)
+            .await?;
         let done = self.migrate_locked().await;
-        sqlx::query("SELECT pg_advisory_unlock(hashtext('tasker.migrate'))").execute(&mut *lock).await?;
+        sqlx::query("SELECT pg_advisory_unlock(hashtext('tasker.migrate'))")
+            .execute(&mut *lock)
+            .await?;
         done
     }
 
     async fn migrate_locked(&self) -> Result<()> {
-        let has_pgmq: bool = sqlx::query_scalar("SELECT to_regprocedure('pgmq.send_batch(text, jsonb[])') IS NOT NULL").fetch_one(&self.pool).await?;
+        let has_pgmq: bool = sqlx::query_scalar("SELECT to_regprocedure('pgmq.send_batch(text, jsonb[])') IS NOT NULL")
+            .fetch_one(&self.pool)
+            .await?;
         if !has_pgmq {
-            let packaged: bool =
-                sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM pg_available_extensions WHERE name = 'pgmq')").fetch_one(&self.pool).await?;
+            let packaged: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM pg_available_extensions WHERE name = 'pgmq')")
+                .fetch_one(&self.pool)
+                .await?;
             if packaged {
                 sqlx::query("CREATE EXTENSION pgmq").execute(&self.pool).await?;
             } else {
                 let installer = pgmq::PGMQueueExt::new_with_pool(self.pool.clone()).await;
-                installer.install_sql_from_embedded().await.map_err(|error| Error::NotMigrated(format!("pgmq cannot be installed: {error}")))?;
+                installer
+                    .install_sql_from_embedded()
+                    .await
+                    .map_err(|error| Error::NotMigrated(format!("pgmq cannot be installed: {error}")))?;
             }
         }
         sqlx::query("CREATE SCHEMA IF NOT EXISTS tasker").execute(&self.pool).await?;
@@ -112,13 +135,18 @@ impl Db {
 
     /// Errors with [`Error::NotMigrated`] unless the schema is the one this binary was built with.
     pub async fn check_schema(&self) -> Result<()> {
-        let applied: i64 = match sqlx::query_scalar("SELECT max(version) FROM tasker._sqlx_migrations WHERE success").fetch_one(&self.pool).await {
+        let applied: i64 = match sqlx::query_scalar("SELECT max(version) FROM tasker._sqlx_migrations WHERE success")
+            .fetch_one(&self.pool)
+            .await
+        {
             Ok(version) => version,
             Err(error) => return Err(error.into()),
         };
         let needed = MIGRATIONS.iter().map(|m| m.version).max().unwrap_or_default();
         if applied < needed {
-            return Err(Error::NotMigrated(format!("the database is at schema version {applied}, this program needs {needed}: run `tasker migrate`")));
+            return Err(Error::NotMigrated(format!(
+                "the database is at schema version {applied}, this program needs {needed}: run `tasker migrate`"
+            )));
         }
         Ok(())
     }

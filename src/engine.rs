@@ -70,7 +70,15 @@ impl LowWaterMarks {
         let now = tokio::time::Instant::now();
         match self.0.get_mut(queue) {
             None => {
-                self.0.insert(queue.to_owned(), Mark { mark: 0, candidate: head, since: now, swept: now });
+                self.0.insert(
+                    queue.to_owned(),
+                    Mark {
+                        mark: 0,
+                        candidate: head,
+                        since: now,
+                        swept: now,
+                    },
+                );
             }
             Some(mark) if mark.since.elapsed() >= Self::LAG => {
                 // What was lowest a lag ago is below everything that can still become visible.
@@ -85,6 +93,12 @@ impl LowWaterMarks {
     /// All of them, as the SQL functions take them.
     pub(crate) fn to_json(&mut self) -> serde_json::Value {
         let queues: Vec<String> = self.0.keys().cloned().collect();
-        queues.into_iter().map(|queue| { let mark = self.get(&queue); (queue, serde_json::Value::from(mark)) }).collect()
+        queues
+            .into_iter()
+            .map(|queue| {
+                let mark = self.get(&queue);
+                (queue, serde_json::Value::from(mark))
+            })
+            .collect()
     }
 }

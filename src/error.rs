@@ -100,21 +100,27 @@ impl Error {
 
     /// Whether the data of the call is at fault, so that the same call can never succeed.
     pub(crate) fn is_bad_data(&self) -> bool {
-        let Error::Database(sqlx::Error::Database(e)) = self else { return false };
+        let Error::Database(sqlx::Error::Database(e)) = self else {
+            return false;
+        };
         // Class 22 is "data exception", 54 "program limit exceeded" (nesting, row size).
         e.code().is_some_and(|c| c.starts_with("22") || c.starts_with("54"))
     }
 
     /// Whether PostgreSQL rolled the transaction back only because of others: deadlock or serialization failure.
     pub(crate) fn is_conflict(&self) -> bool {
-        let Error::Database(sqlx::Error::Database(e)) = self else { return false };
+        let Error::Database(sqlx::Error::Database(e)) = self else {
+            return false;
+        };
         e.code().is_some_and(|c| c == "40P01" || c == "40001")
     }
 }
 
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
-        let sqlx::Error::Database(e) = &error else { return Error::Database(error) };
+        let sqlx::Error::Database(e) = &error else {
+            return Error::Database(error);
+        };
         let hint = e.try_downcast_ref::<sqlx::postgres::PgDatabaseError>().and_then(|p| p.hint());
         let text = match hint {
             Some(hint) => format!("{}; {hint}", e.message()),

@@ -27,14 +27,21 @@ pub(crate) struct Beat {
 
 impl Default for Beats {
     fn default() -> Self {
-        Beats { started: Instant::now(), loops: Arc::default() }
+        Beats {
+            started: Instant::now(),
+            loops: Arc::default(),
+        }
     }
 }
 
 impl Beats {
     /// Adds a loop that promises to beat at least once in `bound`.
     pub(crate) fn register(&self, name: impl Into<String>, bound: Duration) -> Beat {
-        let of = Arc::new(Loop { name: name.into(), bound, last: AtomicU64::new(self.millis()) });
+        let of = Arc::new(Loop {
+            name: name.into(),
+            bound,
+            last: AtomicU64::new(self.millis()),
+        });
         self.loops.lock().unwrap_or_else(PoisonError::into_inner).push(of.clone());
         Beat { beats: self.clone(), of }
     }
@@ -62,7 +69,11 @@ impl Drop for Beat {
     fn drop(&mut self) {
         // A loop that panicked stays on the list, and is late before long.
         if !std::thread::panicking() {
-            self.beats.loops.lock().unwrap_or_else(PoisonError::into_inner).retain(|l| !Arc::ptr_eq(l, &self.of));
+            self.beats
+                .loops
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .retain(|l| !Arc::ptr_eq(l, &self.of));
         }
     }
 }

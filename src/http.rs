@@ -37,8 +37,14 @@ pub struct Server {
 impl Server {
     /// Takes the address. Errors: [`Error::Listen`].
     pub async fn bind(address: SocketAddr) -> Result<Server> {
-        let listener = TcpListener::bind(address).await.map_err(|e| Error::Listen { address: address.to_string(), reason: e.to_string() })?;
-        Ok(Server { listener, draining: Arc::default() })
+        let listener = TcpListener::bind(address).await.map_err(|e| Error::Listen {
+            address: address.to_string(),
+            reason: e.to_string(),
+        })?;
+        Ok(Server {
+            listener,
+            draining: Arc::default(),
+        })
     }
 
     /// Tells `GET /ready` to answer 503 from now on.
@@ -48,9 +54,19 @@ impl Server {
 
     /// Serves until `stop`.
     pub async fn serve(self, db: Db, beats: Beats, stop: CancellationToken) {
-        let state = Probed { db, beats, draining: self.draining };
-        let router = Router::new().route("/health", get(health)).route("/ready", get(ready)).with_state(state);
-        if let Err(error) = axum::serve(self.listener, router).with_graceful_shutdown(stop.cancelled_owned()).await {
+        let state = Probed {
+            db,
+            beats,
+            draining: self.draining,
+        };
+        let router = Router::new()
+            .route("/health", get(health))
+            .route("/ready", get(ready))
+            .with_state(state);
+        if let Err(error) = axum::serve(self.listener, router)
+            .with_graceful_shutdown(stop.cancelled_owned())
+            .await
+        {
             tracing::error!(%error, "the health endpoints ended");
         }
     }
@@ -60,8 +76,15 @@ impl Server {
 async fn health(State(probed): State<Probed>) -> (StatusCode, Json<Value>) {
     let late = probed.beats.late();
     let database = probed.db.answers(PROBE).await;
-    let status = if late.is_empty() && database { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(json!({ "healthy": status == StatusCode::OK, "database": database, "late_loops": late })))
+    let status = if late.is_empty() && database {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    (
+        status,
+        Json(json!({ "healthy": status == StatusCode::OK, "database": database, "late_loops": late })),
+    )
 }
 
 /// Whether the process should be given work: it is not shutting down and the database has the schema it needs.
@@ -72,6 +95,13 @@ async fn ready(State(probed): State<Probed>) -> (StatusCode, Json<Value>) {
         Ok(Err(error)) => Some(error.to_string()),
         Err(_) => Some("the database does not answer".to_owned()),
     };
-    let status = if !draining && schema.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(json!({ "ready": status == StatusCode::OK, "draining": draining, "database": schema.unwrap_or_else(|| "ok".into()) })))
+    let status = if !draining && schema.is_none() {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    (
+        status,
+        Json(json!({ "ready": status == StatusCode::OK, "draining": draining, "database": schema.unwrap_or_else(|| "ok".into()) })),
+    )
 }

@@ -79,10 +79,19 @@ impl Orchestrator {
         loops.spawn(admission::Admission::new(db, &config, &membership, &beats, wakes.subscribe()).run(stop.clone()));
         loops.spawn(retries::Retries::new(db, &beats, wakes.subscribe()).run(stop.clone()));
         loops.spawn(recovery::Recovery::new(db, &beats).run(stop.clone()));
-        loops.spawn(member::keep(membership.clone(), beats.register("heartbeat", config.lease), stop.clone()));
+        loops.spawn(member::keep(
+            membership.clone(),
+            beats.register("heartbeat", config.lease),
+            stop.clone(),
+        ));
         loops.close();
         tracing::info!(member = membership.id(), "orchestrator started");
-        Ok(Orchestrator { membership, beats, stop, loops })
+        Ok(Orchestrator {
+            membership,
+            beats,
+            stop,
+            loops,
+        })
     }
 
     /// The beats of its loops.

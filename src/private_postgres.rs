@@ -28,14 +28,31 @@ impl PrivatePostgres {
     ///
     /// Errors: [`Error::Config`] when PostgreSQL is not installed, saying what to install.
     pub fn in_folder(folder: &Path) -> Result<PrivatePostgres> {
-        let system = |source| Error::System { what: format!("cannot use the folder {}", folder.display()), source };
+        let system = |source| Error::System {
+            what: format!("cannot use the folder {}", folder.display()),
+            source,
+        };
         fs::create_dir_all(folder).map_err(system)?;
         let folder = folder.canonicalize().map_err(system)?;
-        let user = if Uid::effective().is_root() { Some(unprivileged_user()?) } else { None };
-        let mut postgres = PrivatePostgres { data: folder.join("postgres"), folder, binaries: binaries()?, user };
+        let user = if Uid::effective().is_root() {
+            Some(unprivileged_user()?)
+        } else {
+            None
+        };
+        let mut postgres = PrivatePostgres {
+            data: folder.join("postgres"),
+            folder,
+            binaries: binaries()?,
+            user,
+        };
         if !postgres.reaches(&postgres.folder) {
             // Below root's own home, for example: keep the data where its user can get at it.
-            let name: String = postgres.folder.to_string_lossy().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+            let name: String = postgres
+                .folder
+                .to_string_lossy()
+                .chars()
+                .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+                .collect();
             postgres.data = Path::new("/var/tmp").join(format!("tasker{name}")).join("postgres");
         }
         Ok(postgres)
@@ -51,20 +68,27 @@ impl PrivatePostgres {
         }
         if !self.is_running() {
             let port = free_port()?;
-            let password = fs::read_to_string(&password_file).map_err(|source| Error::System { what: password_file.display().to_string(), source })?;
+            let password = fs::read_to_string(&password_file).map_err(|source| Error::System {
+                what: password_file.display().to_string(),
+                source,
+            })?;
             let log = self.data.join("server.log");
             let options = format!("-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories=''");
             self.pg_ctl(&["start", "-w", "-t", "60", "-l", &log.to_string_lossy(), "-o", &options])?;
             write_private(&url_file, &format!("postgres://tasker:{}@127.0.0.1:{port}/tasker", password.trim()))?;
         }
-        let url = fs::read_to_string(&url_file).map_err(|source| Error::System { what: url_file.display().to_string(), source })?;
+        let url = fs::read_to_string(&url_file).map_err(|source| Error::System {
+            what: url_file.display().to_string(),
+            source,
+        })?;
         create_database(&url).await?;
         Ok(url)
     }
 
     /// Whether the server runs.
     pub fn is_running(&self) -> bool {
-        self.run("pg_ctl", &["status", "-D", &self.data.to_string_lossy()]).is_ok_and(|output| output.status.success())
+        self.run("pg_ctl", &["status", "-D", &self.data.to_string_lossy()])
+            .is_ok_and(|output| output.status.success())
     }
 
     /// Stops the server where it runs; sessions are ended, what was committed is kept.
@@ -77,7 +101,10 @@ impl PrivatePostgres {
     }
 
     fn init(&self, password_file: &Path) -> Result<()> {
-        let system = |source| Error::System { what: format!("cannot create {}", self.data.display()), source };
+        let system = |source| Error::System {
+            what: format!("cannot create {}", self.data.display()),
+            source,
+        };
         fs::create_dir_all(&self.data).map_err(system)?;
         fs::set_permissions(&self.data, fs::Permissions::from_mode(0o700)).map_err(system)?;
         write_private(password_file, &uuid::Uuid::new_v4().simple().to_string())?;
@@ -92,7 +119,17 @@ impl PrivatePostgres {
         let (data, password) = (self.data.to_string_lossy(), readable.to_string_lossy());
         let done = self.run(
             "initdb",
-            &["-D", &data, "-U", "tasker", "--auth=scram-sha-256", "--pwfile", &password, "--encoding=UTF8", "--locale=C.UTF-8"],
+            &[
+                "-D",
+                &data,
+                "-U",
+                "tasker",
+                "--auth=scram-sha-256",
+                "--pwfile",
+                &password,
+                "--encoding=UTF8",
+                "--locale=C.UTF-8",
+            ],
         );
         fs::remove_file(&readable).ok();
         succeeded("initdb", done)
@@ -106,7 +143,11 @@ impl PrivatePostgres {
 
     fn run(&self, program: &str, arguments: &[&str]) -> io::Result<Output> {
         let mut command = Command::new(self.binaries.join(program));
-        command.args(arguments).current_dir("/").env("LC_ALL", "C.UTF-8").stdin(std::process::Stdio::null());
+        command
+            .args(arguments)
+            .current_dir("/")
+            .env("LC_ALL", "C.UTF-8")
+            .stdin(std::process::Stdio::null());
         if let Some(user) = &self.user {
             command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
         }
@@ -117,7 +158,11 @@ impl PrivatePostgres {
     fn reaches(&self, folder: &Path) -> bool {
         let Some(user) = &self.user else { return true };
         let mut test = Command::new("test");
-        test.arg("-x").arg(folder).current_dir("/").uid(user.uid.as_raw()).gid(user.gid.as_raw());
+        test.arg("-x")
+            .arg(folder)
+            .current_dir("/")
+            .uid(user.uid.as_raw())
+            .gid(user.gid.as_raw());
         test.status().is_ok_and(|status| status.success())
     }
 }
@@ -126,12 +171,18 @@ fn unprivileged_user() -> Result<User> {
     ["postgres", "nobody"]
         .iter()
         .find_map(|name| User::from_name(name).ok().flatten())
-        .ok_or_else(|| Error::Config("PostgreSQL does not run as root, and there is neither a user postgres nor nobody: run this as another user".into()))
+        .ok_or_else(|| {
+            Error::Config(
+                "PostgreSQL does not run as root, and there is neither a user postgres nor nobody: run this as another user".into(),
+            )
+        })
 }
 
 /// The folder of initdb and pg_ctl: on the PATH, or where distributions put it, the newest version first.
 fn binaries() -> Result<PathBuf> {
-    let on_path = std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect::<Vec<_>>()).unwrap_or_default();
+    let on_path = std::env::var_os("PATH")
+        .map(|path| std::env::split_paths(&path).collect::<Vec<_>>())
+        .unwrap_or_default();
     let mut versions: Vec<(u32, PathBuf)> = ["/usr/lib/postgresql", "/usr/pgsql", "/opt/homebrew/opt", "/usr/local/opt"]
         .iter()
         .flat_map(|parent| fs::read_dir(parent).into_iter().flatten().flatten())
@@ -156,28 +207,52 @@ fn binaries() -> Result<PathBuf> {
 
 fn free_port() -> Result<u16> {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-    taken.map(|address| address.port()).map_err(|e| Error::Listen { address: "127.0.0.1".into(), reason: e.to_string() })
+    taken.map(|address| address.port()).map_err(|e| Error::Listen {
+        address: "127.0.0.1".into(),
+        reason: e.to_string(),
+    })
 }
 
 fn write_private(path: &Path, text: &str) -> Result<()> {
-    let written = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
-    written.and_then(|mut file| io::Write::write_all(&mut file, text.as_bytes())).map_err(|source| Error::System { what: path.display().to_string(), source })
+    let written = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path);
+    written
+        .and_then(|mut file| io::Write::write_all(&mut file, text.as_bytes()))
+        .map_err(|source| Error::System {
+            what: path.display().to_string(),
+            source,
+        })
 }
 
 fn succeeded(program: &str, done: io::Result<Output>) -> Result<()> {
-    let output = done.map_err(|source| Error::System { what: program.to_owned(), source })?;
+    let output = done.map_err(|source| Error::System {
+        what: program.to_owned(),
+        source,
+    })?;
     if output.status.success() {
         return Ok(());
     }
     let said = [output.stderr, output.stdout].concat();
-    Err(Error::Config(format!("{program} failed: {}", String::from_utf8_lossy(&said).trim())))
+    Err(Error::Config(format!(
+        "{program} failed: {}",
+        String::from_utf8_lossy(&said).trim()
+    )))
 }
 
 async fn create_database(url: &str) -> Result<()> {
     let options: sqlx::postgres::PgConnectOptions = url.parse()?;
-    let unreachable = |error: sqlx::Error| Error::Unreachable { target: "the private PostgreSQL".into(), reason: error.to_string() };
+    let unreachable = |error: sqlx::Error| Error::Unreachable {
+        target: "the private PostgreSQL".into(),
+        reason: error.to_string(),
+    };
     let mut connection = options.database("postgres").connect().await.map_err(unreachable)?;
-    let exists: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM pg_database WHERE datname = 'tasker')").fetch_one(&mut connection).await?;
+    let exists: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM pg_database WHERE datname = 'tasker')")
+        .fetch_one(&mut connection)
+        .await?;
     if !exists {
         sqlx::query("CREATE DATABASE tasker").execute(&mut connection).await?;
     }

@@ -90,7 +90,13 @@ pub struct Retry {
 
 impl Default for Retry {
     fn default() -> Self {
-        Retry { max_attempts: 5, backoff: Backoff::Exponential, base: Duration::from_secs(1), max: Duration::from_secs(600), jitter: 0.1 }
+        Retry {
+            max_attempts: 5,
+            backoff: Backoff::Exponential,
+            base: Duration::from_secs(1),
+            max: Duration::from_secs(600),
+            jitter: 0.1,
+        }
     }
 }
 
@@ -151,7 +157,10 @@ impl Template {
     ///
     /// `origin` names the source in errors: a file's path, or a Ruby class.
     pub fn parse(source: &str, origin: &str) -> Result<Template, TemplateError> {
-        let problems = |problems| TemplateError { origin: origin.to_owned(), problems };
+        let problems = |problems| TemplateError {
+            origin: origin.to_owned(),
+            problems,
+        };
         document::read(source).map_err(|p| problems(vec![p]))?.validate().map_err(problems)
     }
 
@@ -163,7 +172,9 @@ impl Template {
 
     /// The positions of the steps that depend on `step`.
     pub fn children(&self, step: usize) -> Vec<usize> {
-        (0..self.steps.len()).filter(|&other| self.steps[other].parents.contains(&step)).collect()
+        (0..self.steps.len())
+            .filter(|&other| self.steps[other].parents.contains(&step))
+            .collect()
     }
 }
 

@@ -96,7 +96,12 @@ impl Step {
     }
 
     fn lease(&self) -> Lease {
-        Lease { msg_id: self.leased.msg_id, fence: self.leased.fence, task_id: self.leased.task_id, step: self.leased.step }
+        Lease {
+            msg_id: self.leased.msg_id,
+            fence: self.leased.fence,
+            task_id: self.leased.task_id,
+            step: self.leased.step,
+        }
     }
 }
 
@@ -170,7 +175,14 @@ impl Worker {
         pollers.close();
         loops.close();
         tracing::info!(member = shared.membership.id(), queues = ?shared.queues, "worker started");
-        Ok(Worker { shared, beats, steps, reports, pollers, loops })
+        Ok(Worker {
+            shared,
+            beats,
+            steps,
+            reports,
+            pollers,
+            loops,
+        })
     }
 
     /// The leased steps, for whoever handles them. Disconnected once the worker shuts down.
@@ -210,7 +222,13 @@ impl Worker {
         shared.stop.cancel();
         self.pollers.wait().await;
         let unstarted: Vec<Step> = self.steps.drain().collect();
-        self.hand_back(unstarted.iter().map(|step| (step.queue, step.leased.msg_id, step.leased.fence)).collect()).await;
+        self.hand_back(
+            unstarted
+                .iter()
+                .map(|step| (step.queue, step.leased.msg_id, step.leased.fence))
+                .collect(),
+        )
+        .await;
         if tokio::time::timeout(grace, shared.held.emptied()).await.is_err() {
             let running = shared.held.unreported();
             tracing::warn!(steps = running.len(), "the grace time is over, handing back what still runs");
@@ -228,7 +246,11 @@ impl Worker {
 
     async fn hand_back(&self, steps: Vec<(usize, i64, i32)>) {
         for (queue, name) in self.shared.queues.iter().enumerate() {
-            let leases: Vec<(i64, i32)> = steps.iter().filter(|(q, ..)| *q == queue).map(|(_, msg_id, fence)| (*msg_id, *fence)).collect();
+            let leases: Vec<(i64, i32)> = steps
+                .iter()
+                .filter(|(q, ..)| *q == queue)
+                .map(|(_, msg_id, fence)| (*msg_id, *fence))
+                .collect();
             if leases.is_empty() {
                 continue;
             }

@@ -49,7 +49,10 @@ impl Dev {
                 let url = postgres.start().await?;
                 let db = Db::connect(&url, 5).await?;
                 db.migrate().await?;
-                println!("PostgreSQL: {url}\nCtrl-C stops everything; the data stays in {}", self.folder.display());
+                println!(
+                    "PostgreSQL: {url}\nCtrl-C stops everything; the data stays in {}",
+                    self.folder.display()
+                );
                 let served = serve::serve(db, server, self.options).await;
                 if !was_running {
                     postgres.stop()?;

@@ -55,7 +55,11 @@ impl Options {
 
 /// Runs until SIGTERM or SIGINT.
 pub(super) async fn serve(db: Db, server: Server, options: Options) -> Result<i32> {
-    let config = OrchestratorConfig { namespaces: options.namespaces, queue_target: options.queue_target, ..OrchestratorConfig::default() };
+    let config = OrchestratorConfig {
+        namespaces: options.namespaces,
+        queue_target: options.queue_target,
+        ..OrchestratorConfig::default()
+    };
     let mut stopping = StopSignals::new()?;
     let orchestrator = Orchestrator::start(&db, config).await?;
     let draining = server.draining();
@@ -85,8 +89,16 @@ pub(super) struct StopSignals {
 
 impl StopSignals {
     pub(super) fn new() -> Result<StopSignals> {
-        let listen = |kind| signal(kind).map_err(|source| Error::System { what: "cannot listen for signals".into(), source });
-        Ok(StopSignals { term: listen(SignalKind::terminate())?, int: listen(SignalKind::interrupt())? })
+        let listen = |kind| {
+            signal(kind).map_err(|source| Error::System {
+                what: "cannot listen for signals".into(),
+                source,
+            })
+        };
+        Ok(StopSignals {
+            term: listen(SignalKind::terminate())?,
+            int: listen(SignalKind::interrupt())?,
+        })
     }
 
     pub(super) async fn next(&mut self) {

@@ -102,34 +102,76 @@ pub(super) enum Task {
 impl Task {
     pub(super) async fn run(self) -> Result<i32> {
         match self {
-            Task::Create { template, input, priority, key, version, watch, json, connection } => {
-                let task = NewTask { input: read_input(&input)?, priority, key };
+            Task::Create {
+                template,
+                input,
+                priority,
+                key,
+                version,
+                watch,
+                json,
+                connection,
+            } => {
+                let task = NewTask {
+                    input: read_input(&input)?,
+                    priority,
+                    key,
+                };
                 let db = connection.open(2).await?;
-                let submitted = Submitter::new(db.clone()).submit(&template, version.as_deref(), &[task]).await?.remove(0);
+                let submitted = Submitter::new(db.clone())
+                    .submit(&template, version.as_deref(), &[task])
+                    .await?
+                    .remove(0);
                 print(json, &json!(submitted), || match submitted.created {
                     true => submitted.id.to_string(),
                     false => format!("{} (the key was known)", submitted.id),
                 });
-                if watch { follow(&db, submitted.id, json).await } else { Ok(0) }
+                if watch {
+                    follow(&db, submitted.id, json).await
+                } else {
+                    Ok(0)
+                }
             }
             Task::Show { id, json, connection } => {
                 let task = read::read_task(&connection.open(2).await?, id).await?;
                 print(json, &task, || describe(&task));
                 Ok(0)
             }
-            Task::List { namespace, template, state, before, limit, json, connection } => {
-                let filter = TaskFilter { namespace, template, state, before };
+            Task::List {
+                namespace,
+                template,
+                state,
+                before,
+                limit,
+                json,
+                connection,
+            } => {
+                let filter = TaskFilter {
+                    namespace,
+                    template,
+                    state,
+                    before,
+                };
                 let tasks = read::list_tasks(&connection.open(2).await?, &filter, limit).await?;
                 print(json, &json!(tasks), || {
-                    let row = |t| ["id", "namespace", "template", "version", "state", "priority", "created_at"].map(|name| field(t, name)).to_vec();
-                    table(&["ID", "NAMESPACE", "TEMPLATE", "VERSION", "STATE", "PRIORITY", "CREATED"], &tasks.iter().map(row).collect::<Vec<_>>())
+                    let row = |t| {
+                        ["id", "namespace", "template", "version", "state", "priority", "created_at"]
+                            .map(|name| field(t, name))
+                            .to_vec()
+                    };
+                    table(
+                        &["ID", "NAMESPACE", "TEMPLATE", "VERSION", "STATE", "PRIORITY", "CREATED"],
+                        &tasks.iter().map(row).collect::<Vec<_>>(),
+                    )
                 });
                 Ok(0)
             }
             Task::Watch { id, json, connection } => follow(&connection.open(2).await?, id, json).await,
             Task::Cancel { ids, json, connection } => {
                 let cancelled = cancel_tasks(&connection.open(2).await?, &ids).await?;
-                print(json, &json!({ "cancelled": cancelled }), || format!("cancelled {} of {}", cancelled.len(), ids.len()));
+                print(json, &json!({ "cancelled": cancelled }), || {
+                    format!("cancelled {} of {}", cancelled.len(), ids.len())
+                });
                 Ok(if cancelled.len() == ids.len() { 0 } else { 1 })
             }
         }
@@ -138,10 +180,16 @@ impl Task {
 
 fn read_input(given: &str) -> Result<Value> {
     let text = match given.strip_prefix('@') {
-        Some(file) => std::fs::read_to_string(file).map_err(|source| Error::System { what: file.to_owned(), source })?,
+        Some(file) => std::fs::read_to_string(file).map_err(|source| Error::System {
+            what: file.to_owned(),
+            source,
+        })?,
         None if given == "-" => {
             let mut text = String::new();
-            std::io::stdin().read_to_string(&mut text).map_err(|source| Error::System { what: "standard input".into(), source })?;
+            std::io::stdin().read_to_string(&mut text).map_err(|source| Error::System {
+                what: "standard input".into(),
+                source,
+            })?;
             text
         }
         None => given.to_owned(),
@@ -150,21 +198,49 @@ fn read_input(given: &str) -> Result<Value> {
 }
 
 fn describe(task: &Value) -> String {
-    let head = ["id", "namespace", "template", "version", "state", "priority", "key", "created_at", "started_at", "finished_at"]
-        .map(|name| format!("{:<12}{}", name, field(task, name)))
-        .join("\n");
+    let head = [
+        "id",
+        "namespace",
+        "template",
+        "version",
+        "state",
+        "priority",
+        "key",
+        "created_at",
+        "started_at",
+        "finished_at",
+    ]
+    .map(|name| format!("{:<12}{}", name, field(task, name)))
+    .join("\n");
     let row = |step: &Value| {
         let attempts = format!("{}/{}", field(step, "attempt"), field(step, "max_attempts"));
-        let last_error = step["errors"].as_array().and_then(|e| e.last()).map_or_else(|| "-".into(), |e| format!("{}: {}", field(e, "class"), field(e, "message")));
-        vec![field(step, "name"), field(step, "state"), attempts, field(step, "worker"), last_error]
+        let last_error = step["errors"]
+            .as_array()
+            .and_then(|e| e.last())
+            .map_or_else(|| "-".into(), |e| format!("{}: {}", field(e, "class"), field(e, "message")));
+        vec![
+            field(step, "name"),
+            field(step, "state"),
+            attempts,
+            field(step, "worker"),
+            last_error,
+        ]
     };
     let rows: Vec<Vec<String>> = task["steps"].as_array().into_iter().flatten().map(row).collect();
-    format!("{head}\ninput       {}\n\n{}", task["input"], table(&["STEP", "STATE", "ATTEMPT", "WORKER", "LAST ERROR"], &rows))
+    format!(
+        "{head}\ninput       {}\n\n{}",
+        task["input"],
+        table(&["STEP", "STATE", "ATTEMPT", "WORKER", "LAST ERROR"], &rows)
+    )
 }
 
 /// Draws a bar (or prints a line for every change, where there is no terminal) until the task ends or is blocked.
 async fn follow(db: &Db, id: Uuid, json: bool) -> Result<i32> {
-    let bar = if json || !std::io::stderr().is_terminal() { ProgressBar::hidden() } else { ProgressBar::new(0) };
+    let bar = if json || !std::io::stderr().is_terminal() {
+        ProgressBar::hidden()
+    } else {
+        ProgressBar::new(0)
+    };
     if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix} [{bar:40}] {pos}/{len} {msg}") {
         bar.set_style(style.progress_chars("=> "));
     }
@@ -172,7 +248,13 @@ async fn follow(db: &Db, id: Uuid, json: bool) -> Result<i32> {
     loop {
         let task = read::read_task(db, id).await?;
         let steps: Vec<&Value> = task["steps"].as_array().into_iter().flatten().collect();
-        let with_state = |state: &str| steps.iter().filter(|s| s["state"] == state).map(|s| field(s, "name")).collect::<Vec<_>>();
+        let with_state = |state: &str| {
+            steps
+                .iter()
+                .filter(|s| s["state"] == state)
+                .map(|s| field(s, "name"))
+                .collect::<Vec<_>>()
+        };
         let (done, running) = (with_state("complete"), with_state("in_progress"));
         let state = field(&task, "state");
 
@@ -182,7 +264,14 @@ async fn follow(db: &Db, id: Uuid, json: bool) -> Result<i32> {
         bar.set_prefix(state.clone());
         bar.set_message(running.join(", "));
         if seen != last && bar.is_hidden() {
-            print(json, &seen, || format!("{state}: {}/{} steps complete; in progress: {}", done.len(), steps.len(), running.join(", ")));
+            print(json, &seen, || {
+                format!(
+                    "{state}: {}/{} steps complete; in progress: {}",
+                    done.len(),
+                    steps.len(),
+                    running.join(", ")
+                )
+            });
         }
         last = seen;
 

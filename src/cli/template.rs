@@ -75,11 +75,23 @@ impl Template {
             Template::List { json, connection } => {
                 let templates = read::list_templates(&connection.open(2).await?).await?;
                 print(json, &json!(templates), || {
-                    let row = |t| ["namespace", "name", "version", "steps", "versions"].map(|name| field(t, name)).to_vec();
-                    table(&["NAMESPACE", "NAME", "VERSION", "STEPS", "VERSIONS"], &templates.iter().map(row).collect::<Vec<_>>())
+                    let row = |t| {
+                        ["namespace", "name", "version", "steps", "versions"]
+                            .map(|name| field(t, name))
+                            .to_vec()
+                    };
+                    table(
+                        &["NAMESPACE", "NAME", "VERSION", "STEPS", "VERSIONS"],
+                        &templates.iter().map(row).collect::<Vec<_>>(),
+                    )
                 });
             }
-            Template::Show { template, version, json, connection } => {
+            Template::Show {
+                template,
+                version,
+                json,
+                connection,
+            } => {
                 let definition = read::read_template(&connection.open(2).await?, &template, version.as_deref()).await?;
                 print(json, &definition, || format!("{definition:#}"));
             }
@@ -90,7 +102,10 @@ impl Template {
 
 fn parse_all(files: &[PathBuf]) -> Result<Vec<Definition>> {
     let parse = |file: &PathBuf| {
-        let source = std::fs::read_to_string(file).map_err(|source| Error::System { what: file.display().to_string(), source })?;
+        let source = std::fs::read_to_string(file).map_err(|source| Error::System {
+            what: file.display().to_string(),
+            source,
+        })?;
         Ok(Definition::parse(&source, &file.display().to_string())?)
     };
     files.iter().map(parse).collect()

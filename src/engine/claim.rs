@@ -32,14 +32,16 @@ pub(crate) async fn claim_tasks(
     let filter = (!namespaces.is_empty()).then_some(namespaces);
     let marks_now = marks.to_json();
     let claimed: Vec<Claimed> = super::again_on_conflict(|| async {
-        Ok(sqlx::query_as("SELECT namespace, claimed, head FROM tasker.claim_tasks($1, $2, $3, $4, $5)")
-            .bind(member)
-            .bind(filter)
-            .bind(&marks_now)
-            .bind(target)
-            .bind(batch)
-            .fetch_all(db.pool())
-            .await?)
+        Ok(
+            sqlx::query_as("SELECT namespace, claimed, head FROM tasker.claim_tasks($1, $2, $3, $4, $5)")
+                .bind(member)
+                .bind(filter)
+                .bind(&marks_now)
+                .bind(target)
+                .bind(batch)
+                .fetch_all(db.pool())
+                .await?,
+        )
     })
     .await?;
     for entry in &claimed {
@@ -62,7 +64,10 @@ pub struct Retried {
 /// Enqueues at most `limit` steps whose retry is due.
 pub(crate) async fn enqueue_due_retries(db: &Db, limit: i32) -> Result<Retried> {
     super::again_on_conflict(|| async {
-        Ok(sqlx::query_as("SELECT enqueued, next_due FROM tasker.enqueue_due_retries($1)").bind(limit).fetch_one(db.pool()).await?)
+        Ok(sqlx::query_as("SELECT enqueued, next_due FROM tasker.enqueue_due_retries($1)")
+            .bind(limit)
+            .fetch_one(db.pool())
+            .await?)
     })
     .await
 }

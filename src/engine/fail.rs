@@ -34,17 +34,27 @@ pub struct Failure {
 impl Failure {
     /// A failure that is worth another attempt.
     pub fn retryable(class: impl Into<String>, message: impl Into<String>) -> Failure {
-        Failure { class: class.into(), message: message.into(), ..Failure::default() }
+        Failure {
+            class: class.into(),
+            message: message.into(),
+            ..Failure::default()
+        }
     }
 
     /// A failure that no other attempt can mend.
     pub fn permanent(class: impl Into<String>, message: impl Into<String>) -> Failure {
-        Failure { permanent: true, ..Failure::retryable(class, message) }
+        Failure {
+            permanent: true,
+            ..Failure::retryable(class, message)
+        }
     }
 
     /// Says when to try again, in place of the template's backoff.
     pub fn retry_after(self, delay: Duration) -> Failure {
-        Failure { retry_after: Some(delay.as_secs_f64()), ..self }
+        Failure {
+            retry_after: Some(delay.as_secs_f64()),
+            ..self
+        }
     }
 
     /// What PostgreSQL can store: no U+0000, no endless text, a delay that is one.

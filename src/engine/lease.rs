@@ -46,21 +46,34 @@ pub struct LeasedStep {
 }
 
 /// Leases at most `limit` steps of `queue` for `lease`. Never waits.
-pub(crate) async fn lease_steps(db: &Db, queue: &str, worker: i32, marks: &mut LowWaterMarks, limit: i32, lease: Duration) -> Result<Vec<LeasedStep>> {
+pub(crate) async fn lease_steps(
+    db: &Db,
+    queue: &str,
+    worker: i32,
+    marks: &mut LowWaterMarks,
+    limit: i32,
+    lease: Duration,
+) -> Result<Vec<LeasedStep>> {
     let mark = marks.get(queue);
     let leased: Vec<LeasedStep> = super::again_on_conflict(|| async {
-        Ok(sqlx::query_as("SELECT * FROM tasker.lease_steps($1, $2, $3, $4, make_interval(secs => $5))")
-            .bind(queue)
-            .bind(worker)
-            .bind(mark)
-            .bind(limit)
-            .bind(lease.as_secs_f64())
-            .fetch_all(db.pool())
-            .await?)
+        Ok(
+            sqlx::query_as("SELECT * FROM tasker.lease_steps($1, $2, $3, $4, make_interval(secs => $5))")
+                .bind(queue)
+                .bind(worker)
+                .bind(mark)
+                .bind(limit)
+                .bind(lease.as_secs_f64())
+                .fetch_all(db.pool())
+                .await?,
+        )
     })
     .await?;
     if !leased.is_empty() && marks.is_due(queue) {
-        let head: Option<i64> = sqlx::query_scalar("SELECT tasker.queue_head($1, $2)").bind(queue).bind(mark).fetch_one(db.pool()).await?;
+        let head: Option<i64> = sqlx::query_scalar("SELECT tasker.queue_head($1, $2)")
+            .bind(queue)
+            .bind(mark)
+            .fetch_one(db.pool())
+            .await?;
         if let Some(head) = head {
             marks.saw(queue, head);
         }
@@ -71,19 +84,26 @@ pub(crate) async fn lease_steps(db: &Db, queue: &str, worker: i32, marks: &mut L
 /// Renews leases, given as (message, fence). Returns the messages that are no longer the caller's.
 pub(crate) async fn extend_leases(db: &Db, queue: &str, leases: &[(i64, i32)], lease: Duration) -> Result<Vec<i64>> {
     let (ids, fences): (Vec<i64>, Vec<i32>) = leases.iter().copied().unzip();
-    Ok(sqlx::query_scalar("SELECT tasker.extend_leases($1, $2, $3, make_interval(secs => $4))")
-        .bind(queue)
-        .bind(ids)
-        .bind(fences)
-        .bind(lease.as_secs_f64())
-        .fetch_all(db.pool())
-        .await?)
+    Ok(
+        sqlx::query_scalar("SELECT tasker.extend_leases($1, $2, $3, make_interval(secs => $4))")
+            .bind(queue)
+            .bind(ids)
+            .bind(fences)
+            .bind(lease.as_secs_f64())
+            .fetch_all(db.pool())
+            .await?,
+    )
 }
 
 /// Hands leases back, given as (message, fence): visible to others at once, and not counted as a crash. Returns how many were held.
 pub(crate) async fn release_steps(db: &Db, queue: &str, leases: &[(i64, i32)]) -> Result<i32> {
     let (ids, fences): (Vec<i64>, Vec<i32>) = leases.iter().copied().unzip();
-    Ok(sqlx::query_scalar("SELECT tasker.release_steps($1, $2, $3)").bind(queue).bind(ids).bind(fences).fetch_one(db.pool()).await?)
+    Ok(sqlx::query_scalar("SELECT tasker.release_steps($1, $2, $3)")
+        .bind(queue)
+        .bind(ids)
+        .bind(fences)
+        .fetch_one(db.pool())
+        .await?)
 }
 
 /// Wakes the workers of queues in which leases ran out. Returns (namespace, how many) where there were any.

@@ -45,7 +45,14 @@ impl Membership {
     /// Joins. `namespaces` empty means all.
     pub async fn join(db: &Db, kind: Kind, namespaces: &[String], lease: Duration) -> Result<Membership> {
         let name = format!("{}:{}", gethostname::gethostname().to_string_lossy(), std::process::id());
-        let membership = Membership { db: db.clone(), kind, name, namespaces: namespaces.to_vec(), lease, id: AtomicI32::new(0) };
+        let membership = Membership {
+            db: db.clone(),
+            kind,
+            name,
+            namespaces: namespaces.to_vec(),
+            lease,
+            id: AtomicI32::new(0),
+        };
         membership.rejoin().await?;
         Ok(membership)
     }
@@ -89,14 +96,19 @@ impl Membership {
 
     /// Leaves, so that nobody waits for the lease to run out.
     pub async fn leave(&self) -> Result<()> {
-        sqlx::query("SELECT tasker.leave_members($1)").bind(self.id()).execute(self.db.pool()).await?;
+        sqlx::query("SELECT tasker.leave_members($1)")
+            .bind(self.id())
+            .execute(self.db.pool())
+            .await?;
         Ok(())
     }
 }
 
 /// Marks and names the members whose lease ran out.
 pub async fn expire(db: &Db) -> Result<Vec<Expired>> {
-    Ok(sqlx::query_as("SELECT id, kind, name FROM tasker.expire_members()").fetch_all(db.pool()).await?)
+    Ok(sqlx::query_as("SELECT id, kind, name FROM tasker.expire_members()")
+        .fetch_all(db.pool())
+        .await?)
 }
 
 /// Renews a membership at a third of its lease, until `stop`.

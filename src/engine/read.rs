@@ -1,5 +1,7 @@
 //! Reading what operators and clients see, as JSON objects whose fields `migrations/0010_read.sql` lists.
 
+use std::time::{Duration, Instant};
+
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -24,7 +26,10 @@ pub const ENDED: [&str; 3] = ["complete", "failed", "cancelled"];
 
 /// A task with its steps. Errors: [`Error::NotFound`].
 pub async fn read_task(db: &Db, task: Uuid) -> Result<Value> {
-    let found: Option<Value> = sqlx::query_scalar("SELECT tasker.read_task($1)").bind(task).fetch_one(db.pool()).await?;
+    let found: Option<Value> = sqlx::query_scalar("SELECT tasker.read_task($1)")
+        .bind(task)
+        .fetch_one(db.pool())
+        .await?;
     found.ok_or_else(|| Error::NotFound(format!("no task {task}")))
 }
 
@@ -42,7 +47,10 @@ pub async fn list_tasks(db: &Db, filter: &TaskFilter, limit: i32) -> Result<Vec<
 
 /// The states of tasks; those that do not exist are left out.
 pub async fn task_states(db: &Db, tasks: &[Uuid]) -> Result<Vec<(Uuid, String)>> {
-    Ok(sqlx::query_as("SELECT id, state FROM tasker.task_states($1)").bind(tasks).fetch_all(db.pool()).await?)
+    Ok(sqlx::query_as("SELECT id, state FROM tasker.task_states($1)")
+        .bind(tasks)
+        .fetch_all(db.pool())
+        .await?)
 }
 
 /// Every template in its current version.
@@ -61,5 +69,27 @@ pub async fn read_template(db: &Db, template: &str, version: Option<&str>) -> Re
 
 /// What went wrong without anything being lost, by name, since the database was made.
 pub async fn counters(db: &Db) -> Result<Vec<(String, i64)>> {
-    Ok(sqlx::query_as("SELECT name, value FROM tasker.counters ORDER BY name").fetch_all(db.pool()).await?)
+    Ok(sqlx::query_as("SELECT name, value FROM tasker.counters ORDER BY name")
+        .fetch_all(db.pool())
+        .await?)
+}
+
+/// The task's state once it has ended or is blocked, or whatever it is after `timeout`. Errors: [`Error::NotFound`].
+pub async fn wait_for_end(db: &Db, task: Uuid, timeout: Option<Duration>) -> Result<String> {
+    let deadline = timeout.map(|timeout| Instant::now() + timeout);
+    let mut delay = Duration::from_millis(2);
+    loop {
+        let states = task_states(db, &[task]).await?;
+        let (_, state) = states
+            .into_iter()
+            .next()
+            .ok_or_else(|| Error::NotFound(format!("no task {task}")))?;
+        let over = deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        if over || state == "blocked" || ENDED.contains(&state.as_str()) {
+            return Ok(state);
+        }
+        let left = deadline.map_or(delay, |deadline| deadline.saturating_duration_since(Instant::now()));
+        tokio::time::sleep(delay.min(left)).await;
+        delay = (delay * 2).min(Duration::from_millis(200));
+    }
 }

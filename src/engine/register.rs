@@ -49,6 +49,9 @@ fn step_row(template: &Template, position: usize) -> Value {
 
 /// Creates the namespaces that are missing, each with its queue and dead-letter queue.
 pub(crate) async fn ensure_namespaces(db: &Db, names: &[String]) -> Result<()> {
-    sqlx::query("SELECT tasker.ensure_namespaces($1)").bind(names).execute(db.pool()).await?;
+    sqlx::query("SELECT tasker.ensure_namespaces($1)")
+        .bind(names)
+        .execute(db.pool())
+        .await?;
     Ok(())
 }

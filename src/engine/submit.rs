@@ -54,7 +54,10 @@ struct Version {
 impl Submitter {
     /// A submitter for this database.
     pub fn new(db: Db) -> Submitter {
-        Submitter { db, schemas: Arc::default() }
+        Submitter {
+            db,
+            schemas: Arc::default(),
+        }
     }
 
     /// Creates all of `tasks` or, if one of them is refused, none. The result is in the order of `tasks`.
@@ -62,8 +65,11 @@ impl Submitter {
     /// `template` is a name or `namespace/name`; `version` None means the current one.
     /// Errors: [`Error::NotFound`] for an unknown template, [`Error::Invalid`] for an input, key or priority that is not acceptable.
     pub async fn submit(&self, template: &str, version: Option<&str>, tasks: &[NewTask]) -> Result<Vec<Submitted>> {
-        let found: Version =
-            sqlx::query_as("SELECT id, version FROM tasker.find_template($1, $2)").bind(template).bind(version).fetch_one(self.db.pool()).await?;
+        let found: Version = sqlx::query_as("SELECT id, version FROM tasker.find_template($1, $2)")
+            .bind(template)
+            .bind(version)
+            .fetch_one(self.db.pool())
+            .await?;
         let schema = self.schema(found.id).await?;
         for (n, task) in tasks.iter().enumerate() {
             check(template, &schema, task).map_err(|problem| match tasks.len() {
@@ -72,7 +78,10 @@ impl Submitter {
             })?;
         }
         let inputs: Vec<Json<&Value>> = tasks.iter().map(|task| Json(&task.input)).collect();
-        let keys: Option<Vec<Option<&str>>> = tasks.iter().any(|t| t.key.is_some()).then(|| tasks.iter().map(|t| t.key.as_deref()).collect());
+        let keys: Option<Vec<Option<&str>>> = tasks
+            .iter()
+            .any(|t| t.key.is_some())
+            .then(|| tasks.iter().map(|t| t.key.as_deref()).collect());
         let priorities: Vec<Option<&str>> = tasks.iter().map(|task| task.priority.map(Priority::name)).collect();
         let submitted = super::again_on_conflict(|| async {
             Ok(sqlx::query_as("SELECT id, created FROM tasker.create_tasks($1, $2, $3, $4, $5)")
@@ -88,7 +97,8 @@ impl Submitter {
     }
 
     async fn schema(&self, version_id: i32) -> Result<Arc<Schema>> {
-        let known = |schemas: &Mutex<HashMap<i32, Arc<Schema>>>| schemas.lock().unwrap_or_else(PoisonError::into_inner).get(&version_id).cloned();
+        let known =
+            |schemas: &Mutex<HashMap<i32, Arc<Schema>>>| schemas.lock().unwrap_or_else(PoisonError::into_inner).get(&version_id).cloned();
         if let Some(schema) = known(&self.schemas) {
             return Ok(schema);
         }
@@ -97,8 +107,14 @@ impl Submitter {
             .fetch_one(self.db.pool())
             .await?;
         let validator = source.map(|source| jsonschema::validator_for(&source)).transpose();
-        let schema = Arc::new(Schema(validator.map_err(|error| Error::Invalid(format!("the template's input_schema is not valid: {error}")))?));
-        self.schemas.lock().unwrap_or_else(PoisonError::into_inner).insert(version_id, schema.clone());
+        let schema =
+            Arc::new(Schema(validator.map_err(|error| {
+                Error::Invalid(format!("the template's input_schema is not valid: {error}"))
+            })?));
+        self.schemas
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(version_id, schema.clone());
         Ok(schema)
     }
 }
@@ -109,7 +125,10 @@ fn check(template: &str, schema: &Schema, task: &NewTask) -> std::result::Result
     }
     let text = task.input.to_string();
     if text.len() > MAX_INPUT_BYTES {
-        return Err(format!("the input has {} bytes, at most {MAX_INPUT_BYTES} are accepted", text.len()));
+        return Err(format!(
+            "the input has {} bytes, at most {MAX_INPUT_BYTES} are accepted",
+            text.len()
+        ));
     }
     if text.contains("\\u0000") {
         return Err("the input contains the character U+0000, which PostgreSQL cannot store".into());
@@ -126,6 +145,9 @@ fn check(template: &str, schema: &Schema, task: &NewTask) -> std::result::Result
     if problems.is_empty() {
         Ok(())
     } else {
-        Err(format!("the input does not satisfy the input_schema of {template}: {}", problems.join("; ")))
+        Err(format!(
+            "the input does not satisfy the input_schema of {template}: {}",
+            problems.join("; ")
+        ))
     }
 }

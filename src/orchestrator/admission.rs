@@ -35,9 +35,22 @@ enum Next {
 }
 
 impl Admission {
-    pub(super) fn new(db: &Db, config: &OrchestratorConfig, membership: &Arc<Membership>, beats: &Beats, wakes: broadcast::Receiver<Wake>) -> Self {
+    pub(super) fn new(
+        db: &Db,
+        config: &OrchestratorConfig,
+        membership: &Arc<Membership>,
+        beats: &Beats,
+        wakes: broadcast::Receiver<Wake>,
+    ) -> Self {
         let beat = beats.register("admission", Duration::from_secs(60));
-        Admission { db: db.clone(), config: config.clone(), membership: membership.clone(), marks: LowWaterMarks::default(), wakes, beat }
+        Admission {
+            db: db.clone(),
+            config: config.clone(),
+            membership: membership.clone(),
+            marks: LowWaterMarks::default(),
+            wakes,
+            beat,
+        }
     }
 
     pub(super) async fn run(mut self, stop: CancellationToken) {

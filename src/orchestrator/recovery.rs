@@ -21,7 +21,11 @@ pub(super) struct Recovery {
 
 impl Recovery {
     pub(super) fn new(db: &Db, beats: &Beats) -> Self {
-        Recovery { db: db.clone(), marks: LowWaterMarks::default(), beat: beats.register("recovery", Duration::from_secs(60)) }
+        Recovery {
+            db: db.clone(),
+            marks: LowWaterMarks::default(),
+            beat: beats.register("recovery", Duration::from_secs(60)),
+        }
     }
 
     pub(super) async fn run(mut self, stop: CancellationToken) {

@@ -22,7 +22,11 @@ pub(super) struct Retries {
 
 impl Retries {
     pub(super) fn new(db: &Db, beats: &Beats, wakes: broadcast::Receiver<Wake>) -> Self {
-        Retries { db: db.clone(), wakes, beat: beats.register("retries", Duration::from_secs(60)) }
+        Retries {
+            db: db.clone(),
+            wakes,
+            beat: beats.register("retries", Duration::from_secs(60)),
+        }
     }
 
     pub(super) async fn run(mut self, stop: CancellationToken) {
@@ -52,7 +56,10 @@ impl Retries {
 /// How long to wait for a retry that is due at `next`. This machine's clock decides only when to ask; the database's decides what is due.
 fn until(next: Option<DateTime<Utc>>) -> Duration {
     match next {
-        Some(due) => (due - Utc::now()).to_std().unwrap_or_default().clamp(Duration::from_millis(5), POLL),
+        Some(due) => (due - Utc::now())
+            .to_std()
+            .unwrap_or_default()
+            .clamp(Duration::from_millis(5), POLL),
         None => POLL,
     }
 }

@@ -73,7 +73,10 @@ impl Document {
         let name = found.name(&self.name, "name", 100);
         let version = self.version.map(|version| {
             if version.value.is_empty() || version.value.len() > 50 || version.value.chars().any(|c| c.is_whitespace() || c.is_control()) {
-                found.add(&version, format!("version {:?}: expected 1 to 50 characters without spaces", version.value));
+                found.add(
+                    &version,
+                    format!("version {:?}: expected 1 to 50 characters without spaces", version.value),
+                );
             }
             version.value
         });
@@ -92,20 +95,37 @@ impl Document {
         let mut positions = HashMap::new();
         for (position, step) in self.steps.value.iter().enumerate() {
             if positions.insert(step.name.value.clone(), position).is_some() {
-                found.add(&step.name, format!("duplicate step {:?}: expected every step to have a name of its own", step.name.value));
+                found.add(
+                    &step.name,
+                    format!(
+                        "duplicate step {:?}: expected every step to have a name of its own",
+                        step.name.value
+                    ),
+                );
             }
         }
         if positions.is_empty() {
             found.add(&self.steps, "steps is empty: expected at least one step".into());
         } else if self.steps.value.len() > MAX_STEPS {
-            found.add(&self.steps, format!("{} steps: expected at most {MAX_STEPS}", self.steps.value.len()));
+            found.add(
+                &self.steps,
+                format!("{} steps: expected at most {MAX_STEPS}", self.steps.value.len()),
+            );
         }
 
         let lines: Vec<u64> = self.steps.value.iter().map(|step| line(&step.name)).collect();
-        let steps: Vec<Step> = self.steps.value.into_iter().map(|step| step.validate(&namespace, &positions, &mut found)).collect();
+        let steps: Vec<Step> = self
+            .steps
+            .value
+            .into_iter()
+            .map(|step| step.validate(&namespace, &positions, &mut found))
+            .collect();
         if let Some(cycle) = graph::cycle(&steps) {
             let names: Vec<&str> = cycle.iter().chain(cycle.first()).map(|&step| steps[step].name.as_str()).collect();
-            found.0.push(Problem { line: lines[cycle[0]], message: format!("cycle: {}: expected no step to depend on itself", names.join(" → ")) });
+            found.0.push(Problem {
+                line: lines[cycle[0]],
+                message: format!("cycle: {}: expected no step to depend on itself", names.join(" → ")),
+            });
         }
 
         if !found.0.is_empty() {
@@ -113,7 +133,15 @@ impl Document {
             return Err(found.0);
         }
         let input_schema = self.input_schema.map(|schema| schema.value);
-        Ok(Template { namespace, name, version, description: self.description, priority, input_schema, steps })
+        Ok(Template {
+            namespace,
+            name,
+            version,
+            description: self.description,
+            priority,
+            input_schema,
+            steps,
+        })
     }
 }
 
@@ -123,11 +151,17 @@ impl StepDocument {
         let handler = match self.handler {
             Some(handler) if !handler.value.trim().is_empty() && handler.value.len() <= 255 => handler.value,
             Some(handler) => {
-                found.add(&handler, format!("step {name:?}: handler is empty or longer than 255: expected the name of a handler"));
+                found.add(
+                    &handler,
+                    format!("step {name:?}: handler is empty or longer than 255: expected the name of a handler"),
+                );
                 String::new()
             }
             None => {
-                found.add(&self.name, format!("step {name:?} has no handler: expected `handler: NameOfAHandler`"));
+                found.add(
+                    &self.name,
+                    format!("step {name:?} has no handler: expected `handler: NameOfAHandler`"),
+                );
                 String::new()
             }
         };
@@ -136,25 +170,43 @@ impl StepDocument {
         for parent in &self.depends_on {
             match positions.get(&parent.value) {
                 Some(position) if parents.contains(position) => {
-                    found.add(parent, format!("step {name:?} depends on {:?} twice: expected each step once", parent.value));
+                    found.add(
+                        parent,
+                        format!("step {name:?} depends on {:?} twice: expected each step once", parent.value),
+                    );
                 }
                 Some(&position) => parents.push(position),
                 None => {
                     let mut known: Vec<&str> = positions.keys().map(String::as_str).take(20).collect();
                     known.sort_unstable();
-                    found.add(parent, format!("step {name:?} depends on unknown step {:?}: expected one of {}", parent.value, known.join(", ")));
+                    found.add(
+                        parent,
+                        format!(
+                            "step {name:?} depends on unknown step {:?}: expected one of {}",
+                            parent.value,
+                            known.join(", ")
+                        ),
+                    );
                 }
             }
         }
 
-        let config = self.config.map_or_else(|| Value::Object(Default::default()), |config| {
-            if !config.value.is_object() {
-                found.add(&config, format!("step {name:?}: config is {}: expected a mapping", kind(&config.value)));
-            }
-            config.value
-        });
+        let config = self.config.map_or_else(
+            || Value::Object(Default::default()),
+            |config| {
+                if !config.value.is_object() {
+                    found.add(
+                        &config,
+                        format!("step {name:?}: config is {}: expected a mapping", kind(&config.value)),
+                    );
+                }
+                config.value
+            },
+        );
         Step {
-            namespace: self.namespace.map_or_else(|| namespace.to_owned(), |own| found.name(&own, "namespace", 37)),
+            namespace: self
+                .namespace
+                .map_or_else(|| namespace.to_owned(), |own| found.name(&own, "namespace", 37)),
             retry: self.retry.map_or_else(Retry::default, |retry| retry.validate(found)),
             timeout: self.timeout.and_then(|timeout| found.span(&timeout, "timeout")),
             name,
@@ -213,7 +265,10 @@ impl Problems {
             && text.len() <= max
             && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
         if !well_formed {
-            self.add(name, format!("{what} {text:?}: expected a-z, 0-9 and _, a letter first, at most {max} characters"));
+            self.add(
+                name,
+                format!("{what} {text:?}: expected a-z, 0-9 and _, a letter first, at most {max} characters"),
+            );
         }
         text.clone()
     }
@@ -225,7 +280,10 @@ impl Problems {
         };
         let valid = parsed.filter(|&d| d > Duration::ZERO && d <= MAX_SPAN);
         if valid.is_none() {
-            self.add(span, format!("{what} is {written}: expected a duration such as 30, \"30s\" or \"1h 30m\", of at most a year"));
+            self.add(
+                span,
+                format!("{what} is {written}: expected a duration such as 30, \"30s\" or \"1h 30m\", of at most a year"),
+            );
         }
         valid
     }

@@ -7,12 +7,17 @@ use super::Step;
 
 /// The steps of one cycle, in the order in which they wait for each other; None where there is no cycle.
 pub(super) fn cycle(steps: &[Step]) -> Option<Vec<usize>> {
-    let edges = steps.iter().enumerate().flat_map(|(step, s)| s.parents.iter().map(move |&parent| (parent as u32, step as u32)));
+    let edges = steps
+        .iter()
+        .enumerate()
+        .flat_map(|(step, s)| s.parents.iter().map(move |&parent| (parent as u32, step as u32)));
     let mut graph = DiGraph::<(), ()>::from_edges(edges);
     while graph.node_count() < steps.len() {
         graph.add_node(());
     }
-    let component = tarjan_scc(&graph).into_iter().find(|members| members.len() > 1 || graph.contains_edge(members[0], members[0]))?;
+    let component = tarjan_scc(&graph)
+        .into_iter()
+        .find(|members| members.len() > 1 || graph.contains_edge(members[0], members[0]))?;
 
     // Walk from parent to parent inside the component: the first step met again closes a cycle.
     let inside = |step: &usize| component.iter().any(|member| member.index() == *step);

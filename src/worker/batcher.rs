@@ -25,7 +25,9 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, mut outcomes: Unbound
         };
         let Some(first) = first else { return };
         // While this waits, more outcomes come in.
-        let Ok(permit) = commits.clone().acquire_owned().await else { return };
+        let Ok(permit) = commits.clone().acquire_owned().await else {
+            return;
+        };
         let batch = collect(&shared, first, &mut outcomes).await;
         let shared = shared.clone();
         tokio::spawn(async move {

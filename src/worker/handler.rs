@@ -47,7 +47,10 @@ pub(super) async fn run(worker: Arc<Worker>, handlers: Arc<Handlers>) {
     while let Ok(step) = worker.steps.recv_async().await {
         let step = Arc::new(step);
         let outcome = match handlers.0.get(&step.leased.handler) {
-            None => Outcome::Fail(Failure::retryable("UnknownHandler", format!("this worker has no handler {:?}", step.leased.handler))),
+            None => Outcome::Fail(Failure::retryable(
+                "UnknownHandler",
+                format!("this worker has no handler {:?}", step.leased.handler),
+            )),
             Some(handler) => handle(handler, &step).await,
         };
         worker.report(&step, outcome);

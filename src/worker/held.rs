@@ -45,7 +45,11 @@ impl Pace {
 
 impl Default for Pace {
     fn default() -> Self {
-        Pace { ahead: 0, since: Instant::now(), finished: 0 }
+        Pace {
+            ahead: 0,
+            since: Instant::now(),
+            finished: 0,
+        }
     }
 }
 
@@ -57,7 +61,14 @@ impl Held {
     /// Adds a leased step; the flag is raised when its lease is lost.
     pub(super) fn add(&self, queue: usize, msg_id: i64, fence: i32) -> Arc<AtomicBool> {
         let lost = Arc::new(AtomicBool::new(false));
-        self.entries().by_message.insert((queue, msg_id), Entry { fence, lost: lost.clone(), reported: false });
+        self.entries().by_message.insert(
+            (queue, msg_id),
+            Entry {
+                fence,
+                lost: lost.clone(),
+                reported: false,
+            },
+        );
         lost
     }
 
@@ -102,7 +113,11 @@ impl Held {
         if elapsed >= Pace::AHEAD / 2 {
             let finished = self.finished.load(Ordering::Relaxed);
             let share = Pace::AHEAD.as_secs_f64() / elapsed.as_secs_f64();
-            entries.pace = Pace { ahead: ((finished - entries.pace.finished) as f64 * share) as usize, since: Instant::now(), finished };
+            entries.pace = Pace {
+                ahead: ((finished - entries.pace.finished) as f64 * share) as usize,
+                since: Instant::now(),
+                finished,
+            };
         }
         let limit = concurrency + entries.pace.ahead.min(max_prefetch);
         (limit, limit.saturating_sub(entries.by_message.len()))
@@ -129,7 +144,9 @@ impl Held {
     /// (message, fence) of every held step of a queue whose lease is worth renewing.
     pub(super) fn leases(&self, queue: usize) -> Vec<(i64, i32)> {
         let entries = self.entries();
-        let renewable = |((q, msg_id), entry): (&(usize, i64), &Entry)| (*q == queue && !entry.lost.load(Ordering::Relaxed)).then_some((*msg_id, entry.fence));
+        let renewable = |((q, msg_id), entry): (&(usize, i64), &Entry)| {
+            (*q == queue && !entry.lost.load(Ordering::Relaxed)).then_some((*msg_id, entry.fence))
+        };
         entries.by_message.iter().filter_map(renewable).collect()
     }
 
@@ -143,6 +160,11 @@ impl Held {
 
     /// (queue, message, fence) of every step that is not reported.
     pub(super) fn unreported(&self) -> Vec<(usize, i64, i32)> {
-        self.entries().by_message.iter().filter(|(_, e)| !e.reported).map(|((queue, msg_id), e)| (*queue, *msg_id, e.fence)).collect()
+        self.entries()
+            .by_message
+            .iter()
+            .filter(|(_, e)| !e.reported)
+            .map(|((queue, msg_id), e)| (*queue, *msg_id, e.fence))
+            .collect()
     }
 }

@@ -38,7 +38,11 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, buffer: flume::Sender
                 }
                 backoff.reset();
                 poll = Duration::from_millis(2);
-                if full { continue } else { None }
+                if full {
+                    continue;
+                } else {
+                    None
+                }
             }
             Ok(_) => None,
             Err(error) => {
@@ -77,9 +81,19 @@ async fn accept(shared: &Shared, queue: usize, buffer: &flume::Sender<Step>, lea
         buffer.send(step).ok();
         return;
     }
-    let mut failure = Failure::permanent("WorkerCrashed", format!("{crashes} workers leased this step and were never heard of again"));
+    let mut failure = Failure::permanent(
+        "WorkerCrashed",
+        format!("{crashes} workers leased this step and were never heard of again"),
+    );
     failure.reason = Some("poison".into());
-    if let Err(error) = fail_steps(&shared.db, &shared.queues[queue], shared.membership.id(), &[(step.lease(), failure)]).await {
+    if let Err(error) = fail_steps(
+        &shared.db,
+        &shared.queues[queue],
+        shared.membership.id(),
+        &[(step.lease(), failure)],
+    )
+    .await
+    {
         tracing::error!(%error, "could not dead-letter a poison step, its lease will run out");
     }
     shared.held.remove(queue, step.leased.msg_id);

@@ -1,1 +1,46 @@
+//! The native extension of the gem: Ruby classes over the core, one file each. No logic lives here that Rust users would miss.
+//!
+//! Two rules keep Ruby safe. Threads of the tokio runtime never touch Ruby: what they find reaches Ruby threads through channels. And a
+//! Ruby thread that waits does so without the GVL, and can be interrupted (`waiting`).
 
+// Ruby's view is documented in lib/tasker_core; rustdoc has no reader here.
+#![allow(missing_docs)]
+
+mod client;
+mod json;
+mod raise;
+mod runtime;
+mod waiting;
+mod worker;
+
+use magnus::{function, prelude::*, Error, RModule, Ruby};
+
+/// Called by Ruby when the library is loaded; `TaskerCore` and its errors are defined by then.
+#[magnus::init(name = "tasker_core")]
+fn init(ruby: &Ruby) -> Result<(), Error> {
+    let tasker_core: RModule = ruby.class_object().const_get("TaskerCore")?;
+    let native = tasker_core.define_module("Native")?;
+    native.define_singleton_method("check_template", function!(check_template, 2))?;
+    native.define_singleton_method("database_url", function!(database_url, 1))?;
+    native.define_singleton_method("run_command", function!(run_command, 1))?;
+    native.define_singleton_method("init_logging", function!(tasker::telemetry::init_logging, 0))?;
+    client::init(ruby, native)?;
+    worker::init(ruby, native)
+}
+
+/// Validates a template; raises TaskerCore::TemplateError with every problem.
+fn check_template(ruby: &Ruby, source: String, origin: String) -> Result<(), Error> {
+    tasker::Template::parse(&source, &origin)
+        .map(drop)
+        .map_err(|error| raise::error(ruby, &error.into()))
+}
+
+/// The database that is meant: the given one, or that of `tasker dev` in this folder.
+fn database_url(ruby: &Ruby, given: Option<String>) -> Result<String, Error> {
+    tasker::config::database_url(given.as_deref()).map_err(|error| raise::error(ruby, &error))
+}
+
+/// Runs the command line and returns its exit code. It takes the signals INT and TERM for itself.
+fn run_command(arguments: Vec<String>) -> i32 {
+    waiting::without_gvl(|| tasker::cli::run(arguments.into_iter().map(Into::into)), None).unwrap_or(1)
+}

@@ -1,0 +1,134 @@
+//! TaskerCore::Native::Client: the engine's verbs for Ruby.
+
+use std::time::Duration;
+
+use magnus::{function, method, prelude::*, Error, RArray, RModule, Ruby, Value as RubyValue};
+use tasker::engine::submit::{NewTask, Submitter};
+use tasker::engine::{cancel, read, register};
+use tasker::{Db, Template};
+
+use crate::runtime::Owned;
+use crate::waiting::block_on;
+use crate::{json, raise};
+
+#[magnus::wrap(class = "TaskerCore::Native::Client", free_immediately, size)]
+pub(crate) struct Client(Owned<(Db, Submitter)>);
+
+pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
+    let class = native.define_class("Client", ruby.class_object())?;
+    class.undef_default_alloc_func();
+    class.define_singleton_method("connect", function!(Client::connect, 2))?;
+    class.define_method("migrate", method!(Client::migrate, 0))?;
+    class.define_method("answers?", method!(Client::answers, 1))?;
+    class.define_method("register", method!(Client::register, 2))?;
+    class.define_method("submit", method!(Client::submit, 5))?;
+    class.define_method("read_task", method!(Client::read_task, 1))?;
+    class.define_method("wait", method!(Client::wait, 2))?;
+    class.define_method("cancel", method!(Client::cancel, 1))?;
+    class.define_method("close", method!(Client::close, 0))?;
+    Ok(())
+}
+
+impl Client {
+    fn connect(ruby: &Ruby, url: String, max_connections: u32) -> Result<Client, Error> {
+        let db = block_on(ruby, async move { Db::connect(&url, max_connections).await })?;
+        Ok(Client(Owned::new((db.clone(), Submitter::new(db)))))
+    }
+
+    fn owned(&self, ruby: &Ruby) -> Result<&(Db, Submitter), Error> {
+        self.0.get().ok_or_else(|| {
+            raise::with_class(
+                ruby,
+                "Error",
+                "this client was made before the process forked: make a new one".into(),
+            )
+        })
+    }
+
+    pub(crate) fn db(&self, ruby: &Ruby) -> Result<Db, Error> {
+        Ok(self.owned(ruby)?.0.clone())
+    }
+
+    fn migrate(ruby: &Ruby, this: &Client) -> Result<(), Error> {
+        let db = this.db(ruby)?;
+        block_on(ruby, async move { db.migrate().await })
+    }
+
+    fn answers(ruby: &Ruby, this: &Client, seconds: f64) -> Result<bool, Error> {
+        let db = this.db(ruby)?;
+        let timeout = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+        block_on(ruby, async move { Ok(db.answers(timeout).await) })
+    }
+
+    /// "namespace/name" and the version.
+    fn register(ruby: &Ruby, this: &Client, source: String, origin: String) -> Result<(String, String), Error> {
+        let db = this.db(ruby)?;
+        let template = Template::parse(&source, &origin).map_err(|error| raise::error(ruby, &error.into()))?;
+        let name = format!("{}/{}", template.namespace, template.name);
+        let registered = block_on(ruby, async move { register::register(&db, &template).await })?;
+        Ok((name, registered.version))
+    }
+
+    /// [id, created] for each input.
+    fn submit(
+        ruby: &Ruby,
+        this: &Client,
+        template: String,
+        version: Option<String>,
+        inputs: RArray,
+        keys: Vec<Option<String>>,
+        priorities: Vec<Option<String>>,
+    ) -> Result<Vec<(String, bool)>, Error> {
+        let submitter = this.owned(ruby)?.1.clone();
+        let mut tasks = Vec::with_capacity(inputs.len());
+        for ((input, key), priority) in inputs.into_iter().zip(keys).zip(priorities) {
+            let priority = priority
+                .map(|name| name.parse())
+                .transpose()
+                .map_err(|problem| raise::with_class(ruby, "InvalidInput", problem))?;
+            tasks.push(NewTask {
+                input: json::from_ruby(ruby, input)?,
+                priority,
+                key,
+            });
+        }
+        let submitted = block_on(ruby, async move { submitter.submit(&template, version.as_deref(), &tasks).await })?;
+        Ok(submitted.into_iter().map(|task| (task.id.to_string(), task.created)).collect())
+    }
+
+    /// The task with its steps, as JSON.
+    fn read_task(ruby: &Ruby, this: &Client, id: String) -> Result<String, Error> {
+        let (db, id) = (this.db(ruby)?, parse_id(ruby, &id)?);
+        Ok(block_on(ruby, async move { read::read_task(&db, id).await })?.to_string())
+    }
+
+    /// The task's state once it has ended or is blocked, or after that many seconds; nil waits for ever.
+    fn wait(ruby: &Ruby, this: &Client, id: String, seconds: Option<f64>) -> Result<String, Error> {
+        let (db, id) = (this.db(ruby)?, parse_id(ruby, &id)?);
+        let timeout = seconds.map(|s| Duration::try_from_secs_f64(s).unwrap_or_default());
+        block_on(ruby, async move { read::wait_for_end(&db, id, timeout).await })
+    }
+
+    fn cancel(ruby: &Ruby, this: &Client, id: String) -> Result<bool, Error> {
+        let (db, id) = (this.db(ruby)?, parse_id(ruby, &id)?);
+        Ok(!block_on(ruby, async move { cancel::cancel_tasks(&db, &[id]).await })?.is_empty())
+    }
+
+    fn close(ruby: &Ruby, this: &Client) -> Result<(), Error> {
+        let db = this.db(ruby)?;
+        block_on(ruby, async move {
+            db.close().await;
+            Ok(())
+        })
+    }
+}
+
+fn parse_id<T: std::str::FromStr>(ruby: &Ruby, id: &str) -> Result<T, Error> {
+    id.parse()
+        .map_err(|_| raise::with_class(ruby, "InvalidInput", format!("{id:?} is not a task id: expected a UUID")))
+}
+
+/// For the other files: a client out of a Ruby value.
+pub(crate) fn unwrap(value: RubyValue) -> Result<magnus::typed_data::Obj<Client>, Error> {
+    magnus::TryConvert::try_convert(value)
+}

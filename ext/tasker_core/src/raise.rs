@@ -1,0 +1,26 @@
+//! From the core's errors to the class tree under TaskerCore::Error (lib/tasker_core/errors.rb).
+
+use magnus::{prelude::*, Error, ExceptionClass, RModule, Ruby};
+use tasker::ErrorKind;
+
+/// The Ruby exception for an error of the core.
+pub(crate) fn error(ruby: &Ruby, error: &tasker::Error) -> Error {
+    let class = match error.kind() {
+        ErrorKind::Template => "TemplateError",
+        ErrorKind::NotFound => "NotFound",
+        ErrorKind::Invalid => "InvalidInput",
+        ErrorKind::Config => "ConfigurationError",
+        ErrorKind::Stale => "LeaseLost",
+        ErrorKind::Database => "DatabaseError",
+    };
+    with_class(ruby, class, error.to_string())
+}
+
+/// An exception of a class under TaskerCore.
+pub(crate) fn with_class(ruby: &Ruby, class: &str, message: String) -> Error {
+    let found = ruby
+        .class_object()
+        .const_get::<_, RModule>("TaskerCore")
+        .and_then(|m| m.const_get::<_, ExceptionClass>(class));
+    Error::new(found.unwrap_or_else(|_| ruby.exception_standard_error()), message)
+}

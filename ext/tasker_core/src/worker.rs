@@ -1,0 +1,129 @@
+//! TaskerCore::Native::Worker and Step: leases, prefetching, heartbeats and batched reports run on tokio threads without the GVL; Ruby
+//! threads take steps with `next` and give outcomes with `complete` and `fail`.
+
+use std::time::Duration;
+
+use magnus::{function, method, prelude::*, Error, RModule, Ruby, Value as RubyValue};
+use serde::Deserialize;
+use tasker::engine::fail::Failure;
+use tasker::worker::{Outcome, Step as CoreStep, Worker as CoreWorker, WorkerConfig};
+
+use crate::runtime::Owned;
+use crate::waiting::{block_on, receive};
+use crate::{client, json, raise};
+
+#[magnus::wrap(class = "TaskerCore::Native::Worker", free_immediately, size)]
+struct Worker(Owned<std::sync::Arc<CoreWorker>>);
+
+#[magnus::wrap(class = "TaskerCore::Native::Step", free_immediately, size)]
+struct Step(CoreStep);
+
+/// The options that Ruby gives; what is missing has the core's default.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Options {
+    namespaces: Vec<String>,
+    threads: usize,
+    lease: Option<f64>,
+    poll: Option<f64>,
+    max_prefetch: Option<usize>,
+}
+
+pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
+    let class = native.define_class("Worker", ruby.class_object())?;
+    class.undef_default_alloc_func();
+    class.define_singleton_method("start", function!(Worker::start, 2))?;
+    class.define_method("next", method!(Worker::next, 1))?;
+    class.define_method("stopped?", method!(Worker::is_stopped, 0))?;
+    class.define_method("complete", method!(Worker::complete, 2))?;
+    class.define_method("fail", method!(Worker::fail, 2))?;
+    class.define_method("late_loops", method!(Worker::late_loops, 0))?;
+    class.define_method("shutdown", method!(Worker::shutdown, 1))?;
+
+    let class = native.define_class("Step", ruby.class_object())?;
+    class.undef_default_alloc_func();
+    class.define_method("task_id", method!(|step: &Step| step.0.leased.task_id.to_string(), 0))?;
+    class.define_method("name", method!(|step: &Step| step.0.leased.name.clone(), 0))?;
+    class.define_method("handler", method!(|step: &Step| step.0.leased.handler.clone(), 0))?;
+    class.define_method("template", method!(|step: &Step| step.0.leased.template.clone(), 0))?;
+    class.define_method("version", method!(|step: &Step| step.0.leased.version.clone(), 0))?;
+    class.define_method("attempt", method!(|step: &Step| step.0.leased.attempt, 0))?;
+    class.define_method("max_attempts", method!(|step: &Step| step.0.leased.max_attempts, 0))?;
+    class.define_method(
+        "timeout",
+        method!(|step: &Step| step.0.leased.timeout_ms.map(|ms| ms as f64 / 1000.0), 0),
+    )?;
+    class.define_method("input", method!(|step: &Step| step.0.leased.input.clone(), 0))?;
+    class.define_method("config", method!(|step: &Step| step.0.leased.config.clone(), 0))?;
+    class.define_method("results", method!(|step: &Step| step.0.leased.results.clone(), 0))?;
+    class.define_method("lost?", method!(|step: &Step| step.0.is_lost(), 0))?;
+    Ok(())
+}
+
+impl Worker {
+    fn start(ruby: &Ruby, with: RubyValue, options: RubyValue) -> Result<Worker, Error> {
+        let db = client::unwrap(with)?.db(ruby)?;
+        let options: Options = serde_json::from_value(json::from_ruby(ruby, options)?)
+            .map_err(|error| raise::with_class(ruby, "ConfigurationError", format!("worker options: {error}")))?;
+        let default = WorkerConfig::default();
+        let seconds = |given: Option<f64>, default: Duration| given.map_or(default, |s| Duration::try_from_secs_f64(s).unwrap_or_default());
+        let config = WorkerConfig {
+            namespaces: options.namespaces,
+            concurrency: options.threads,
+            lease: seconds(options.lease, default.lease),
+            poll: seconds(options.poll, default.poll),
+            max_prefetch: options.max_prefetch.unwrap_or(default.max_prefetch),
+            ..default
+        };
+        let worker = block_on(ruby, async move { CoreWorker::start(&db, config).await })?;
+        Ok(Worker(Owned::new(std::sync::Arc::new(worker))))
+    }
+
+    fn owned(&self, ruby: &Ruby) -> Result<&std::sync::Arc<CoreWorker>, Error> {
+        self.0.get().ok_or_else(|| {
+            raise::with_class(
+                ruby,
+                "Error",
+                "this worker belongs to the process that this one was forked from".into(),
+            )
+        })
+    }
+
+    /// The next step; nil after that many seconds without one, or when the worker stops (see stopped?).
+    fn next(ruby: &Ruby, this: &Worker, seconds: f64) -> Result<Option<Step>, Error> {
+        let timeout = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+        Ok(receive(ruby, this.owned(ruby)?.steps(), Some(timeout))?.map(Step))
+    }
+
+    fn is_stopped(ruby: &Ruby, this: &Worker) -> Result<bool, Error> {
+        let steps = this.owned(ruby)?.steps();
+        Ok(steps.is_disconnected() && steps.is_empty())
+    }
+
+    /// Reports a result. Raises TaskerCore::InvalidInput, and reports nothing, when JSON cannot hold it.
+    fn complete(ruby: &Ruby, this: &Worker, step: &Step, result: RubyValue) -> Result<(), Error> {
+        let result = json::from_ruby(ruby, result)?.to_string();
+        this.owned(ruby)?.report(&step.0, Outcome::Complete(result));
+        Ok(())
+    }
+
+    /// Reports a failure: a hash with class, message, backtrace, permanent, retry_after.
+    fn fail(ruby: &Ruby, this: &Worker, step: &Step, failure: RubyValue) -> Result<(), Error> {
+        let failure: Failure = serde_magnus::deserialize(ruby, failure)?;
+        this.owned(ruby)?.report(&step.0, Outcome::Fail(failure));
+        Ok(())
+    }
+
+    fn late_loops(ruby: &Ruby, this: &Worker) -> Result<Vec<String>, Error> {
+        Ok(this.owned(ruby)?.beats().late())
+    }
+
+    fn shutdown(ruby: &Ruby, this: &Worker, grace: f64) -> Result<(), Error> {
+        let worker = this.owned(ruby)?.clone();
+        let grace = Duration::try_from_secs_f64(grace).unwrap_or_default();
+        block_on(ruby, async move {
+            worker.shutdown(grace).await;
+            Ok(())
+        })
+    }
+}

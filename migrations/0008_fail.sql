@@ -17,7 +17,7 @@ $$;
 -- Locks: the tasks in id order, then messages in order, then steps.
 CREATE FUNCTION tasker.fail_steps(
     p_queue text, p_worker int, p_ids bigint[], p_fences int[], p_tasks uuid[], p_steps smallint[],
-    p_errors text[], p_permanent boolean[], p_retry_after float8[]
+    p_errors jsonb[], p_permanent boolean[], p_retry_after float8[]
 ) RETURNS SETOF bigint
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -35,7 +35,7 @@ BEGIN
             WHERE q.msg_id = r.id AND q.read_ct = r.fence
             RETURNING q.msg_id, q.read_ct, q.last_read_at, q.message
         ), verdict AS (
-            SELECT gone.*, r.task, r.step, r.error::jsonb AS error, r.permanent, r.permanent OR s.failures + 1 >= ts.max_attempts AS dead,
+            SELECT gone.*, r.task, r.step, r.error, r.permanent, r.permanent OR s.failures + 1 >= ts.max_attempts AS dead,
                    coalesce(r.retry_after, tasker.backoff_seconds(ts.backoff, ts.base_seconds, ts.max_seconds, ts.jitter, s.failures + 1)) AS delay,
                    t.state NOT IN ('running', 'blocked') AS over,
                    ts.name, ts.handler, tp.name AS template, tv.version, t.input, t.trace

@@ -190,11 +190,13 @@ impl Worker {
         &self.steps
     }
 
-    /// Reports the outcome of a step; it is committed within milliseconds, together with others.
+    /// Reports the outcome of a step; it is committed within milliseconds, together with others. Of several reports of one step the first
+    /// counts, and none does after the step was handed back.
     pub fn report(&self, step: &Step, outcome: Outcome) {
-        self.shared.held.reported(step.queue, step.leased.msg_id);
-        // The receiver ends only after every step is accounted for.
-        self.reports[step.queue].send((step.lease(), outcome)).ok();
+        if self.shared.held.reported(step.queue, step.leased.msg_id) {
+            // The receiver ends only after every step is accounted for.
+            self.reports[step.queue].send((step.lease(), outcome)).ok();
+        }
     }
 
     /// Handles the steps with Rust handlers, `concurrency` at a time, until the worker shuts down.

@@ -72,16 +72,14 @@ impl Held {
         lost
     }
 
-    /// The handler is done with it.
-    pub(super) fn reported(&self, queue: usize, msg_id: i64) {
+    /// The handler is done with it. False: it was reported before, or it is not held any more.
+    pub(super) fn reported(&self, queue: usize, msg_id: i64) -> bool {
         let mut entries = self.entries();
-        if let Some(entry) = entries.by_message.get_mut(&(queue, msg_id)) {
-            if !entry.reported {
-                entry.reported = true;
-                entries.reported += 1;
-                self.finished.fetch_add(1, Ordering::Relaxed);
-            }
-        }
+        let Some(entry) = entries.by_message.get_mut(&(queue, msg_id)).filter(|entry| !entry.reported) else { return false };
+        entry.reported = true;
+        entries.reported += 1;
+        self.finished.fetch_add(1, Ordering::Relaxed);
+        true
     }
 
     /// Its report is committed, or it was handed back.

@@ -1,0 +1,34 @@
+# frozen_string_literal: true
+
+# Writes the Makefile that RubyGems runs. Cargo builds in a temporary folder (or CARGO_TARGET_DIR), because its hundreds of megabytes
+# would stay in the gem's folder for good; only the library is installed.
+
+require "rbconfig"
+require "tmpdir"
+require "fileutils"
+
+unless system("cargo", "--version", out: File::NULL, err: File::NULL)
+  abort "tasker_core is built by cargo, which is not on the PATH: install Rust 1.89 or newer (and libclang: Debian, Ubuntu: libclang-dev)"
+end
+
+given = ENV.fetch("CARGO_TARGET_DIR", "")
+target = given.empty? ? Dir.mktmpdir("tasker_core") : File.expand_path(given)
+clean_up = given.empty? ? "rm -rf '#{target}'" : "true"
+root = File.expand_path("../..", __dir__)
+library = RbConfig::CONFIG["host_os"].match?(/darwin/) ? "libtasker_core.dylib" : "libtasker_core.so"
+
+File.write("Makefile", <<~MAKEFILE)
+  sitearchdir = #{RbConfig::MAKEFILE_CONFIG['sitearchdir']}
+  folder = $(DESTDIR)$(sitearchdir)/tasker_core
+
+  all:
+  \tcd '#{root}' && RUBY='#{RbConfig.ruby}' CARGO_TARGET_DIR='#{target}' cargo build --release --locked --package tasker_core || { #{clean_up}; false; }
+
+  install: all
+  \tmkdir -p "$(folder)"
+  \tcp '#{target}/release/#{library}' "$(folder)/tasker_core.#{RbConfig::CONFIG['DLEXT']}"
+  \t#{clean_up}
+
+  clean:
+  \t@true
+MAKEFILE

@@ -1,0 +1,87 @@
+# frozen_string_literal: true
+
+require_relative "tasker_core/version"
+require_relative "tasker_core/errors"
+require "tasker_core/tasker_core" # the native extension
+require_relative "tasker_core/configuration"
+require_relative "tasker_core/step_handler"
+require_relative "tasker_core/workflow"
+require_relative "tasker_core/client"
+require_relative "tasker_core/task"
+require_relative "tasker_core/worker"
+require_relative "tasker_core/railtie" if defined?(Rails::Railtie)
+
+# Workflows for Ruby, on nothing but PostgreSQL.
+#
+# @example Enqueue a task and wait for its end
+#   TaskerCore.configure { |config| config.database_url = ENV["DATABASE_URL"] }
+#   task = TaskerCore.enqueue(OrderFulfillment, { order_id: 42 }, priority: :high, key: "order-42")
+#   task.wait(timeout: 10) # => "complete"
+#   task.results[:ship]    # => { tracking: "TR-42" }
+module TaskerCore
+  @lock = Mutex.new
+  @configuration = Configuration.new
+
+  class << self
+    # @return [Configuration]
+    attr_reader :configuration
+
+    # Changes the settings. The next call uses a new connection pool.
+    # @yieldparam config [Configuration]
+    # @return [void]
+    def configure
+      yield configuration
+      @lock.synchronize { @client = nil }
+    end
+
+    # This process's client: connected on first use, and anew in a forked child.
+    # @return [Client]
+    # @raise [ConfigurationError] when no database is configured
+    # @raise [DatabaseError] when the database cannot be reached
+    def client
+      @lock.synchronize do
+        @client = Client.new(configuration) unless @client&.usable?
+        @client
+      end
+    end
+
+    # Creates a task: a run of a workflow.
+    # @param workflow [Class<Workflow>, String] a workflow, or the name ("name" or "namespace/name") of a registered one
+    # @param input [Hash] what JSON can hold; checked against the workflow's input_schema
+    # @param priority [Symbol, String, nil] :low, :normal, :high, :urgent; nil: the workflow's own
+    # @param key [String, nil] idempotency key: the same key of the same workflow is the same task
+    # @param version [String, nil] of a workflow given by name; nil: the current one
+    # @return [Task]
+    # @raise [InvalidInput] when the input, the key or the priority is not acceptable
+    # @raise [NotFound] when there is no such workflow
+    def enqueue(workflow, input = {}, priority: nil, key: nil, version: nil)
+      client.enqueue_all(workflow, [input], priority: priority, key: key && ->(_) { key }, version: version).first
+    end
+
+    # Creates many tasks of one workflow in one transaction: all, or none.
+    # @param inputs [Enumerable<Hash>]
+    # @param priority [Symbol, String, Proc, nil] for all, or called with each input
+    # @param key [Proc, nil] called with each input
+    # @return [Array<Task>] in the order of the inputs
+    # @raise (see .enqueue)
+    def enqueue_all(workflow, inputs, priority: nil, key: nil, version: nil)
+      client.enqueue_all(workflow, inputs, priority: priority, key: key, version: version)
+    end
+
+    # @param id [String]
+    # @return [Task]
+    # @raise [NotFound] when there is no such task
+    def task(id)
+      Task.new(client, id).reload
+    end
+
+    # Whether this process works: the database answers and, where a worker runs here, all of its threads are alive and its loops beat.
+    # Never raises. As a probe: +exit(TaskerCore.healthy?)+; note that +exit 0 if TaskerCore.healthy?+ exits with 0 even when it is not.
+    # @return [Boolean]
+    def healthy?
+      client.answers?(timeout: 2) && (Worker.current.nil? || Worker.current.healthy?)
+    rescue Error
+      false
+    end
+  end
+end

@@ -1,0 +1,92 @@
+# frozen_string_literal: true
+
+require "optparse"
+require "tasker_core"
+
+module TaskerCore
+  # The gem's command: +tasker worker+ in Ruby; everything else is the same command line as the standalone binary's.
+  # @api private
+  class CLI
+    # Wrong usage, as the native command line exits.
+    USAGE = 2
+    # The database or the configuration is not as it must be.
+    CONFIGURATION = 3
+
+    def self.run(arguments)
+      return Native.run_command(["tasker", *arguments]) unless arguments.first == "worker"
+
+      new.worker(arguments.drop(1))
+    end
+
+    # @return [Integer] the exit code
+    def worker(arguments)
+      $stdout.sync = $stderr.sync = true
+      options = parse(arguments)
+      Native.init_logging
+      load_application(options.delete(:require))
+      namespaces = namespaces(options)
+      Worker.new(namespaces: namespaces, **options.slice(:threads, :grace, :lease)).run
+    rescue OptionParser::ParseError => e
+      complain("#{e.message}\n\n#{parser({})}", USAGE)
+    rescue LoadError, Error => e
+      complain(e.message, CONFIGURATION)
+    end
+
+    private
+
+    def complain(message, code)
+      warn "tasker: #{message}"
+      code
+    end
+
+    def parse(arguments)
+      options = {}
+      rest = parser(options).parse(arguments)
+      raise OptionParser::InvalidArgument, rest.join(" ") unless rest.empty?
+      raise OptionParser::InvalidArgument, "--threads must be at least 1" if options.fetch(:threads, 1) < 1
+
+      options
+    end
+
+    def parser(options)
+      OptionParser.new do |opts|
+        opts.banner = "Usage: tasker worker [options]"
+        opts.on("-r", "--require FILE", "Ruby code to load; default: config/environment.rb, if there is one") { |v| options[:require] = v }
+        opts.on("-n", "--namespace NAMES", Array, "Whose steps to run, comma-separated; default: NAMESPACE, or QUEUE_NAME without _queue") do |v|
+          options[:namespaces] = v
+        end
+        opts.on("-t", "--threads COUNT", Integer, "How many handlers run at once; default: 8") { |v| options[:threads] = v }
+        opts.on("--grace SECONDS", Float, "How long running handlers get at shutdown; default: 25") { |v| options[:grace] = v }
+        opts.on("--lease SECONDS", Float, "When the steps of a killed worker run elsewhere; default: 30") { |v| options[:lease] = v }
+        opts.on("--database-url URL", "Default: DATABASE_URL, else the database of `tasker dev` in this folder") do |v|
+          TaskerCore.configure { |config| config.database_url = v }
+        end
+        opts.on("-h", "--help", "Print this") do
+          puts opts
+          exit
+        end
+      end
+    end
+
+    def load_application(file)
+      file ||= "config/environment.rb" if File.exist?("config/environment.rb")
+      raise ConfigurationError, "no code to run: give -r FILE, or start it in the folder of a Rails application" unless file
+
+      require File.expand_path(file)
+      Rails.application.eager_load! if defined?(Rails.application) && Rails.application
+    end
+
+    # Containers are told by NAMESPACE, or by the name of their queue.
+    def namespaces(options)
+      return options[:namespaces] if options[:namespaces]
+
+      by_name = ENV.fetch("NAMESPACE", "").split(",").map(&:strip)
+      by_queue = ENV.fetch("QUEUE_NAME", "").split(",").map { |queue| queue.strip.delete_suffix("_queue") }
+      found = [by_name, by_queue].reject(&:empty?).uniq
+      raise ConfigurationError, "no namespace: give --namespace, or set NAMESPACE or QUEUE_NAME" if found.empty?
+      raise ConfigurationError, "NAMESPACE (#{by_name.join(',')}) and QUEUE_NAME (#{by_queue.join(',')}_queue) disagree" if found.size > 1
+
+      found.first
+    end
+  end
+end

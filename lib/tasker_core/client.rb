@@ -1,0 +1,65 @@
+# frozen_string_literal: true
+
+module TaskerCore
+  # The connection to one database. {TaskerCore.client} is this process's; others can be made for other databases. Thread-safe.
+  class Client
+    # @param configuration [Configuration]
+    # @raise [ConfigurationError, DatabaseError]
+    def initialize(configuration = TaskerCore.configuration)
+      @pid = Process.pid
+      @native = Native::Client.connect(Native.database_url(configuration.database_url || ENV.fetch("DATABASE_URL", nil)), configuration.connections)
+      @registered = {}
+    end
+
+    # @api private
+    attr_reader :native
+
+    # @return [Boolean] false in a child that was forked from the process that made this client
+    def usable? = @pid == Process.pid
+
+    # Creates or brings up to date the schema; safe from many processes at once, and again.
+    # @return [void]
+    def migrate = @native.migrate
+
+    # @param timeout [Numeric] seconds
+    # @return [Boolean] whether the database answers
+    def answers?(timeout: 2) = @native.answers?(timeout.to_f)
+
+    # Registers a workflow, or the template in a YAML or JSON file, and makes it the current version.
+    # @param workflow [Class<Workflow>, String, Pathname] a class, or the path of a file
+    # @return [Array(String, String)] "namespace/name" and the version
+    # @raise [TemplateError] when it is not valid, or its version is registered with other content
+    def register(workflow)
+      return @native.register(*workflow.source) if workflow.is_a?(Class)
+
+      @native.register(File.read(workflow), workflow.to_s)
+    rescue SystemCallError => e
+      raise TemplateError, "#{workflow}: #{e.message}"
+    end
+
+    # @return [Array<Task>]
+    # @see TaskerCore.enqueue_all
+    def enqueue_all(workflow, inputs, priority: nil, key: nil, version: nil)
+      inputs = inputs.to_a
+      name, version = registered(workflow) if workflow.is_a?(Class)
+      priorities = inputs.map { |input| (priority.respond_to?(:call) ? priority.call(input) : priority)&.to_s }
+      keys = inputs.map { |input| key&.call(input)&.to_s }
+      @native.submit(name || workflow.to_s, version&.to_s, inputs, keys, priorities).map { |id, created| Task.new(self, id, created: created) }
+    end
+
+    # @return [void]
+    def close = @native.close
+
+    private
+
+    # Registered once per content: the tasks of a class run the version that this process has loaded.
+    def registered(workflow)
+      unless workflow < Workflow
+        raise InvalidInput, "#{workflow} is not a workflow: expected a subclass of TaskerCore::Workflow, or the name of a registered one"
+      end
+
+      source = workflow.source
+      @registered[source] ||= @native.register(*source)
+    end
+  end
+end

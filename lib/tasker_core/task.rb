@@ -1,0 +1,68 @@
+# frozen_string_literal: true
+
+require "json"
+
+module TaskerCore
+  # One run of a workflow. Every reader but {#id} asks the database; {#reload} asks once for all.
+  class Task
+    # The states in which a task stays for good.
+    ENDED = %w[complete failed cancelled].freeze
+
+    # A step of a task, as an operator sees it.
+    # @!attribute name [Symbol]
+    # @!attribute state [String] pending, enqueued, in_progress, waiting_retry, complete, dead, cancelled, skipped
+    # @!attribute attempt [Integer] 0 before the first one
+    # @!attribute errors [Array<Hash>] of the attempts that failed: class, message, backtrace, attempt, at
+    StepState = Struct.new(:name, :state, :attempt, :max_attempts, :worker, :result, :errors, keyword_init: true)
+
+    # @return [String] a UUID, version 7
+    attr_reader :id
+
+    # @api private
+    def initialize(client, id, created: false)
+      @client = client
+      @id = id
+      @created = created
+    end
+
+    # @return [Boolean] false when the idempotency key was known, and this is the earlier task
+    def created? = @created
+
+    # @return [String] pending, running, waiting, blocked, complete, failed, cancelled or paused
+    def status = read[:state]
+
+    # @return [Hash{Symbol => Object}]
+    def input = read[:input]
+
+    # @return [Array<StepState>] in the workflow's order
+    def steps
+      read[:steps].map { |step| StepState.new(**step.slice(*StepState.members), name: step[:name].to_sym) }
+    end
+
+    # @return [Hash{Symbol => Object}] the results of the steps that are complete, by their names
+    def results = steps.select { |step| step.state == "complete" }.to_h { |step| [step.name, step.result] }
+
+    # Waits until the task has ended or is blocked.
+    # @param timeout [Numeric, nil] seconds; nil waits for ever
+    # @return [String] the status, whatever it is when the time is over
+    def wait(timeout: nil) = @client.native.wait(@id, timeout&.to_f)
+
+    # Cancels the task unless it has ended. Running handlers learn of it at their next heartbeat.
+    # @return [Boolean] whether this call cancelled it
+    def cancel = @client.native.cancel(@id)
+
+    # @return [self]
+    # @raise [NotFound]
+    def reload
+      read
+      self
+    end
+
+    # @return [Hash] everything that is known of the task
+    def to_h = read
+
+    private
+
+    def read = JSON.parse(@client.native.read_task(@id), symbolize_names: true, max_nesting: false)
+  end
+end

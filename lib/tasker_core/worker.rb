@@ -1,0 +1,98 @@
+# frozen_string_literal: true
+
+require_relative "step"
+require_relative "worker/executor"
+require_relative "worker/slot"
+
+module TaskerCore
+  # Runs the steps of some namespaces on Ruby threads. Leasing, prefetching, heartbeats and batched reports are the native core's and
+  # need no Ruby thread.
+  #
+  # @example
+  #   TaskerCore::Worker.new(namespaces: ["fulfillment"], threads: 8).run
+  class Worker
+    # How long a handler that was told to stop, because its time is over, may take to do so before its thread is replaced, in seconds.
+    STOP_GRACE = 5
+
+    class << self
+      # @return [Worker, nil] the worker that runs in this process
+      attr_accessor :current
+    end
+
+    # @param namespaces [Array<String>] whose steps to run; at least one
+    # @param threads [Integer] how many handlers run at once
+    # @param grace [Numeric] how many seconds running handlers get at shutdown
+    # @param lease [Numeric] after how many seconds the steps of a worker that was killed run elsewhere
+    # @param client [Client]
+    def initialize(namespaces:, threads: 8, grace: 25, lease: 30, client: TaskerCore.client)
+      @options = { namespaces: Array(namespaces).map(&:to_s), threads: threads, lease: lease.to_f }
+      @grace = grace
+      @client = client
+      @slots = []
+    end
+
+    # Registers the workflows of this process and begins to run steps.
+    # @return [self]
+    # @raise [TemplateError, ConfigurationError, DatabaseError]
+    def start
+      register_templates
+      @native = Native::Worker.start(@client.native, @options)
+      @executor = Executor.new(@native, TaskerCore.configuration)
+      @slots = Array.new(@options[:threads]) { Slot.new(@native, @executor) }
+      @supervisor = Thread.new { supervise }
+      self.class.current = self
+      self
+    end
+
+    # Starts, and runs until TERM or INT; a second signal stops at once.
+    # @return [Integer] the exit code: 0, or 130 after a second signal
+    def run
+      events = Queue.new
+      previous = %w[TERM INT].to_h { |name| [name, trap(name) { events << :signal }] }
+      start
+      events.pop
+      Thread.new { stop && events << :stopped }
+      return 0 if events.pop == :stopped
+
+      Thread.new { stop(grace: 0) && events << :stopped }
+      events.pop
+      130
+    ensure
+      previous&.each { |name, handler| trap(name, handler || "DEFAULT") }
+    end
+
+    # Takes no more steps, hands back at once what was not begun, lets handlers finish within the grace, and hands back the rest.
+    # @param grace [Numeric] seconds
+    # @return [self]
+    def stop(grace: @grace)
+      @supervisor.kill
+      @native.shutdown(grace.to_f)
+      @slots.each(&:kill)
+      self.class.current = nil if self.class.current.equal?(self)
+      self
+    end
+
+    # @return [Boolean] whether every thread is alive and every loop of the core beats
+    def healthy? = @supervisor.alive? && @slots.all?(&:alive?) && @native.late_loops.empty?
+
+    private
+
+    def register_templates
+      files = TaskerCore.configuration.templates.flat_map { |glob| Dir.glob(glob) }.sort
+      (files + Workflow.loaded).each { |template| @client.register(template) }
+    end
+
+    # Replaces what a handler took down, or holds on to after its time.
+    def supervise
+      loop do
+        @slots.map! do |slot|
+          next slot if slot.alive? && !slot.overdue?(STOP_GRACE)
+
+          slot.abandon
+          Slot.new(@native, @executor)
+        end
+        sleep(0.5)
+      end
+    end
+  end
+end

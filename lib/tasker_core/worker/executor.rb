@@ -1,0 +1,85 @@
+# frozen_string_literal: true
+
+require "timeout"
+
+module TaskerCore
+  class Worker
+    # Runs one step: finds its handler, bounds its time, and reports what became of it. Whatever the handler does hurts only its step.
+    # @api private
+    class Executor
+      # Ends a handler whose time is over. No StandardError, so that a handler's own rescue does not take it for one of its errors.
+      class StepTimeout < Exception; end # rubocop:disable Lint/InheritException
+
+      # What a stored backtrace is cut to.
+      BACKTRACE_LINES = 20
+      OWN_LINES = %r{/lib/tasker_core/|/timeout\.rb:}.freeze
+
+      def initialize(native, configuration)
+        @native = native
+        @logger = configuration.logger
+        @around = configuration.around_step || ->(&block) { block.call }
+      end
+
+      # @param native_step [Native::Step]
+      def call(native_step)
+        step = Step.new(native_step, @logger)
+        error = nil
+        finished = false
+        begin
+          result = @around.call { limited(native_step) { handler(native_step.handler).new.call(step) } }
+          finished = true
+        rescue Exception => e # rubocop:disable Lint/RescueException
+          error = e
+        ensure
+          # Neither: the handler ended this thread.
+          error ||= RetryableError.new("the handler ended its thread") unless finished
+          error ? fail(native_step, step, error) : complete(native_step, step, result)
+        end
+      end
+
+      # Reports that a handler did not stop when its time was over.
+      def overdue(native_step) = fail(native_step, Step.new(native_step, @logger), StepTimeout.new(timeout_message(native_step)))
+
+      private
+
+      def limited(native_step, &block)
+        seconds = native_step.timeout
+        seconds ? Timeout.timeout(seconds, StepTimeout, timeout_message(native_step), &block) : block.call
+      end
+
+      def handler(name)
+        found = Object.const_get(name)
+        return found if found.is_a?(Class) && found.method_defined?(:call)
+
+        raise NameError, "#{name} is no handler: expected a class with call(step)"
+      end
+
+      def complete(native_step, step, result)
+        @native.complete(native_step, result)
+      rescue InvalidInput => e
+        fail(native_step, step, PermanentError.new("the result cannot be stored: #{e.message}"))
+      end
+
+      def fail(native_step, step, error)
+        step.logger.warn { "failed: #{error.class}: #{error.message}" }
+        @native.fail(native_step, failure(error))
+      end
+
+      def failure(error)
+        timeout = error.is_a?(StepTimeout)
+        {
+          class: timeout ? "TaskerCore::StepTimeout" : error.class.name.to_s,
+          message: text(error.message),
+          backtrace: (error.backtrace || []).grep_v(OWN_LINES).first(BACKTRACE_LINES).map { |line| text(line) },
+          permanent: error.is_a?(PermanentError),
+          retry_after: error.is_a?(RetryableError) ? error.retry_after&.to_f : nil,
+          reason: timeout ? "timeout" : nil
+        }
+      end
+
+      def timeout_message(native_step) = "the handler ran longer than #{native_step.timeout} s"
+
+      def text(string) = string.to_s.encode("UTF-8", invalid: :replace, undef: :replace).scrub
+    end
+  end
+end

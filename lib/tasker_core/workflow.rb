@@ -1,0 +1,126 @@
+# frozen_string_literal: true
+
+require "json"
+
+module TaskerCore
+  # A workflow in Ruby: the same as a template in YAML, and checked by the same rules.
+  #
+  # @example
+  #   class OrderFulfillment < TaskerCore::Workflow
+  #     namespace "fulfillment"
+  #     input_schema type: "object", required: ["order_id"]
+  #
+  #     step :validate, ValidateOrder
+  #     step :reserve, ReserveInventory, after: :validate, namespace: "inventory", retry: { max_attempts: 5, base: "2s" }
+  #     step :charge, ChargeCard, after: :validate, timeout: 30
+  #     step :ship, ShipOrder, after: [:reserve, :charge]
+  #   end
+  class Workflow
+    class << self
+      # Whose tasks these are; decides the queue of steps that name no namespace of their own.
+      # @overload namespace(value) sets it
+      # @overload namespace @return [String]
+      def namespace(value = nil) = setting(:namespace, value)
+
+      # Unique within the namespace. Default: the class's name in snake case.
+      # @overload template_name(value) sets it
+      # @overload template_name @return [String]
+      def template_name(value = nil)
+        setting(:name, value) || name&.gsub("::", "_")&.gsub(/([a-z\d])([A-Z])|([A-Z])(?=[A-Z][a-z])/) { "#{$1}#{$3}_#{$2}" }&.downcase
+      end
+
+      # A registered version never changes. Without one, changed content gets a new version by itself.
+      # @overload version(value) sets it
+      # @overload version @return [String, nil]
+      def version(value = nil) = setting(:version, value)
+
+      # For people.
+      # @overload description(value) sets it
+      # @overload description @return [String, nil]
+      def description(value = nil) = setting(:description, value)
+
+      # The priority of tasks whose caller gives none: :low, :normal, :high, :urgent.
+      # @overload priority(value) sets it
+      # @overload priority @return [Symbol, nil]
+      def priority(value = nil) = setting(:priority, value)
+
+      # JSON Schema that a task's input must satisfy.
+      # @overload input_schema(value) sets it
+      # @overload input_schema @return [Hash, nil]
+      def input_schema(value = nil) = setting(:input_schema, value)
+
+      # Adds a step.
+      # @param name [Symbol]
+      # @param handler [Class<StepHandler>, String] its code; a string where the class lives in another team's application
+      # @param after [Symbol, Array<Symbol>] the steps that must be complete before
+      # @param namespace [String, nil] whose workers run it; nil: the workflow's
+      # @param retry [Hash, nil] max_attempts (counts the first run), backoff (:exponential, :linear, :fixed), base and max (seconds, or
+      #   "2s", "5m"), jitter (0 to 1)
+      # @param timeout [Numeric, String, nil] how long one attempt may run, in seconds or as "5m"
+      # @param config [Hash, nil] handed to the handler as it is
+      # @return [void]
+      def step(name, handler, after: [], namespace: nil, retry: nil, timeout: nil, config: nil)
+        line = caller_locations(1, 1).first
+        rules = binding.local_variable_get(:retry)
+        definition = {
+          name: name, handler: handler_name(name, handler), depends_on: Array(after), namespace: namespace,
+          retry: rules.is_a?(Hash) ? rules.transform_values { |value| duration(value) } : rules,
+          timeout: duration(timeout), config: config
+        }
+        own_steps << [line.path, line.lineno, definition.compact]
+      end
+
+      # Checks the workflow without a database.
+      # @return [void]
+      # @raise [TemplateError] with every problem, each with its file and line
+      def validate! = Native.check_template(*source)
+
+      # The workflow as a template, in JSON, with where it was written. Each step stands on the line on which Ruby has it, so that errors
+      # point there.
+      # @api private
+      # @return [Array(String, String)]
+      def source
+        file = own_steps.first&.first || name.to_s
+        head = { name: template_name, namespace: namespace, version: version, description: description, priority: priority,
+                 input_schema: input_schema }.compact
+        json = +"{#{head.map { |key, value| "#{key.to_json}: #{value.to_json}, " }.join}\"steps\": ["
+        own_steps.each_with_index do |(path, line, definition), index|
+          json << "," unless index.zero?
+          json << ("\n" * [line - 1 - json.count("\n"), 0].max) if path == file
+          json << definition.to_json
+        end
+        [json << "]}", file]
+      end
+
+      # The workflows that this process has loaded; of a reloaded class only the newest.
+      # @api private
+      def loaded = Workflow.subclasses.flat_map { |workflow| [workflow, *workflow.loaded_below] }.select { |workflow| current?(workflow) }
+
+      protected
+
+      def loaded_below = subclasses.flat_map { |workflow| [workflow, *workflow.loaded_below] }
+
+      private
+
+      def own_steps = @own_steps ||= []
+
+      def setting(key, value)
+        @settings ||= {}
+        value.nil? ? @settings[key] : @settings[key] = value
+      end
+
+      def current?(workflow) = workflow.name && Object.const_defined?(workflow.name) && Object.const_get(workflow.name).equal?(workflow)
+
+      def handler_name(step, handler)
+        return handler if handler.is_a?(String)
+        return handler.name if handler.is_a?(Class) && handler.name && handler.method_defined?(:call)
+
+        raise TemplateError, "step #{step.inspect} of #{name}: #{handler.inspect} is no handler: expected a named class with " \
+                             "call(step), or the name of one"
+      end
+
+      # ActiveSupport's durations are numbers of seconds.
+      def duration(value) = value.respond_to?(:in_seconds) ? value.to_f : value
+    end
+  end
+end

@@ -75,6 +75,10 @@ module TaskerCore
       Task.new(client, id).reload
     end
 
+    # @param tasks [Enumerable<Task, String>] tasks or their ids
+    # @return [Hash{String => String}] their statuses by id, in one query; ids that do not exist are left out
+    def statuses(tasks) = client.statuses(tasks)
+
     # Whether this process works: the database answers and, where a worker runs here, all of its threads are alive and its loops beat.
     # Never raises. As a probe: +exit(TaskerCore.healthy?)+; note that +exit 0 if TaskerCore.healthy?+ exits with 0 even when it is not.
     # @return [Boolean]

@@ -62,7 +62,8 @@ BEGIN
     JOIN tasker.tasks t ON t.id = m.task AND t.state IN ('running', 'blocked')
     JOIN tasker.template_versions tv ON tv.id = t.version_id
     JOIN tasker.templates tp ON tp.id = t.template_id
-    JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = m.step;
+    JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = m.step
+    ORDER BY m.msg_id;
     GET DIAGNOSTICS v_runnable = ROW_COUNT;
 
     IF v_runnable < cardinality(v_ids) THEN
@@ -78,7 +79,7 @@ DECLARE
     v_gone    bigint[];
     v_foreign jsonb[];
 BEGIN
-    SELECT array_agg(m.id), array_agg(jsonb_build_object('reason', 'not_a_step', 'queue', p_queue, 'message', m.message))
+    SELECT array_agg(m.id), array_agg(jsonb_build_object('reason', 'not_a_step', 'queue', p_queue, 'message', m.message) ORDER BY m.id)
                             FILTER (WHERE m.task IS NULL)
     INTO v_gone, v_foreign
     FROM unnest(p_ids, p_messages, p_tasks, p_steps) AS m(id, message, task, step)

@@ -35,12 +35,16 @@ impl Db {
     /// `url` is `postgres://user:password@host:port/database`; `max_connections` bounds the pool.
     /// Errors: [`Error::Config`] for a URL that cannot be read, [`Error::Unreachable`] when there is no answer within 10 s or a refusal.
     pub async fn connect(url: &str, max_connections: u32) -> Result<Db> {
+        let not_valid = |why: String| {
+            Error::Config(format!(
+                "the database URL is not valid ({why}): expected postgres://user:password@host:port/database"
+            ))
+        };
+        if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+            return Err(not_valid("it begins otherwise".into()));
+        }
         let options = PgConnectOptions::from_str(url)
-            .map_err(|error| {
-                Error::Config(format!(
-                    "the database URL is not valid ({error}): expected postgres://user:password@host:port/database"
-                ))
-            })?
+            .map_err(|error| not_valid(error.to_string()))?
             .application_name("tasker");
         let target = format!(
             "{}:{} (user {}, database {})",

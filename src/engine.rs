@@ -91,7 +91,7 @@ impl LowWaterMarks {
     }
 
     /// All of them, as the SQL functions take them.
-    pub(crate) fn to_json(&mut self) -> serde_json::Value {
+    pub(crate) fn as_json(&mut self) -> serde_json::Value {
         let queues: Vec<String> = self.0.keys().cloned().collect();
         queues
             .into_iter()

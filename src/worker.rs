@@ -191,12 +191,14 @@ impl Worker {
     }
 
     /// Reports the outcome of a step; it is committed within milliseconds, together with others. Of several reports of one step the first
-    /// counts, and none does after the step was handed back.
-    pub fn report(&self, step: &Step, outcome: Outcome) {
-        if self.shared.held.reported(step.queue, step.leased.msg_id) {
+    /// is taken (true), and none is after the step was handed back.
+    pub fn report(&self, step: &Step, outcome: Outcome) -> bool {
+        let taken = self.shared.held.reported(step.queue, step.leased.msg_id);
+        if taken {
             // The receiver ends only after every step is accounted for.
             self.reports[step.queue].send((step.lease(), outcome)).ok();
         }
+        taken
     }
 
     /// Handles the steps with Rust handlers, `concurrency` at a time, until the worker shuts down.

@@ -47,6 +47,10 @@ module TaskerCore
       @native.submit(name || workflow.to_s, version&.to_s, inputs, keys, priorities).map { |id, created| Task.new(self, id, created: created) }
     end
 
+    # @param tasks [Enumerable<Task, String>] tasks or their ids
+    # @return [Hash{String => String}] their statuses by id, in one query; ids that do not exist are left out
+    def statuses(tasks) = @native.task_states(tasks.map { |task| task.respond_to?(:id) ? task.id : task.to_s }).to_h
+
     # @return [void]
     def close = @native.close
 

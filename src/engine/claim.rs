@@ -30,7 +30,7 @@ pub(crate) async fn claim_tasks(
     batch: i32,
 ) -> Result<Vec<Claimed>> {
     let filter = (!namespaces.is_empty()).then_some(namespaces);
-    let marks_now = marks.to_json();
+    let marks_now = marks.as_json();
     let claimed: Vec<Claimed> = super::again_on_conflict(|| async {
         Ok(
             sqlx::query_as("SELECT namespace, claimed, head FROM tasker.claim_tasks($1, $2, $3, $4, $5)")

@@ -109,7 +109,7 @@ pub(crate) async fn release_steps(db: &Db, queue: &str, leases: &[(i64, i32)]) -
 /// Wakes the workers of queues in which leases ran out. Returns (namespace, how many) where there were any.
 pub(crate) async fn wake_expired(db: &Db, marks: &mut LowWaterMarks) -> Result<Vec<(String, i64)>> {
     let rows: Vec<(String, i32, Option<i64>)> = sqlx::query_as("SELECT namespace, expired, head FROM tasker.wake_expired_leases($1)")
-        .bind(marks.to_json())
+        .bind(marks.as_json())
         .fetch_all(db.pool())
         .await?;
     let mut expired = Vec::new();

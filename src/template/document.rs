@@ -60,7 +60,7 @@ const MAX_SPAN: Duration = Duration::from_secs(366 * 24 * 3600);
 pub(super) fn read(source: &str) -> Result<Document, Problem> {
     let options = serde_saphyr::options! { with_snippet: false };
     serde_saphyr::from_str_with_options(source, options).map_err(|error| Problem {
-        line: error.location().map_or(0, |l| l.line().into()),
+        line: error.location().map_or(0, |l| l.line()),
         message: DefaultMessageFormatter.format_message(error.without_snippet()).into_owned(),
     })
 }
@@ -290,7 +290,7 @@ impl Problems {
 }
 
 fn line<T>(at: &Spanned<T>) -> u64 {
-    at.referenced.line().into()
+    at.referenced.line()
 }
 
 fn kind(value: &Value) -> &'static str {

@@ -5,7 +5,7 @@ use petgraph::graph::DiGraph;
 
 use super::Step;
 
-/// The steps of one cycle, in the order in which they wait for each other; None where there is no cycle.
+/// The steps of one cycle, each before the one that waits for it, beginning with the one written first; None where there is no cycle.
 pub(super) fn cycle(steps: &[Step]) -> Option<Vec<usize>> {
     let edges = steps
         .iter()
@@ -27,6 +27,12 @@ pub(super) fn cycle(steps: &[Step]) -> Option<Vec<usize>> {
         if let Some(start) = path.iter().position(|&step| step == next) {
             path.drain(..start);
             path.reverse();
+            let first = path
+                .iter()
+                .enumerate()
+                .min_by_key(|(_, step)| **step)
+                .map_or(0, |(position, _)| position);
+            path.rotate_left(first);
             return Some(path);
         }
         path.push(next);

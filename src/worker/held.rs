@@ -75,7 +75,9 @@ impl Held {
     /// The handler is done with it. False: it was reported before, or it is not held any more.
     pub(super) fn reported(&self, queue: usize, msg_id: i64) -> bool {
         let mut entries = self.entries();
-        let Some(entry) = entries.by_message.get_mut(&(queue, msg_id)).filter(|entry| !entry.reported) else { return false };
+        let Some(entry) = entries.by_message.get_mut(&(queue, msg_id)).filter(|entry| !entry.reported) else {
+            return false;
+        };
         entry.reported = true;
         entries.reported += 1;
         self.finished.fetch_add(1, Ordering::Relaxed);

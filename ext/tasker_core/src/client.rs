@@ -23,6 +23,7 @@ pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
     class.define_method("register", method!(Client::register, 2))?;
     class.define_method("submit", method!(Client::submit, 5))?;
     class.define_method("read_task", method!(Client::read_task, 1))?;
+    class.define_method("task_states", method!(Client::task_states, 1))?;
     class.define_method("wait", method!(Client::wait, 2))?;
     class.define_method("cancel", method!(Client::cancel, 1))?;
     class.define_method("close", method!(Client::close, 0))?;
@@ -100,6 +101,14 @@ impl Client {
     fn read_task(ruby: &Ruby, this: &Client, id: String) -> Result<String, Error> {
         let (db, id) = (this.db(ruby)?, parse_id(ruby, &id)?);
         Ok(block_on(ruby, async move { read::read_task(&db, id).await })?.to_string())
+    }
+
+    /// [id, state] of each task that exists.
+    fn task_states(ruby: &Ruby, this: &Client, ids: Vec<String>) -> Result<Vec<(String, String)>, Error> {
+        let db = this.db(ruby)?;
+        let ids = ids.iter().map(|id| parse_id(ruby, id)).collect::<Result<Vec<_>, _>>()?;
+        let states = block_on(ruby, async move { read::task_states(&db, &ids).await })?;
+        Ok(states.into_iter().map(|(id, state)| (id.to_string(), state)).collect())
     }
 
     /// The task's state once it has ended or is blocked, or after that many seconds; nil waits for ever.

@@ -107,11 +107,10 @@ impl Worker {
         Ok(())
     }
 
-    /// Reports a failure: a hash with class, message, backtrace, permanent, retry_after.
-    fn fail(ruby: &Ruby, this: &Worker, step: &Step, failure: RubyValue) -> Result<(), Error> {
+    /// Reports a failure: a hash with class, message, backtrace, reason, permanent, retry_after. False: the step was reported before, or handed back.
+    fn fail(ruby: &Ruby, this: &Worker, step: &Step, failure: RubyValue) -> Result<bool, Error> {
         let failure: Failure = serde_magnus::deserialize(ruby, failure)?;
-        this.owned(ruby)?.report(&step.0, Outcome::Fail(failure));
-        Ok(())
+        Ok(this.owned(ruby)?.report(&step.0, Outcome::Fail(failure)))
     }
 
     fn late_loops(ruby: &Ruby, this: &Worker) -> Result<Vec<String>, Error> {

@@ -61,8 +61,8 @@ module TaskerCore
       end
 
       def fail(native_step, step, error)
-        step.logger.warn { "failed: #{error.class}: #{error.message}" }
-        @native.fail(native_step, failure(error))
+        failure = failure(error)
+        @native.fail(native_step, failure) and step.logger.warn { "failed: #{failure[:class]}: #{failure[:message]}" }
       end
 
       def failure(error)

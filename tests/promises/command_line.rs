@@ -1,0 +1,240 @@
+//! The binary `tasker` as an operator uses it: what it prints, and its exit codes.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::{json, Value};
+
+use crate::world::World;
+
+fn tasker(url: &str, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tasker"));
+    command
+        .args(arguments)
+        .env("DATABASE_URL", url)
+        .env_remove("NAMESPACE")
+        .stdin(Stdio::null());
+    command.output().expect("tasker runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).trim().to_owned()
+}
+
+/// Runs it, expects success, and returns standard output as JSON.
+fn json_of(url: &str, arguments: &[&str]) -> Value {
+    let output = tasker(url, arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {}", text(&output.stdout)))
+}
+
+/// Runs it, expects `code` and exactly one line on standard error that contains `expected`.
+fn refused(url: &str, arguments: &[&str], code: i32, expected: &str) {
+    let output = tasker(url, arguments);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+    assert!(said.contains(expected), "{arguments:?} says {said:?}, not {expected:?}");
+    assert!(!said.contains("panicked") && !said.contains("RUST_BACKTRACE"), "{said}");
+}
+
+fn file(content: &str) -> tempfile::NamedTempFile {
+    let mut file = tempfile::Builder::new().suffix(".yml").tempfile().expect("a file");
+    file.write_all(content.as_bytes()).expect("writes");
+    file
+}
+
+/// A process that is ended with the test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_registers_creates_lists_shows_and_cancels() {
+    World::with(async |world| {
+        let url = world.url.as_str();
+        let template = file("name: one\nnamespace: here\nsteps:\n  - { name: only, handler: H }\n");
+        let path = template.path().to_str().unwrap();
+        let registered = json_of(url, &["template", "register", path, "--json"]);
+        assert_eq!(
+            registered,
+            json!({ "namespace": "here", "name": "one", "version": "1", "created": true })
+        );
+        assert_eq!(json_of(url, &["template", "list", "--json"])[0]["steps"], 1);
+        assert_eq!(json_of(url, &["template", "show", "one", "--json"])["steps"][0]["handler"], "H");
+
+        let created = json_of(
+            url,
+            &[
+                "task",
+                "create",
+                "one",
+                "--input",
+                r#"{"n": 1}"#,
+                "--priority",
+                "high",
+                "--key",
+                "k",
+                "--json",
+            ],
+        );
+        let id = created["id"].as_str().unwrap();
+        assert_eq!(
+            json_of(url, &["task", "create", "one", "--key", "k", "--json"]),
+            json!({ "id": id, "created": false })
+        );
+        let shown = json_of(url, &["task", "show", id, "--json"]);
+        assert_eq!(
+            (&shown["input"], &shown["priority"], &shown["state"]),
+            (&json!({ "n": 1 }), &json!("high"), &json!("pending"))
+        );
+        assert!(text(&tasker(url, &["task", "show", id]).stdout).contains("only  pending  0/5"));
+        assert_eq!(
+            json_of(url, &["task", "list", "--state", "pending", "--json"])
+                .as_array()
+                .unwrap()
+                .len(),
+            1
+        );
+        assert_eq!(json_of(url, &["task", "cancel", id, "--json"]), json!({ "cancelled": [id] }));
+        assert_eq!(
+            tasker(url, &["task", "cancel", id]).status.code(),
+            Some(1),
+            "nothing was left to cancel"
+        );
+        assert_eq!(tasker(url, &["task", "watch", id]).status.code(), Some(1), "it did not complete");
+        assert_eq!(tasker(url, &["migrate"]).status.code(), Some(0), "again");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_templates_and_payloads_are_refused_with_a_clear_message() {
+    World::with(async |world| {
+        let url = world.url.as_str();
+        let broken = file("name: one\nnamespace: here\nsteps:\n  - { name: a, handler: H, depends_on: [b] }\n");
+        let path = broken.path().to_str().unwrap();
+        refused(
+            url,
+            &["template", "register", path],
+            1,
+            &format!("tasker: {path}:4: step \"a\" depends on unknown step \"b\": expected one of a"),
+        );
+        refused(
+            url,
+            &["template", "register", "no/such.yml"],
+            3,
+            "tasker: no/such.yml: No such file",
+        );
+        refused(url, &["task", "create", "nothing"], 4, "tasker: no template nothing");
+        refused(
+            url,
+            &["task", "create", "nothing", "--input", "{"],
+            1,
+            "tasker: the input is not valid JSON",
+        );
+        refused(
+            url,
+            &["task", "create", "nothing", "--priority", "huge"],
+            2,
+            "expected low, normal, high or urgent",
+        );
+        refused(
+            url,
+            &["task", "show", "018f0000-0000-7000-8000-000000000000"],
+            4,
+            "tasker: no task 018f0000",
+        );
+        refused(url, &["task", "show", "7"], 2, "invalid value '7'");
+        refused(url, &["flask"], 2, "unrecognized subcommand 'flask'");
+        assert_eq!(world.count("SELECT count(*) FROM tasker.templates").await, 0);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_not_as_it_must_be_is_named() {
+    World::with(async |world| {
+        let url = world.url.as_str();
+        let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let (scheme, rest) = url.split_once("://").unwrap();
+        let (user, place) = rest.rsplit_once('@').unwrap();
+        let user = user.split(':').next().unwrap();
+        refused(
+            &format!("postgres://x@127.0.0.1:{nobody}/x"),
+            &["serve"],
+            3,
+            &format!("cannot connect to PostgreSQL at 127.0.0.1:{nobody} (user x, database x)"),
+        );
+        refused(
+            &format!("{scheme}://{user}:wrong@{place}"),
+            &["task", "list"],
+            3,
+            "password authentication failed",
+        );
+        refused(
+            "mysql://x",
+            &["task", "list"],
+            3,
+            "expected postgres://user:password@host:port/database",
+        );
+        let empty = format!("{}/postgres", url.rsplit_once('/').unwrap().0);
+        refused(&empty, &["serve", "--listen", "127.0.0.1:0"], 3, "run `tasker migrate`");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn serve_answers_probes_and_stops_on_sigterm() {
+    World::with(async |world| {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap().to_string();
+        refused(
+            &world.url,
+            &["serve", "--listen", &address],
+            3,
+            &format!("cannot listen on {address}"),
+        );
+        drop(taken);
+
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tasker"));
+        command
+            .args(["serve", "--listen", &address])
+            .env("DATABASE_URL", &world.url)
+            .env_remove("NAMESPACE")
+            .stderr(Stdio::piped());
+        let mut serve = Running(command.spawn().unwrap());
+        let mut log = BufReader::new(serve.0.stderr.take().unwrap()).lines();
+        assert!(log.any(|line| line.unwrap().contains("answering GET /health")));
+        for path in ["/health", "/ready"] {
+            let answer = get(&address, path);
+            assert!(answer.starts_with("HTTP/1.1 200"), "{path}: {answer}");
+        }
+        assert_eq!(
+            world
+                .count("SELECT count(*) FROM tasker.members WHERE left_at IS NULL AND name <> 'test'")
+                .await,
+            1
+        );
+
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(serve.0.id() as i32), nix::sys::signal::Signal::SIGTERM).unwrap();
+        assert_eq!(serve.0.wait().unwrap().code(), Some(0));
+        assert_eq!(
+            world
+                .count("SELECT count(*) FROM tasker.members WHERE left_at IS NULL AND name <> 'test'")
+                .await,
+            0
+        );
+    })
+    .await;
+}
+
+fn get(address: &str, path: &str) -> String {
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: tasker\r\nConnection: close\r\n\r\n").unwrap();
+    std::io::read_to_string(stream).unwrap()
+}

@@ -1,0 +1,189 @@
+//! Errors: tried again by the step's rules, or dead-lettered with everything that is known; and what a handler does hurts only its step.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{json, Value};
+use tasker::engine::fail::Failure;
+use tasker::engine::read::wait_for_end;
+use tasker::orchestrator::{Orchestrator, OrchestratorConfig};
+use tasker::worker::{Handlers, Worker, WorkerConfig};
+
+use crate::world::World;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_delay_grows_by_the_rule_up_to_its_bound() {
+    World::with(async |world| {
+        let delay = async |rule: &str, failures: i32| -> f64 {
+            sqlx::query_scalar("SELECT tasker.backoff_seconds($1, 2, 30, 0, $2)")
+                .bind(rule)
+                .bind(failures)
+                .fetch_one(&world.pool)
+                .await
+                .unwrap()
+        };
+        for (rule, expected) in [
+            ("fixed", [2.0, 2.0, 2.0, 2.0]),
+            ("linear", [2.0, 4.0, 6.0, 30.0]),
+            ("exponential", [2.0, 4.0, 8.0, 30.0]),
+        ] {
+            for (failures, expected) in [1, 2, 3, 1000].into_iter().zip(expected) {
+                assert_eq!(delay(rule, failures).await, expected, "{rule} after {failures} failures");
+            }
+        }
+        let spread: Vec<f64> = sqlx::query_scalar("SELECT tasker.backoff_seconds('fixed', 10, 100, 0.5, 1) FROM generate_series(1, 1000)")
+            .fetch_all(&world.pool)
+            .await
+            .unwrap();
+        assert!(spread.iter().all(|s| (5.0..=15.0).contains(s)) && spread.iter().any(|s| *s < 7.0) && spread.iter().any(|s| *s > 13.0));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_step_waits_for_its_retry_and_the_task_says_so() {
+    World::with(async |world| {
+        world
+            .register("name: one\nnamespace: here\nsteps:\n  - { name: only, handler: H, retry: { base: 1h, max: 1h } }\n")
+            .await;
+        let task = world.submit("one", json!({})).await;
+        world.claim().await;
+        let step = world.lease("here_queue", 1).await.remove(0);
+        assert!(world.fail(&step, "not now", false, None).await);
+
+        assert_eq!(world.enqueue_due_retries().await, 0, "it is not due");
+        let seen = world.task(task).await;
+        assert_eq!(
+            (&seen["state"], &seen["steps"][0]["state"]),
+            (&json!("waiting"), &json!("waiting_retry"))
+        );
+        assert_eq!(seen["steps"][0]["errors"][0]["message"], "not now");
+
+        sqlx::query("UPDATE tasker.steps SET retry_at = clock_timestamp()")
+            .execute(&world.pool)
+            .await
+            .unwrap();
+        assert_eq!(world.enqueue_due_retries().await, 1);
+        assert_eq!(world.lease("here_queue", 1).await[0].attempt, 2);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_carries_the_reason_the_errors_the_input_and_the_results_so_far() {
+    World::with(async |world| {
+        world
+            .register("name: two\nnamespace: here\nsteps:\n  - { name: first, handler: F }\n  - { name: second, handler: S, depends_on: [first], retry: { max_attempts: 2 } }\n")
+            .await;
+        let task = world.submit("two", json!({ "order": 7 })).await;
+        world.claim().await;
+        world.complete(&world.lease("here_queue", 1).await, r#"{"total": 3}"#).await;
+        for message in ["one", "two"] {
+            world.enqueue_due_retries().await;
+            let step = world.lease("here_queue", 1).await.remove(0);
+            assert_eq!(step.results, r#"{"first": {"total": 3}}"#);
+            world.fail(&step, message, false, Some(0.0)).await;
+        }
+        let letter = world.dead_letters("here").await.remove(0);
+        let expected = json!({
+            "reason": "attempts_exhausted", "queue": "here_queue", "task": task, "step": "second", "handler": "S", "template": "two",
+            "input": { "order": 7 }, "results": { "first": { "total": 3 } },
+        });
+        for (field, value) in expected.as_object().unwrap() {
+            assert_eq!(&letter[field], value, "{field}");
+        }
+        let errors: Vec<(&Value, &Value)> = letter["errors"].as_array().unwrap().iter().map(|e| (&e["attempt"], &e["message"])).collect();
+        assert_eq!(errors, [(&json!(1), &json!("one")), (&json!(2), &json!("two"))]);
+        assert_eq!(world.task(task).await["state"], "blocked");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_a_handler_does_hurts_only_its_step() {
+    World::with(async |world| {
+        let handlers = ["panics", "hangs", "fails", "is_unknown", "returns_what_jsonb_cannot_hold", "works"];
+        for handler in handlers {
+            let step = format!("{{ name: only, handler: {handler}, timeout: 200ms, retry: {{ max_attempts: 2, base: 10ms }} }}");
+            world
+                .register(&format!("name: {handler}\nnamespace: here\nsteps:\n  - {step}\n"))
+                .await;
+        }
+        let orchestrator = Orchestrator::start(&world.db, OrchestratorConfig::default()).await.unwrap();
+        let config = WorkerConfig {
+            namespaces: vec!["here".into()],
+            concurrency: 2,
+            ..WorkerConfig::default()
+        };
+        let worker = Arc::new(Worker::start(&world.db, config).await.unwrap());
+        worker.handle_with(
+            Handlers::default()
+                .with("panics", |_| async { panic!("no hands") })
+                .with("hangs", |_| std::future::pending())
+                .with("fails", |_| async {
+                    Err(Failure::retryable("Oops", "a NUL \0 in the message").retry_after(Duration::from_millis(1)))
+                })
+                .with("returns_what_jsonb_cannot_hold", |_| async { Ok(json!("a NUL \0")) })
+                .with("works", |_| async { Ok(json!(42)) }),
+        );
+        let mut tasks = Vec::new();
+        for handler in handlers {
+            tasks.push(world.submit(handler, json!({})).await);
+        }
+        let mut classes = Vec::new();
+        for task in tasks {
+            let state = wait_for_end(&world.db, task, Some(Duration::from_secs(60))).await.unwrap();
+            let seen = world.task(task).await;
+            let errors = seen["steps"][0]["errors"].as_array().unwrap();
+            classes.push((
+                state,
+                errors.len(),
+                errors.last().map(|e| e["class"].as_str().unwrap().to_owned()).unwrap_or_default(),
+            ));
+        }
+        let expected = [
+            ("blocked", 2, "Panic"),
+            ("blocked", 2, "Timeout"),
+            ("blocked", 2, "Oops"),
+            ("blocked", 2, "UnknownHandler"),
+            ("blocked", 1, "ResultRefused"),
+            ("complete", 0, ""),
+        ];
+        assert_eq!(
+            classes,
+            expected.map(|(state, errors, class)| (state.to_owned(), errors, class.to_owned()))
+        );
+        worker.shutdown(Duration::from_secs(5)).await;
+        orchestrator.shutdown().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_that_keeps_killing_its_workers_is_dead_lettered_as_poison() {
+    World::with(async |world| {
+        world
+            .register("name: one\nnamespace: here\nsteps:\n  - { name: only, handler: H }\n")
+            .await;
+        let task = world.submit("one", json!({})).await;
+        world.claim().await;
+        for crashes in 0..3 {
+            let step = world.lease("here_queue", 1).await.remove(0);
+            assert_eq!(step.crashes, crashes);
+            world.expire(&step).await;
+        }
+        let config = WorkerConfig {
+            namespaces: vec!["here".into()],
+            max_crashes: 3,
+            ..WorkerConfig::default()
+        };
+        let worker = Worker::start(&world.db, config).await.unwrap();
+        assert_eq!(
+            wait_for_end(&world.db, task, Some(Duration::from_secs(60))).await.unwrap(),
+            "blocked"
+        );
+        assert_eq!(world.dead_letters("here").await[0]["reason"], "poison");
+        worker.shutdown(Duration::from_secs(1)).await;
+    })
+    .await;
+}

@@ -1,0 +1,14 @@
+//! The promises, each with tests that try to break them, against a real PostgreSQL: set DATABASE_URL, or run `bin/test`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod command_line;
+mod crowds;
+mod dag_properties;
+mod failures;
+mod leases;
+mod priorities;
+mod submitting;
+mod templates;
+mod versions;
+mod world;

@@ -1,0 +1,145 @@
+//! The door: tasks come in whole or not at all, once for every key, and bad input is told what was expected.
+
+use serde_json::{json, Value};
+use tasker::engine::submit::{NewTask, Submitter, MAX_INPUT_BYTES};
+use tasker::{Error, Priority};
+
+use crate::world::World;
+
+const ORDER: &str = "
+name: order
+namespace: here
+input_schema: { type: object, required: [id], properties: { id: { type: integer } } }
+steps:
+  - { name: only, handler: H }
+";
+
+fn new(input: Value) -> NewTask {
+    NewTask {
+        input,
+        ..NewTask::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_key_from_twenty_callers_is_one_task() {
+    World::with(async |world| {
+        world.register(ORDER).await;
+        let submitter = Submitter::new(world.db.clone());
+        let submits = (0..20).map(|n| {
+            let submitter = submitter.clone();
+            tokio::spawn(async move {
+                let task = NewTask {
+                    key: Some("order-1".into()),
+                    ..new(json!({ "id": n }))
+                };
+                submitter.submit("order", None, &[task]).await.unwrap().remove(0)
+            })
+        });
+        let mut seen = Vec::new();
+        for submit in submits.collect::<Vec<_>>() {
+            seen.push(submit.await.unwrap());
+        }
+        assert!(seen.iter().all(|task| task.id == seen[0].id));
+        assert_eq!(seen.iter().filter(|task| task.created).count(), 1);
+        assert_eq!(world.count("SELECT count(*) FROM tasker.tasks").await, 1);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_within_one_batch_are_honoured_and_the_order_is_kept() {
+    World::with(async |world| {
+        world.register(ORDER).await;
+        let task = |id: i32, key: Option<&str>| NewTask {
+            key: key.map(str::to_owned),
+            ..new(json!({ "id": id }))
+        };
+        let batch = [task(1, Some("b")), task(2, None), task(3, Some("a")), task(4, Some("b"))];
+        let seen = Submitter::new(world.db.clone()).submit("here/order", None, &batch).await.unwrap();
+        assert_eq!(seen.iter().map(|t| t.created).collect::<Vec<_>>(), [true, true, true, false]);
+        assert_eq!(seen[3].id, seen[0].id);
+        for (n, task) in seen[..3].iter().enumerate() {
+            assert_eq!(world.task(task.id).await["input"]["id"], n + 1);
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_input_is_refused_with_what_was_expected_and_leaves_no_trace() {
+    World::with(async |world| {
+        world.register(ORDER).await;
+        let submitter = Submitter::new(world.db.clone());
+        let large = "x".repeat(MAX_INPUT_BYTES);
+        let cases = [
+            (vec![new(json!([1]))], "the input of a order must be a JSON object"),
+            (vec![new(json!({}))], r#""id" is a required property"#),
+            (
+                vec![new(json!({ "id": 1 })), new(json!({ "id": "one" }))],
+                r#"task 2 of 2: the input does not satisfy the input_schema of order: /id: "one" is not of type "integer""#,
+            ),
+            (vec![new(json!({ "id": 1, "note": large }))], "at most 1048576 are accepted"),
+            (vec![new(json!({ "id": 1, "note": "a\0b" }))], "U+0000"),
+            (
+                vec![NewTask {
+                    key: Some(String::new()),
+                    ..new(json!({ "id": 1 }))
+                }],
+                "key 1 must have 1 to 255 characters",
+            ),
+        ];
+        for (tasks, expected) in cases {
+            match submitter.submit("order", None, &tasks).await {
+                Err(Error::Invalid(message)) => assert!(message.contains(expected), "{message:?} does not say {expected:?}"),
+                other => panic!("{expected}: {other:?}"),
+            }
+        }
+        let unknown = submitter.submit("orders", None, &[new(json!({}))]).await.unwrap_err();
+        assert_eq!(
+            unknown.to_string(),
+            "no template orders; register it first: tasker template register FILE, or start a worker that defines it"
+        );
+        assert_eq!(world.count("SELECT count(*) FROM tasker.tasks").await, 0);
+        assert_eq!(
+            "huge".parse::<Priority>().unwrap_err(),
+            r#"unknown priority "huge": expected low, normal, high or urgent"#
+        );
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_sql_client_enqueues_in_its_own_transaction() {
+    World::with(async |world| {
+        world.register(ORDER).await;
+        let mut rolled_back = world.pool.begin().await.unwrap();
+        sqlx::query("SELECT tasker.create_task('order', '{\"id\": 1}')")
+            .execute(&mut *rolled_back)
+            .await
+            .unwrap();
+        rolled_back.rollback().await.unwrap();
+        assert_eq!(world.claim().await, 0);
+
+        let create = "SELECT tasker.create_task('order', '{\"id\": 2}', p_priority => 'high', p_key => 'order-2')";
+        let id: uuid::Uuid = sqlx::query_scalar(create).fetch_one(&world.pool).await.unwrap();
+        assert_eq!(id.get_version_num(), 7);
+        let again: uuid::Uuid = sqlx::query_scalar(create).fetch_one(&world.pool).await.unwrap();
+        assert_eq!(again, id);
+        assert_eq!(world.claim().await, 1);
+        assert_eq!(world.task(id).await["priority"], "high");
+
+        for (call, expected) in [
+            ("tasker.create_task('order', '[]')", "input 1 is not a JSON object"),
+            (
+                "tasker.create_task('order', '{}', 'huge')",
+                "unknown priority 'huge': use low, normal, high or urgent",
+            ),
+            ("tasker.create_task('nothing', '{}')", "no template nothing"),
+        ] {
+            let refused = sqlx::query(&format!("SELECT {call}")).execute(&world.pool).await.unwrap_err();
+            assert_eq!(refused.as_database_error().unwrap().message(), expected);
+        }
+    })
+    .await;
+}

@@ -1,0 +1,209 @@
+//! A database of its own for every test, and the engine's functions as any SQL client can call them.
+
+use serde_json::Value;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{ConnectOptions, Connection, PgPool};
+use tasker::engine::register::{register, Registered};
+use tasker::engine::submit::{NewTask, Submitter};
+use tasker::{Db, Template};
+use tokio::sync::OnceCell;
+use uuid::Uuid;
+
+/// What every test's database is copied from.
+const TEMPLATE: &str = "tasker_test_template";
+static MIGRATED: OnceCell<()> = OnceCell::const_new();
+
+pub(crate) struct World {
+    pub(crate) url: String,
+    pub(crate) db: Db,
+    /// For what only a test would ask.
+    pub(crate) pool: PgPool,
+    orchestrator: i32,
+}
+
+/// A leased step, as `tasker.lease_steps` returns it.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub(crate) struct Leased {
+    #[sqlx(skip)]
+    pub(crate) queue: String,
+    pub(crate) msg_id: i64,
+    pub(crate) fence: i32,
+    pub(crate) task_id: Uuid,
+    pub(crate) step: i16,
+    pub(crate) name: String,
+    pub(crate) attempt: i32,
+    pub(crate) crashes: i32,
+    pub(crate) results: String,
+}
+
+fn server() -> PgConnectOptions {
+    let url = std::env::var("DATABASE_URL").expect("set DATABASE_URL to a server where databases may be created, or run bin/test");
+    url.parse().expect("DATABASE_URL is a URL")
+}
+
+async fn admin(sql: String) {
+    let mut connection = server().connect().await.expect("the server of DATABASE_URL answers");
+    sqlx::raw_sql(&sql)
+        .execute(&mut connection)
+        .await
+        .unwrap_or_else(|error| panic!("{sql}: {error}"));
+    connection.close().await.expect("closes");
+}
+
+impl World {
+    /// Runs a test in a new, migrated database, which is dropped when the test succeeds.
+    pub(crate) async fn with(test: impl AsyncFnOnce(&World)) {
+        MIGRATED
+            .get_or_init(|| async {
+                admin(format!("DROP DATABASE IF EXISTS {TEMPLATE} WITH (FORCE)")).await;
+                admin(format!("CREATE DATABASE {TEMPLATE}")).await;
+                let db = Db::connect(server().database(TEMPLATE).to_url_lossy().as_str(), 2)
+                    .await
+                    .expect("connects");
+                db.migrate().await.expect("migrates");
+                db.close().await;
+            })
+            .await;
+        let name = format!("tasker_test_{}", Uuid::new_v4().simple());
+        admin(format!("CREATE DATABASE {name} TEMPLATE {TEMPLATE}")).await;
+        let options = server().database(&name);
+        let url = options.to_url_lossy().to_string();
+        let db = Db::connect(&url, 16).await.expect("connects");
+        let pool = PgPoolOptions::new().max_connections(16).connect_lazy_with(options);
+        let orchestrator = sqlx::query_scalar("SELECT tasker.join_members('orchestrator', 'test', 'test', '{}', interval '1 hour')")
+            .fetch_one(&pool)
+            .await
+            .expect("joins");
+        let world = World {
+            url,
+            db,
+            pool,
+            orchestrator,
+        };
+        test(&world).await;
+        world.db.close().await;
+        world.pool.close().await;
+        admin(format!("DROP DATABASE {name} WITH (FORCE)")).await;
+    }
+
+    pub(crate) async fn register(&self, yaml: &str) -> Registered {
+        let template = Template::parse(yaml, "test.yml").expect("a valid template");
+        register(&self.db, &template).await.expect("registers")
+    }
+
+    pub(crate) async fn submit(&self, template: &str, input: Value) -> Uuid {
+        let task = NewTask {
+            input,
+            ..NewTask::default()
+        };
+        Submitter::new(self.db.clone())
+            .submit(template, None, &[task])
+            .await
+            .expect("submits")[0]
+            .id
+    }
+
+    /// Claims every pending task.
+    pub(crate) async fn claim(&self) -> i64 {
+        sqlx::query_scalar("SELECT coalesce(sum(claimed), 0) FROM tasker.claim_tasks($1, NULL, '{}', 1000000, 10000)")
+            .bind(self.orchestrator)
+            .fetch_one(&self.pool)
+            .await
+            .expect("claims")
+    }
+
+    pub(crate) async fn lease(&self, queue: &str, limit: i32) -> Vec<Leased> {
+        let leased: Vec<Leased> = sqlx::query_as("SELECT * FROM tasker.lease_steps($1, 7, 0, $2, interval '1 hour')")
+            .bind(queue)
+            .bind(limit)
+            .fetch_all(&self.pool)
+            .await
+            .expect("leases");
+        leased
+            .into_iter()
+            .map(|step| Leased {
+                queue: queue.to_owned(),
+                ..step
+            })
+            .collect()
+    }
+
+    /// Reports completions of one queue; returns the messages that counted.
+    pub(crate) async fn complete(&self, steps: &[Leased], result: &str) -> Vec<i64> {
+        let mut steps: Vec<&Leased> = steps.iter().collect();
+        steps.sort_by_key(|step| step.msg_id);
+        sqlx::query_scalar("SELECT tasker.complete_steps($1, 7, $2, $3, $4, $5, $6)")
+            .bind(&steps[0].queue)
+            .bind(steps.iter().map(|s| s.msg_id).collect::<Vec<_>>())
+            .bind(steps.iter().map(|s| s.fence).collect::<Vec<_>>())
+            .bind(steps.iter().map(|s| s.task_id).collect::<Vec<_>>())
+            .bind(steps.iter().map(|s| s.step).collect::<Vec<_>>())
+            .bind(vec![result; steps.len()])
+            .fetch_all(&self.pool)
+            .await
+            .expect("completes")
+    }
+
+    /// Reports a failure; whether it counted.
+    pub(crate) async fn fail(&self, step: &Leased, message: &str, permanent: bool, retry_after: Option<f64>) -> bool {
+        let counted: Vec<i64> = sqlx::query_scalar("SELECT tasker.fail_steps($1, 7, $2, $3, $4, $5, $6, $7, $8)")
+            .bind(&step.queue)
+            .bind(vec![step.msg_id])
+            .bind(vec![step.fence])
+            .bind(vec![step.task_id])
+            .bind(vec![step.step])
+            .bind(vec![serde_json::json!({ "class": "TestError", "message": message })])
+            .bind(vec![permanent])
+            .bind(vec![retry_after])
+            .fetch_all(&self.pool)
+            .await
+            .expect("fails");
+        !counted.is_empty()
+    }
+
+    /// Lets a lease run out at once, as if its worker had died.
+    pub(crate) async fn expire(&self, step: &Leased) {
+        let sql = format!("UPDATE pgmq.q_{} SET vt = clock_timestamp() WHERE msg_id = $1", step.queue);
+        sqlx::query(&sql).bind(step.msg_id).execute(&self.pool).await.expect("expires");
+    }
+
+    pub(crate) async fn enqueue_due_retries(&self) -> i32 {
+        sqlx::query_scalar("SELECT enqueued FROM tasker.enqueue_due_retries(1000)")
+            .fetch_one(&self.pool)
+            .await
+            .expect("enqueues retries")
+    }
+
+    pub(crate) async fn task(&self, id: Uuid) -> Value {
+        tasker::engine::read::read_task(&self.db, id).await.expect("the task exists")
+    }
+
+    /// The states of a task's steps, in order.
+    pub(crate) async fn step_states(&self, id: Uuid) -> Vec<String> {
+        let task = self.task(id).await;
+        let steps = task["steps"].as_array().expect("steps").iter();
+        steps.map(|step| step["state"].as_str().expect("a state").to_owned()).collect()
+    }
+
+    pub(crate) async fn count(&self, sql: &str) -> i64 {
+        sqlx::query_scalar(sql)
+            .fetch_one(&self.pool)
+            .await
+            .unwrap_or_else(|error| panic!("{sql}: {error}"))
+    }
+
+    pub(crate) async fn counter(&self, name: &str) -> i64 {
+        self.count(&format!(
+            "SELECT coalesce(max(value), 0) FROM tasker.counters WHERE name = '{name}'"
+        ))
+        .await
+    }
+
+    pub(crate) async fn dead_letters(&self, namespace: &str) -> Vec<Value> {
+        let sql = format!("SELECT message FROM pgmq.q_{namespace}_queue_dlq ORDER BY msg_id");
+        sqlx::query_scalar(&sql)
+            .fetch_all(&self.pool)
+            .await
+            .expect("reads the dead letters")
+    }
+}

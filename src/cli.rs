@@ -36,6 +36,12 @@ enum Command {
     /// Check, register, show and list templates
     #[command(subcommand)]
     Template(template::Template),
+    /// Run a Ruby worker (with the command of the gem tasker_core)
+    #[command(disable_help_flag = true)]
+    Worker {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+        arguments: Vec<OsString>,
+    },
     /// Run a private PostgreSQL in .tasker/, migrated, and an orchestrator
     Dev(dev::Dev),
 }
@@ -84,6 +90,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> i32 {
             }
             Command::Task(task) => task.run().await,
             Command::Template(template) => template.run().await,
+            Command::Worker { .. } => Err(Error::Config(
+                "Ruby workers are run by the command of the gem: gem install tasker_core, then `tasker worker` from there".into(),
+            )),
             Command::Dev(dev) => dev.run().await,
         }
     });

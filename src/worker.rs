@@ -224,6 +224,7 @@ impl Worker {
     pub async fn shutdown(&self, grace: Duration) {
         let shared = &self.shared;
         shared.stop.cancel();
+        tracing::info!(member = shared.membership.id(), ?grace, "worker is stopping");
         self.pollers.wait().await;
         let unstarted: Vec<Step> = self.steps.drain().collect();
         self.hand_back(

@@ -77,11 +77,13 @@ def balance(shop)
   puts "\nStock       delivered  shipped  on hand"
   shop.inventory.map do |row|
     adds_up = row["delivered"] == row["shipped"] + row["on_hand"]
-    puts format("  %-9<sku>s %9<delivered>d %8<shipped>d %8<on_hand>d  %<mark>s", **row.transform_keys(&:to_sym), mark: adds_up ? "adds up" : "WRONG")
+    row = row.transform_keys(&:to_sym).merge(mark: adds_up ? "adds up" : "WRONG")
+    puts format("  %-9<sku>s %9<delivered>d %8<shipped>d %8<on_hand>d  %<mark>s", **row)
     adds_up
   end.all?
 end
 
+$stdout.sync = true
 name = "shop-#{Time.now.utc.strftime('%Y%m%d-%H%M%S')}-#{Process.pid}"
 shop = Shop.new(name)
 Processes.run do |processes|
@@ -99,9 +101,9 @@ Processes.run do |processes|
   abort "\nThis does not add up." unless right
 
   puts "\nAll of it adds up. Try next:", *[
-    ["tasker task list --state blocked", "the orders that people must look at"],
-    ["tasker task show #{tasks.values.first.id}", "one order, step by step"],
-    ["tasker template show order_fulfillment", "the workflow"],
-    ["tasker dev", "PostgreSQL and an orchestrator for your own workflows"]
-  ].map { |command, what| format("  %-60<command>s # %<what>s", command: command, what: what) }
+    ["dev", "in another terminal: this database, and an orchestrator"],
+    ["task list --state blocked", "the orders that people must look at"],
+    ["task show #{tasks.values.first.id}", "one order, step by step"],
+    ["template show order_fulfillment", "the workflow"]
+  ].map { |command, what| format("  #{ENV.fetch('TASKER', 'tasker')} %-55<command>s # %<what>s", command: command, what: what) }
 end

@@ -39,7 +39,7 @@ class Processes
 
   # A process that someone killed is started again. One that ended by itself has said why in its log.
   def restart_dead
-    @running.keys.each do |pid|
+    pids.each do |pid|
       next unless Process.wait(pid, Process::WNOHANG)
 
       name, command, log = @running.delete(pid)
@@ -50,7 +50,7 @@ class Processes
   end
 
   def stop
-    pids.each { |pid| Process.kill("TERM", pid) }
+    Process.kill("TERM", *pids) if pids.any?
     pids.each { |pid| Process.wait(pid) }
     @running.clear
   end

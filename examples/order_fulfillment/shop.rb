@@ -41,7 +41,8 @@ class Shop
 
       # In one order everywhere, so that two orders for the same items cannot wait for each other.
       items.sort_by { |item| item[:sku] }.each do |item|
-        taken = query("UPDATE shop.stock SET on_hand = on_hand - $3 WHERE shop = $1 AND sku = $2 AND on_hand >= $3", item[:sku], item[:units])
+        taken = query("UPDATE shop.stock SET on_hand = on_hand - $3 WHERE shop = $1 AND sku = $2 AND on_hand >= $3", item[:sku],
+                      item[:units])
         raise OutOfStock if taken.cmd_tuples.zero?
 
         query("INSERT INTO shop.reservations (shop, number, sku, units) VALUES ($1, $2, $3, $4)", number, item[:sku], item[:units])
@@ -73,7 +74,8 @@ class Shop
   end
 
   def email(number, address, subject)
-    query("INSERT INTO shop.emails (shop, number, address, subject) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING", number, address, subject)
+    query("INSERT INTO shop.emails (shop, number, address, subject) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING", number, address,
+          subject)
   end
 
   # @return [Hash{Array(String, String) => Integer}] how many orders by status and reason

@@ -25,7 +25,8 @@ class OrderFulfillment < TaskerCore::Workflow
 
   step :validate, ValidateOrder
   step :reserve, ReserveStock, after: :validate, namespace: "inventory"
-  step :authorize_payment, AuthorizePayment, after: :validate, timeout: 10, retry: { max_attempts: 6, base: 0.5 }, config: { round_trip: 0.1 }
+  step :authorize_payment, AuthorizePayment, after: :validate, timeout: 10, retry: { max_attempts: 6, base: 0.5 },
+                                             config: { round_trip: 0.1 }
   step :ship, ShipOrder, after: %i[reserve authorize_payment]
   step :notify, NotifyCustomer, after: :ship, namespace: "notifications"
 end

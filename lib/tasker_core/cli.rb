@@ -13,9 +13,11 @@ module TaskerCore
     CONFIGURATION = 3
 
     def self.run(arguments)
-      return Native.run_command(["tasker", *arguments]) unless arguments.first == "worker"
+      return new.worker(arguments.drop(1)) if arguments.first == "worker"
 
-      new.worker(arguments.drop(1))
+      # The native command line has handlers of its own; Ruby's would turn the signal into an exception once it returns.
+      %w[INT TERM].each { |signal| trap(signal, "SYSTEM_DEFAULT") }
+      Native.run_command(["tasker", *arguments])
     end
 
     # @return [Integer] the exit code
@@ -52,7 +54,8 @@ module TaskerCore
       OptionParser.new do |opts|
         opts.banner = "Usage: tasker worker [options]"
         opts.on("-r", "--require FILE", "Ruby code to load; default: config/environment.rb, if there is one") { |v| options[:require] = v }
-        opts.on("-n", "--namespace NAMES", Array, "Whose steps to run, comma-separated; default: NAMESPACE, or QUEUE_NAME without _queue") do |v|
+        opts.on("-n", "--namespace NAMES", Array,
+                "Whose steps to run, comma-separated; default: NAMESPACE, or QUEUE_NAME without _queue") do |v|
           options[:namespaces] = v
         end
         opts.on("-t", "--threads COUNT", Integer, "How many handlers run at once; default: 8") { |v| options[:threads] = v }

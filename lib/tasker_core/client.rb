@@ -7,7 +7,8 @@ module TaskerCore
     # @raise [ConfigurationError, DatabaseError]
     def initialize(configuration = TaskerCore.configuration)
       @pid = Process.pid
-      @native = Native::Client.connect(Native.database_url(configuration.database_url || ENV.fetch("DATABASE_URL", nil)), configuration.connections)
+      url = Native.database_url(configuration.database_url || ENV.fetch("DATABASE_URL", nil))
+      @native = Native::Client.connect(url, configuration.connections)
       @registered = {}
     end
 
@@ -44,7 +45,8 @@ module TaskerCore
       name, version = registered(workflow) if workflow.is_a?(Class)
       priorities = inputs.map { |input| (priority.respond_to?(:call) ? priority.call(input) : priority)&.to_s }
       keys = inputs.map { |input| key&.call(input)&.to_s }
-      @native.submit(name || workflow.to_s, version&.to_s, inputs, keys, priorities).map { |id, created| Task.new(self, id, created: created) }
+      submitted = @native.submit(name || workflow.to_s, version&.to_s, inputs, keys, priorities)
+      submitted.map { |id, created| Task.new(self, id, created: created) }
     end
 
     # @param tasks [Enumerable<Task, String>] tasks or their ids

@@ -51,10 +51,10 @@ module TaskerCore
       previous = %w[TERM INT].to_h { |name| [name, trap(name) { events << :signal }] }
       start
       events.pop
-      Thread.new { stop && events << :stopped }
+      Thread.new { stop && (events << :stopped) }
       return 0 if events.pop == :stopped
 
-      Thread.new { stop(grace: 0) && events << :stopped }
+      Thread.new { stop(grace: 0) && (events << :stopped) }
       events.pop
       130
     ensure

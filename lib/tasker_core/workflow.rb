@@ -26,7 +26,7 @@ module TaskerCore
       # @overload template_name(value) sets it
       # @overload template_name @return [String]
       def template_name(value = nil)
-        setting(:name, value) || name&.gsub("::", "_")&.gsub(/([a-z\d])([A-Z])|([A-Z])(?=[A-Z][a-z])/) { "#{$1}#{$3}_#{$2}" }&.downcase
+        setting(:name, value) || name&.gsub("::", "_")&.gsub(/([A-Z\d]+)([A-Z][a-z])/, '\1_\2')&.gsub(/([a-z\d])([A-Z])/, '\1_\2')&.downcase
       end
 
       # A registered version never changes. Without one, changed content gets a new version by itself.

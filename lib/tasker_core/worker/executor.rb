@@ -12,7 +12,7 @@ module TaskerCore
 
       # What a stored backtrace is cut to.
       BACKTRACE_LINES = 20
-      OWN_LINES = %r{/lib/tasker_core/|/timeout\.rb:}.freeze
+      OWN_LINES = %r{/lib/tasker_core/|/timeout\.rb:}
 
       def initialize(native, configuration)
         @native = native

@@ -1,0 +1,122 @@
+# frozen_string_literal: true
+
+require "spec_helper"
+
+RSpec.describe TaskerCore do
+  let!(:flow) do
+    handler("Work") { nil }
+    workflow("ClientFlow") do
+      input_schema type: "object", properties: { id: { type: "integer" } }
+      step :work, "Work"
+    end
+  end
+
+  it "enqueues a workflow's class, and by name" do
+    task = described_class.enqueue(flow, { id: 1 }, priority: :high)
+    expect(task).to be_created
+    expect(task.to_h).to include(namespace: namespace, template: "client_flow", priority: "high", state: "pending", input: { id: 1 })
+    expect(described_class.enqueue("#{namespace}/client_flow", { "id" => 2 }).input).to eq({ id: 2 })
+  end
+
+  it "returns the same task for the same key, from twenty threads too" do
+    tasks = Array.new(20) { |n| Thread.new { described_class.enqueue(flow, { id: n }, key: "order-1") } }.map(&:value)
+    expect(tasks.map(&:id).uniq.size).to eq(1)
+    expect(tasks.count(&:created?)).to eq(1)
+  end
+
+  it "enqueues many at once, in order, with keys and priorities for each" do
+    inputs = Array.new(50) { |n| { id: n } }
+    tasks = described_class.enqueue_all(flow, inputs, key: ->(input) { "k#{input[:id] / 2}" }, priority: lambda { |input|
+                                                                                                           input[:id].even? ? :low : nil
+                                                                                                         })
+    expect(tasks.map(&:id).uniq.size).to eq(25)
+    expect(tasks.first.to_h[:priority]).to eq("low")
+    expect(described_class.statuses(tasks).values).to eq(["pending"] * 25)
+  end
+
+  it "refuses bad input with what was expected, and leaves no trace" do
+    loop_of_hashes = {}
+    loop_of_hashes[:self] = loop_of_hashes
+    {
+      { id: "one" } => /id: "one" is not of type "integer"/,
+      [1] => /must be a JSON object/,
+      { at: Time.now } => /cannot convert Time/,
+      { 1 => 2 } => /hash key 1 is not a string or symbol/,
+      { text: "\xFF" } => /UTF-8/,
+      { text: "a\u0000b" } => /U\+0000/,
+      { number: Float::NAN } => /NaN is not a JSON number/,
+      loop_of_hashes => /nested deeper than 100/
+    }.each do |input, message|
+      expect { described_class.enqueue(flow, input) }.to raise_error(TaskerCore::InvalidInput, message)
+    end
+    expect { described_class.enqueue_all(flow, [{ id: 1 }, { id: "two" }]) }.to raise_error(TaskerCore::InvalidInput, /task 2 of 2/)
+    expect {
+      described_class.enqueue(flow, {}, priority: :huge)
+    }.to raise_error(TaskerCore::InvalidInput, /expected low, normal, high or urgent/)
+    expect { described_class.enqueue(flow, {}, key: "") }.to raise_error(TaskerCore::InvalidInput, /1 to 255 characters/)
+    expect { described_class.enqueue(String, {}) }.to raise_error(TaskerCore::InvalidInput, /String is not a workflow/)
+    expect { described_class.enqueue("nothing", {}) }.to raise_error(TaskerCore::NotFound, /no template nothing/)
+    expect(Database.query("SELECT FROM tasker.tasks t JOIN tasker.namespaces n ON n.id = t.namespace_id WHERE n.name = $1",
+                          [namespace])).to be_empty
+  end
+
+  it "keeps every kind of JSON value as it is" do
+    input = { text: "ä\u{1F600}", symbol: :s, int: 2**53, big: -(2**63), float: 0.1, yes: true, no: false, nothing: nil,
+              list: [1, [2, {}]], "string key" => {} }
+    expect(described_class.enqueue(flow, input).input).to eq(input.merge(symbol: "s").transform_keys(&:to_sym))
+  end
+
+  it "finds, waits for and cancels a task" do
+    task = described_class.enqueue(flow)
+    expect(described_class.task(task.id).status).to eq("pending")
+    expect(task.wait(timeout: 0.01)).to eq("pending")
+    expect([task.cancel, task.cancel]).to eq([true, false])
+    expect(task.wait).to eq("cancelled")
+    expect { described_class.task(SecureRandom.uuid) }.to raise_error(TaskerCore::NotFound, /no task/)
+    expect { described_class.task("7") }.to raise_error(TaskerCore::InvalidInput, /expected a UUID/)
+  end
+
+  it "says what is wrong with the database" do
+    settings = TaskerCore::Configuration.new
+    settings.database_url = "postgres://nobody:x@127.0.0.1:1/x"
+    expect { TaskerCore::Client.new(settings) }.to raise_error(TaskerCore::DatabaseError, /cannot connect to PostgreSQL at 127.0.0.1:1/)
+    settings.database_url = "nonsense"
+    expect { TaskerCore::Client.new(settings) }.to raise_error(TaskerCore::ConfigurationError, /expected postgres:/)
+  end
+
+  describe "a call that waits" do
+    let(:task) { described_class.enqueue(flow) }
+
+    it "returns at once on Timeout, Thread#raise and Thread#kill" do
+      expect { Timeout.timeout(0.1) { task.wait } }.to raise_error(Timeout::Error)
+      waiting = -> { Thread.new { task.wait }.tap { |thread| Thread.pass until thread.status == "sleep" } }
+      raised = waiting.call
+      raised.report_on_exception = false
+      raised.raise(ArgumentError, "enough")
+      expect { raised.join(10) }.to raise_error(ArgumentError, "enough")
+      expect(waiting.call.tap(&:kill).join(10)).not_to be_nil
+    end
+
+    it "does not keep other threads from running" do
+      waiting = Thread.new { task.wait }
+      counter = 0
+      counter += 1 until counter == 10_000
+      expect(waiting).to be_alive
+      task.cancel
+      expect(waiting.value).to eq("cancelled")
+    end
+
+    it "works in a forked child, with a connection of its own" do
+      id = task.id
+      reader, writer = IO.pipe
+      child = fork do
+        writer.write(described_class.task(id).status)
+        exit!(0)
+      end
+      writer.close
+      expect(reader.read).to eq("pending")
+      Process.wait(child)
+      expect(task.status).to eq("pending")
+    end
+  end
+end

@@ -1,0 +1,39 @@
+# frozen_string_literal: true
+
+# The suite's database, on the server of DATABASE_URL. Nothing is mocked.
+module Database
+  NAME = "tasker_spec_#{SecureRandom.hex(6)}".freeze
+
+  class << self
+    def url
+      server.dup.tap { |url| url.path = "/#{NAME}" }.to_s
+    end
+
+    def create = admin("CREATE DATABASE #{NAME}")
+
+    def drop = admin("DROP DATABASE #{NAME} WITH (FORCE)")
+
+    # @return [Array<Hash>]
+    def query(sql, values = [])
+      connection = PG.connect(url)
+      connection.exec_params(sql, values).to_a
+    ensure
+      connection&.close
+    end
+
+    private
+
+    def server
+      URI.parse(ENV.fetch("DATABASE_URL") {
+                  abort "set DATABASE_URL to a server where databases may be created, or run bin/test"
+                })
+    end
+
+    def admin(sql)
+      connection = PG.connect(server.to_s)
+      connection.exec(sql)
+    ensure
+      connection&.close
+    end
+  end
+end

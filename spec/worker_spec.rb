@@ -1,0 +1,163 @@
+# frozen_string_literal: true
+
+require "spec_helper"
+
+RSpec.describe TaskerCore::Worker do
+  it "runs a workflow's steps, each with what its parents returned" do
+    handler("Double") { |step| { value: step.context[:n] * 2 } }
+    handler("Add") { |step| step.results[:left][:value] + step.results[:right][:value] + step.config[:plus] }
+    flow = workflow do
+      step :left, "Double"
+      step :right, "Double"
+      step :sum, "Add", after: %i[left right], config: { plus: 1 }
+    end
+    working do
+      task = TaskerCore.enqueue(flow, { n: 5 })
+      expect(task.wait(timeout: 30)).to eq("complete")
+      expect(task.results).to eq({ left: { value: 10 }, right: { value: 10 }, sum: 21 })
+    end
+  end
+
+  it "tells a handler everything about its step" do
+    log = StringIO.new
+    TaskerCore.configuration.logger = Logger.new(log)
+    handler("Tell") do |step|
+      step.heartbeat
+      step.logger.info("working")
+      raise "again" if step.attempt == 1
+
+      { name: step.name, workflow: step.workflow, version: step.version, attempt: step.attempt, max: step.max_attempts, lost: step.lost?,
+        task: step.task_id }
+    end
+    flow = workflow("TellFlow") { step :tell, "Tell", retry: { max_attempts: 3, base: 0.01 } }
+    working do
+      task = TaskerCore.enqueue(flow)
+      task.wait(timeout: 30)
+      expect(task.results[:tell]).to eq({ name: "tell", workflow: "tell_flow", version: "1", attempt: 2, max: 3, lost: false,
+                                          task: task.id })
+      expect(log.string).to include("[tell_flow/tell #{task.id} #1] working", "failed: RuntimeError: again", "#2] working")
+    end
+  ensure
+    TaskerCore.configuration.logger = Logger.new(File::NULL)
+  end
+
+  describe "an error" do
+    it "is tried again, and kept with its class, message and trimmed backtrace" do
+      handler("Fail") { |_| raise ArgumentError, "bad \xFF".dup.force_encoding("UTF-8") }
+      flow = workflow { step :fail, "Fail", retry: { max_attempts: 2, base: 0.01 } }
+      working do
+        task = TaskerCore.enqueue(flow)
+        expect(task.wait(timeout: 30)).to eq("blocked")
+        step = task.steps.first
+        expect([step.state, step.attempt]).to eq(["dead", 2])
+        expect(step.errors.map { |error| error.slice(:class, :message, :attempt) }).to eq(
+          [1, 2].map { |attempt| { class: "ArgumentError", message: "bad �", attempt: attempt } }
+        )
+        expect(step.errors.first[:backtrace].first).to include(__FILE__)
+        expect(step.errors.first[:backtrace].size).to be <= 20
+      end
+    end
+
+    it "is final when it is a PermanentError" do
+      handler("Refuse") { |_| raise TaskerCore::PermanentError, "never" }
+      flow = workflow { step :refuse, "Refuse" }
+      working do
+        task = TaskerCore.enqueue(flow)
+        expect(task.wait(timeout: 30)).to eq("blocked")
+        expect(task.steps.first.errors.size).to eq(1)
+      end
+    end
+
+    it "says when to try again when it is a RetryableError" do
+      handler("Later") { |step| raise TaskerCore::RetryableError.new("later", retry_after: 0.01) if step.attempt < 3 }
+      flow = workflow { step :later, "Later", retry: { max_attempts: 3, base: "1h", max: "1h" } }
+      working do
+        task = TaskerCore.enqueue(flow)
+        expect(task.wait(timeout: 30)).to eq("complete")
+        expect(task.steps.first.attempt).to eq(3)
+      end
+    end
+  end
+
+  it "survives whatever a handler does" do
+    deeds = {
+      exit: -> { exit(3) }, abort: -> { abort }, end_thread: -> { Thread.exit }, throw: -> { throw :ball }, overflow: lambda {
+                                                                                                                        (deep = lambda {
+                                                                                                                           deep.call
+                                                                                                                         }).call
+                                                                                                                      },
+      hang: -> { sleep }, ignore_timeout: lambda {
+                                            loop {
+                                              begin
+                                                sleep
+                                              rescue StandardError
+                                                nil
+                                              end
+                                            }
+                                          }, proc: -> { proc {} }, binary: -> { "\xFF" }, infinite: lambda {
+                                                                                                      Float::INFINITY
+                                                                                                    },
+      work: -> { :done }
+    }
+    handler("Misbehave") { |step| deeds.fetch(step.context[:deed].to_sym).call }
+    flow = workflow { step :misbehave, "Misbehave", timeout: 0.2, retry: { max_attempts: 1 } }
+    working(threads: 2) do |worker|
+      tasks = deeds.keys.to_h { |deed| [deed, TaskerCore.enqueue(flow, { deed: deed })] }
+      errors = tasks.transform_values { |task| [task.wait(timeout: 60), task.steps.first.errors.map { |error| error[:class] }.first] }
+      expect(errors).to eq(
+        exit: %w[blocked SystemExit], abort: %w[blocked SystemExit], end_thread: %w[blocked TaskerCore::RetryableError],
+        throw: %w[blocked UncaughtThrowError], overflow: %w[blocked SystemStackError], hang: %w[blocked TaskerCore::StepTimeout],
+        ignore_timeout: %w[blocked TaskerCore::StepTimeout], proc: %w[blocked TaskerCore::PermanentError],
+        binary: %w[blocked TaskerCore::PermanentError], infinite: %w[blocked TaskerCore::PermanentError], work: ["complete", nil]
+      )
+      expect(TaskerCore.enqueue(flow, { deed: :work }).wait(timeout: 30)).to eq("complete")
+      expect(worker).to be_healthy
+    end
+  end
+
+  it "stops a handler that asks, when its task is cancelled" do
+    started = Queue.new
+    ended = Queue.new
+    handler("Long") do |step|
+      started << true
+      loop { step.heartbeat && sleep(0.01) }
+    rescue TaskerCore::LeaseLost => e
+      ended << e
+      raise
+    end
+    flow = workflow { step :long, "Long" }
+    working(lease: 1) do
+      task = TaskerCore.enqueue(flow)
+      started.pop
+      task.cancel
+      expect(ended.pop.message).to match(/no longer this worker's/)
+      expect(task.status).to eq("cancelled")
+    end
+  end
+
+  it "refuses options that make no sense" do
+    expect { described_class.new(namespaces: []).start }.to raise_error(TaskerCore::ConfigurationError, /at least one namespace/)
+    expect { described_class.new(namespaces: ["n"], threads: 0).start }.to raise_error(TaskerCore::ConfigurationError, /1 to 10,000/)
+    expect { described_class.new(namespaces: ["Team A"]).start }.to raise_error(TaskerCore::Error)
+  end
+
+  describe "TaskerCore.healthy?" do
+    it "is true while the database answers and the worker's threads live" do
+      handler("Work") { nil }
+      workflow { step :work, "Work" }
+      expect(TaskerCore).to be_healthy
+      working do |worker|
+        expect(TaskerCore).to be_healthy
+        worker.instance_variable_get(:@supervisor).kill.join
+        expect(TaskerCore).not_to be_healthy
+      end
+      expect(TaskerCore).to be_healthy
+    end
+
+    it "is false when the database is away, in time" do
+      output, code = run(RbConfig.ruby, "-I", File.join(Processes::ROOT, "lib"), "-rtasker_core", "-e", "exit TaskerCore.healthy?",
+                         environment: { "DATABASE_URL" => "postgres://nobody:x@127.0.0.1:1/x" })
+      expect([output, code]).to eq(["", 1])
+    end
+  end
+end

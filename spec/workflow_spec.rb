@@ -1,0 +1,104 @@
+# frozen_string_literal: true
+
+require "spec_helper"
+
+RSpec.describe TaskerCore::Workflow do
+  def definition_of(name) = JSON.parse(tasker("template", "show", name, "--json").first).except("registered_at")
+
+  it "compiles to the same definition as YAML does, and so to the same version" do
+    handler("ValidateOrder") { nil }
+    handler("ReserveInventory") { nil }
+    ruby = workflow("OrderFulfillment") do
+      description "from cart to parcel"
+      priority :high
+      input_schema type: "object", required: ["id"]
+      step :validate, ValidateOrder
+      step :reserve, ReserveInventory, after: :validate, namespace: "inventory", timeout: 30, config: { warehouse: "north" },
+                                       retry: { max_attempts: 5, backoff: :linear, base: 2, max: "5m", jitter: 0.5 }
+    end
+    yaml = File.join(Dir.mktmpdir, "order_fulfillment.yml")
+    File.write(yaml, <<~YAML)
+      name: order_fulfillment
+      namespace: #{namespace}
+      description: from cart to parcel
+      priority: high
+      input_schema: { type: object, required: [id] }
+      steps:
+        - name: validate
+          handler: ValidateOrder
+        - name: reserve
+          handler: ReserveInventory
+          namespace: inventory
+          depends_on: [validate]
+          timeout: 30s
+          retry: { max_attempts: 5, backoff: linear, base: 2s, max: 5m, jitter: 0.5 }
+          config: { warehouse: north }
+    YAML
+    expect(TaskerCore.client.register(ruby)).to eq(["#{namespace}/order_fulfillment", "1"])
+    from_ruby = definition_of("#{namespace}/order_fulfillment")
+    expect(TaskerCore.client.register(yaml)).to eq(["#{namespace}/order_fulfillment", "1"])
+    expect(definition_of("#{namespace}/order_fulfillment")).to eq(from_ruby)
+    expect(from_ruby["steps"][1]).to include("handler" => "ReserveInventory", "parents" => [0], "config" => { "warehouse" => "north" })
+  end
+
+  it "gets a new version when its content changes, and keeps a version that it names" do
+    handler("Work") { nil }
+    flow = workflow("Flow") { step :a, Work }
+    expect(TaskerCore.client.register(flow).last).to eq("1")
+    flow.step :b, "Work", after: :a
+    expect(TaskerCore.client.register(flow).last).to eq("2")
+    flow.version "2.1"
+    expect(TaskerCore.client.register(flow).last).to eq("2.1")
+    flow.step :c, "Work", after: :b
+    expect { TaskerCore.client.register(flow) }.to raise_error(TaskerCore::TemplateError, /version 2.1 is registered with other content/)
+  end
+
+  describe "a mistake" do
+    before { handler("Work") { nil } }
+
+    # The problems of a workflow as [line after the definition's first, message].
+    def problems(&definition)
+      flow = workflow(&definition)
+      flow.validate!
+      raise "it is valid"
+    rescue TaskerCore::TemplateError => e
+      first = definition.source_location.last
+      e.message.lines.map do |problem|
+        line, text = problem.match(/\A#{Regexp.escape(__FILE__)}:(\d+): (.*)/).captures
+        [line.to_i - first, text]
+      end
+    end
+
+    it "is named with the line of its step" do
+      expect(problems do
+        step :a, "Work"
+        step :b, "Work", after: :nothing
+        step :c, "Work", timeout: "soon"
+      end).to contain_exactly([2, 'step "b" depends on unknown step "nothing": expected one of a, b, c'],
+                              [3, 'timeout is "soon": expected a duration such as 30, "30s" or "1h 30m", of at most a year'])
+    end
+
+    it "may be a cycle" do
+      expect(problems do
+        step :a, "Work", after: :b
+        step :b, "Work", after: :a
+      end).to eq([[1, "cycle: a → b → a: expected no step to depend on itself"]])
+    end
+
+    it "may be a duplicate name, or an unknown key" do
+      expect(problems do
+        step :a, "Work"
+        step :a, "Work"
+      end).to eq([[2, 'duplicate step "a": expected every step to have a name of its own']])
+      expect(problems { step :a, "Work", retry: { attempts: 3 } }.first.last).to match(/unknown field.*attempts.*expected/)
+    end
+
+    it "may be a handler that is none" do
+      expect {
+        workflow {
+          step :a, String
+        }
+      }.to raise_error(TaskerCore::TemplateError, /String is no handler: expected a named class with call/)
+    end
+  end
+end

@@ -58,9 +58,14 @@ impl PrivatePostgres {
         Ok(postgres)
     }
 
-    /// Starts the server unless it runs, makes the database `tasker` where it is missing, and returns its URL, which is kept in the
-    /// file `database_url` of the folder.
+    /// Starts the server unless it runs, with PostgreSQL's own settings; see [`PrivatePostgres::start_with`].
     pub async fn start(&self) -> Result<String> {
+        self.start_with(&[]).await
+    }
+
+    /// Starts the server, with these settings, unless it runs; makes the database `tasker` where it is missing, and returns its URL, which is kept in the
+    /// file `database_url` of the folder.
+    pub async fn start_with(&self, settings: &[(&str, &str)]) -> Result<String> {
         let url_file = self.folder.join("database_url");
         let password_file = self.folder.join("password");
         if !self.data.join("PG_VERSION").exists() {
@@ -73,7 +78,10 @@ impl PrivatePostgres {
                 source,
             })?;
             let log = self.data.join("server.log");
-            let options = format!("-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories=''");
+            let mut options = format!("-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories=''");
+            for (name, value) in settings {
+                options.push_str(&format!(" -c {name}={value}"));
+            }
             self.pg_ctl(&["start", "-w", "-t", "60", "-l", &log.to_string_lossy(), "-o", &options])?;
             write_private(&url_file, &format!("postgres://tasker:{}@127.0.0.1:{port}/tasker", password.trim()))?;
         }
@@ -141,8 +149,13 @@ impl PrivatePostgres {
         succeeded("pg_ctl", self.run("pg_ctl", &arguments))
     }
 
+    /// Where a program of this PostgreSQL is, `pgbench` for example.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.binaries.join(name)
+    }
+
     fn run(&self, program: &str, arguments: &[&str]) -> io::Result<Output> {
-        let mut command = Command::new(self.binaries.join(program));
+        let mut command = Command::new(self.program(program));
         command
             .args(arguments)
             .current_dir("/")

@@ -12,6 +12,8 @@ module TaskerCore
     # The database or the configuration is not as it must be.
     CONFIGURATION = 3
 
+    # @param arguments [Array<String>]
+    # @return [Integer] the exit code
     def self.run(arguments)
       return new.worker(arguments.drop(1)) if arguments.first == "worker"
 

@@ -12,6 +12,7 @@ module TaskerCore
       @registered = {}
     end
 
+    # @return [Native::Client]
     # @api private
     attr_reader :native
 

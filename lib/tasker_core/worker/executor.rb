@@ -12,6 +12,7 @@ module TaskerCore
 
       # What a stored backtrace is cut to.
       BACKTRACE_LINES = 20
+      # What it leaves out.
       OWN_LINES = %r{/lib/tasker_core/|/timeout\.rb:}
 
       def initialize(native, configuration)

@@ -31,6 +31,7 @@ module TaskerCore
         kill
       end
 
+      # Ends the thread, wherever it is.
       def kill = @thread.kill
 
       private

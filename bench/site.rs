@@ -1,0 +1,252 @@
+//! Where it happens: the private PostgreSQL, a fresh database for every measurement, and the processes.
+
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde_json::{json, Value};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions, PgPool};
+use tasker::engine::register::register;
+use tasker::orchestrator::{Orchestrator, OrchestratorConfig};
+use tasker::private_postgres::PrivatePostgres;
+use tasker::worker::{Handlers, Worker, WorkerConfig};
+use tasker::{Db, Template};
+
+use crate::raw;
+
+/// Durable (synchronous_commit and fsync are on, as by default), with room for the write-ahead log.
+const SETTINGS: [(&str, &str); 5] = [
+    ("shared_preload_libraries", "pg_stat_statements"),
+    ("shared_buffers", "2GB"),
+    ("max_wal_size", "8GB"),
+    ("checkpoint_timeout", "30min"),
+    ("pg_stat_statements.track", "top"),
+];
+
+pub(crate) const NAMESPACE: &str = "bench";
+
+/// Who runs the handlers.
+#[derive(Clone, Copy)]
+pub(crate) enum Language {
+    Rust,
+    Ruby { threads: usize },
+}
+
+impl Language {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Language::Rust => "rust",
+            Language::Ruby { .. } => "ruby",
+        }
+    }
+}
+
+pub(crate) struct Site {
+    postgres: PrivatePostgres,
+    url: String,
+    _folder: tempfile::TempDir,
+}
+
+/// A database with a template in it.
+pub(crate) struct Place {
+    pub(crate) db: Db,
+    pub(crate) pool: PgPool,
+    url: String,
+}
+
+/// What works there.
+pub(crate) struct Crew {
+    orchestrator: Orchestrator,
+    worker: Hand,
+}
+
+enum Hand {
+    Rust(Arc<Worker>),
+    Ruby(Child),
+}
+
+impl Site {
+    pub(crate) async fn open() -> Site {
+        let folder = tempfile::tempdir().expect("a folder");
+        let postgres = PrivatePostgres::in_folder(folder.path()).unwrap_or_else(|error| panic!("{error}"));
+        let url = postgres.start_with(&SETTINGS).await.unwrap_or_else(|error| panic!("{error}"));
+        Site {
+            postgres,
+            url,
+            _folder: folder,
+        }
+    }
+
+    pub(crate) fn close(&self) {
+        self.postgres.stop().expect("PostgreSQL stops");
+    }
+
+    pub(crate) async fn machine(&self) -> Value {
+        let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let model = cpu
+            .lines()
+            .find_map(|line| line.strip_prefix("model name"))
+            .map_or("unknown", |rest| rest.trim_start_matches(['\t', ':', ' ']));
+        let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let kilobytes: u64 = memory.split_whitespace().nth(1).and_then(|kb| kb.parse().ok()).unwrap_or_default();
+        let mut connection = self.options().connect().await.expect("connects");
+        let version: String = sqlx::query_scalar("SHOW server_version")
+            .fetch_one(&mut connection)
+            .await
+            .expect("a version");
+        let cores = std::thread::available_parallelism().map_or(0, usize::from);
+        let settings = SETTINGS.map(|(name, value)| format!("{name}={value}")).join(" ");
+        json!({ "machine": format!("{model}, {cores} cores, {} GiB", kilobytes >> 20), "PostgreSQL": version, "settings": settings })
+    }
+
+    fn options(&self) -> PgConnectOptions {
+        self.url.parse().expect("our own URL")
+    }
+
+    /// A fresh, migrated database with these templates.
+    pub(crate) async fn place(&self, templates: &[String]) -> Place {
+        let name = format!("bench_{}", uuid::Uuid::new_v4().simple());
+        let mut admin = self.options().connect().await.expect("connects");
+        sqlx::raw_sql(&format!("CREATE DATABASE {name}"))
+            .execute(&mut admin)
+            .await
+            .expect("creates a database");
+        let url = self.options().database(&name).to_url_lossy().to_string();
+        let db = Db::connect(&url, 10).await.expect("connects");
+        db.migrate().await.expect("migrates");
+        let pool = PgPool::connect_lazy(&url).expect("our own URL");
+        sqlx::raw_sql("CREATE EXTENSION pg_stat_statements")
+            .execute(&pool)
+            .await
+            .expect("pg_stat_statements is installed");
+        for template in templates {
+            register(&db, &Template::parse(template, "bench").expect("our own template"))
+                .await
+                .expect("registers");
+        }
+        Place { db, pool, url }
+    }
+
+    /// Messages a second that a script moves by itself.
+    pub(crate) async fn pgbench(&self, script: &str, seconds: u32) -> f64 {
+        let place = self.place(&[]).await;
+        sqlx::raw_sql(raw::SET_UP).execute(&place.pool).await.expect("sets up");
+        if script.contains("read") && !script.contains("send") {
+            let fill = "SELECT pgmq.send_batch('raw', (SELECT bodies FROM raw_bodies)) FROM generate_series(1, 10000)";
+            sqlx::raw_sql(&format!(
+                "DO $$ BEGIN PERFORM count(*) FROM ({fill}) AS filled; END $$; VACUUM ANALYZE pgmq.q_raw"
+            ))
+            .execute(&place.pool)
+            .await
+            .expect("fills the queue");
+        }
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), script).expect("writes");
+        let pgbench = Command::new(self.postgres.program("pgbench"))
+            .args([
+                "--no-vacuum",
+                "--client=2",
+                "--jobs=2",
+                "--protocol=prepared",
+                &format!("--time={seconds}"),
+                "--file",
+            ])
+            .arg(file.path())
+            .arg(&place.url)
+            .output()
+            .expect("pgbench runs");
+        let text = String::from_utf8_lossy(&pgbench.stdout);
+        let transactions: f64 = text
+            .lines()
+            .find_map(|line| line.strip_prefix("tps = ")?.split_whitespace().next()?.parse().ok())
+            .unwrap_or_else(|| panic!("pgbench: {}", String::from_utf8_lossy(&pgbench.stderr)));
+        place.leave().await;
+        transactions * raw::BATCH
+    }
+}
+
+impl Place {
+    pub(crate) async fn work(&self, language: Language) -> Crew {
+        let worker = match language {
+            Language::Rust => {
+                let config = WorkerConfig {
+                    namespaces: vec![NAMESPACE.into()],
+                    ..WorkerConfig::default()
+                };
+                let db = Db::connect(&self.url, 5).await.expect("connects");
+                let worker = Arc::new(Worker::start(&db, config).await.expect("the worker starts"));
+                worker.handle_with(Handlers::default().with("Noop", |_| async { Ok(json!(now())) }));
+                Hand::Rust(worker)
+            }
+            Language::Ruby { threads } => {
+                let mut ruby = Command::new("ruby");
+                ruby.args([
+                    "-I",
+                    "lib",
+                    "exe/tasker",
+                    "worker",
+                    "-r",
+                    "bench/noop.rb",
+                    "--namespace",
+                    NAMESPACE,
+                    "--threads",
+                    &threads.to_string(),
+                ]);
+                Hand::Ruby(
+                    ruby.env("DATABASE_URL", &self.url)
+                        .stderr(Stdio::null())
+                        .spawn()
+                        .expect("ruby runs"),
+                )
+            }
+        };
+        let mut joined = false;
+        while !joined {
+            joined = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM tasker.members WHERE kind = 'worker')")
+                .fetch_one(&self.pool)
+                .await
+                .expect("asks");
+        }
+        let db = Db::connect(&self.url, 5).await.expect("connects");
+        let orchestrator = Orchestrator::start(&db, OrchestratorConfig::default())
+            .await
+            .expect("the orchestrator starts");
+        Crew { orchestrator, worker }
+    }
+
+    /// (statements, rows written, bytes of write-ahead log) since the database was made.
+    pub(crate) async fn costs(&self) -> (f64, f64, f64) {
+        sqlx::query_as(
+            "SELECT (SELECT sum(s.calls)::float8 FROM pg_stat_statements s JOIN pg_database d ON d.oid = s.dbid WHERE d.datname = current_database()),
+                    (tup_inserted + tup_updated + tup_deleted)::float8, pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::float8
+             FROM pg_stat_database WHERE datname = current_database()",
+        )
+        .fetch_one(&self.pool)
+        .await
+        .expect("the statistics")
+    }
+
+    pub(crate) async fn leave(self) {
+        self.db.close().await;
+        self.pool.close().await;
+    }
+}
+
+impl Crew {
+    pub(crate) async fn stop(self) {
+        match self.worker {
+            Hand::Rust(worker) => worker.shutdown(Duration::from_secs(10)).await,
+            Hand::Ruby(mut child) => {
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::Signal::SIGTERM).ok();
+                child.wait().expect("the Ruby worker ends");
+            }
+        }
+        self.orchestrator.shutdown().await;
+    }
+}
+
+/// Seconds since 1970, as the Ruby handler says them.
+pub(crate) fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}

@@ -111,7 +111,6 @@ async fn main() {
     );
     report.ratio("linear-4, ruby to rust", ("ruby", "linear-4"), ("rust", "linear-4"));
     report.finish();
-    site.close();
 }
 
 async fn median(runs: usize, measure: impl AsyncFn() -> f64) -> Value {

@@ -2,9 +2,12 @@
 
 use serde_json::{json, Map, Value};
 
+type Row = (String, Vec<(String, Value)>);
+
 pub(crate) struct Report {
     machine: Value,
-    sections: Vec<(String, Vec<(String, Map<String, Value>)>)>,
+    /// Title, and its rows: name, and (column, figure).
+    sections: Vec<(String, Vec<Row>)>,
     columns: Vec<String>,
     ratios: Map<String, Value>,
 }
@@ -51,7 +54,7 @@ impl Report {
                 .sections
                 .iter()
                 .find(|(title, _)| title.contains(section) && !title.contains("Latency"))?;
-            rows.iter().find(|(n, _)| n == row)?.1.values().next()?.as_f64()
+            rows.iter().find(|(name, _)| name == row)?.1.first()?.1.as_f64()
         };
         if let (Some(of), Some(to)) = (figure(of), figure(to)) {
             if self.ratios.is_empty() {
@@ -70,7 +73,7 @@ impl Report {
             .map(|(title, rows)| {
                 (
                     title,
-                    Value::Object(rows.into_iter().map(|(name, row)| (name, Value::Object(row))).collect()),
+                    Value::Object(rows.into_iter().map(|(name, row)| (name, row.into_iter().collect())).collect()),
                 )
             })
             .collect();

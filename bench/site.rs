@@ -78,10 +78,6 @@ impl Site {
         }
     }
 
-    pub(crate) fn close(&self) {
-        self.postgres.stop().expect("PostgreSQL stops");
-    }
-
     pub(crate) async fn machine(&self) -> Value {
         let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let model = cpu
@@ -112,7 +108,8 @@ impl Site {
             .execute(&mut admin)
             .await
             .expect("creates a database");
-        let url = self.options().database(&name).to_url_lossy().to_string();
+        let (server, _) = self.url.rsplit_once('/').expect("our own URL");
+        let url = format!("{server}/{name}");
         let db = Db::connect(&url, 10).await.expect("connects");
         db.migrate().await.expect("migrates");
         let pool = PgPool::connect_lazy(&url).expect("our own URL");
@@ -134,12 +131,10 @@ impl Site {
         sqlx::raw_sql(raw::SET_UP).execute(&place.pool).await.expect("sets up");
         if script.contains("read") && !script.contains("send") {
             let fill = "SELECT pgmq.send_batch('raw', (SELECT bodies FROM raw_bodies)) FROM generate_series(1, 10000)";
-            sqlx::raw_sql(&format!(
-                "DO $$ BEGIN PERFORM count(*) FROM ({fill}) AS filled; END $$; VACUUM ANALYZE pgmq.q_raw"
-            ))
-            .execute(&place.pool)
-            .await
-            .expect("fills the queue");
+            sqlx::raw_sql(&format!("SELECT count(*) FROM ({fill}) AS filled; ANALYZE pgmq.q_raw"))
+                .execute(&place.pool)
+                .await
+                .expect("fills the queue");
         }
         let file = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(file.path(), script).expect("writes");
@@ -163,6 +158,14 @@ impl Site {
             .unwrap_or_else(|| panic!("pgbench: {}", String::from_utf8_lossy(&pgbench.stderr)));
         place.leave().await;
         transactions * raw::BATCH
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        if let Err(error) = self.postgres.stop() {
+            eprintln!("{error}");
+        }
     }
 }
 

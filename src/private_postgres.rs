@@ -208,7 +208,9 @@ fn binaries() -> Result<PathBuf> {
     on_path
         .into_iter()
         .chain(versions.into_iter().rev().map(|(_, path)| path))
-        .find(|folder| folder.join("initdb").exists() && folder.join("pg_ctl").exists())
+        .filter(|folder| folder.join("pg_ctl").exists())
+        // What is on the PATH may be a link to the folder where the other programs are.
+        .find_map(|folder| Some(folder.join("initdb").canonicalize().ok()?.parent()?.to_owned()))
         .ok_or_else(|| {
             Error::Config(
                 "PostgreSQL is not installed (no initdb and pg_ctl): install it (Debian, Ubuntu: apt-get install postgresql), \

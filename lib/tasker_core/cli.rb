@@ -7,6 +7,8 @@ module TaskerCore
   # The gem's command: +tasker worker+ in Ruby; everything else is the same command line as the standalone binary's.
   # @api private
   class CLI
+    # What loads a Rails application.
+    RAILS = "config/environment.rb"
     # Wrong usage, as the native command line exits.
     USAGE = 2
     # The database or the configuration is not as it must be.
@@ -74,11 +76,17 @@ module TaskerCore
     end
 
     def load_application(file)
-      file ||= "config/environment.rb" if File.exist?("config/environment.rb")
+      file ||= RAILS if File.exist?(RAILS)
       raise ConfigurationError, "no code to run: give -r FILE, or start it in the folder of a Rails application" unless file
 
+      in_rails = file.end_with?(RAILS)
+      if in_rails
+        # Our railtie must be known before the application initializes.
+        require "rails"
+        require "tasker_core/railtie"
+      end
       require File.expand_path(file)
-      Rails.application.eager_load! if defined?(Rails.application) && Rails.application
+      Rails.application.eager_load! if in_rails
     end
 
     # Containers are told by NAMESPACE, or by the name of their queue.

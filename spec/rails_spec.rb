@@ -31,7 +31,12 @@ RSpec.describe "a Rails application" do
           step :count, CountRows
         end
       RUBY
-      write(root, "config/tasker/yaml_flow.yml", "name: yaml_flow\nnamespace: #{namespace}\nsteps:\n  - { name: count, handler: CountRows }\n")
+      write(root, "config/tasker/yaml_flow.yml", <<~YAML)
+        name: yaml_flow
+        namespace: #{namespace}
+        steps:
+          - { name: count, handler: CountRows }
+      YAML
     end
   end
 

@@ -84,11 +84,11 @@ def balance(shop)
 end
 
 $stdout.sync = true
+at_exit { system(ENV.fetch("TASKER"), "dev", "stop-database") } if ENV["STOP_DATABASE"]
 name = "shop-#{Time.now.utc.strftime('%Y%m%d-%H%M%S')}-#{Process.pid}"
-shop = Shop.new(name)
 Processes.run do |processes|
   TaskerCore.client.migrate
-  shop.open(STOCK)
+  Shop.new(name).open(STOCK)
   processes.start("orchestrator", "serve", "--listen", "127.0.0.1:0")
   %w[fulfillment inventory notifications].each do |namespace|
     processes.start("#{namespace} worker", "worker", "-r", File.join(__dir__, "workflow.rb"), "--namespace", namespace, "--lease", "5")
@@ -97,6 +97,8 @@ Processes.run do |processes|
 
   tasks, refused = submit(File.join(__dir__, "orders.csv"), name)
   states = watch(tasks.values, processes)
+  # The database may have been restarted meanwhile.
+  shop = Shop.new(name, Shop.connect)
   right = [summarize(shop, tasks, refused, states), balance(shop)].all?
   abort "\nThis does not add up." unless right
 

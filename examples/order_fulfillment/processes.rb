@@ -11,7 +11,7 @@ class Processes
   # Yields; afterwards, whatever happened, every process is gone.
   def self.run
     processes = new
-    trap("TERM") { raise Interrupt }
+    %w[INT TERM].each { |signal| trap(signal) { raise Interrupt } }
     yield processes
   rescue Interrupt
     warn "\nstopping"

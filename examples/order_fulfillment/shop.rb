@@ -18,7 +18,11 @@ class Shop
     current = Thread.current[:shop_connection]
     return current if current && current.status == PG::CONNECTION_OK
 
-    Thread.current[:shop_connection] = PG.connect(ENV.fetch("DATABASE_URL")).tap do |connection|
+    Thread.current[:shop_connection] = connect
+  end
+
+  def self.connect
+    PG.connect(ENV.fetch("DATABASE_URL")).tap do |connection|
       connection.type_map_for_results = PG::BasicTypeMapForResults.new(connection)
     end
   end

@@ -9,6 +9,7 @@ mod task;
 mod template;
 
 use std::ffi::OsString;
+use std::io::Write;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -85,7 +86,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> i32 {
             Command::Migrate(connection) => {
                 let db = connection.open(2).await?;
                 db.migrate().await?;
-                println!("migrated {}", db.target());
+                say(&format!("migrated {}", db.target()));
                 Ok(0)
             }
             Command::Task(task) => task.run().await,
@@ -109,12 +110,17 @@ fn report(error: &Error) -> i32 {
     }
 }
 
+/// Prints a line. That nobody reads it any more (`| head`) is no error.
+fn say(line: &str) {
+    writeln!(std::io::stdout(), "{line}").ok();
+}
+
 /// Prints JSON for programs, or text for people.
 fn print(json: bool, value: &serde_json::Value, text: impl FnOnce() -> String) {
     if json {
-        println!("{value}");
+        say(&value.to_string());
     } else {
-        println!("{}", text());
+        say(&text());
     }
 }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use super::say;
 use super::serve::{self, Options};
 use crate::config::DEV_FOLDER;
 use crate::db::Db;
@@ -36,7 +37,7 @@ impl Dev {
             Some(Only::StartDatabase) => {
                 let url = postgres.start().await?;
                 Db::connect(&url, 2).await?.migrate().await?;
-                println!("{url}");
+                say(&url);
                 Ok(0)
             }
             Some(Only::StopDatabase) => {
@@ -49,10 +50,10 @@ impl Dev {
                 let url = postgres.start().await?;
                 let db = Db::connect(&url, 5).await?;
                 db.migrate().await?;
-                println!(
+                say(&format!(
                     "PostgreSQL: {url}\nCtrl-C stops everything; the data stays in {}",
                     self.folder.display()
-                );
+                ));
                 let served = serve::serve(db, server, self.options).await;
                 if !was_running {
                     postgres.stop()?;

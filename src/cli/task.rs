@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{json, Value};
 use uuid::Uuid;
 
-use super::{field, print, table, Connection};
+use super::{field, print, say, table, Connection};
 use crate::db::Db;
 use crate::engine::cancel::cancel_tasks;
 use crate::engine::read::{self, TaskFilter, ENDED};
@@ -278,7 +278,7 @@ async fn follow(db: &Db, id: Uuid, json: bool) -> Result<i32> {
         if ENDED.contains(&state.as_str()) || state == "blocked" {
             bar.finish_and_clear();
             if !json {
-                println!("{}", describe(&task));
+                say(&describe(&task));
             }
             return Ok(if state == "complete" { 0 } else { 1 });
         }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Subcommand;
 use serde_json::json;
 
-use super::{field, print, table, Connection};
+use super::{field, print, say, table, Connection};
 use crate::engine::{read, register};
 use crate::error::{Error, Result};
 use crate::template::Template as Definition;
@@ -57,7 +57,7 @@ impl Template {
         match self {
             Template::Check { files } => {
                 for template in parse_all(&files)? {
-                    println!("{}/{}: {} steps", template.namespace, template.name, template.steps.len());
+                    say(&format!("{}/{}: {} steps", template.namespace, template.name, template.steps.len()));
                 }
             }
             Template::Register { files, json, connection } => {

@@ -233,6 +233,31 @@ async fn serve_answers_probes_and_stops_on_sigterm() {
     .await;
 }
 
+#[test]
+fn dev_runs_a_private_postgresql_and_an_orchestrator_and_ends_both() {
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("dev");
+    let folder = folder.to_str().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tasker"));
+    command
+        .args(["dev", "--folder", folder, "--listen", "127.0.0.1:0"])
+        .env_remove("DATABASE_URL")
+        .env_remove("NAMESPACE");
+    let mut dev = Running(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+    let url = BufReader::new(dev.0.stdout.take().unwrap())
+        .lines()
+        .map(Result::unwrap)
+        .find_map(|line| Some(line.strip_prefix("PostgreSQL: ")?.to_owned()));
+    let url = url.expect("it says where the database is");
+    let mut log = BufReader::new(dev.0.stderr.take().unwrap()).lines();
+    assert!(log.any(|line| line.unwrap().contains("answering GET /health")));
+    assert_eq!(json_of(&url, &["task", "list", "--json"]), json!([]));
+
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(dev.0.id() as i32), nix::sys::signal::Signal::SIGINT).unwrap();
+    assert_eq!(dev.0.wait().unwrap().code(), Some(0));
+    refused(&url, &["task", "list"], 3, "cannot connect to PostgreSQL");
+}
+
 fn get(address: &str, path: &str) -> String {
     let mut stream = std::net::TcpStream::connect(address).unwrap();
     write!(stream, "GET {path} HTTP/1.1\r\nHost: tasker\r\nConnection: close\r\n\r\n").unwrap();

@@ -1,24 +1,34 @@
-//! The database: the pool, the migrations, and LISTEN.
+//! The database: the pool, the migrations, and what wakes a waiting process.
+
+mod bounded;
+mod wake;
+
+pub(crate) use wake::{channel, wait, Wake};
 
 use std::str::FromStr;
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
-use sqlx::PgPool;
-use tokio::sync::broadcast;
-use tokio_util::sync::CancellationToken;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{Connection, Executor, PgPool};
+
+use bounded::Bounded;
 
 use crate::error::{Error, Result};
 
-/// What a waiting process can be told. The payload is a hint: whoever is woken looks for itself.
-pub(crate) mod channel {
-    /// Tasks came in; the payload is their namespace.
-    pub(crate) const TASKS: &str = "tasker_tasks";
-    /// Steps were enqueued; the payload is their queue.
-    pub(crate) const STEPS: &str = "tasker_steps";
-    /// Steps were told to wait for a retry.
-    pub(crate) const RETRIES: &str = "tasker_retries";
-}
+/// How long to wait for a connection.
+const ACQUIRE: Duration = Duration::from_secs(10);
+
+/// What bounds every session on the server's side: a peer that is cut off holds its locks for seconds, not for the hours that TCP allows.
+const SESSION: &str = "
+    SET statement_timeout = '15s';
+    SET lock_timeout = '10s';
+    SET idle_in_transaction_session_timeout = '10s';
+    SET client_connection_check_interval = '5s';
+    SET tcp_user_timeout = '10s';
+    SET tcp_keepalives_idle = '5s';
+    SET tcp_keepalives_interval = '2s';
+    SET tcp_keepalives_count = 3;
+";
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
 
@@ -59,7 +69,7 @@ impl Db {
         };
 
         // A pool hides why it cannot connect behind its own timeout: ask directly first.
-        let first = tokio::time::timeout(Duration::from_secs(10), sqlx::ConnectOptions::connect(&options)).await;
+        let first = tokio::time::timeout(ACQUIRE, sqlx::ConnectOptions::connect(&options)).await;
         match first {
             Err(_) => return Err(unreachable("no answer within 10 s".into())),
             Ok(Err(sqlx::Error::Database(e))) => return Err(unreachable(e.message().to_owned())),
@@ -68,14 +78,25 @@ impl Db {
         }
         let pool = PgPoolOptions::new()
             .max_connections(max_connections)
-            .acquire_timeout(Duration::from_secs(10))
+            .acquire_timeout(ACQUIRE)
+            .after_connect(|connection, _| Box::pin(async move { connection.execute(SESSION).await.map(drop) }))
+            // A round trip for every call is too much; a connection that has been idle may have been cut off.
+            .test_before_acquire(false)
+            .before_acquire(|connection, about| {
+                Box::pin(async move {
+                    if about.idle_for >= Duration::from_secs(1) {
+                        connection.ping().await?;
+                    }
+                    Ok(true)
+                })
+            })
             .connect_lazy_with(options);
         Ok(Db { pool, target })
     }
 
-    /// The pool, for [`crate::engine`].
-    pub(crate) fn pool(&self) -> &PgPool {
-        &self.pool
+    /// The pool, for [`crate::engine`]: no call through it waits for ever.
+    pub(crate) fn pool(&self) -> Bounded<'_> {
+        Bounded(&self.pool)
     }
 
     /// Host, port, user and database, for messages.
@@ -154,67 +175,4 @@ impl Db {
         }
         Ok(())
     }
-
-    /// Spreads the notifications of `channels` inside this process until `stop`. A lost connection is made again; while there is
-    /// none, or where LISTEN does not work (a transaction-pooling PgBouncer), everybody polls.
-    pub(crate) fn listen(&self, channels: &'static [&'static str], stop: CancellationToken) -> broadcast::Sender<Wake> {
-        let (sender, _) = broadcast::channel(64);
-        let wakes = sender.clone();
-        let pool = self.pool.clone();
-        tokio::spawn(async move {
-            let mut delay = Duration::from_millis(100);
-            loop {
-                let listening = async {
-                    let mut listener = PgListener::connect_with(&pool).await?;
-                    listener.ignore_pool_close_event(true);
-                    listener.listen_all(channels.iter().copied()).await?;
-                    // What was sent before now was not heard.
-                    wakes.send(Wake::Everything).ok();
-                    loop {
-                        match listener.try_recv().await? {
-                            Some(note) => wakes.send(Wake::Channel(note.channel().to_owned(), note.payload().to_owned())).ok(),
-                            None => wakes.send(Wake::Everything).ok(),
-                        };
-                    }
-                };
-                let failed: Result<(), sqlx::Error> = tokio::select! {
-                    () = stop.cancelled() => return,
-                    failed = listening => failed,
-                };
-                if let Err(error) = failed {
-                    tracing::warn!(%error, "LISTEN is not available, polling instead");
-                }
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    () = tokio::time::sleep(delay) => delay = (delay * 2).min(Duration::from_secs(30)),
-                }
-            }
-        });
-        sender
-    }
-}
-
-/// Something may have happened.
-#[derive(Debug, Clone)]
-pub(crate) enum Wake {
-    /// On this channel, with this payload.
-    Channel(String, String),
-    /// Notifications may have been missed: look everywhere.
-    Everything,
-}
-
-/// Waits for a wake that `concerns` the caller, at most until `poll` has passed.
-pub(crate) async fn wait(wakes: &mut broadcast::Receiver<Wake>, poll: Duration, concerns: impl Fn(&str, &str) -> bool) {
-    let wake = async {
-        loop {
-            match wakes.recv().await {
-                Ok(Wake::Channel(channel, payload)) if !concerns(&channel, &payload) => {}
-                Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
-                Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => return,
-            }
-        }
-    };
-    // Jitter keeps processes that started together from polling together.
-    let poll = poll.mul_f64(0.9 + 0.2 * fastrand::f64());
-    tokio::select! { () = wake => {}, () = tokio::time::sleep(poll) => {} }
 }

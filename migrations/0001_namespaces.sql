@@ -13,7 +13,17 @@ CREATE TABLE tasker.namespaces (
     id         smallint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     name       text NOT NULL UNIQUE CHECK (name ~ '^[a-z][a-z0-9_]{0,36}$'),
     queue      text NOT NULL GENERATED ALWAYS AS (name || '_queue') STORED,
-    created_at timestamptz NOT NULL DEFAULT now()
+    created_at timestamptz NOT NULL DEFAULT now(),
+    -- The rules of its steps where neither the step nor its template says otherwise (tasker namespace set).
+    max_attempts    int NOT NULL DEFAULT 5 CHECK (max_attempts BETWEEN 1 AND 1000),
+    backoff         text NOT NULL DEFAULT 'exponential' CHECK (backoff IN ('fixed', 'linear', 'exponential')),
+    multiplier      float8 NOT NULL DEFAULT 2 CHECK (multiplier BETWEEN 1 AND 100),
+    base_seconds    float8 NOT NULL DEFAULT 1 CHECK (base_seconds > 0),
+    max_seconds     float8 NOT NULL DEFAULT 600 CHECK (max_seconds > 0),
+    jitter          float8 NOT NULL DEFAULT 0.1 CHECK (jitter BETWEEN 0 AND 1),
+    -- null: dead letters are kept for ever, and raise no alert
+    retention_days  int CHECK (retention_days BETWEEN 1 AND 36500),
+    alert_threshold int CHECK (alert_threshold > 0)
 );
 
 -- What went wrong without losing anything: stale reports, stale messages, foreign messages. Rare, so one row each is no contention.
@@ -55,4 +65,23 @@ BEGIN
                        pgmq.format_table_name(v_queue, 'q'));
     END LOOP;
 END
+$$;
+
+CREATE FUNCTION tasker.list_namespaces() RETURNS SETOF jsonb
+LANGUAGE sql STABLE AS $$ SELECT to_jsonb(n) - 'id' FROM tasker.namespaces n ORDER BY n.name $$;
+
+-- Changes the rules of a namespace that p_rules names; null when there is no such namespace.
+-- Errors: 23514 (check violation) when a value is out of bounds.
+CREATE FUNCTION tasker.set_namespace(p_name text, p_rules jsonb) RETURNS jsonb
+LANGUAGE sql AS $$
+    UPDATE tasker.namespaces n
+    SET (max_attempts, backoff, multiplier, base_seconds, max_seconds, jitter, retention_days, alert_threshold) = (
+        SELECT coalesce(r.max_attempts, n.max_attempts), coalesce(r.backoff, n.backoff), coalesce(r.multiplier, n.multiplier),
+               coalesce(r.base_seconds, n.base_seconds), coalesce(r.max_seconds, n.max_seconds), coalesce(r.jitter, n.jitter),
+               coalesce(r.retention_days, n.retention_days), coalesce(r.alert_threshold, n.alert_threshold)
+        FROM jsonb_to_record(p_rules) AS r(
+            max_attempts int, backoff text, multiplier float8, base_seconds float8, max_seconds float8, jitter float8,
+            retention_days int, alert_threshold int))
+    WHERE n.name = p_name
+    RETURNING to_jsonb(n) - 'id'
 $$;

@@ -18,6 +18,8 @@ CREATE TABLE tasker.template_versions (
     definition   jsonb NOT NULL,
     priority     smallint NOT NULL,
     sinks        smallint[] NOT NULL,
+    -- what a task becomes when a step is dead: blocked or failed
+    dead_state   tasker.task_state NOT NULL,
     created_at   timestamptz NOT NULL DEFAULT now(),
     UNIQUE (template_id, version)
 );
@@ -35,12 +37,16 @@ CREATE TABLE tasker.template_steps (
     -- Its completion reads or changes what a sibling's may: a child with several parents, or a task with several last steps.
     -- Only then does completing it need the task's lock.
     shared       boolean NOT NULL,
-    max_attempts int NOT NULL,
-    backoff      text NOT NULL CHECK (backoff IN ('fixed', 'linear', 'exponential')),
-    base_seconds float8 NOT NULL,
-    max_seconds  float8 NOT NULL,
-    jitter       float8 NOT NULL,
-    timeout_ms   bigint,
+    -- null: the namespace's
+    max_attempts    int,
+    backoff         text CHECK (backoff IN ('fixed', 'linear', 'exponential')),
+    multiplier      float8,
+    base_seconds    float8,
+    max_seconds     float8,
+    jitter          float8,
+    retention_days  int,
+    alert_threshold int,
+    timeout_ms      bigint,
     config       jsonb NOT NULL,
     PRIMARY KEY (version_id, step),
     UNIQUE (version_id, name)
@@ -88,16 +94,19 @@ BEGIN
         version := coalesce(p_version, (
             SELECT (coalesce(max(tv.version::int), 0) + 1)::text FROM tasker.template_versions tv
             WHERE tv.template_id = v_template_id AND tv.version ~ '^[0-9]{1,9}$'));
-        INSERT INTO tasker.template_versions AS tv (template_id, version, automatic, digest, definition, priority, sinks)
-        VALUES (v_template_id, version, p_version IS NULL, p_digest, p_definition, p_priority, v_sinks)
+        INSERT INTO tasker.template_versions AS tv (template_id, version, automatic, digest, definition, priority, sinks, dead_state)
+        VALUES (v_template_id, version, p_version IS NULL, p_digest, p_definition, p_priority, v_sinks,
+                CASE p_definition ->> 'on_failure' WHEN 'fail' THEN 'failed' ELSE 'blocked' END::tasker.task_state)
         RETURNING tv.id INTO version_id;
         INSERT INTO tasker.template_steps
         SELECT register_template.version_id, s.step, s.name, s.handler, s.namespace, s.namespace || '_queue', s.parents, s.children,
                cardinality(v_sinks) > 1 AND s.children = '{}' OR s.joins,
-               s.max_attempts, s.backoff, s.base_seconds, s.max_seconds, s.jitter, s.timeout_ms, s.config
+               s.max_attempts, s.backoff, s.multiplier, s.base_seconds, s.max_seconds, s.jitter, s.retention_days, s.alert_threshold,
+               s.timeout_ms, s.config
         FROM jsonb_to_recordset(p_steps) AS s(
             step smallint, name text, handler text, namespace text, parents smallint[], children smallint[], joins boolean,
-            max_attempts int, backoff text, base_seconds float8, max_seconds float8, jitter float8, timeout_ms bigint, config jsonb);
+            max_attempts int, backoff text, multiplier float8, base_seconds float8, max_seconds float8, jitter float8,
+            retention_days int, alert_threshold int, timeout_ms bigint, config jsonb);
     ELSE
         version_id := v_known.id;
         version := v_known.version;

@@ -29,6 +29,8 @@ CREATE TABLE tasker.steps (
     state        tasker.step_state NOT NULL,
     -- attempts that ended in an error
     failures     smallint NOT NULL DEFAULT 0,
+    -- in place of the template's, since a replay said so
+    max_attempts smallint,
     -- leases of the current message that were handed back before the handler began
     released     smallint NOT NULL DEFAULT 0,
     worker       int,

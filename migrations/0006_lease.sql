@@ -50,7 +50,7 @@ BEGIN
 
     RETURN QUERY
     SELECT m.msg_id, m.fence, m.task, m.step, ts.name, ts.handler, tp.name, tv.version,
-           s.failures + 1, ts.max_attempts, m.fence - 1 - s.released, ts.timeout_ms, t.input::text, ts.config::text,
+           s.failures + 1, coalesce(s.max_attempts, ts.max_attempts, n.max_attempts), m.fence - 1 - s.released, ts.timeout_ms, t.input::text, ts.config::text,
            CASE WHEN ts.parents = '{}' THEN '{}' ELSE (
                SELECT jsonb_object_agg(pts.name, ps.result)::text
                FROM tasker.template_steps pts
@@ -59,10 +59,11 @@ BEGIN
            t.trace::text
     FROM unnest(v_ids, v_fences, v_tasks, v_steps) AS m(msg_id, fence, task, step)
     JOIN tasker.steps s ON s.task_id = m.task AND s.step = m.step AND s.msg_id = m.msg_id AND s.state = 'enqueued'
-    JOIN tasker.tasks t ON t.id = m.task AND t.state IN ('running', 'blocked')
+    JOIN tasker.tasks t ON t.id = m.task AND t.state IN ('running', 'blocked', 'failed')
     JOIN tasker.template_versions tv ON tv.id = t.version_id
     JOIN tasker.templates tp ON tp.id = t.template_id
     JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = m.step
+    JOIN tasker.namespaces n ON n.name = ts.namespace
     ORDER BY m.msg_id;
     GET DIAGNOSTICS v_runnable = ROW_COUNT;
 
@@ -84,12 +85,12 @@ BEGIN
     INTO v_gone, v_foreign
     FROM unnest(p_ids, p_messages, p_tasks, p_steps) AS m(id, message, task, step)
     LEFT JOIN tasker.steps s ON s.task_id = m.task AND s.step = m.step AND s.msg_id = m.id AND s.state = 'enqueued'
-    LEFT JOIN tasker.tasks t ON t.id = s.task_id AND t.state IN ('running', 'blocked')
+    LEFT JOIN tasker.tasks t ON t.id = s.task_id AND t.state IN ('running', 'blocked', 'failed')
     WHERE t.id IS NULL;
 
     UPDATE tasker.steps s SET state = 'cancelled', finished_at = clock_timestamp()
     FROM unnest(p_ids, p_tasks, p_steps) AS m(id, task, step)
-    JOIN tasker.tasks t ON t.id = m.task AND t.state NOT IN ('running', 'blocked')
+    JOIN tasker.tasks t ON t.id = m.task AND t.state NOT IN ('running', 'blocked', 'failed')
     WHERE s.task_id = m.task AND s.step = m.step AND s.msg_id = m.id AND s.state = 'enqueued' AND m.id = ANY (v_gone);
 
     PERFORM pgmq.delete(p_queue, v_gone);

@@ -1,5 +1,47 @@
 -- Completion: where a result lands, the task advances. No second queue, no orchestrator between two steps.
 
+-- Steps have just become complete or skipped: finalises the tasks that are done, and enqueues the dependents that are now ready.
+-- A failed task's other branches still finish, but it stays failed.
+-- Locks: the caller's (see complete_steps).
+CREATE FUNCTION tasker.advance_tasks(p_tasks uuid[], p_steps smallint[]) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_tasks  uuid[];
+    v_steps  smallint[];
+    v_queues text[];
+BEGIN
+    -- Finalise first: it says which tasks have nothing left to enqueue.
+    UPDATE tasker.tasks t SET state = 'complete', finished_at = clock_timestamp()
+    FROM (SELECT DISTINCT r.task, tv.sinks
+          FROM unnest(p_tasks, p_steps) AS r(task, step)
+          JOIN tasker.tasks tt ON tt.id = r.task
+          JOIN tasker.template_versions tv ON tv.id = tt.version_id AND r.step = ANY (tv.sinks)) AS last
+    WHERE t.id = last.task AND t.state IN ('running', 'blocked')
+      AND (cardinality(last.sinks) = 1 OR cardinality(last.sinks) = (
+          SELECT count(*) FROM tasker.steps s
+          WHERE s.task_id = t.id AND s.step = ANY (last.sinks) AND s.state IN ('complete', 'skipped')));
+
+    WITH child AS (
+        SELECT DISTINCT r.task, c.step, tt.version_id
+        FROM unnest(p_tasks, p_steps) AS r(task, step)
+        JOIN tasker.tasks tt ON tt.id = r.task AND tt.state IN ('running', 'blocked', 'failed')
+        JOIN tasker.template_steps ts ON ts.version_id = tt.version_id AND ts.step = r.step
+        CROSS JOIN unnest(ts.children) AS c(step)
+    )
+    SELECT array_agg(child.task), array_agg(child.step), array_agg(cs.queue)
+    INTO v_tasks, v_steps, v_queues
+    FROM child
+    JOIN tasker.template_steps cs ON cs.version_id = child.version_id AND cs.step = child.step
+    WHERE cardinality(cs.parents) = 1 OR cardinality(cs.parents) = (
+        SELECT count(*) FROM tasker.steps s
+        WHERE s.task_id = child.task AND s.step = ANY (cs.parents) AND s.state IN ('complete', 'skipped'));
+
+    IF v_tasks IS NOT NULL THEN
+        PERFORM tasker.enqueue_steps(v_tasks, v_steps, v_queues);
+    END IF;
+END
+$$;
+
 -- Completes steps: in one transaction deletes their messages, records their results, enqueues the dependents that are now ready and
 -- finalises the tasks that are done. Returns the messages whose report counted; the others were stale and changed nothing.
 -- The arrays are parallel and in msg_id order: (message, fence, task, step, result).
@@ -14,7 +56,6 @@ DECLARE
     v_ids    bigint[];
     v_tasks  uuid[];
     v_steps  smallint[];
-    v_queues text[];
 BEGIN
     PERFORM 1 FROM tasker.tasks t
     WHERE t.id IN (
@@ -48,35 +89,7 @@ BEGIN
         RETURN;
     END IF;
 
-    -- Finalise first: it says which tasks have nothing left to enqueue.
-    UPDATE tasker.tasks t SET state = 'complete', finished_at = clock_timestamp()
-    FROM (SELECT DISTINCT r.task, tv.sinks
-          FROM unnest(v_tasks, v_steps) AS r(task, step)
-          JOIN tasker.tasks tt ON tt.id = r.task
-          JOIN tasker.template_versions tv ON tv.id = tt.version_id AND r.step = ANY (tv.sinks)) AS last
-    WHERE t.id = last.task AND t.state IN ('running', 'blocked')
-      AND (cardinality(last.sinks) = 1 OR cardinality(last.sinks) = (
-          SELECT count(*) FROM tasker.steps s
-          WHERE s.task_id = t.id AND s.step = ANY (last.sinks) AND s.state IN ('complete', 'skipped')));
-
-    WITH child AS (
-        SELECT DISTINCT r.task, c.step, tt.version_id
-        FROM unnest(v_tasks, v_steps) AS r(task, step)
-        JOIN tasker.tasks tt ON tt.id = r.task AND tt.state IN ('running', 'blocked')
-        JOIN tasker.template_steps ts ON ts.version_id = tt.version_id AND ts.step = r.step
-        CROSS JOIN unnest(ts.children) AS c(step)
-    )
-    SELECT array_agg(child.task), array_agg(child.step), array_agg(cs.queue)
-    INTO v_tasks, v_steps, v_queues
-    FROM child
-    JOIN tasker.template_steps cs ON cs.version_id = child.version_id AND cs.step = child.step
-    WHERE cardinality(cs.parents) = 1 OR cardinality(cs.parents) = (
-        SELECT count(*) FROM tasker.steps s
-        WHERE s.task_id = child.task AND s.step = ANY (cs.parents) AND s.state IN ('complete', 'skipped'));
-
-    IF v_tasks IS NOT NULL THEN
-        PERFORM tasker.enqueue_steps(v_tasks, v_steps, v_queues);
-    END IF;
+    PERFORM tasker.advance_tasks(v_tasks, v_steps);
     RETURN QUERY SELECT unnest(v_ids);
 END
 $$;

@@ -1,17 +1,21 @@
 -- Failure: a step is tried again later, or it is dead-lettered and its task is blocked.
 
 -- Seconds to wait before the next attempt, after p_failures failures.
--- fixed: base; linear: base * failures; exponential: base * 2^(failures - 1). Never more than max; then spread evenly by ± jitter.
-CREATE FUNCTION tasker.backoff_seconds(p_backoff text, p_base float8, p_max float8, p_jitter float8, p_failures int) RETURNS float8
+-- fixed: base; linear: base * failures; exponential: base * multiplier^(failures - 1). Never more than max; then spread evenly by ± jitter.
+CREATE FUNCTION tasker.backoff_seconds(
+    p_backoff text, p_multiplier float8, p_base float8, p_max float8, p_jitter float8, p_failures int
+) RETURNS float8
 LANGUAGE sql VOLATILE AS $$
     SELECT least(p_max, p_base * CASE p_backoff
         WHEN 'fixed' THEN 1
         WHEN 'linear' THEN p_failures
-        ELSE power(2, least(p_failures, 60) - 1) END) * (1 + p_jitter * (2 * random() - 1))
+        -- e^700 is near the end of float8
+        ELSE exp(least(700, ln(p_multiplier) * (p_failures - 1))) END) * (1 + p_jitter * (2 * random() - 1))
 $$;
 
 -- Fails steps: in one transaction deletes their messages, records the errors and schedules the retry; or, where the error is permanent or
--- the attempts are used up, sends the dead letter, marks the step dead and the task blocked. Branches that do not depend on it go on.
+-- the attempts are used up, sends the dead letter, marks the step dead and the task blocked or failed. Branches that do not depend on it
+-- go on.
 -- Each error is {class, message, backtrace, reason}; retry_after (seconds, may be null) takes the place of the backoff.
 -- Returns the messages whose report counted; the others were stale and changed nothing.
 -- Locks: the tasks in id order, then messages in order, then steps.
@@ -35,9 +39,11 @@ BEGIN
             WHERE q.msg_id = r.id AND q.read_ct = r.fence
             RETURNING q.msg_id, q.read_ct, q.last_read_at, q.message
         ), verdict AS (
-            SELECT gone.*, r.task, r.step, r.error, r.permanent, r.permanent OR s.failures + 1 >= ts.max_attempts AS dead,
-                   coalesce(r.retry_after, tasker.backoff_seconds(ts.backoff, ts.base_seconds, ts.max_seconds, ts.jitter, s.failures + 1)) AS delay,
-                   t.state NOT IN ('running', 'blocked') AS over,
+            SELECT gone.*, r.task, r.step, r.error, r.permanent, r.permanent OR s.failures + 1 >= coalesce(s.max_attempts, ts.max_attempts, n.max_attempts) AS dead,
+                   coalesce(r.retry_after, tasker.backoff_seconds(
+                       coalesce(ts.backoff, n.backoff), coalesce(ts.multiplier, n.multiplier), coalesce(ts.base_seconds, n.base_seconds),
+                       coalesce(ts.max_seconds, n.max_seconds), coalesce(ts.jitter, n.jitter), s.failures + 1)) AS delay,
+                   t.state NOT IN ('running', 'blocked', 'failed') AS over,
                    ts.name, ts.handler, tp.name AS template, tv.version, t.input, t.trace
             FROM gone
             JOIN unnest($1, $3, $4, $5, $6, $7) AS r(id, task, step, error, permanent, retry_after) ON r.id = gone.msg_id
@@ -46,6 +52,7 @@ BEGIN
             JOIN tasker.templates tp ON tp.id = t.template_id
             JOIN tasker.template_versions tv ON tv.id = t.version_id
             JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = r.step
+            JOIN tasker.namespaces n ON n.queue = $9
         ), failed AS (
             UPDATE tasker.steps s
             SET state = CASE WHEN v.over THEN 'cancelled' WHEN v.dead THEN 'dead' ELSE 'waiting_retry' END::tasker.step_state,
@@ -80,8 +87,12 @@ BEGIN
         PERFORM tasker.count_event('stale_reports', cardinality(p_ids) - coalesce(cardinality(v_ids), 0));
     END IF;
     IF v_tasks IS NOT NULL THEN
-        UPDATE tasker.tasks t SET state = 'blocked' WHERE t.id = ANY (v_tasks) AND t.state = 'running';
+        UPDATE tasker.tasks t
+        SET state = tv.dead_state, finished_at = CASE WHEN tv.dead_state = 'failed' THEN clock_timestamp() END
+        FROM tasker.template_versions tv
+        WHERE t.id = ANY (v_tasks) AND t.state = 'running' AND tv.id = t.version_id;
         PERFORM pgmq.send_batch(p_queue || '_dlq', v_letters);
+        PERFORM pg_notify('tasker_dead_letters', p_queue);
     END IF;
     IF v_retrying > 0 THEN
         PERFORM pg_notify('tasker_retries', '');

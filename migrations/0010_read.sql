@@ -38,13 +38,14 @@ LANGUAGE sql STABLE AS $$
                     WHEN l.worker IS NOT NULL THEN 'in_progress'
                     ELSE s.state END,
                 'attempt', CASE WHEN s.state IS NULL THEN 0 WHEN s.state IN ('dead', 'waiting_retry') THEN s.failures ELSE s.failures + 1 END,
-                'max_attempts', ts.max_attempts,
+                'max_attempts', coalesce(s.max_attempts, ts.max_attempts, sn.max_attempts),
                 'worker', (SELECT m.name FROM tasker.members m WHERE m.id = coalesce(l.worker, s.worker)),
                 'result', s.result, 'errors', coalesce(s.errors, '[]'),
                 'enqueued_at', s.enqueued_at, 'started_at', coalesce(l.leased_at, s.started_at),
                 'finished_at', s.finished_at, 'retry_at', s.retry_at
             ) ORDER BY ts.step)
             FROM tasker.template_steps ts
+            JOIN tasker.namespaces sn ON sn.name = ts.namespace
             LEFT JOIN tasker.steps s ON s.task_id = t.id AND s.step = ts.step
             LEFT JOIN LATERAL tasker.lease_of(ts.queue, s.msg_id) AS l ON s.state = 'enqueued'
             WHERE ts.version_id = t.version_id))

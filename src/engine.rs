@@ -1,14 +1,16 @@
 //! The verbs of the engine, each a thin, batched call of the SQL function that does the work in one transaction (`migrations/`).
 //!
 //! Read them in the order in which a task meets them: [`register`], [`submit`], [`claim`], [`lease`], [`complete`] or [`fail`],
-//! [`cancel`], [`read`]; [`member`] is who does it.
+//! [`dead_letters`], [`cancel`], [`read`]; [`member`] is who does it.
 
 pub mod cancel;
 pub mod claim;
 pub mod complete;
+pub mod dead_letters;
 pub mod fail;
 pub mod lease;
 pub mod member;
+pub mod namespaces;
 pub mod read;
 pub mod register;
 pub mod submit;

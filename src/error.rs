@@ -130,7 +130,8 @@ impl From<sqlx::Error> for Error {
         match e.code().as_deref() {
             Some("TK001") => Error::VersionTaken(text),
             Some("TK002") => Error::NotFound(text),
-            Some("TK003" | "TK004") => Error::Invalid(text),
+            // 23514: a check of ours.
+            Some("TK003" | "TK004" | "23514") => Error::Invalid(text),
             Some("TK005") => Error::Stale(text),
             Some("3F000" | "42883" | "42P01") => Error::NotMigrated(format!("the database is not migrated ({text}): run `tasker migrate`")),
             _ => Error::Database(error),

@@ -23,6 +23,8 @@
 
 mod document;
 mod graph;
+mod problems;
+mod rules;
 
 use std::fmt;
 use std::time::Duration;
@@ -46,6 +48,9 @@ pub struct Template {
     pub description: Option<String>,
     /// The priority of tasks whose caller gives none.
     pub priority: Priority,
+    /// What becomes of a task when one of its steps is dead-lettered.
+    #[serde(skip_serializing_if = "is_default")]
+    pub on_failure: OnFailure,
     /// JSON Schema that a task's input must satisfy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub input_schema: Option<Value>,
@@ -66,6 +71,9 @@ pub struct Step {
     pub parents: Vec<usize>,
     /// When to try again, and how often.
     pub retry: Retry,
+    /// What becomes of its dead letters.
+    #[serde(skip_serializing_if = "is_default")]
+    pub dead_letters: DeadLetters,
     /// How long one attempt may run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Duration>,
@@ -73,31 +81,49 @@ pub struct Step {
     pub config: Value,
 }
 
-/// When a failed step is tried again.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+/// When a failed step is tried again. None: what the step's namespace says.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Retry {
-    /// Counts the first run. Default 5.
-    pub max_attempts: u16,
-    /// How the delay grows. Default exponential.
-    pub backoff: Backoff,
-    /// The first delay. Default 1 s.
-    pub base: Duration,
-    /// No delay is longer (before jitter). Default 10 min.
-    pub max: Duration,
-    /// The delay is spread evenly by ± this share of it, 0 to 1. Default 0.1.
-    pub jitter: f64,
+    /// Counts the first run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_attempts: Option<u16>,
+    /// How the delay grows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backoff: Option<Backoff>,
+    /// By what an exponential delay grows from attempt to attempt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub multiplier: Option<f64>,
+    /// The first delay.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base: Option<Duration>,
+    /// No delay is longer (before jitter).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max: Option<Duration>,
+    /// The delay is spread evenly by ± this share of it, 0 to 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jitter: Option<f64>,
 }
 
-impl Default for Retry {
-    fn default() -> Self {
-        Retry {
-            max_attempts: 5,
-            backoff: Backoff::Exponential,
-            base: Duration::from_secs(1),
-            max: Duration::from_secs(600),
-            jitter: 0.1,
-        }
-    }
+/// What becomes of a step's dead letters. None: what the step's namespace says.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct DeadLetters {
+    /// After how many days a dead letter is deleted, and its task failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retention_days: Option<u32>,
+    /// How many of them raise an alert.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alert_threshold: Option<u32>,
+}
+
+/// What becomes of a task when one of its steps is dead-lettered.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnFailure {
+    /// It is blocked, until somebody replays, resolves, skips or discards the dead letter.
+    #[default]
+    Block,
+    /// It has failed. Its other branches still finish.
+    Fail,
 }
 
 /// How the delay grows from attempt to attempt.
@@ -108,7 +134,7 @@ pub enum Backoff {
     Fixed,
     /// `base` × failures.
     Linear,
-    /// `base` × 2^(failures - 1).
+    /// `base` × `multiplier`^(failures - 1).
     Exponential,
 }
 
@@ -150,6 +176,10 @@ impl std::str::FromStr for Priority {
             other => Err(format!("unknown priority {other:?}: expected low, normal, high or urgent")),
         }
     }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl Template {

@@ -144,7 +144,7 @@ impl Worker {
     pub async fn start(db: &Db, config: WorkerConfig) -> Result<Worker> {
         config.check()?;
         db.check_schema().await?;
-        crate::engine::register::ensure_namespaces(db, &config.namespaces).await?;
+        crate::engine::namespaces::ensure(db, &config.namespaces).await?;
         let membership = Arc::new(Membership::join(db, Kind::Worker, &config.namespaces, config.lease).await?);
         let stop = CancellationToken::new();
         let shared = Arc::new(Shared {

@@ -42,16 +42,9 @@ fn step_row(template: &Template, position: usize) -> Value {
         "step": position, "name": step.name, "handler": step.handler, "namespace": step.namespace,
         "parents": step.parents, "children": children, "joins": joins,
         "max_attempts": step.retry.max_attempts, "backoff": step.retry.backoff,
-        "base_seconds": step.retry.base.as_secs_f64(), "max_seconds": step.retry.max.as_secs_f64(), "jitter": step.retry.jitter,
+        "multiplier": step.retry.multiplier, "base_seconds": step.retry.base.map(|base| base.as_secs_f64()),
+        "max_seconds": step.retry.max.map(|max| max.as_secs_f64()), "jitter": step.retry.jitter,
+        "retention_days": step.dead_letters.retention_days, "alert_threshold": step.dead_letters.alert_threshold,
         "timeout_ms": step.timeout.map(|t| t.as_millis() as u64), "config": step.config,
     })
-}
-
-/// Creates the namespaces that are missing, each with its queue and dead-letter queue.
-pub(crate) async fn ensure_namespaces(db: &Db, names: &[String]) -> Result<()> {
-    sqlx::query("SELECT tasker.ensure_namespaces($1)")
-        .bind(names)
-        .execute(db.pool())
-        .await?;
-    Ok(())
 }

@@ -1,13 +1,14 @@
 //! The written form of a template, with the place of every value, and its validation.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::Value;
 use serde_saphyr::{DefaultMessageFormatter, MessageFormatter, Spanned};
 
-use super::{graph, Backoff, Priority, Problem, Retry, Step, Template};
+use super::problems::{kind, line, Problems, Span};
+use super::rules::{DeadLettersDocument, RetryDocument};
+use super::{graph, DeadLetters, OnFailure, Priority, Problem, Retry, Step, Template};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -18,6 +19,9 @@ pub(super) struct Document {
     description: Option<String>,
     input_schema: Option<Spanned<Value>>,
     priority: Option<Spanned<String>>,
+    retry: Option<RetryDocument>,
+    dead_letters: Option<DeadLettersDocument>,
+    on_failure: Option<Spanned<String>>,
     steps: Spanned<Vec<StepDocument>>,
 }
 
@@ -30,32 +34,13 @@ struct StepDocument {
     #[serde(default)]
     depends_on: Vec<Spanned<String>>,
     retry: Option<RetryDocument>,
+    dead_letters: Option<DeadLettersDocument>,
     timeout: Option<Spanned<Span>>,
     config: Option<Spanned<Value>>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RetryDocument {
-    max_attempts: Option<Spanned<i64>>,
-    backoff: Option<Spanned<String>>,
-    base: Option<Spanned<Span>>,
-    max: Option<Spanned<Span>>,
-    jitter: Option<Spanned<f64>>,
-}
-
-/// A length of time as people write it: 30, 1.5, "30s", "1h 30m".
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Span {
-    Seconds(f64),
-    Text(String),
-}
-
 /// A template of more steps than this is a mistake, or an attack.
 const MAX_STEPS: usize = 5_000;
-/// A day-long timeout is usual, a year-long one a slip; the bound also keeps every sum in range.
-const MAX_SPAN: Duration = Duration::from_secs(366 * 24 * 3600);
 
 pub(super) fn read(source: &str) -> Result<Document, Problem> {
     let options = serde_saphyr::options! { with_snippet: false };
@@ -85,6 +70,19 @@ impl Document {
                 found.add(&p, problem);
                 Priority::default()
             })
+        });
+        let rules = (
+            self.retry.map_or_else(Retry::default, |retry| retry.validate(&mut found)),
+            self.dead_letters
+                .map_or_else(DeadLetters::default, |letters| letters.validate(&mut found)),
+        );
+        let on_failure = self.on_failure.map_or(OnFailure::Block, |given| match given.value.as_str() {
+            "block" => OnFailure::Block,
+            "fail" => OnFailure::Fail,
+            other => {
+                found.add(&given, format!("on_failure is {other:?}: expected block or fail"));
+                OnFailure::Block
+            }
         });
         if let Some(schema) = &self.input_schema {
             if let Err(error) = jsonschema::validator_for(&schema.value) {
@@ -118,7 +116,7 @@ impl Document {
             .steps
             .value
             .into_iter()
-            .map(|step| step.validate(&namespace, &positions, &mut found))
+            .map(|step| step.validate(&namespace, &rules, &positions, &mut found))
             .collect();
         if let Some(cycle) = graph::cycle(&steps) {
             let names: Vec<&str> = cycle.iter().chain(cycle.first()).map(|&step| steps[step].name.as_str()).collect();
@@ -139,6 +137,7 @@ impl Document {
             version,
             description: self.description,
             priority,
+            on_failure,
             input_schema,
             steps,
         })
@@ -146,7 +145,8 @@ impl Document {
 }
 
 impl StepDocument {
-    fn validate(self, namespace: &str, positions: &HashMap<String, usize>, found: &mut Problems) -> Step {
+    /// `rules`: the template's own, for what the step does not say.
+    fn validate(self, namespace: &str, rules: &(Retry, DeadLetters), positions: &HashMap<String, usize>, found: &mut Problems) -> Step {
         let name = found.name(&self.name, "step", 100);
         let handler = match self.handler {
             Some(handler) if !handler.value.trim().is_empty() && handler.value.len() <= 255 => handler.value,
@@ -207,99 +207,16 @@ impl StepDocument {
             namespace: self
                 .namespace
                 .map_or_else(|| namespace.to_owned(), |own| found.name(&own, "namespace", 37)),
-            retry: self.retry.map_or_else(Retry::default, |retry| retry.validate(found)),
+            retry: self.retry.map_or_else(Retry::default, |retry| retry.validate(found)).or(&rules.0),
+            dead_letters: self
+                .dead_letters
+                .map_or_else(DeadLetters::default, |letters| letters.validate(found))
+                .or(&rules.1),
             timeout: self.timeout.and_then(|timeout| found.span(&timeout, "timeout")),
             name,
             handler,
             parents,
             config,
         }
-    }
-}
-
-impl RetryDocument {
-    fn validate(self, found: &mut Problems) -> Retry {
-        let mut retry = Retry::default();
-        if let Some(attempts) = self.max_attempts {
-            match u16::try_from(attempts.value) {
-                Ok(n) if (1..=1000).contains(&n) => retry.max_attempts = n,
-                _ => found.add(&attempts, format!("max_attempts is {}: expected 1 to 1000", attempts.value)),
-            }
-        }
-        if let Some(backoff) = self.backoff {
-            match backoff.value.as_str() {
-                "fixed" => retry.backoff = Backoff::Fixed,
-                "linear" => retry.backoff = Backoff::Linear,
-                "exponential" => retry.backoff = Backoff::Exponential,
-                other => found.add(&backoff, format!("backoff is {other:?}: expected fixed, linear or exponential")),
-            }
-        }
-        if let Some(base) = self.base.and_then(|base| found.span(&base, "base")) {
-            retry.base = base;
-        }
-        if let Some(max) = self.max.and_then(|max| found.span(&max, "max")) {
-            retry.max = max;
-        }
-        if let Some(jitter) = self.jitter {
-            if (0.0..=1.0).contains(&jitter.value) {
-                retry.jitter = jitter.value;
-            } else {
-                found.add(&jitter, format!("jitter is {}: expected 0 to 1", jitter.value));
-            }
-        }
-        retry
-    }
-}
-
-#[derive(Default)]
-struct Problems(Vec<Problem>);
-
-impl Problems {
-    fn add<T>(&mut self, at: &Spanned<T>, message: String) {
-        self.0.push(Problem { line: line(at), message });
-    }
-
-    fn name(&mut self, name: &Spanned<String>, what: &str, max: usize) -> String {
-        let text = &name.value;
-        let well_formed = text.starts_with(|c: char| c.is_ascii_lowercase())
-            && text.len() <= max
-            && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
-        if !well_formed {
-            self.add(
-                name,
-                format!("{what} {text:?}: expected a-z, 0-9 and _, a letter first, at most {max} characters"),
-            );
-        }
-        text.clone()
-    }
-
-    fn span(&mut self, span: &Spanned<Span>, what: &str) -> Option<Duration> {
-        let (written, parsed) = match &span.value {
-            Span::Seconds(seconds) => (seconds.to_string(), Duration::try_from_secs_f64(*seconds).ok()),
-            Span::Text(text) => (format!("{text:?}"), humantime::parse_duration(text).ok()),
-        };
-        let valid = parsed.filter(|&d| d > Duration::ZERO && d <= MAX_SPAN);
-        if valid.is_none() {
-            self.add(
-                span,
-                format!("{what} is {written}: expected a duration such as 30, \"30s\" or \"1h 30m\", of at most a year"),
-            );
-        }
-        valid
-    }
-}
-
-fn line<T>(at: &Spanned<T>) -> u64 {
-    at.referenced.line()
-}
-
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "nothing",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "a mapping",
     }
 }

@@ -15,7 +15,7 @@ use crate::world::World;
 async fn the_delay_grows_by_the_rule_up_to_its_bound() {
     World::with(async |world| {
         let delay = async |rule: &str, failures: i32| -> f64 {
-            sqlx::query_scalar("SELECT tasker.backoff_seconds($1, 2, 30, 0, $2)")
+            sqlx::query_scalar("SELECT tasker.backoff_seconds($1, 2, 2, 30, 0, $2)")
                 .bind(rule)
                 .bind(failures)
                 .fetch_one(&world.pool)
@@ -31,10 +31,11 @@ async fn the_delay_grows_by_the_rule_up_to_its_bound() {
                 assert_eq!(delay(rule, failures).await, expected, "{rule} after {failures} failures");
             }
         }
-        let spread: Vec<f64> = sqlx::query_scalar("SELECT tasker.backoff_seconds('fixed', 10, 100, 0.5, 1) FROM generate_series(1, 1000)")
-            .fetch_all(&world.pool)
-            .await
-            .unwrap();
+        let spread: Vec<f64> =
+            sqlx::query_scalar("SELECT tasker.backoff_seconds('fixed', 2, 10, 100, 0.5, 1) FROM generate_series(1, 1000)")
+                .fetch_all(&world.pool)
+                .await
+                .unwrap();
         assert!(spread.iter().all(|s| (5.0..=15.0).contains(s)) && spread.iter().any(|s| *s < 7.0) && spread.iter().any(|s| *s > 13.0));
     })
     .await;

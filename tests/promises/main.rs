@@ -5,6 +5,7 @@
 mod command_line;
 mod crowds;
 mod dag_properties;
+mod dead_letters;
 mod failures;
 mod leases;
 mod priorities;

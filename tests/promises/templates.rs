@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tasker::template::Backoff;
+use tasker::template::{Backoff, OnFailure};
 use tasker::{Priority, Template};
 
 /// The problems of a template, as "line: message".
@@ -51,10 +51,26 @@ steps:
     );
     assert_eq!(
         (step.retry.max_attempts, step.retry.backoff, step.retry.base),
-        (7, Backoff::Linear, Duration::from_secs(2))
+        (Some(7), Some(Backoff::Linear), Some(Duration::from_secs(2)))
     );
-    assert_eq!((step.retry.max, step.retry.jitter), (Duration::from_secs(5400), 0.5));
+    assert_eq!((step.retry.max, step.retry.jitter), (Some(Duration::from_secs(5400)), Some(0.5)));
     assert_eq!(step.config["any"][0], "thing");
+}
+
+#[test]
+fn a_steps_rules_win_over_its_templates() {
+    let yaml = one_step("    retry: { max_attempts: 2 }\n    dead_letters: { alert_threshold: 9 }\n  - { name: b, handler: H }\n")
+        + "on_failure: fail\nretry: { max_attempts: 7, backoff: fixed, multiplier: 3 }\ndead_letters: { retention_days: 30, alert_threshold: 5 }\n";
+    let template = Template::parse(&yaml, "t.yml").unwrap();
+    assert_eq!(template.on_failure, OnFailure::Fail);
+    let [a, b] = &template.steps[..] else { panic!("two steps") };
+    assert_eq!((a.retry.max_attempts, b.retry.max_attempts), (Some(2), Some(7)));
+    assert_eq!(
+        (a.retry.backoff, a.retry.multiplier, a.retry.base),
+        (Some(Backoff::Fixed), Some(3.0), None)
+    );
+    assert_eq!((a.dead_letters.alert_threshold, b.dead_letters.alert_threshold), (Some(9), Some(5)));
+    assert_eq!(a.dead_letters.retention_days, Some(30));
 }
 
 #[test]
@@ -130,6 +146,14 @@ fn every_other_mistake_says_what_was_expected() {
             r#"6: backoff is "slow": expected fixed, linear or exponential"#,
         ),
         (&one_step("    retry: { jitter: 2 }\n"), "6: jitter is 2: expected 0 to 1"),
+        (
+            &one_step("on_failure: explode\n"),
+            r#"6: on_failure is "explode": expected block or fail"#,
+        ),
+        (
+            &one_step("dead_letters: { retention_days: 0 }\n"),
+            "6: retention_days is 0: expected 1 to 36500",
+        ),
         (
             &one_step("    config: 5\n"),
             r#"6: step "a": config is a number: expected a mapping"#,

@@ -1,0 +1,225 @@
+-- Dead letters: what operators see of them and do about them. A letter is a message in '<namespace>_queue_dlq', sent by fail_steps (or by
+-- lease_steps, for a message that is no step's) in the transaction that moved the row. Its id is 'namespace/msg_id'.
+
+-- Who did what about which letter, and why. Never deleted.
+CREATE TABLE tasker.dead_letter_actions (
+    id      bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at      timestamptz NOT NULL DEFAULT clock_timestamp(),
+    action  text NOT NULL CHECK (action IN ('replay', 'resolve', 'skip', 'discard', 'purge')),
+    letter  text NOT NULL,
+    task_id uuid,
+    step    text,
+    who     text NOT NULL,
+    why     text,
+    details jsonb NOT NULL
+);
+
+-- The letters that p_filter lets through: {namespace, template, handler, reason, class, task, ids: [], older_than, newer_than (seconds),
+-- before: id}; what it lacks filters nothing. The newest first; 'before' continues after the last of a page.
+CREATE FUNCTION tasker.find_dead_letters(p_filter jsonb, p_limit int)
+RETURNS TABLE (id text, namespace text, msg_id bigint, died_at timestamptz, letter jsonb)
+LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    v_namespace tasker.namespaces;
+    v_before    timestamptz;
+BEGIN
+    IF p_filter ? 'before' THEN
+        EXECUTE format('SELECT enqueued_at FROM pgmq.%I WHERE msg_id = $1',
+                       pgmq.format_table_name(split_part(p_filter ->> 'before', '/', 1) || '_queue_dlq', 'q'))
+        INTO v_before USING split_part(p_filter ->> 'before', '/', 2)::bigint;
+    END IF;
+    FOR v_namespace IN
+        SELECT n.* FROM tasker.namespaces n
+        WHERE n.name = coalesce(p_filter ->> 'namespace', n.name)
+          AND (NOT p_filter ? 'ids' OR EXISTS (
+              SELECT 1 FROM jsonb_array_elements_text(p_filter -> 'ids') AS i(id) WHERE split_part(i.id, '/', 1) = n.name))
+    LOOP
+        RETURN QUERY EXECUTE format($f$
+            SELECT $2 || '/' || q.msg_id, $2, q.msg_id, q.enqueued_at, q.message
+            FROM pgmq.%I q
+            WHERE ($1 ->> 'template' IS NULL OR q.message ->> 'template' = $1 ->> 'template')
+              AND ($1 ->> 'handler' IS NULL OR q.message ->> 'handler' = $1 ->> 'handler')
+              AND ($1 ->> 'reason' IS NULL OR q.message ->> 'reason' = $1 ->> 'reason')
+              AND ($1 ->> 'class' IS NULL OR q.message -> 'errors' -> -1 ->> 'class' = $1 ->> 'class')
+              AND ($1 ->> 'task' IS NULL OR q.message ->> 'task' = $1 ->> 'task')
+              AND ($1 ->> 'older_than' IS NULL OR q.enqueued_at <= now() - ($1 ->> 'older_than')::float8 * interval '1 second')
+              AND ($1 ->> 'newer_than' IS NULL OR q.enqueued_at >= now() - ($1 ->> 'newer_than')::float8 * interval '1 second')
+              AND (NOT $1 ? 'ids' OR $1 -> 'ids' ? ($2 || '/' || q.msg_id))
+              AND ($3 IS NULL OR (q.enqueued_at, $2 || '/' || q.msg_id) < ($3, $1 ->> 'before'))
+            ORDER BY q.enqueued_at DESC, $2 || '/' || q.msg_id DESC LIMIT $4
+        $f$, pgmq.format_table_name(v_namespace.queue || '_dlq', 'q')) USING p_filter, v_namespace.name, v_before, p_limit;
+    END LOOP;
+END
+$$;
+
+CREATE FUNCTION tasker.list_dead_letters(p_filter jsonb, p_limit int) RETURNS SETOF jsonb
+LANGUAGE sql STABLE AS $$
+    SELECT f.letter || jsonb_build_object('id', f.id, 'namespace', f.namespace, 'died_at', f.died_at)
+    FROM tasker.find_dead_letters(p_filter, p_limit) f
+    ORDER BY f.died_at DESC, f.id DESC LIMIT p_limit
+$$;
+
+-- The same by error: what an operator looks at first.
+CREATE FUNCTION tasker.group_dead_letters(p_filter jsonb) RETURNS SETOF jsonb
+LANGUAGE sql STABLE AS $$
+    SELECT jsonb_build_object(
+        'namespace', f.namespace, 'template', f.letter ->> 'template', 'step', f.letter ->> 'step', 'reason', f.letter ->> 'reason',
+        'class', f.letter -> 'errors' -> -1 ->> 'class', 'count', count(*), 'first', min(f.died_at), 'last', max(f.died_at),
+        'example', max(f.id), 'message', max(f.letter -> 'errors' -> -1 ->> 'message'))
+    FROM tasker.find_dead_letters(p_filter, NULL) f
+    GROUP BY f.namespace, f.letter ->> 'template', f.letter ->> 'step', f.letter ->> 'reason', f.letter -> 'errors' -> -1 ->> 'class'
+    ORDER BY count(*) DESC, 1
+$$;
+
+-- Whether the step of a letter is still dead, and its task still waits for somebody to do something about it.
+CREATE FUNCTION tasker.is_dead(p_letter jsonb) RETURNS boolean
+LANGUAGE sql STABLE AS $$
+    SELECT EXISTS (
+        SELECT 1 FROM tasker.tasks t
+        JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.name = p_letter ->> 'step'
+        JOIN tasker.steps s ON s.task_id = t.id AND s.step = ts.step AND s.state = 'dead'
+        WHERE t.id = (p_letter ->> 'task')::uuid AND t.state IN ('running', 'blocked', 'failed'))
+$$;
+
+-- For the functions below: locks the tasks of the letters in id order, then takes the letters out of their queues; with p_only_dead only
+-- those whose step is still dead. What another operator has taken meanwhile is not returned.
+CREATE FUNCTION tasker.take_dead_letters(p_ids text[], p_only_dead boolean)
+RETURNS TABLE (id text, letter jsonb, task_id uuid, step smallint)
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_namespace text;
+    v_messages  bigint[];
+BEGIN
+    PERFORM 1 FROM tasker.tasks t
+    WHERE t.id IN (SELECT (f.letter ->> 'task')::uuid FROM tasker.find_dead_letters(jsonb_build_object('ids', p_ids), NULL) f)
+    ORDER BY t.id FOR NO KEY UPDATE;
+    FOR v_namespace, v_messages IN
+        SELECT n.name, array_agg(split_part(i.id, '/', 2)::bigint ORDER BY split_part(i.id, '/', 2)::bigint)
+        FROM unnest(p_ids) AS i(id) JOIN tasker.namespaces n ON n.name = split_part(i.id, '/', 1)
+        GROUP BY n.name ORDER BY n.name
+    LOOP
+        RETURN QUERY EXECUTE format($f$
+            WITH taken AS (
+                DELETE FROM pgmq.%I q
+                WHERE q.msg_id IN (SELECT h.msg_id FROM pgmq.%1$I h WHERE h.msg_id = ANY ($2) ORDER BY h.msg_id FOR UPDATE)
+                  AND (NOT $3 OR tasker.is_dead(q.message))
+                RETURNING $1 || '/' || q.msg_id AS id, q.message
+            )
+            SELECT k.id, k.message, t.id, ts.step
+            FROM taken k
+            LEFT JOIN tasker.tasks t ON t.id = (k.message ->> 'task')::uuid
+            LEFT JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.name = k.message ->> 'step'
+        $f$, pgmq.format_table_name(v_namespace || '_queue_dlq', 'q')) USING v_namespace, v_messages, p_only_dead;
+    END LOOP;
+END
+$$;
+
+-- Tasks of which no step is dead any more run again.
+CREATE FUNCTION tasker.unblock_tasks(p_tasks uuid[]) RETURNS void
+LANGUAGE sql AS $$
+    UPDATE tasker.tasks t SET state = 'running', finished_at = NULL
+    WHERE t.id = ANY (p_tasks) AND t.state IN ('blocked', 'failed')
+      AND NOT EXISTS (SELECT 1 FROM tasker.steps s WHERE s.task_id = t.id AND s.state = 'dead')
+$$;
+
+-- Replays dead letters: their steps start over with a full count of attempts (or p_max_attempts), and with p_input, if it is not null, as
+-- the input of their tasks. The n-th of them waits (p_first + n) / p_per_second seconds, so that a replay is no stampede; null: none waits.
+-- Letters that are no longer there, or behind which no dead step stands, are left alone. Returns the ids of those it replayed.
+-- Locks: the tasks in id order, then letters in order, then steps.
+CREATE FUNCTION tasker.replay_dead_letters(
+    p_ids text[], p_input jsonb, p_max_attempts int, p_per_second float8, p_first int, p_who text, p_why text
+) RETURNS SETOF text
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_replayed text[];
+    v_tasks    uuid[];
+BEGIN
+    WITH taken AS MATERIALIZED (
+        SELECT * FROM tasker.take_dead_letters(p_ids, true)
+    ), again AS (
+        SELECT k.*, row_number() OVER (ORDER BY k.id) - 1 + p_first AS n FROM taken k
+    ), scheduled AS (
+        UPDATE tasker.steps s
+        SET state = 'waiting_retry', failures = 0, max_attempts = p_max_attempts, finished_at = NULL,
+            retry_at = clock_timestamp() + coalesce(a.n / p_per_second, 0) * interval '1 second'
+        FROM again a WHERE s.task_id = a.task_id AND s.step = a.step
+        RETURNING a.id, a.task_id, a.letter
+    ), edited AS (
+        UPDATE tasker.tasks t SET input = p_input FROM scheduled c WHERE t.id = c.task_id AND p_input IS NOT NULL
+    ), recorded AS (
+        INSERT INTO tasker.dead_letter_actions (action, letter, task_id, step, who, why, details)
+        SELECT 'replay', c.id, c.task_id, c.letter ->> 'step', p_who, p_why,
+               jsonb_build_object('input', p_input, 'max_attempts', p_max_attempts, 'letter', c.letter)
+        FROM scheduled c
+    )
+    SELECT array_agg(c.id), array_agg(c.task_id) INTO v_replayed, v_tasks FROM scheduled c;
+    PERFORM tasker.unblock_tasks(v_tasks);
+    PERFORM pg_notify('tasker_retries', '');
+    RETURN QUERY SELECT unnest(v_replayed);
+END
+$$;
+
+-- Ends dead steps by hand, as complete with p_result or (p_result null) as skipped; their tasks go on. Returns the ids of those it settled.
+-- Locks: the tasks in id order, then letters in order, then steps.
+CREATE FUNCTION tasker.settle_dead_letters(p_ids text[], p_result jsonb, p_who text, p_why text) RETURNS SETOF text
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_settled text[];
+    v_tasks   uuid[];
+    v_steps   smallint[];
+BEGIN
+    WITH taken AS MATERIALIZED (
+        SELECT * FROM tasker.take_dead_letters(p_ids, true)
+    ), settled AS (
+        UPDATE tasker.steps s
+        SET state = CASE WHEN p_result IS NULL THEN 'skipped' ELSE 'complete' END::tasker.step_state, result = p_result,
+            finished_at = clock_timestamp()
+        FROM taken k WHERE s.task_id = k.task_id AND s.step = k.step
+        RETURNING k.id, k.task_id, k.step, k.letter
+    ), recorded AS (
+        INSERT INTO tasker.dead_letter_actions (action, letter, task_id, step, who, why, details)
+        SELECT CASE WHEN p_result IS NULL THEN 'skip' ELSE 'resolve' END, c.id, c.task_id, c.letter ->> 'step', p_who, p_why,
+               jsonb_build_object('result', p_result, 'letter', c.letter)
+        FROM settled c
+    )
+    SELECT array_agg(c.id), array_agg(c.task_id), array_agg(c.step) INTO v_settled, v_tasks, v_steps FROM settled c;
+    IF v_settled IS NOT NULL THEN
+        PERFORM tasker.unblock_tasks(v_tasks);
+        PERFORM tasker.advance_tasks(v_tasks, v_steps);
+    END IF;
+    RETURN QUERY SELECT unnest(v_settled);
+END
+$$;
+
+-- Deletes dead letters for good, after recording them whole; tasks that were blocked by them have failed. p_action: discard (a person's
+-- decision) or purge (retention's). Returns the ids of those it deleted.
+-- Locks: the tasks in id order, then letters in order.
+CREATE FUNCTION tasker.delete_dead_letters(p_ids text[], p_action text, p_who text, p_why text) RETURNS SETOF text
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_deleted text[];
+    v_tasks   uuid[];
+BEGIN
+    WITH taken AS MATERIALIZED (
+        SELECT * FROM tasker.take_dead_letters(p_ids, false)
+    ), recorded AS (
+        INSERT INTO tasker.dead_letter_actions (action, letter, task_id, step, who, why, details)
+        SELECT p_action, k.id, k.task_id, k.letter ->> 'step', p_who, p_why, jsonb_build_object('letter', k.letter) FROM taken k
+    )
+    SELECT array_agg(k.id), array_agg(k.task_id) FILTER (WHERE tasker.is_dead(k.letter)) INTO v_deleted, v_tasks FROM taken k;
+    UPDATE tasker.tasks t SET state = 'failed', finished_at = clock_timestamp() WHERE t.id = ANY (v_tasks) AND t.state = 'blocked';
+    RETURN QUERY SELECT unnest(v_deleted);
+END
+$$;
+
+-- Letters that are older than their retention (the step's, else its template's, else its namespace's), the oldest first.
+CREATE FUNCTION tasker.expired_dead_letters(p_limit int) RETURNS SETOF text
+LANGUAGE sql STABLE AS $$
+    SELECT f.id
+    FROM tasker.find_dead_letters('{}', NULL) f
+    JOIN tasker.namespaces n ON n.name = f.namespace
+    LEFT JOIN tasker.tasks t ON t.id = (f.letter ->> 'task')::uuid
+    LEFT JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.name = f.letter ->> 'step'
+    WHERE f.died_at < now() - coalesce(ts.retention_days, n.retention_days) * interval '1 day'
+    ORDER BY f.died_at LIMIT p_limit
+$$;

@@ -1,0 +1,220 @@
+//! Dead letters: looking at them, and what an operator does about them. Each action is recorded with who did it and why.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sqlx::types::Json;
+
+use crate::db::Db;
+use crate::error::{Error, Result};
+
+/// Which letters; what is None (or empty) filters nothing.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Filter {
+    /// The namespace of the step's queue.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// The template's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
+    /// What was to run the step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub handler: Option<String>,
+    /// attempts_exhausted, permanent_error, timeout, poison, not_a_step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The class of the last error.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub class: Option<String>,
+    /// The task's id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task: Option<String>,
+    /// Seconds since it died, at least.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub older_than: Option<f64>,
+    /// Seconds since it died, at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub newer_than: Option<f64>,
+    /// Only these, as namespace/number.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ids: Vec<String>,
+    /// The last of the page before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub before: Option<String>,
+}
+
+/// Who does something, and why.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+pub struct By {
+    /// A person's name, or a program's.
+    pub who: String,
+    /// For those who read the record.
+    #[serde(default)]
+    pub why: Option<String>,
+}
+
+/// How to replay.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Replay {
+    /// In place of the tasks' input.
+    pub input: Option<Value>,
+    /// In place of the steps' own.
+    pub max_attempts: Option<u16>,
+    /// How many steps begin in a second; None: all at once.
+    pub per_second: Option<f64>,
+}
+
+/// How many letters one transaction takes.
+const BATCH: usize = 200;
+
+impl Filter {
+    fn check(&self) -> Result<()> {
+        let is_id = |id: &String| {
+            id.split_once('/')
+                .is_some_and(|(namespace, number)| !namespace.is_empty() && number.parse::<i64>().is_ok())
+        };
+        match self.ids.iter().chain(&self.before).find(|id| !is_id(id)) {
+            Some(id) => Err(Error::Invalid(format!(
+                "{id:?} is not the id of a dead letter: expected namespace/number"
+            ))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// At most `limit` letters with all that they carry, the newest first.
+pub async fn list(db: &Db, filter: &Filter, limit: i32) -> Result<Vec<Value>> {
+    filter.check()?;
+    let query = sqlx::query_scalar("SELECT tasker.list_dead_letters($1, $2)");
+    Ok(query.bind(Json(filter)).bind(limit).fetch_all(db.pool()).await?)
+}
+
+/// One letter. Errors: [`Error::NotFound`].
+pub async fn show(db: &Db, id: &str) -> Result<Value> {
+    let filter = Filter {
+        ids: vec![id.to_owned()],
+        ..Filter::default()
+    };
+    list(db, &filter, 1)
+        .await?
+        .pop()
+        .ok_or_else(|| Error::NotFound(format!("no dead letter {id}")))
+}
+
+/// The letters by namespace, template, step, reason and class of error, the largest group first.
+pub async fn groups(db: &Db, filter: &Filter) -> Result<Vec<Value>> {
+    filter.check()?;
+    Ok(sqlx::query_scalar("SELECT tasker.group_dead_letters($1)")
+        .bind(Json(filter))
+        .fetch_all(db.pool())
+        .await?)
+}
+
+/// The ids of all letters that `filter` lets through, the oldest first: what an action on it would concern.
+pub async fn matching(db: &Db, filter: &Filter) -> Result<Vec<String>> {
+    filter.check()?;
+    let query = sqlx::query_scalar("SELECT id FROM tasker.find_dead_letters($1, NULL) ORDER BY died_at, id");
+    Ok(query.bind(Json(filter)).fetch_all(db.pool()).await?)
+}
+
+/// Lets the steps of these letters start over. Returns those that it replayed; a letter whose task was cancelled meanwhile, or that is no
+/// step's, is left where it is.
+pub async fn replay(db: &Db, ids: &[String], how: &Replay, by: &By) -> Result<Vec<String>> {
+    if how.input.as_ref().is_some_and(|input| !input.is_object()) {
+        return Err(Error::Invalid("the input must be a JSON object".into()));
+    }
+    if how.per_second.is_some_and(|rate| !rate.is_finite() || rate <= 0.0) || how.max_attempts == Some(0) {
+        return Err(Error::Invalid("per_second and max_attempts must be more than 0".into()));
+    }
+    let mut replayed: Vec<String> = Vec::new();
+    for batch in batches(ids)? {
+        let query = sqlx::query_scalar("SELECT tasker.replay_dead_letters($1, $2, $3, $4, $5, $6, $7)");
+        let query = query
+            .bind(batch)
+            .bind(how.input.as_ref().map(Json))
+            .bind(how.max_attempts.map(i32::from))
+            .bind(how.per_second);
+        replayed.extend::<Vec<String>>(
+            query
+                .bind(replayed.len() as i32)
+                .bind(&by.who)
+                .bind(&by.why)
+                .fetch_all(db.pool())
+                .await?,
+        );
+    }
+    Ok(replayed)
+}
+
+/// Ends the steps of these letters by hand: complete with `result` or, where that is None, skipped. Their tasks go on.
+/// Returns those that it settled.
+pub async fn settle(db: &Db, ids: &[String], result: Option<&Value>, by: &By) -> Result<Vec<String>> {
+    let mut settled = Vec::new();
+    for batch in batches(ids)? {
+        let query = sqlx::query_scalar("SELECT tasker.settle_dead_letters($1, $2, $3, $4)");
+        settled.extend::<Vec<String>>(
+            query
+                .bind(batch)
+                .bind(result.map(Json))
+                .bind(&by.who)
+                .bind(&by.why)
+                .fetch_all(db.pool())
+                .await?,
+        );
+    }
+    Ok(settled)
+}
+
+/// Deletes letters after recording them whole; tasks that they blocked have failed. Returns those that it deleted.
+pub async fn discard(db: &Db, ids: &[String], by: &By) -> Result<Vec<String>> {
+    delete(db, ids, "discard", by).await
+}
+
+/// Deletes the letters that are older than their retention, recording each. Returns how many.
+pub async fn purge(db: &Db, by: &By) -> Result<usize> {
+    let mut purged = 0;
+    loop {
+        let expired: Vec<String> = sqlx::query_scalar("SELECT tasker.expired_dead_letters($1)")
+            .bind(BATCH as i32)
+            .fetch_all(db.pool())
+            .await?;
+        purged += delete(db, &expired, "purge", by).await?.len();
+        if expired.len() < BATCH {
+            return Ok(purged);
+        }
+    }
+}
+
+/// What was done, the newest first.
+pub async fn actions(db: &Db, limit: i32) -> Result<Vec<Value>> {
+    let query = sqlx::query_scalar("SELECT to_jsonb(a) FROM tasker.dead_letter_actions a ORDER BY id DESC LIMIT $1");
+    Ok(query.bind(limit).fetch_all(db.pool()).await?)
+}
+
+async fn delete(db: &Db, ids: &[String], action: &str, by: &By) -> Result<Vec<String>> {
+    let mut deleted = Vec::new();
+    for batch in batches(ids)? {
+        let query = sqlx::query_scalar("SELECT tasker.delete_dead_letters($1, $2, $3, $4)");
+        deleted.extend::<Vec<String>>(
+            query
+                .bind(batch)
+                .bind(action)
+                .bind(&by.who)
+                .bind(&by.why)
+                .fetch_all(db.pool())
+                .await?,
+        );
+    }
+    Ok(deleted)
+}
+
+/// The ids, if each is one, in pieces for one transaction each.
+fn batches(ids: &[String]) -> Result<std::slice::Chunks<'_, String>> {
+    Filter {
+        ids: ids.to_vec(),
+        ..Filter::default()
+    }
+    .check()?;
+    Ok(ids.chunks(BATCH))
+}

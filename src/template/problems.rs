@@ -1,0 +1,95 @@
+//! What is wrong in a template, each with its place; and the checks that every part of it needs.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::Value;
+use serde_saphyr::Spanned;
+
+use super::Problem;
+
+/// A length of time as people write it: 30, 1.5, "30s", "1h 30m".
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub(super) enum Span {
+    Seconds(f64),
+    Text(String),
+}
+
+/// A day-long timeout is usual, a year-long one a slip; the bound also keeps every sum in range.
+const MAX_SPAN: Duration = Duration::from_secs(366 * 24 * 3600);
+
+/// What was found wrong so far.
+#[derive(Default)]
+pub(super) struct Problems(pub(super) Vec<Problem>);
+
+impl Problems {
+    pub(super) fn add<T>(&mut self, at: &Spanned<T>, message: String) {
+        self.0.push(Problem { line: line(at), message });
+    }
+
+    pub(super) fn name(&mut self, name: &Spanned<String>, what: &str, max: usize) -> String {
+        let text = &name.value;
+        let well_formed = text.starts_with(|c: char| c.is_ascii_lowercase())
+            && text.len() <= max
+            && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+        if !well_formed {
+            self.add(
+                name,
+                format!("{what} {text:?}: expected a-z, 0-9 and _, a letter first, at most {max} characters"),
+            );
+        }
+        text.clone()
+    }
+
+    pub(super) fn integer(&mut self, given: Option<Spanned<i64>>, what: &str, allowed: RangeInclusive<i64>) -> Option<i64> {
+        let given = given?;
+        if !allowed.contains(&given.value) {
+            self.add(
+                &given,
+                format!("{what} is {}: expected {} to {}", given.value, allowed.start(), allowed.end()),
+            );
+        }
+        Some(given.value).filter(|value| allowed.contains(value))
+    }
+
+    pub(super) fn number(&mut self, given: Option<Spanned<f64>>, what: &str, allowed: RangeInclusive<i32>) -> Option<f64> {
+        let given = given?;
+        let (low, high) = (f64::from(*allowed.start()), f64::from(*allowed.end()));
+        if !(low..=high).contains(&given.value) {
+            self.add(&given, format!("{what} is {}: expected {low} to {high}", given.value));
+        }
+        Some(given.value).filter(|value| (low..=high).contains(value))
+    }
+
+    pub(super) fn span(&mut self, span: &Spanned<Span>, what: &str) -> Option<Duration> {
+        let (written, parsed) = match &span.value {
+            Span::Seconds(seconds) => (seconds.to_string(), Duration::try_from_secs_f64(*seconds).ok()),
+            Span::Text(text) => (format!("{text:?}"), humantime::parse_duration(text).ok()),
+        };
+        let valid = parsed.filter(|&d| d > Duration::ZERO && d <= MAX_SPAN);
+        if valid.is_none() {
+            self.add(
+                span,
+                format!("{what} is {written}: expected a duration such as 30, \"30s\" or \"1h 30m\", of at most a year"),
+            );
+        }
+        valid
+    }
+}
+
+pub(super) fn line<T>(at: &Spanned<T>) -> u64 {
+    at.referenced.line()
+}
+
+pub(super) fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "nothing",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "a mapping",
+    }
+}

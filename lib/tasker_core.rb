@@ -8,6 +8,7 @@ require_relative "tasker_core/step_handler"
 require_relative "tasker_core/workflow"
 require_relative "tasker_core/client"
 require_relative "tasker_core/task"
+require_relative "tasker_core/dlq"
 require_relative "tasker_core/worker"
 require_relative "tasker_core/railtie" if defined?(Rails::Railtie)
 

@@ -4,12 +4,14 @@
 //! must be; 4 what was named does not exist; 130 stopped by a second signal.
 
 mod dev;
+mod dlq;
+mod namespace;
 mod serve;
 mod task;
 mod template;
 
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{Read, Write};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -34,6 +36,12 @@ enum Command {
     /// Create, show, list, watch and cancel tasks
     #[command(subcommand)]
     Task(task::Task),
+    /// Look at dead letters, replay, resolve, skip and discard them
+    #[command(subcommand)]
+    Dlq(dlq::Dlq),
+    /// List namespaces and change their rules
+    #[command(subcommand)]
+    Namespace(namespace::Namespace),
     /// Check, register, show and list templates
     #[command(subcommand)]
     Template(template::Template),
@@ -90,6 +98,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> i32 {
                 Ok(0)
             }
             Command::Task(task) => task.run().await,
+            Command::Dlq(dlq) => dlq.run().await,
+            Command::Namespace(namespace) => namespace.run().await,
             Command::Template(template) => template.run().await,
             Command::Worker { .. } => Err(Error::Config(
                 "Ruby workers are run by the command of the gem: gem install tasker_core, then `tasker worker` from there".into(),
@@ -108,6 +118,26 @@ fn report(error: &Error) -> i32 {
         ErrorKind::Config | ErrorKind::Database => 3,
         ErrorKind::NotFound => 4,
     }
+}
+
+/// JSON as it is given in an argument: itself, @FILE, or - for standard input.
+fn read_json(given: &str) -> Result<serde_json::Value> {
+    let text = match given.strip_prefix('@') {
+        Some(file) => std::fs::read_to_string(file).map_err(|source| Error::System {
+            what: file.to_owned(),
+            source,
+        })?,
+        None if given == "-" => {
+            let mut text = String::new();
+            std::io::stdin().read_to_string(&mut text).map_err(|source| Error::System {
+                what: "standard input".into(),
+                source,
+            })?;
+            text
+        }
+        None => given.to_owned(),
+    };
+    serde_json::from_str(&text).map_err(|error| Error::Invalid(format!("not valid JSON: {error}")))
 }
 
 /// Prints a line. That nobody reads it any more (`| head`) is no error.

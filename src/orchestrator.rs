@@ -1,9 +1,10 @@
 //! The orchestrator: admits tasks, enqueues due retries, notices what died. Any number run side by side, all equal.
 //!
-//! It is four loops of one shape: `run(self, stop)` repeats a cycle, beats, and waits for a wake or a poll.
+//! It is five loops of one shape: `run(self, stop)` repeats a cycle, beats, and waits for a wake or a poll.
 
 mod admission;
 mod recovery;
+mod retention;
 mod retries;
 
 use std::sync::Arc;
@@ -79,6 +80,7 @@ impl Orchestrator {
         loops.spawn(admission::Admission::new(db, &config, &membership, &beats, wakes.subscribe()).run(stop.clone()));
         loops.spawn(retries::Retries::new(db, &beats, wakes.subscribe()).run(stop.clone()));
         loops.spawn(recovery::Recovery::new(db, &beats).run(stop.clone()));
+        loops.spawn(retention::Retention::new(db, &beats).run(stop.clone()));
         loops.spawn(member::keep(
             membership.clone(),
             beats.register("heartbeat", config.lease),

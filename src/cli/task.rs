@@ -1,6 +1,6 @@
 //! `tasker task`: create, show, list, watch, cancel.
 
-use std::io::{IsTerminal, Read};
+use std::io::IsTerminal;
 use std::time::Duration;
 
 use clap::Subcommand;
@@ -8,12 +8,12 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{json, Value};
 use uuid::Uuid;
 
-use super::{field, print, say, table, Connection};
+use super::{field, print, read_json, say, table, Connection};
 use crate::db::Db;
 use crate::engine::cancel::cancel_tasks;
 use crate::engine::read::{self, TaskFilter, ENDED};
 use crate::engine::submit::{NewTask, Submitter};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::template::Priority;
 
 #[derive(Subcommand)]
@@ -113,7 +113,7 @@ impl Task {
                 connection,
             } => {
                 let task = NewTask {
-                    input: read_input(&input)?,
+                    input: read_json(&input)?,
                     priority,
                     key,
                 };
@@ -176,25 +176,6 @@ impl Task {
             }
         }
     }
-}
-
-fn read_input(given: &str) -> Result<Value> {
-    let text = match given.strip_prefix('@') {
-        Some(file) => std::fs::read_to_string(file).map_err(|source| Error::System {
-            what: file.to_owned(),
-            source,
-        })?,
-        None if given == "-" => {
-            let mut text = String::new();
-            std::io::stdin().read_to_string(&mut text).map_err(|source| Error::System {
-                what: "standard input".into(),
-                source,
-            })?;
-            text
-        }
-        None => given.to_owned(),
-    };
-    serde_json::from_str(&text).map_err(|error| Error::Invalid(format!("the input is not valid JSON: {error}")))
 }
 
 fn describe(task: &Value) -> String {

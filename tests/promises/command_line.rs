@@ -131,12 +131,7 @@ async fn bad_templates_and_payloads_are_refused_with_a_clear_message() {
             "tasker: no/such.yml: No such file",
         );
         refused(url, &["task", "create", "nothing"], 4, "tasker: no template nothing");
-        refused(
-            url,
-            &["task", "create", "nothing", "--input", "{"],
-            1,
-            "tasker: the input is not valid JSON",
-        );
+        refused(url, &["task", "create", "nothing", "--input", "{"], 1, "tasker: not valid JSON");
         refused(
             url,
             &["task", "create", "nothing", "--priority", "huge"],
@@ -229,6 +224,58 @@ async fn serve_answers_probes_and_stops_on_sigterm() {
                 .await,
             0
         );
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_finds_and_settles_dead_letters() {
+    World::with(async |world| {
+        let url = world.url.as_str();
+        world
+            .register("name: one\nnamespace: here\nsteps:\n  - { name: only, handler: H }\n")
+            .await;
+        for message in ["one", "two"] {
+            world.submit("one", json!({})).await;
+            world.claim().await;
+            world.fail(&world.lease("here_queue", 1).await[0], message, true, None).await;
+        }
+        assert_eq!(json_of(url, &["dlq", "groups", "--json"])[0]["count"], 2);
+        let listed = json_of(url, &["dlq", "list", "--json"]);
+        let id = listed[0]["id"].as_str().unwrap();
+        assert_eq!(json_of(url, &["dlq", "show", id, "--json"])["errors"][0]["message"], "two");
+        assert!(text(&tasker(url, &["dlq", "list"]).stdout).contains("TestError: two"));
+
+        refused(url, &["dlq", "replay"], 1, "which dead letters? give ids or filters, or --all");
+        refused(url, &["dlq", "discard", id], 1, "give --why");
+        refused(url, &["dlq", "show", "here/77"], 4, "no dead letter here/77");
+        let dry = text(&tasker(url, &["dlq", "replay", "--class", "TestError", "--dry-run"]).stdout);
+        assert!(dry.starts_with("would replay 2: here/"), "{dry}");
+        assert_eq!(
+            json_of(url, &["dlq", "discard", id, "--who", "ada", "--why", "hopeless", "--json"])["discarded"],
+            json!([id])
+        );
+        assert_eq!(
+            json_of(url, &["dlq", "replay", "--all", "--json"])["replayed"]
+                .as_array()
+                .unwrap()
+                .len(),
+            1
+        );
+        assert_eq!(json_of(url, &["dlq", "list", "--json"]), json!([]));
+        assert_eq!(json_of(url, &["dlq", "log", "--json"])[1]["who"], "ada");
+
+        assert_eq!(
+            json_of(url, &["namespace", "set", "here", "--max-attempts", "9", "--json"])[0]["max_attempts"],
+            9
+        );
+        refused(
+            url,
+            &["namespace", "set", "here", "--backoff", "never"],
+            1,
+            "violates check constraint",
+        );
+        assert!(text(&tasker(url, &["namespace", "list"]).stdout).contains("exponential"));
     })
     .await;
 }

@@ -7,6 +7,7 @@
 #![allow(missing_docs)]
 
 mod client;
+mod dead_letters;
 mod json;
 mod raise;
 mod runtime;

@@ -1,0 +1,48 @@
+//! The dead-letter verbs for Ruby: one request in, one answer out, both JSON. lib/tasker_core/dlq.rb gives them their shape.
+
+use magnus::{Error, Ruby, Value as RubyValue};
+use serde::Deserialize;
+use serde_json::{json, Value};
+use tasker::engine::dead_letters::{self, By, Filter, Replay};
+use tasker::Db;
+
+use crate::client::Client;
+use crate::waiting::block_on;
+use crate::{json, raise};
+
+#[derive(Deserialize)]
+#[serde(tag = "verb", rename_all = "lowercase")]
+enum Request {
+    List { filter: Filter, limit: i32 },
+    Groups { filter: Filter },
+    Show { id: String },
+    Matching { filter: Filter },
+    Replay { ids: Vec<String>, how: Replay, by: By },
+    Resolve { ids: Vec<String>, result: Value, by: By },
+    Skip { ids: Vec<String>, by: By },
+    Discard { ids: Vec<String>, by: By },
+    Purge { by: By },
+    Actions { limit: i32 },
+}
+
+pub(crate) fn call(ruby: &Ruby, client: &Client, request: RubyValue) -> Result<String, Error> {
+    let request: Request = serde_json::from_value(json::from_ruby(ruby, request)?)
+        .map_err(|error| raise::with_class(ruby, "InvalidInput", format!("dead letters: {error}")))?;
+    let db = client.db(ruby)?;
+    Ok(block_on(ruby, async move { answer(&db, request).await })?.to_string())
+}
+
+async fn answer(db: &Db, request: Request) -> tasker::Result<Value> {
+    Ok(match request {
+        Request::List { filter, limit } => json!(dead_letters::list(db, &filter, limit).await?),
+        Request::Groups { filter } => json!(dead_letters::groups(db, &filter).await?),
+        Request::Show { id } => dead_letters::show(db, &id).await?,
+        Request::Matching { filter } => json!(dead_letters::matching(db, &filter).await?),
+        Request::Replay { ids, how, by } => json!(dead_letters::replay(db, &ids, &how, &by).await?),
+        Request::Resolve { ids, result, by } => json!(dead_letters::settle(db, &ids, Some(&result), &by).await?),
+        Request::Skip { ids, by } => json!(dead_letters::settle(db, &ids, None, &by).await?),
+        Request::Discard { ids, by } => json!(dead_letters::discard(db, &ids, &by).await?),
+        Request::Purge { by } => json!(dead_letters::purge(db, &by).await?),
+        Request::Actions { limit } => json!(dead_letters::actions(db, limit).await?),
+    })
+}

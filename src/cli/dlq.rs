@@ -1,0 +1,335 @@
+//! `tasker dlq`: look at dead letters, and do something about them.
+
+use clap::{Args, Subcommand};
+use serde_json::{json, Value};
+
+use super::{field, print, read_json, table, Connection};
+use crate::db::Db;
+use crate::engine::dead_letters::{self, By, Filter, Replay};
+use crate::error::{Error, Result};
+
+#[derive(Subcommand)]
+pub(super) enum Dlq {
+    /// List dead letters, the newest first
+    List {
+        #[command(flatten)]
+        which: Which,
+        /// The last of the page before
+        #[arg(long)]
+        before: Option<String>,
+        /// How many
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(i32).range(1..=10_000))]
+        limit: i32,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Count dead letters by namespace, template, step, reason and class of error
+    Groups {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Show one dead letter with everything it carries
+    Show {
+        /// namespace/number
+        id: String,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Let the steps of dead letters start over
+    Replay {
+        #[command(flatten)]
+        which: Which,
+        /// A JSON object in place of the tasks' input; @FILE reads it from a file, - from standard input
+        #[arg(long)]
+        input: Option<String>,
+        /// In place of the steps' own
+        #[arg(long)]
+        max_attempts: Option<u16>,
+        /// How many steps begin in a second
+        #[arg(long)]
+        per_second: Option<f64>,
+        #[command(flatten)]
+        act: Act,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// End a dead step by hand, with a result; its task goes on
+    Resolve {
+        #[command(flatten)]
+        which: Which,
+        /// JSON; @FILE reads it from a file, - from standard input
+        #[arg(long)]
+        result: String,
+        #[command(flatten)]
+        act: Act,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// End dead steps without a result; their tasks go on
+    Skip {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        act: Act,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Delete dead letters, after recording them whole; tasks that they blocked have failed
+    Discard {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        act: Act,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Delete the dead letters that are older than their retention
+    Purge {
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Show who did what, and why, the newest first
+    Log {
+        /// How many
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(i32).range(1..=10_000))]
+        limit: i32,
+        #[command(flatten)]
+        common: Common,
+    },
+}
+
+/// Which dead letters.
+#[derive(Args)]
+pub(super) struct Which {
+    /// Only these, as namespace/number
+    ids: Vec<String>,
+    /// Only of this namespace
+    #[arg(long)]
+    namespace: Option<String>,
+    /// Only of this template
+    #[arg(long)]
+    template: Option<String>,
+    /// Only of this handler
+    #[arg(long)]
+    handler: Option<String>,
+    /// Only with this reason: attempts_exhausted, permanent_error, timeout, poison, not_a_step
+    #[arg(long)]
+    reason: Option<String>,
+    /// Only with this class of the last error
+    #[arg(long)]
+    class: Option<String>,
+    /// Only of this task
+    #[arg(long)]
+    task: Option<String>,
+    /// Only older than this, as "1h"
+    #[arg(long, value_parser = humantime::parse_duration)]
+    older_than: Option<std::time::Duration>,
+    /// Only newer than this, as "1h"
+    #[arg(long, value_parser = humantime::parse_duration)]
+    newer_than: Option<std::time::Duration>,
+}
+
+/// How an action is recorded, and whether it happens.
+#[derive(Args)]
+pub(super) struct Act {
+    /// All that the filters let through; needed where neither ids nor filters are given
+    #[arg(long)]
+    all: bool,
+    /// Only say what would be done
+    #[arg(long)]
+    dry_run: bool,
+    /// Who does it
+    #[arg(long, env = "USER", default_value = "unknown")]
+    who: String,
+    /// Why
+    #[arg(long)]
+    why: Option<String>,
+}
+
+#[derive(Args)]
+pub(super) struct Common {
+    /// JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+impl Which {
+    fn filter(self) -> Filter {
+        Filter {
+            namespace: self.namespace,
+            template: self.template,
+            handler: self.handler,
+            reason: self.reason,
+            class: self.class,
+            task: self.task,
+            older_than: self.older_than.map(|age| age.as_secs_f64()),
+            newer_than: self.newer_than.map(|age| age.as_secs_f64()),
+            ids: self.ids,
+            before: None,
+        }
+    }
+}
+
+impl Dlq {
+    pub(super) async fn run(self) -> Result<i32> {
+        match self {
+            Dlq::List {
+                which,
+                before,
+                limit,
+                common,
+            } => {
+                let filter = Filter { before, ..which.filter() };
+                let letters = dead_letters::list(&common.open().await?, &filter, limit).await?;
+                print(common.json, &json!(letters), || {
+                    let row = |letter: &Value| {
+                        let error = letter["errors"].as_array().and_then(|errors| errors.last()).unwrap_or(&Value::Null);
+                        let mut cells = ["id", "template", "step", "reason", "task"]
+                            .map(|name| field(letter, name))
+                            .to_vec();
+                        cells.push(format!(
+                            "{}: {}",
+                            field(error, "class"),
+                            field(error, "message").lines().next().unwrap_or_default()
+                        ));
+                        cells
+                    };
+                    table(
+                        &["ID", "TEMPLATE", "STEP", "REASON", "TASK", "LAST ERROR"],
+                        &letters.iter().map(row).collect::<Vec<_>>(),
+                    )
+                });
+            }
+            Dlq::Groups { which, common } => {
+                let groups = dead_letters::groups(&common.open().await?, &which.filter()).await?;
+                print(common.json, &json!(groups), || {
+                    let row = |g| {
+                        ["count", "namespace", "template", "step", "reason", "class", "last", "example"]
+                            .map(|name| field(g, name))
+                            .to_vec()
+                    };
+                    table(
+                        &["COUNT", "NAMESPACE", "TEMPLATE", "STEP", "REASON", "CLASS", "LAST", "EXAMPLE"],
+                        &groups.iter().map(row).collect::<Vec<_>>(),
+                    )
+                });
+            }
+            Dlq::Show { id, common } => {
+                let letter = dead_letters::show(&common.open().await?, &id).await?;
+                print(common.json, &letter, || format!("{letter:#}"));
+            }
+            Dlq::Replay {
+                which,
+                input,
+                max_attempts,
+                per_second,
+                act,
+                common,
+            } => {
+                let how = Replay {
+                    input: input.as_deref().map(read_json).transpose()?,
+                    max_attempts,
+                    per_second,
+                };
+                let (db, ids, by) = common.chosen(which, &act).await?;
+                let done = if act.dry_run {
+                    ids
+                } else {
+                    dead_letters::replay(&db, &ids, &how, &by).await?
+                };
+                common.done("replay", "replayed", &act, &done);
+            }
+            Dlq::Resolve {
+                which,
+                result,
+                act,
+                common,
+            } => {
+                let result = read_json(&result)?;
+                let (db, ids, by) = common.chosen(which, &act).await?;
+                let done = if act.dry_run {
+                    ids
+                } else {
+                    dead_letters::settle(&db, &ids, Some(&result), &by).await?
+                };
+                common.done("resolve", "resolved", &act, &done);
+            }
+            Dlq::Skip { which, act, common } => {
+                let (db, ids, by) = common.chosen(which, &act).await?;
+                let done = if act.dry_run {
+                    ids
+                } else {
+                    dead_letters::settle(&db, &ids, None, &by).await?
+                };
+                common.done("skip", "skipped", &act, &done);
+            }
+            Dlq::Discard { which, act, common } => {
+                if act.why.is_none() {
+                    return Err(Error::Invalid("a dead letter is discarded for a reason: give --why".into()));
+                }
+                let (db, ids, by) = common.chosen(which, &act).await?;
+                let done = if act.dry_run {
+                    ids
+                } else {
+                    dead_letters::discard(&db, &ids, &by).await?
+                };
+                common.done("discard", "discarded", &act, &done);
+            }
+            Dlq::Purge { common } => {
+                let by = By {
+                    who: "tasker dlq purge".into(),
+                    why: None,
+                };
+                let purged = dead_letters::purge(&common.open().await?, &by).await?;
+                print(common.json, &json!({ "purged": purged }), || format!("purged {purged}"));
+            }
+            Dlq::Log { limit, common } => {
+                let actions = dead_letters::actions(&common.open().await?, limit).await?;
+                print(common.json, &json!(actions), || {
+                    let row = |a| {
+                        ["at", "who", "action", "letter", "step", "task_id", "why"]
+                            .map(|name| field(a, name))
+                            .to_vec()
+                    };
+                    table(
+                        &["AT", "WHO", "ACTION", "LETTER", "STEP", "TASK", "WHY"],
+                        &actions.iter().map(row).collect::<Vec<_>>(),
+                    )
+                });
+            }
+        }
+        Ok(0)
+    }
+}
+
+impl Common {
+    async fn open(&self) -> Result<Db> {
+        self.connection.open(2).await
+    }
+
+    /// The letters that an action concerns. That nothing was chosen must not mean everything.
+    async fn chosen(&self, which: Which, act: &Act) -> Result<(Db, Vec<String>, By)> {
+        let filter = which.filter();
+        if filter == Filter::default() && !act.all {
+            return Err(Error::Invalid("which dead letters? give ids or filters, or --all".into()));
+        }
+        let db = self.open().await?;
+        let ids = dead_letters::matching(&db, &filter).await?;
+        let by = By {
+            who: act.who.clone(),
+            why: act.why.clone(),
+        };
+        Ok((db, ids, by))
+    }
+
+    fn done(&self, would: &str, did: &str, act: &Act, ids: &[String]) {
+        print(self.json, &json!({ did: ids, "dry_run": act.dry_run }), || match act.dry_run {
+            true => format!("would {would} {}: {}", ids.len(), ids.join(" ")),
+            false => format!("{did} {}", ids.len()),
+        });
+    }
+}

@@ -1,0 +1,107 @@
+//! `tasker namespace`: the rules of failures where neither step nor template says otherwise.
+
+use clap::Subcommand;
+use serde_json::json;
+
+use super::{field, print, table, Connection};
+use crate::engine::namespaces::{self, Rules};
+use crate::error::Result;
+
+#[derive(Subcommand)]
+pub(super) enum Namespace {
+    /// List the namespaces with their rules
+    List {
+        /// A JSON array
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Change rules of a namespace, also for tasks that are under way
+    Set {
+        /// The namespace
+        name: String,
+        /// Attempts of a step, the first run included
+        #[arg(long)]
+        max_attempts: Option<i32>,
+        /// fixed, linear or exponential
+        #[arg(long)]
+        backoff: Option<String>,
+        /// By what an exponential delay grows
+        #[arg(long)]
+        multiplier: Option<f64>,
+        /// The first delay
+        #[arg(long)]
+        base_seconds: Option<f64>,
+        /// The longest delay
+        #[arg(long)]
+        max_seconds: Option<f64>,
+        /// The spread of the delays, 0 to 1
+        #[arg(long)]
+        jitter: Option<f64>,
+        /// After how many days a dead letter is deleted
+        #[arg(long)]
+        retention_days: Option<i32>,
+        /// How many dead letters raise an alert
+        #[arg(long)]
+        alert_threshold: Option<i32>,
+        /// A JSON object
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        connection: Connection,
+    },
+}
+
+const COLUMNS: [&str; 9] = [
+    "name",
+    "max_attempts",
+    "backoff",
+    "multiplier",
+    "base_seconds",
+    "max_seconds",
+    "jitter",
+    "retention_days",
+    "alert_threshold",
+];
+
+impl Namespace {
+    pub(super) async fn run(self) -> Result<i32> {
+        let (json, found) = match self {
+            Namespace::List { json, connection } => (json, namespaces::list(&connection.open(2).await?).await?),
+            Namespace::Set {
+                name,
+                max_attempts,
+                backoff,
+                multiplier,
+                base_seconds,
+                max_seconds,
+                jitter,
+                retention_days,
+                alert_threshold,
+                json,
+                connection,
+            } => {
+                let rules = Rules {
+                    max_attempts,
+                    backoff,
+                    multiplier,
+                    base_seconds,
+                    max_seconds,
+                    jitter,
+                    retention_days,
+                    alert_threshold,
+                };
+                (json, vec![namespaces::set(&connection.open(2).await?, &name, &rules).await?])
+            }
+        };
+        print(json, &json!(found), || {
+            let row = |namespace| COLUMNS.map(|name| field(namespace, name)).to_vec();
+            table(
+                &COLUMNS.map(|name| name.to_uppercase()).each_ref().map(String::as_str),
+                &found.iter().map(row).collect::<Vec<_>>(),
+            )
+        });
+        Ok(0)
+    }
+}

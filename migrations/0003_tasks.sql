@@ -41,6 +41,9 @@ CREATE TABLE tasker.steps (
     retry_at     timestamptz,
     result       jsonb,
     errors       jsonb,
+    -- what the handler says of its progress, and where its next attempt resumes
+    progress     jsonb,
+    checkpoint   jsonb,
     PRIMARY KEY (task_id, step)
 ) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX steps_retry ON tasker.steps (retry_at) WHERE retry_at IS NOT NULL;

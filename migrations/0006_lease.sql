@@ -17,7 +17,8 @@ $$;
 CREATE FUNCTION tasker.lease_steps(p_queue text, p_worker int, p_mark bigint, p_limit int, p_lease interval)
 RETURNS TABLE (
     msg_id bigint, fence int, task_id uuid, step smallint, name text, handler text, template text, version text,
-    attempt int, max_attempts int, crashes int, timeout_ms bigint, input text, config text, results text, trace text
+    attempt int, max_attempts int, crashes int, timeout_ms bigint, input text, config text, results text, trace text,
+    checkpoint text
 )
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -56,7 +57,7 @@ BEGIN
                FROM tasker.template_steps pts
                JOIN tasker.steps ps ON ps.task_id = m.task AND ps.step = pts.step
                WHERE pts.version_id = t.version_id AND pts.step = ANY (ts.parents)) END,
-           t.trace::text
+           t.trace::text, s.checkpoint::text
     FROM unnest(v_ids, v_fences, v_tasks, v_steps) AS m(msg_id, fence, task, step)
     JOIN tasker.steps s ON s.task_id = m.task AND s.step = m.step AND s.msg_id = m.msg_id AND s.state = 'enqueued'
     JOIN tasker.tasks t ON t.id = m.task AND t.state IN ('running', 'blocked', 'failed')
@@ -129,6 +130,28 @@ BEGIN
         SELECT r.id FROM unnest($1, $2) AS r(id, fence)
         WHERE NOT EXISTS (SELECT 1 FROM pgmq.%1$I h WHERE h.msg_id = r.id AND h.read_ct = r.fence)
     $f$, pgmq.format_table_name(p_queue, 'q')) USING p_ids, p_fences;
+END
+$$;
+
+-- Records what handlers say while they run: their progress, and their checkpoints; null changes nothing.
+-- Returns the messages that are no longer the caller's, for which nothing was recorded.
+-- Locks: the messages in order, then their steps. Reports and hand-backs take the same order.
+CREATE FUNCTION tasker.record_progress(
+    p_queue text, p_ids bigint[], p_fences int[], p_tasks uuid[], p_steps smallint[], p_progress jsonb[], p_checkpoints jsonb[]
+) RETURNS SETOF bigint
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_held bigint[];
+BEGIN
+    EXECUTE format($f$
+        SELECT array_agg(h.msg_id) FROM (
+            SELECT q.msg_id FROM pgmq.%I q JOIN unnest($1, $2) AS r(id, fence) ON q.msg_id = r.id AND q.read_ct = r.fence
+            ORDER BY q.msg_id FOR NO KEY UPDATE OF q) AS h
+    $f$, pgmq.format_table_name(p_queue, 'q')) INTO v_held USING p_ids, p_fences;
+    UPDATE tasker.steps s SET progress = coalesce(r.progress, s.progress), checkpoint = coalesce(r.checkpoint, s.checkpoint)
+    FROM unnest(p_ids, p_tasks, p_steps, p_progress, p_checkpoints) AS r(id, task, step, progress, checkpoint)
+    WHERE s.task_id = r.task AND s.step = r.step AND s.msg_id = r.id AND r.id = ANY (v_held);
+    RETURN QUERY SELECT r.id FROM unnest(p_ids) AS r(id) WHERE r.id <> ALL (coalesce(v_held, '{}'));
 END
 $$;
 

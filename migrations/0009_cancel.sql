@@ -1,4 +1,4 @@
--- Cancellation. A handler that is running learns of it at its next heartbeat, because its message is gone; its report is stale.
+-- Cancellation. A handler that is running learns of it at once where LISTEN works, at its next heartbeat otherwise, because its message is gone; its report is stale.
 
 -- Cancels the tasks that have not ended. Returns those it cancelled.
 -- Locks: the tasks in id order; then messages and steps, skipping what is locked: that is being reported at this moment, and whatever
@@ -36,6 +36,8 @@ BEGIN
         SELECT h.task_id, h.step FROM tasker.steps h
         WHERE h.task_id = ANY (v_cancelled) AND h.state IN ('enqueued', 'waiting_retry')
         FOR UPDATE SKIP LOCKED);
+    -- Workers look at their leases at once.
+    PERFORM pg_notify('tasker_cancelled', '');
     RETURN QUERY SELECT unnest(v_cancelled);
 END
 $$;

@@ -40,7 +40,7 @@ LANGUAGE sql STABLE AS $$
                 'attempt', CASE WHEN s.state IS NULL THEN 0 WHEN s.state IN ('dead', 'waiting_retry') THEN s.failures ELSE s.failures + 1 END,
                 'max_attempts', coalesce(s.max_attempts, ts.max_attempts, sn.max_attempts),
                 'worker', (SELECT m.name FROM tasker.members m WHERE m.id = coalesce(l.worker, s.worker)),
-                'result', s.result, 'errors', coalesce(s.errors, '[]'),
+                'result', s.result, 'progress', s.progress, 'errors', coalesce(s.errors, '[]'),
                 'enqueued_at', s.enqueued_at, 'started_at', coalesce(l.leased_at, s.started_at),
                 'finished_at', s.finished_at, 'retry_at', s.retry_at
             ) ORDER BY ts.step)

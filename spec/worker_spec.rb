@@ -135,6 +135,30 @@ RSpec.describe TaskerCore::Worker do
     end
   end
 
+  it "resumes from the checkpoint of the attempt before, and shows its progress" do
+    reached = Queue.new
+    go_on = Queue.new
+    handler("Import") do |step|
+      first = step.checkpoint || 0
+      step.heartbeat({ page: first })
+      reached << first
+      go_on.pop
+      step.checkpoint(first + 5)
+      raise "interrupted" if step.attempt < 3
+
+      step.checkpoint
+    end
+    flow = workflow { step :import, "Import", retry: { max_attempts: 3, base: 0.01 } }
+    working(lease: 1) do
+      task = TaskerCore.enqueue(flow)
+      expect(reached.pop).to eq(0)
+      sleep(0.05) until task.steps.first.progress == { page: 0 }
+      3.times { go_on << true }
+      expect(task.wait(timeout: 30)).to eq("complete")
+      expect([reached.pop, reached.pop, task.results[:import]]).to eq([5, 10, 15])
+    end
+  end
+
   it "refuses options that make no sense" do
     expect { described_class.new(namespaces: []).start }.to raise_error(TaskerCore::ConfigurationError, /at least one namespace/)
     expect { described_class.new(namespaces: ["n"], threads: 0).start }.to raise_error(TaskerCore::ConfigurationError, /1 to 10,000/)

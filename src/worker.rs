@@ -12,17 +12,17 @@ mod poller;
 
 pub use handler::{Handler, Handlers, Handling};
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::db::{channel, Db};
 use crate::engine::complete::Lease;
 use crate::engine::fail::Failure;
-use crate::engine::lease::{release_steps, LeasedStep};
+use crate::engine::lease::{record_progress, release_steps, LeasedStep, Word};
 use crate::engine::member::{self, Kind, Membership};
 use crate::error::{Error, Result};
 use crate::health::Beats;
@@ -86,22 +86,17 @@ pub struct Step {
     /// What the lease brought.
     pub leased: LeasedStep,
     queue: usize,
-    lost: Arc<AtomicBool>,
+    lost: CancellationToken,
 }
 
 impl Step {
     /// Whether the lease is gone (taken by another worker, or the task was cancelled): the outcome will be refused.
     pub fn is_lost(&self) -> bool {
-        self.lost.load(Ordering::Relaxed)
+        self.lost.is_cancelled()
     }
 
     fn lease(&self) -> Lease {
-        Lease {
-            msg_id: self.leased.msg_id,
-            fence: self.leased.fence,
-            task_id: self.leased.task_id,
-            step: self.leased.step,
-        }
+        self.leased.lease()
     }
 }
 
@@ -158,7 +153,7 @@ impl Worker {
         });
 
         let beats = Beats::default();
-        let wakes = db.listen(&[channel::STEPS], stop);
+        let wakes = db.listen(&[channel::STEPS, channel::CANCELLED], stop);
         let (sender, steps) = flume::unbounded();
         let (pollers, loops) = (TaskTracker::new(), TaskTracker::new());
         let mut reports = Vec::new();
@@ -170,7 +165,11 @@ impl Worker {
             reports.push(report);
         }
         let lease = shared.config.lease;
-        loops.spawn(heartbeat::run(shared.clone(), beats.register("step heartbeat", lease)));
+        loops.spawn(heartbeat::run(
+            shared.clone(),
+            wakes.subscribe(),
+            beats.register("step heartbeat", lease),
+        ));
         loops.spawn(member::keep(membership, beats.register("heartbeat", lease), shared.abandon.clone()));
         pollers.close();
         loops.close();
@@ -193,12 +192,40 @@ impl Worker {
     /// Reports the outcome of a step; it is committed within milliseconds, together with others. Of several reports of one step the first
     /// is taken (true), and none is after the step was handed back.
     pub fn report(&self, step: &Step, outcome: Outcome) -> bool {
-        let taken = self.shared.held.reported(step.queue, step.leased.msg_id);
+        let taken = self.shared.held.reported(step.queue, &step.lease());
         if taken {
             // The receiver ends only after every step is accounted for.
             self.reports[step.queue].send((step.lease(), outcome)).ok();
         }
         taken
+    }
+
+    /// Notes how far a handler is; it is recorded with the next heartbeat, and can be read on the task.
+    pub fn progress(&self, step: &Step, progress: Value) {
+        self.shared.held.note_progress(step.queue, &step.lease(), progress);
+    }
+
+    /// Records where the step's next attempt resumes, should this one fail: it finds the value in [`LeasedStep::checkpoint`].
+    /// Errors: [`Error::Stale`] when the step is no longer this worker's.
+    pub async fn checkpoint(&self, step: &Step, checkpoint: Value) -> Result<()> {
+        let word = Word {
+            lease: step.lease(),
+            progress: None,
+            checkpoint: Some(checkpoint),
+        };
+        let lost = record_progress(&self.shared.db, &self.shared.queues[step.queue], &[word]).await?;
+        match lost.is_empty() {
+            true => Ok(()),
+            false => Err(Error::Stale(format!(
+                "step {} of task {} is no longer this worker's",
+                step.leased.name, step.leased.task_id
+            ))),
+        }
+    }
+
+    /// The step is lost, and nobody will report it.
+    fn forget(&self, step: &Step) {
+        self.shared.held.remove(step.queue, [&step.lease()]);
     }
 
     /// Handles the steps with Rust handlers, `concurrency` at a time, until the worker shuts down.
@@ -227,13 +254,8 @@ impl Worker {
         tracing::info!(member = shared.membership.id(), ?grace, "worker is stopping");
         self.pollers.wait().await;
         let unstarted: Vec<Step> = self.steps.drain().collect();
-        self.hand_back(
-            unstarted
-                .iter()
-                .map(|step| (step.queue, step.leased.msg_id, step.leased.fence))
-                .collect(),
-        )
-        .await;
+        self.hand_back(unstarted.iter().map(|step| (step.queue, step.lease())).collect())
+            .await;
         if tokio::time::timeout(grace, shared.held.emptied()).await.is_err() {
             let running = shared.held.unreported();
             tracing::warn!(steps = running.len(), "the grace time is over, handing back what still runs");
@@ -249,22 +271,16 @@ impl Worker {
         tracing::info!("worker stopped");
     }
 
-    async fn hand_back(&self, steps: Vec<(usize, i64, i32)>) {
+    async fn hand_back(&self, steps: Vec<(usize, Lease)>) {
         for (queue, name) in self.shared.queues.iter().enumerate() {
-            let leases: Vec<(i64, i32)> = steps
-                .iter()
-                .filter(|(q, ..)| *q == queue)
-                .map(|(_, msg_id, fence)| (*msg_id, *fence))
-                .collect();
+            let leases: Vec<Lease> = steps.iter().filter(|(q, _)| *q == queue).map(|(_, lease)| *lease).collect();
             if leases.is_empty() {
                 continue;
             }
             if let Err(error) = release_steps(&self.shared.db, name, &leases).await {
                 tracing::warn!(%error, "could not hand steps back, their leases will run out");
             }
-            for (msg_id, _) in leases {
-                self.shared.held.remove(queue, msg_id);
-            }
+            self.shared.held.remove(queue, &leases);
         }
     }
 }

@@ -29,7 +29,7 @@ module TaskerCore
       def show(id) = request(:show, id: id)
 
       # Lets the steps start over. A letter whose task was cancelled is left where it is.
-      # @param ids [Array<String>] these letters; none: all that the filter lets through
+      # @param ids [Array<String>] these letters; none: all that the filter lets through (+all: true+ where there is no filter)
       # @param who [String]
       # @param why [String, nil]
       # @param input [Hash, nil] in place of the tasks' input
@@ -70,8 +70,9 @@ module TaskerCore
       private
 
       def act(verb, ids, filter, dry_run, **arguments)
-        raise InvalidInput, "which dead letters? give ids or filters; for all of them newer_than: Float::MAX" if ids.empty? && filter.empty?
+        raise InvalidInput, "which dead letters? give ids or filters, or all: true" if ids.empty? && filter.empty?
 
+        filter = filter.except(:all)
         ids = request(:matching, filter: ids.empty? ? filter : filter.merge(ids: ids))
         dry_run ? ids : request(verb, ids: ids, **arguments)
       end

@@ -7,8 +7,9 @@ module TaskerCore
   # One attempt of one step, as its handler sees it.
   class Step
     # @api private
-    def initialize(native, logger)
+    def initialize(native, worker, logger)
       @native = native
+      @worker = worker
       @base_logger = logger
     end
 
@@ -39,15 +40,36 @@ module TaskerCore
     # @return [Hash{Symbol => Object}] the step's +config+ from its workflow
     def config = @config ||= parse(@native.config)
 
-    # Whether the step is no longer this worker's: cancelled, or running elsewhere. Its result will be refused.
+    # Whether the step is no longer this worker's: its task was cancelled, or it runs elsewhere. Its result will be refused.
     # @return [Boolean]
     def lost? = @native.lost?
+    alias cancelled? lost?
 
     # For long handlers, between two pieces of work. The lease is renewed without it; this stops a handler whose lease is gone.
+    # @param progress [Object, nil] how far it is, as JSON can hold it: recorded with the worker's next heartbeat, seen in {Task#steps}
     # @return [void]
     # @raise [LeaseLost]
-    def heartbeat
+    def heartbeat(progress = nil)
       raise LeaseLost, "step #{name} of task #{task_id} is no longer this worker's" if lost?
+
+      @worker.progress(@native, progress) unless progress.nil?
+    end
+
+    # Without an argument: what an earlier attempt of this step recorded, or nil. With one: records it, before it returns, so that the next
+    # attempt can resume from it, should this one fail.
+    # @example
+    #   (step.checkpoint || 0).upto(pages) do |page|
+    #     import(page)
+    #     step.checkpoint(page + 1)
+    #   end
+    # @param value [Object] what JSON can hold
+    # @return [Object, nil]
+    # @raise [LeaseLost]
+    def checkpoint(value = (reading = true))
+      return @checkpoint ||= @native.checkpoint && parse(@native.checkpoint) if reading
+
+      @worker.checkpoint(@native, value)
+      @checkpoint = value
     end
 
     # @return [Logger] writes to the configured logger; every line names the step, its task and the attempt

@@ -12,8 +12,9 @@ module TaskerCore
     # @!attribute name [Symbol]
     # @!attribute state [String] pending, enqueued, in_progress, waiting_retry, complete, dead, cancelled, skipped
     # @!attribute attempt [Integer] 0 before the first one
+    # @!attribute progress [Object, nil] what the handler last said with {Step#heartbeat}
     # @!attribute errors [Array<Hash>] of the attempts that failed: class, message, backtrace, attempt, at
-    StepState = Struct.new(:name, :state, :attempt, :max_attempts, :worker, :result, :errors, keyword_init: true)
+    StepState = Struct.new(:name, :state, :attempt, :max_attempts, :worker, :progress, :result, :errors, keyword_init: true)
 
     # @return [String] a UUID, version 7
     attr_reader :id

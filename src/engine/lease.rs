@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
 use uuid::Uuid;
 
+use super::complete::Lease;
 use super::LowWaterMarks;
 use crate::db::Db;
 use crate::error::Result;
@@ -43,6 +45,47 @@ pub struct LeasedStep {
     pub results: String,
     /// W3C trace context, where the submitter gave one.
     pub trace: Option<String>,
+    /// What an earlier attempt left with a checkpoint, as JSON.
+    pub checkpoint: Option<String>,
+}
+
+impl LeasedStep {
+    pub(crate) fn lease(&self) -> Lease {
+        Lease {
+            msg_id: self.msg_id,
+            fence: self.fence,
+            task_id: self.task_id,
+            step: self.step,
+        }
+    }
+}
+
+/// What a handler says while it runs.
+#[derive(Debug, Clone)]
+pub(crate) struct Word {
+    pub(crate) lease: Lease,
+    pub(crate) progress: Option<Value>,
+    pub(crate) checkpoint: Option<Value>,
+}
+
+/// Records progress and checkpoints. Returns the messages that are no longer the caller's.
+pub(crate) async fn record_progress(db: &Db, queue: &str, words: &[Word]) -> Result<Vec<i64>> {
+    let ids: Vec<i64> = words.iter().map(|word| word.lease.msg_id).collect();
+    let fences: Vec<i32> = words.iter().map(|word| word.lease.fence).collect();
+    let tasks: Vec<Uuid> = words.iter().map(|word| word.lease.task_id).collect();
+    let steps: Vec<i16> = words.iter().map(|word| word.lease.step).collect();
+    let progress: Vec<Option<&Value>> = words.iter().map(|word| word.progress.as_ref()).collect();
+    let checkpoints: Vec<Option<&Value>> = words.iter().map(|word| word.checkpoint.as_ref()).collect();
+    let query = sqlx::query_scalar("SELECT tasker.record_progress($1, $2, $3, $4, $5, $6, $7)");
+    let query = query
+        .bind(queue)
+        .bind(ids)
+        .bind(fences)
+        .bind(tasks)
+        .bind(steps)
+        .bind(progress)
+        .bind(checkpoints);
+    Ok(query.fetch_all(db.pool()).await?)
 }
 
 /// Leases at most `limit` steps of `queue` for `lease`. Never waits.
@@ -81,9 +124,9 @@ pub(crate) async fn lease_steps(
     Ok(leased)
 }
 
-/// Renews leases, given as (message, fence). Returns the messages that are no longer the caller's.
-pub(crate) async fn extend_leases(db: &Db, queue: &str, leases: &[(i64, i32)], lease: Duration) -> Result<Vec<i64>> {
-    let (ids, fences): (Vec<i64>, Vec<i32>) = leases.iter().copied().unzip();
+/// Renews leases. Returns the messages that are no longer the caller's.
+pub(crate) async fn extend_leases(db: &Db, queue: &str, leases: &[Lease], lease: Duration) -> Result<Vec<i64>> {
+    let (ids, fences): (Vec<i64>, Vec<i32>) = leases.iter().map(|lease| (lease.msg_id, lease.fence)).unzip();
     Ok(
         sqlx::query_scalar("SELECT tasker.extend_leases($1, $2, $3, make_interval(secs => $4))")
             .bind(queue)
@@ -95,9 +138,9 @@ pub(crate) async fn extend_leases(db: &Db, queue: &str, leases: &[(i64, i32)], l
     )
 }
 
-/// Hands leases back, given as (message, fence): visible to others at once, and not counted as a crash. Returns how many were held.
-pub(crate) async fn release_steps(db: &Db, queue: &str, leases: &[(i64, i32)]) -> Result<i32> {
-    let (ids, fences): (Vec<i64>, Vec<i32>) = leases.iter().copied().unzip();
+/// Hands leases back: visible to others at once, and not counted as a crash. Returns how many were held.
+pub(crate) async fn release_steps(db: &Db, queue: &str, leases: &[Lease]) -> Result<i32> {
+    let (ids, fences): (Vec<i64>, Vec<i32>) = leases.iter().map(|lease| (lease.msg_id, lease.fence)).unzip();
     Ok(sqlx::query_scalar("SELECT tasker.release_steps($1, $2, $3)")
         .bind(queue)
         .bind(ids)

@@ -66,12 +66,12 @@ async fn commit(shared: &Shared, queue: usize, batch: Vec<(Lease, Outcome)>) {
         failures.extend(complete(shared, queue, completions).await);
     }
     if !failures.is_empty() {
-        let messages: Vec<i64> = failures.iter().map(|(lease, _)| lease.msg_id).collect();
+        let leases: Vec<Lease> = failures.iter().map(|(lease, _)| *lease).collect();
         let (name, member) = (&shared.queues[queue], shared.membership.id());
         if let Some(Ok(counted)) = until_done(shared, || fail_steps(&shared.db, name, member, &failures)).await {
-            log_stale(&messages, &counted);
+            log_stale(&leases, &counted);
         }
-        shared.held.remove_all(queue, &messages);
+        shared.held.remove(queue, &leases);
     }
 }
 
@@ -79,21 +79,21 @@ async fn commit(shared: &Shared, queue: usize, batch: Vec<(Lease, Outcome)>) {
 async fn complete(shared: &Shared, queue: usize, completions: Vec<Completion>) -> Vec<(Lease, Failure)> {
     let (name, member) = (&shared.queues[queue], shared.membership.id());
     let mut refused = Vec::new();
-    let mut messages: Vec<i64> = completions.iter().map(|c| c.lease.msg_id).collect();
+    let mut leases: Vec<Lease> = completions.iter().map(|c| c.lease).collect();
     match until_done(shared, || complete_steps(&shared.db, name, member, &completions)).await {
-        Some(Ok(counted)) => log_stale(&messages, &counted),
+        Some(Ok(counted)) => log_stale(&leases, &counted),
         Some(Err(_)) => {
             for completion in &completions {
                 let alone = std::slice::from_ref(completion);
                 if let Some(Err(error)) = until_done(shared, || complete_steps(&shared.db, name, member, alone)).await {
                     refused.push((completion.lease, Failure::permanent("ResultRefused", error.to_string())));
-                    messages.retain(|&msg_id| msg_id != completion.lease.msg_id);
+                    leases.retain(|lease| *lease != completion.lease);
                 }
             }
         }
         None => {}
     }
-    shared.held.remove_all(queue, &messages);
+    shared.held.remove(queue, &leases);
     refused
 }
 
@@ -118,9 +118,13 @@ where
     }
 }
 
-fn log_stale(sent: &[i64], counted: &[i64]) {
+fn log_stale(sent: &[Lease], counted: &[i64]) {
     if counted.len() < sent.len() {
-        let stale: Vec<&i64> = sent.iter().filter(|msg_id| !counted.contains(msg_id)).collect();
+        let stale: Vec<i64> = sent
+            .iter()
+            .map(|lease| lease.msg_id)
+            .filter(|msg_id| !counted.contains(msg_id))
+            .collect();
         tracing::warn!(messages = ?stale, "stale reports: these leases were another's by then");
     }
 }

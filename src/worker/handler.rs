@@ -47,32 +47,45 @@ pub(super) async fn run(worker: Arc<Worker>, handlers: Arc<Handlers>) {
     while let Ok(step) = worker.steps.recv_async().await {
         let step = Arc::new(step);
         let outcome = match handlers.0.get(&step.leased.handler) {
-            None => Outcome::Fail(Failure::retryable(
-                "UnknownHandler",
-                format!("this worker has no handler {:?}", step.leased.handler),
-            )),
+            None => {
+                let message = format!("this worker has no handler {:?}", step.leased.handler);
+                Some(Outcome::Fail(Failure::retryable("UnknownHandler", message)))
+            }
             Some(handler) => handle(handler, &step).await,
         };
-        worker.report(&step, outcome);
+        match outcome {
+            Some(outcome) => drop(worker.report(&step, outcome)),
+            None => worker.forget(&step),
+        }
     }
 }
 
-async fn handle(handler: &Arc<dyn Handler>, step: &Arc<Step>) -> Outcome {
+/// None: the lease was lost, and the handler was stopped.
+async fn handle(handler: &Arc<dyn Handler>, step: &Arc<Step>) -> Option<Outcome> {
     // A task of its own, so that a panic ends only the step.
     let mut handling = tokio::spawn(handler.call(step.clone()));
-    let finished = match step.leased.timeout_ms {
-        None => (&mut handling).await,
-        Some(ms) => match tokio::time::timeout(Duration::from_millis(ms.unsigned_abs()), &mut handling).await {
-            Ok(finished) => finished,
-            Err(_) => {
-                handling.abort();
-                return Outcome::Fail(Failure::retryable("Timeout", format!("the handler ran longer than {ms} ms")));
-            }
-        },
+    let time_is_over = async {
+        match step.leased.timeout_ms {
+            Some(ms) => tokio::time::sleep(Duration::from_millis(ms.unsigned_abs())).await,
+            None => std::future::pending().await,
+        }
     };
-    match finished {
+    let finished = tokio::select! {
+        finished = &mut handling => finished,
+        () = time_is_over => {
+            handling.abort();
+            let message = format!("the handler ran longer than {} ms", step.leased.timeout_ms.unwrap_or_default());
+            let reason = Some("timeout".into());
+            return Some(Outcome::Fail(Failure { reason, ..Failure::retryable("Timeout", message) }));
+        }
+        () = step.lost.cancelled() => {
+            handling.abort();
+            return None;
+        }
+    };
+    Some(match finished {
         Ok(Ok(result)) => Outcome::Complete(result.to_string()),
         Ok(Err(failure)) => Outcome::Fail(failure),
         Err(panic) => Outcome::Fail(Failure::retryable("Panic", panic.to_string())),
-    }
+    })
 }

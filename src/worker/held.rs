@@ -1,11 +1,16 @@
 //! What this worker holds: every step from its lease until its report is committed.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::engine::complete::Lease;
+use crate::engine::lease::Word;
 
 #[derive(Debug, Default)]
 pub(super) struct Held {
@@ -18,17 +23,28 @@ pub(super) struct Held {
 
 #[derive(Debug, Default)]
 struct Entries {
-    by_message: HashMap<(usize, i64), Entry>,
+    /// By queue, message and fence: a message that was lost may be leased again here while its former handler still runs.
+    by_lease: HashMap<Key, Entry>,
     /// How many of them are reported and wait for the commit.
     reported: usize,
     pace: Pace,
 }
 
+type Key = (usize, i64, i32);
+
 #[derive(Debug)]
 struct Entry {
-    fence: i32,
-    lost: Arc<AtomicBool>,
+    lease: Lease,
+    /// The lease ends that long after this moment, at the earliest.
+    renewed: Instant,
+    lost: CancellationToken,
     reported: bool,
+    /// What the handler said of its progress since it was last recorded.
+    progress: Option<Value>,
+}
+
+fn key(queue: usize, lease: &Lease) -> Key {
+    (queue, lease.msg_id, lease.fence)
 }
 
 /// How many steps the handlers finish in [`Pace::AHEAD`], measured over at least half of it.
@@ -58,24 +74,24 @@ impl Held {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a leased step; the flag is raised when its lease is lost.
-    pub(super) fn add(&self, queue: usize, msg_id: i64, fence: i32) -> Arc<AtomicBool> {
-        let lost = Arc::new(AtomicBool::new(false));
-        self.entries().by_message.insert(
-            (queue, msg_id),
-            Entry {
-                fence,
-                lost: lost.clone(),
-                reported: false,
-            },
-        );
+    /// Adds a step that was leased after the moment `asked`; the token is cancelled when its lease is lost.
+    pub(super) fn add(&self, queue: usize, lease: Lease, asked: Instant) -> CancellationToken {
+        let lost = CancellationToken::new();
+        let entry = Entry {
+            lease,
+            renewed: asked,
+            lost: lost.clone(),
+            reported: false,
+            progress: None,
+        };
+        self.entries().by_lease.insert(key(queue, &lease), entry);
         lost
     }
 
     /// The handler is done with it. False: it was reported before, or it is not held any more.
-    pub(super) fn reported(&self, queue: usize, msg_id: i64) -> bool {
+    pub(super) fn reported(&self, queue: usize, lease: &Lease) -> bool {
         let mut entries = self.entries();
-        let Some(entry) = entries.by_message.get_mut(&(queue, msg_id)).filter(|entry| !entry.reported) else {
+        let Some(entry) = entries.by_lease.get_mut(&key(queue, lease)).filter(|entry| !entry.reported) else {
             return false;
         };
         entry.reported = true;
@@ -84,15 +100,11 @@ impl Held {
         true
     }
 
-    /// Its report is committed, or it was handed back.
-    pub(super) fn remove(&self, queue: usize, msg_id: i64) {
-        self.remove_all(queue, &[msg_id]);
-    }
-
-    pub(super) fn remove_all(&self, queue: usize, messages: &[i64]) {
+    /// Their reports are committed, or they were handed back.
+    pub(super) fn remove<'a>(&self, queue: usize, leases: impl IntoIterator<Item = &'a Lease>) {
         let mut entries = self.entries();
-        for &msg_id in messages {
-            if entries.by_message.remove(&(queue, msg_id)).is_some_and(|entry| entry.reported) {
+        for lease in leases {
+            if entries.by_lease.remove(&key(queue, lease)).is_some_and(|entry| entry.reported) {
                 entries.reported -= 1;
             }
         }
@@ -103,7 +115,7 @@ impl Held {
     /// Whether any step is leased and not yet reported.
     pub(super) fn any_unreported(&self) -> bool {
         let entries = self.entries();
-        entries.by_message.len() > entries.reported
+        entries.by_lease.len() > entries.reported
     }
 
     /// (limit, room): how many steps to hold at the present pace, and how many more that allows.
@@ -120,7 +132,7 @@ impl Held {
             };
         }
         let limit = concurrency + entries.pace.ahead.min(max_prefetch);
-        (limit, limit.saturating_sub(entries.by_message.len()))
+        (limit, limit.saturating_sub(entries.by_lease.len()))
     }
 
     /// Waits until something is removed after `check` said no.
@@ -138,33 +150,73 @@ impl Held {
 
     /// Waits until nothing is held.
     pub(super) async fn emptied(&self) {
-        self.until(|| self.entries().by_message.is_empty().then_some(())).await;
+        self.until(|| self.entries().by_lease.is_empty().then_some(())).await;
     }
 
-    /// (message, fence) of every held step of a queue whose lease is worth renewing.
-    pub(super) fn leases(&self, queue: usize) -> Vec<(i64, i32)> {
+    /// The leases of a queue that are worth renewing.
+    pub(super) fn leases(&self, queue: usize) -> Vec<Lease> {
         let entries = self.entries();
-        let renewable = |((q, msg_id), entry): (&(usize, i64), &Entry)| {
-            (*q == queue && !entry.lost.load(Ordering::Relaxed)).then_some((*msg_id, entry.fence))
-        };
-        entries.by_message.iter().filter_map(renewable).collect()
+        let renewable = entries
+            .by_lease
+            .iter()
+            .filter(|((q, ..), entry)| *q == queue && !entry.lost.is_cancelled());
+        renewable.map(|(_, entry)| entry.lease).collect()
     }
 
-    /// These leases are no longer ours.
-    pub(super) fn lose(&self, queue: usize, messages: &[i64]) {
-        let entries = self.entries();
-        for entry in messages.iter().filter_map(|msg_id| entries.by_message.get(&(queue, *msg_id))) {
-            entry.lost.store(true, Ordering::Relaxed);
+    /// Of `asked`, for which renewal was asked at that moment, all but the messages in `lost` are renewed.
+    pub(super) fn renewed(&self, queue: usize, asked: &[Lease], at: Instant, lost: &[i64]) {
+        let mut entries = self.entries();
+        for lease in asked {
+            if let Some(entry) = entries.by_lease.get_mut(&key(queue, lease)) {
+                match lost.contains(&lease.msg_id) {
+                    true => entry.lost.cancel(),
+                    false => entry.renewed = at,
+                }
+            }
         }
     }
 
-    /// (queue, message, fence) of every step that is not reported.
-    pub(super) fn unreported(&self) -> Vec<(usize, i64, i32)> {
+    /// Gives up the steps whose lease was not renewed for `lease`: by now they may be another's. Returns how many.
+    pub(super) fn lose_unrenewed(&self, lease: Duration) -> usize {
+        let entries = self.entries();
+        let over = entries
+            .by_lease
+            .values()
+            .filter(|entry| !entry.lost.is_cancelled() && entry.renewed.elapsed() >= lease);
+        over.map(|entry| entry.lost.cancel()).count()
+    }
+
+    /// Notes the progress of a step, for the next heartbeat.
+    pub(super) fn note_progress(&self, queue: usize, lease: &Lease, progress: Value) {
+        if let Some(entry) = self.entries().by_lease.get_mut(&key(queue, lease)) {
+            entry.progress = Some(progress);
+        }
+    }
+
+    /// The progress of a queue's steps that was noted since the last call.
+    pub(super) fn take_progress(&self, queue: usize) -> Vec<Word> {
+        let mut entries = self.entries();
+        let mine = entries
+            .by_lease
+            .iter_mut()
+            .filter(|((q, ..), entry)| *q == queue && !entry.reported);
+        let word = |entry: &mut Entry| {
+            Some(Word {
+                lease: entry.lease,
+                progress: Some(entry.progress.take()?),
+                checkpoint: None,
+            })
+        };
+        mine.filter_map(|(_, entry)| word(entry)).collect()
+    }
+
+    /// The steps that are not reported, with their queues.
+    pub(super) fn unreported(&self) -> Vec<(usize, Lease)> {
         self.entries()
-            .by_message
+            .by_lease
             .iter()
-            .filter(|(_, e)| !e.reported)
-            .map(|((queue, msg_id), e)| (*queue, *msg_id, e.fence))
+            .filter(|(_, entry)| !entry.reported)
+            .map(|((queue, ..), entry)| (*queue, entry.lease))
             .collect()
     }
 }

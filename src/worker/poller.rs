@@ -1,7 +1,7 @@
 //! The poller of one queue: leases steps into the buffer while there is room.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::broadcast;
 
@@ -28,13 +28,14 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, buffer: flume::Sender
         };
         // Not cancelled by `stop`: what was leased must reach the buffer, to be handed back from there.
         let limit = room.min(config.batch);
+        let asked = Instant::now();
         let leased = lease_steps(&shared.db, name, shared.membership.id(), &mut marks, limit as i32, config.lease).await;
         beat.beat();
         let wait = match leased {
             Ok(steps) if !steps.is_empty() => {
                 let full = steps.len() == limit;
                 for leased in steps {
-                    accept(&shared, queue, &buffer, leased).await;
+                    accept(&shared, queue, &buffer, leased, asked).await;
                 }
                 backoff.reset();
                 poll = Duration::from_millis(2);
@@ -72,8 +73,8 @@ async fn room(shared: &Shared, buffer: &flume::Sender<Step>) -> usize {
 }
 
 /// Puts a leased step into the buffer, unless it has taken its workers down too often: that one is dead-lettered.
-async fn accept(shared: &Shared, queue: usize, buffer: &flume::Sender<Step>, leased: LeasedStep) {
-    let lost = shared.held.add(queue, leased.msg_id, leased.fence);
+async fn accept(shared: &Shared, queue: usize, buffer: &flume::Sender<Step>, leased: LeasedStep, asked: Instant) {
+    let lost = shared.held.add(queue, leased.lease(), asked);
     let step = Step { leased, queue, lost };
     let crashes = step.leased.crashes;
     if crashes < shared.config.max_crashes as i32 {
@@ -96,5 +97,5 @@ async fn accept(shared: &Shared, queue: usize, buffer: &flume::Sender<Step>, lea
     {
         tracing::error!(%error, "could not dead-letter a poison step, its lease will run out");
     }
-    shared.held.remove(queue, step.leased.msg_id);
+    shared.held.remove(queue, [&step.lease()]);
 }

@@ -226,3 +226,70 @@ async fn leases_are_renewed_while_a_handler_runs_longer_than_one() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_cannot_renew_gives_up_its_steps_and_stops_their_handlers() {
+    World::with(async |world| {
+        world.register(ONE).await;
+        world.submit("one", json!({})).await;
+        world.claim().await;
+        // A worker behind a door that will be shut.
+        let db = tasker::Db::connect(&world.url, 5).await.unwrap();
+        let config = WorkerConfig {
+            namespaces: vec!["here".into()],
+            lease: Duration::from_secs(1),
+            ..WorkerConfig::default()
+        };
+        let worker = Arc::new(Worker::start(&db, config).await.unwrap());
+        let (begin, mut begun) = tokio::sync::mpsc::channel(1);
+        let (alive, stopped) = tokio::sync::oneshot::channel::<()>();
+        let alive = Arc::new(std::sync::Mutex::new(Some(alive)));
+        worker.handle_with(Handlers::default().with("H", move |_| {
+            let (begin, alive) = (begin.clone(), alive.lock().unwrap().take());
+            async move {
+                begin.send(()).await.ok();
+                std::future::pending::<()>().await;
+                drop(alive);
+                Ok(json!(null))
+            }
+        }));
+        begun.recv().await.unwrap();
+        db.close().await;
+        assert!(stopped.await.is_err(), "the handler was dropped");
+        while world.lease("here_queue", 1).await.is_empty() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        worker.shutdown(Duration::ZERO).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn progress_and_checkpoints_under_a_lost_lease_are_refused() {
+    World::with(async |world| {
+        world.register(ONE).await;
+        world.submit("one", json!({})).await;
+        world.claim().await;
+        let lost = world.lease("here_queue", 10).await.remove(0);
+        world.expire(&lost).await;
+        let holder = world.lease("here_queue", 10).await.remove(0);
+        let record = async |fence: i32| -> Vec<i64> {
+            sqlx::query_scalar("SELECT tasker.record_progress('here_queue', $1, $2, $3, $4, $5, $5)")
+                .bind(vec![lost.msg_id])
+                .bind(vec![fence])
+                .bind(vec![lost.task_id])
+                .bind(vec![lost.step])
+                .bind(vec![json!({ "fence": fence })])
+                .fetch_all(&world.pool)
+                .await
+                .unwrap()
+        };
+        assert_eq!(record(lost.fence).await, [lost.msg_id]);
+        assert!(record(holder.fence).await.is_empty());
+        assert_eq!(
+            world.task(lost.task_id).await["steps"][0]["progress"],
+            json!({ "fence": holder.fence })
+        );
+    })
+    .await;
+}

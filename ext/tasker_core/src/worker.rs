@@ -37,6 +37,8 @@ pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
     class.define_method("stopped?", method!(Worker::is_stopped, 0))?;
     class.define_method("complete", method!(Worker::complete, 2))?;
     class.define_method("fail", method!(Worker::fail, 2))?;
+    class.define_method("progress", method!(Worker::progress, 2))?;
+    class.define_method("checkpoint", method!(Worker::checkpoint, 2))?;
     class.define_method("late_loops", method!(Worker::late_loops, 0))?;
     class.define_method("shutdown", method!(Worker::shutdown, 1))?;
 
@@ -56,6 +58,7 @@ pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
     class.define_method("input", method!(|step: &Step| step.0.leased.input.clone(), 0))?;
     class.define_method("config", method!(|step: &Step| step.0.leased.config.clone(), 0))?;
     class.define_method("results", method!(|step: &Step| step.0.leased.results.clone(), 0))?;
+    class.define_method("checkpoint", method!(|step: &Step| step.0.leased.checkpoint.clone(), 0))?;
     class.define_method("lost?", method!(|step: &Step| step.0.is_lost(), 0))?;
     Ok(())
 }
@@ -111,6 +114,19 @@ impl Worker {
     fn fail(ruby: &Ruby, this: &Worker, step: &Step, failure: RubyValue) -> Result<bool, Error> {
         let failure: Failure = serde_magnus::deserialize(ruby, failure)?;
         Ok(this.owned(ruby)?.report(&step.0, Outcome::Fail(failure)))
+    }
+
+    /// Notes progress; it travels with the next heartbeat.
+    fn progress(ruby: &Ruby, this: &Worker, step: &Step, progress: RubyValue) -> Result<(), Error> {
+        let progress = json::from_ruby(ruby, progress)?;
+        this.owned(ruby)?.progress(&step.0, progress);
+        Ok(())
+    }
+
+    /// Records a checkpoint before it returns. Raises TaskerCore::LeaseLost.
+    fn checkpoint(ruby: &Ruby, this: &Worker, step: &Step, checkpoint: RubyValue) -> Result<(), Error> {
+        let (worker, step, checkpoint) = (this.owned(ruby)?.clone(), step.0.clone(), json::from_ruby(ruby, checkpoint)?);
+        block_on(ruby, async move { worker.checkpoint(&step, checkpoint).await })
     }
 
     fn late_loops(ruby: &Ruby, this: &Worker) -> Result<Vec<String>, Error> {

@@ -23,7 +23,7 @@ module TaskerCore
 
       # @param native_step [Native::Step]
       def call(native_step)
-        step = Step.new(native_step, @logger)
+        step = Step.new(native_step, @native, @logger)
         error = nil
         finished = false
         begin
@@ -39,7 +39,7 @@ module TaskerCore
       end
 
       # Reports that a handler did not stop when its time was over.
-      def overdue(native_step) = fail(native_step, Step.new(native_step, @logger), StepTimeout.new(timeout_message(native_step)))
+      def overdue(native_step) = fail(native_step, Step.new(native_step, @native, @logger), StepTimeout.new(timeout_message(native_step)))
 
       private
 

@@ -46,7 +46,8 @@ module TaskerCore
       end
     end
 
-    # Creates a task: a run of a workflow.
+    # Creates a task: a run of a workflow. Where a transaction is open on this thread, on a connection to the same database (ActiveRecord's
+    # in Rails; see {Configuration#open_transaction}), the task is created inside it: it exists if, and only if, that commits.
     # @param workflow [Class<Workflow>, String] a workflow, or the name ("name" or "namespace/name") of a registered one
     # @param input [Hash] what JSON can hold; checked against the workflow's input_schema
     # @param priority [Symbol, String, nil] :low, :normal, :high, :urgent; nil: the workflow's own

@@ -8,6 +8,10 @@ CREATE TYPE tasker.task_state AS ENUM
 CREATE TYPE tasker.step_state AS ENUM
     ('pending', 'enqueued', 'in_progress', 'waiting_retry', 'complete', 'dead', 'cancelled', 'skipped');
 
+-- Which installation this is: how a client tells whether another connection leads to the same one.
+CREATE TABLE tasker.installation (id uuid NOT NULL DEFAULT gen_random_uuid());
+INSERT INTO tasker.installation DEFAULT VALUES;
+
 -- pgmq allows queue names of 47 characters; '<name>_queue_dlq' must fit.
 CREATE TABLE tasker.namespaces (
     id         smallint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

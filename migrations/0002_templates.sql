@@ -46,6 +46,7 @@ CREATE TABLE tasker.template_steps (
     jitter          float8,
     retention_days  int,
     alert_threshold int,
+    transactional   boolean NOT NULL,
     timeout_ms      bigint,
     config       jsonb NOT NULL,
     PRIMARY KEY (version_id, step),
@@ -102,11 +103,11 @@ BEGIN
         SELECT register_template.version_id, s.step, s.name, s.handler, s.namespace, s.namespace || '_queue', s.parents, s.children,
                cardinality(v_sinks) > 1 AND s.children = '{}' OR s.joins,
                s.max_attempts, s.backoff, s.multiplier, s.base_seconds, s.max_seconds, s.jitter, s.retention_days, s.alert_threshold,
-               s.timeout_ms, s.config
+               s.transactional, s.timeout_ms, s.config
         FROM jsonb_to_recordset(p_steps) AS s(
             step smallint, name text, handler text, namespace text, parents smallint[], children smallint[], joins boolean,
             max_attempts int, backoff text, multiplier float8, base_seconds float8, max_seconds float8, jitter float8,
-            retention_days int, alert_threshold int, timeout_ms bigint, config jsonb);
+            retention_days int, alert_threshold int, transactional boolean, timeout_ms bigint, config jsonb);
     ELSE
         version_id := v_known.id;
         version := v_known.version;

@@ -18,7 +18,7 @@ CREATE FUNCTION tasker.lease_steps(p_queue text, p_worker int, p_mark bigint, p_
 RETURNS TABLE (
     msg_id bigint, fence int, task_id uuid, step smallint, name text, handler text, template text, version text,
     attempt int, max_attempts int, crashes int, timeout_ms bigint, input text, config text, results text, trace text,
-    checkpoint text
+    checkpoint text, transactional boolean
 )
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -57,7 +57,7 @@ BEGIN
                FROM tasker.template_steps pts
                JOIN tasker.steps ps ON ps.task_id = m.task AND ps.step = pts.step
                WHERE pts.version_id = t.version_id AND pts.step = ANY (ts.parents)) END,
-           t.trace::text, s.checkpoint::text
+           t.trace::text, s.checkpoint::text, ts.transactional
     FROM unnest(v_ids, v_fences, v_tasks, v_steps) AS m(msg_id, fence, task, step)
     JOIN tasker.steps s ON s.task_id = m.task AND s.step = m.step AND s.msg_id = m.msg_id AND s.state = 'enqueued'
     JOIN tasker.tasks t ON t.id = m.task AND t.state IN ('running', 'blocked', 'failed')

@@ -25,6 +25,20 @@ RSpec.describe "a Rails application" do
           def call(_step) = ActiveRecord::Base.connection.select_value("SELECT count(*) FROM generate_series(1, 3)")
         end
       RUBY
+      write(root, "app/handlers/move_money.rb", <<~RUBY)
+        class MoveMoney < TaskerCore::StepHandler
+          def call(step)
+            ActiveRecord::Base.connection.execute("UPDATE #{namespace}_accounts SET cents = cents + 100")
+            raise "after the writing" if step.attempt < 3
+          end
+        end
+      RUBY
+      write(root, "app/workflows/money_flow.rb", <<~RUBY)
+        class MoneyFlow < TaskerCore::Workflow
+          namespace #{namespace.inspect}
+          step :move, MoveMoney, transactional: true, retry: { max_attempts: 3, base: 0.01 }
+        end
+      RUBY
       write(root, "app/workflows/ruby_flow.rb", <<~RUBY)
         class RubyFlow < TaskerCore::Workflow
           namespace #{namespace.inspect}
@@ -54,5 +68,41 @@ RSpec.describe "a Rails application" do
     tasks = %w[ruby_flow yaml_flow].flat_map { |name| TaskerCore.enqueue_all("#{namespace}/#{name}", [{}] * 20) }
     expect(tasks.map { |task| task.wait(timeout: 30) }.uniq).to eq(["complete"])
     expect(tasks.map { |task| task.results[:count] }.uniq).to eq([3])
+  end
+
+  it "moves money in a transactional step exactly once, however often it is tried" do
+    Database.query("CREATE TABLE #{namespace}_accounts AS SELECT 0 AS cents")
+    start_orchestrator
+    Dir.chdir(application) { start("worker", "--namespace", namespace).wait_for(/worker started/) }
+    task = TaskerCore.enqueue("#{namespace}/money_flow")
+    expect(task.wait(timeout: 30)).to eq("complete")
+    expect(task.steps.first.attempt).to eq(3)
+    expect(Database.query("SELECT cents FROM #{namespace}_accounts")).to eq([{ "cents" => "100" }])
+  end
+
+  it "creates tasks inside ActiveRecord's transaction" do
+    root = application
+    output, code = run(RbConfig.ruby, "-I", File.join(Processes::ROOT, "lib"), "-r./config/environment", "-e", <<~RUBY, folder: root)
+      ids = []
+      ActiveRecord::Base.transaction do
+        ids << TaskerCore.enqueue(RubyFlow, { n: 1 }, key: "k").id
+        raise ActiveRecord::Rollback
+      end
+      ActiveRecord::Base.transaction do
+        ids << TaskerCore.enqueue(RubyFlow, { n: 2 }, key: "k", priority: :high).id
+        begin
+          TaskerCore.enqueue(RubyFlow, {}, priority: :huge)
+        rescue TaskerCore::InvalidInput
+          ids << "refused, and the transaction goes on"
+        end
+      end
+      ids << TaskerCore.enqueue(RubyFlow, { n: 3 }, key: "k").id
+      puts ids
+    RUBY
+    expect(code).to eq(0), output
+    rolled_back, committed, refused, known = output.lines(chomp: true).last(4)
+    expect { TaskerCore.task(rolled_back) }.to raise_error(TaskerCore::NotFound)
+    expect(TaskerCore.task(committed).to_h).to include(input: { n: 2 }, priority: "high")
+    expect([refused, known]).to eq(["refused, and the transaction goes on", committed])
   end
 end

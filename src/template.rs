@@ -74,6 +74,9 @@ pub struct Step {
     /// What becomes of its dead letters.
     #[serde(skip_serializing_if = "is_default")]
     pub dead_letters: DeadLetters,
+    /// The handler's writes and the step's completion commit in one transaction, on the handler's own connection.
+    #[serde(skip_serializing_if = "is_default")]
+    pub transactional: bool,
     /// How long one attempt may run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Duration>,

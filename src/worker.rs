@@ -18,6 +18,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use uuid::Uuid;
 
 use crate::db::{channel, Db};
 use crate::engine::complete::Lease;
@@ -99,6 +100,10 @@ impl Step {
         self.leased.lease()
     }
 }
+
+/// Completes a step inside the caller's transaction; see [`Worker::completion`]. The last parameter is the result, as JSON.
+pub const COMPLETE_WITHIN: &str =
+    "SELECT tasker.complete_steps($1, $2, ARRAY[$3::bigint], ARRAY[$4::int], ARRAY[$5::uuid], ARRAY[$6::smallint], ARRAY[$7])";
 
 /// What became of a step.
 #[derive(Debug, Clone)]
@@ -223,8 +228,22 @@ impl Worker {
         }
     }
 
-    /// The step is lost, and nobody will report it.
-    fn forget(&self, step: &Step) {
+    /// The call that completes a step inside the handler's own transaction, on the handler's connection: [`COMPLETE_WITHIN`] with these
+    /// arguments, in order. No row means that the step is no longer this worker's, and the transaction must be rolled back.
+    pub fn completion(&self, step: &Step) -> (&str, i32, i64, i32, Uuid, i16) {
+        let lease = step.lease();
+        (
+            &self.shared.queues[step.queue],
+            self.shared.membership.id(),
+            lease.msg_id,
+            lease.fence,
+            lease.task_id,
+            lease.step,
+        )
+    }
+
+    /// The step needs no report: it is lost, or it was completed inside the handler's own transaction.
+    pub fn forget(&self, step: &Step) {
         self.shared.held.remove(step.queue, [&step.lease()]);
     }
 

@@ -1,5 +1,7 @@
 # frozen_string_literal: true
 
+require "json"
+
 module TaskerCore
   # The connection to one database. {TaskerCore.client} is this process's; others can be made for other databases. Thread-safe.
   class Client
@@ -46,7 +48,9 @@ module TaskerCore
       name, version = registered(workflow) if workflow.is_a?(Class)
       priorities = inputs.map { |input| (priority.respond_to?(:call) ? priority.call(input) : priority)&.to_s }
       keys = inputs.map { |input| key&.call(input)&.to_s }
-      submitted = @native.submit(name || workflow.to_s, version&.to_s, inputs, keys, priorities)
+      arguments = [name || workflow.to_s, version&.to_s, inputs, keys, priorities]
+      transaction = TaskerCore.configuration.open_transaction&.call
+      submitted = transaction && same_installation?(transaction) ? submit_within(transaction, *arguments) : @native.submit(*arguments)
       submitted.map { |id, created| Task.new(self, id, created: created) }
     end
 
@@ -58,6 +62,34 @@ module TaskerCore
     def close = @native.close
 
     private
+
+    # Inside the caller's own transaction: the tasks exist if, and only if, it commits.
+    def submit_within(connection, name, version, inputs, keys, priorities)
+      version, texts = @native.check(name, version, inputs, keys, priorities)
+      rows = connection.exec_params(<<~SQL, [name, version, JSON.generate(texts), JSON.generate(keys), JSON.generate(priorities)])
+        SELECT id, created::text FROM tasker.create_tasks(
+            $1, ARRAY(SELECT e::jsonb FROM jsonb_array_elements_text($3::jsonb) WITH ORDINALITY AS a(e, n) ORDER BY n),
+            ARRAY(SELECT e FROM jsonb_array_elements_text($4::jsonb) WITH ORDINALITY AS a(e, n) ORDER BY n),
+            ARRAY(SELECT e FROM jsonb_array_elements_text($5::jsonb) WITH ORDINALITY AS a(e, n) ORDER BY n), $2)
+      SQL
+      rows.map { |row| [row["id"], row["created"] == "true"] }
+    rescue StandardError => e
+      # An error of the pg gem, which we do not depend on. "C" is PG_DIAG_SQLSTATE.
+      raise e unless e.respond_to?(:result) && e.result&.error_field("C".ord)&.start_with?("TK")
+
+      raise InvalidInput, e.message
+    end
+
+    # Asked once for each connection.
+    def same_installation?(connection)
+      @installations ||= ObjectSpace::WeakMap.new
+      @installations[connection] ||= begin
+        ours = connection.exec_params("SELECT to_regclass('tasker.installation') IS NOT NULL AS here", []).getvalue(0, 0)
+        theirs = [true, "t"].include?(ours) && connection.exec_params("SELECT id::text FROM tasker.installation", []).getvalue(0, 0)
+        theirs == @native.installation ? :yes : :no
+      end
+      @installations[connection] == :yes
+    end
 
     # Registered once per content: the tasks of a class run the version that this process has loaded.
     def registered(workflow)

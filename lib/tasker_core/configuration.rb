@@ -24,12 +24,23 @@ module TaskerCore
     #   connections go back to their pool.
     attr_accessor :around_step
 
+    # @return [Proc, nil] opens a transaction on the connection that handlers use, calls the block with its PG::Connection, and commits.
+    #   ActiveRecord's in Rails. Steps with +transactional: true+ need it, and {TaskerCore.enqueue} joins it when it is open.
+    # @example
+    #   config.transaction = ->(&work) { Shop.connection.then { |connection| connection.transaction { work.call(connection) } } }
+    attr_accessor :transaction
+
+    # @return [Proc, nil] returns the PG::Connection of the transaction that is open on this thread, or nil. ActiveRecord's in Rails.
+    attr_accessor :open_transaction
+
     def initialize
       @database_url = nil
       @connections = 5
       @templates = ["workflows/*.yml"]
       @logger = Logger.new($stderr, progname: "tasker", level: ENV.fetch("TASKER_LOG", "").include?("debug") ? :debug : :info)
       @around_step = nil
+      @transaction = nil
+      @open_transaction = nil
     end
   end
 end

@@ -57,15 +57,17 @@ module TaskerCore
       # @param retry [Hash, nil] max_attempts (counts the first run), backoff (:exponential, :linear, :fixed), base and max (seconds, or
       #   "2s", "5m"), jitter (0 to 1)
       # @param timeout [Numeric, String, nil] how long one attempt may run, in seconds or as "5m"
+      # @param transactional [Boolean] the handler's writes on its own connection (ActiveRecord's in Rails; see
+      #   {Configuration#transaction}) and the step's completion commit together: effects exactly once
       # @param config [Hash, nil] handed to the handler as it is
       # @return [void]
-      def step(name, handler, after: [], namespace: nil, retry: nil, timeout: nil, config: nil)
+      def step(name, handler, after: [], namespace: nil, retry: nil, timeout: nil, transactional: false, config: nil)
         line = caller_locations(1, 1).first
         rules = binding.local_variable_get(:retry)
         definition = {
           name: name, handler: handler_name(name, handler), depends_on: Array(after), namespace: namespace,
           retry: rules.is_a?(Hash) ? rules.transform_values { |value| duration(value) } : rules,
-          timeout: duration(timeout), config: config
+          timeout: duration(timeout), transactional: transactional || nil, config: config
         }
         own_steps << [line.path, line.lineno, definition.compact]
       end

@@ -47,6 +47,8 @@ pub struct LeasedStep {
     pub trace: Option<String>,
     /// What an earlier attempt left with a checkpoint, as JSON.
     pub checkpoint: Option<String>,
+    /// Its completion belongs into the handler's own transaction.
+    pub transactional: bool,
 }
 
 impl LeasedStep {

@@ -74,6 +74,13 @@ pub async fn counters(db: &Db) -> Result<Vec<(String, i64)>> {
         .await?)
 }
 
+/// Which installation `db` leads to: `SELECT id FROM tasker.installation` on another connection tells whether it is the same.
+pub async fn installation(db: &Db) -> Result<Uuid> {
+    Ok(sqlx::query_scalar("SELECT id FROM tasker.installation")
+        .fetch_one(db.pool())
+        .await?)
+}
+
 /// The task's state once it has ended or is blocked, or whatever it is after `timeout`. Errors: [`Error::NotFound`].
 pub async fn wait_for_end(db: &Db, task: Uuid, timeout: Option<Duration>) -> Result<String> {
     let deadline = timeout.map(|timeout| Instant::now() + timeout);

@@ -45,6 +45,6 @@ fn step_row(template: &Template, position: usize) -> Value {
         "multiplier": step.retry.multiplier, "base_seconds": step.retry.base.map(|base| base.as_secs_f64()),
         "max_seconds": step.retry.max.map(|max| max.as_secs_f64()), "jitter": step.retry.jitter,
         "retention_days": step.dead_letters.retention_days, "alert_threshold": step.dead_letters.alert_threshold,
-        "timeout_ms": step.timeout.map(|t| t.as_millis() as u64), "config": step.config,
+        "transactional": step.transactional, "timeout_ms": step.timeout.map(|t| t.as_millis() as u64), "config": step.config,
     })
 }

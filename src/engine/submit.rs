@@ -60,11 +60,9 @@ impl Submitter {
         }
     }
 
-    /// Creates all of `tasks` or, if one of them is refused, none. The result is in the order of `tasks`.
-    ///
-    /// `template` is a name or `namespace/name`; `version` None means the current one.
-    /// Errors: [`Error::NotFound`] for an unknown template, [`Error::Invalid`] for an input, key or priority that is not acceptable.
-    pub async fn submit(&self, template: &str, version: Option<&str>, tasks: &[NewTask]) -> Result<Vec<Submitted>> {
+    /// Checks what [`Submitter::submit`] would check, and returns the version that the tasks would run: for callers that create them by
+    /// themselves, with `tasker.create_tasks` inside their own transaction.
+    pub async fn check(&self, template: &str, version: Option<&str>, tasks: &[NewTask]) -> Result<String> {
         let found: Version = sqlx::query_as("SELECT id, version FROM tasker.find_template($1, $2)")
             .bind(template)
             .bind(version)
@@ -77,6 +75,15 @@ impl Submitter {
                 _ => Error::Invalid(format!("task {} of {}: {problem}", n + 1, tasks.len())),
             })?;
         }
+        Ok(found.version)
+    }
+
+    /// Creates all of `tasks` or, if one of them is refused, none. The result is in the order of `tasks`.
+    ///
+    /// `template` is a name or `namespace/name`; `version` None means the current one.
+    /// Errors: [`Error::NotFound`] for an unknown template, [`Error::Invalid`] for an input, key or priority that is not acceptable.
+    pub async fn submit(&self, template: &str, version: Option<&str>, tasks: &[NewTask]) -> Result<Vec<Submitted>> {
+        let version = self.check(template, version, tasks).await?;
         let inputs: Vec<Json<&Value>> = tasks.iter().map(|task| Json(&task.input)).collect();
         let keys: Option<Vec<Option<&str>>> = tasks
             .iter()
@@ -89,7 +96,7 @@ impl Submitter {
                 .bind(&inputs)
                 .bind(&keys)
                 .bind(&priorities)
-                .bind(&found.version)
+                .bind(&version)
                 .fetch_all(self.db.pool())
                 .await?)
         });

@@ -35,6 +35,8 @@ struct StepDocument {
     depends_on: Vec<Spanned<String>>,
     retry: Option<RetryDocument>,
     dead_letters: Option<DeadLettersDocument>,
+    #[serde(default)]
+    transactional: bool,
     timeout: Option<Spanned<Span>>,
     config: Option<Spanned<Value>>,
 }
@@ -212,6 +214,7 @@ impl StepDocument {
                 .dead_letters
                 .map_or_else(DeadLetters::default, |letters| letters.validate(found))
                 .or(&rules.1),
+            transactional: self.transactional,
             timeout: self.timeout.and_then(|timeout| found.span(&timeout, "timeout")),
             name,
             handler,

@@ -51,6 +51,10 @@ pub(super) async fn run(worker: Arc<Worker>, handlers: Arc<Handlers>) {
                 let message = format!("this worker has no handler {:?}", step.leased.handler);
                 Some(Outcome::Fail(Failure::retryable("UnknownHandler", message)))
             }
+            Some(_) if step.leased.transactional => {
+                let message = "a transactional step needs a Ruby worker: handlers in Rust have no connection of their own";
+                Some(Outcome::Fail(Failure::retryable("UnknownHandler", message)))
+            }
             Some(handler) => handle(handler, &step).await,
         };
         match outcome {

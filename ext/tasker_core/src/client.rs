@@ -22,6 +22,8 @@ pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
     class.define_method("answers?", method!(Client::answers, 1))?;
     class.define_method("register", method!(Client::register, 2))?;
     class.define_method("submit", method!(Client::submit, 5))?;
+    class.define_method("check", method!(Client::check, 5))?;
+    class.define_method("installation", method!(Client::installation, 0))?;
     class.define_method("read_task", method!(Client::read_task, 1))?;
     class.define_method("task_states", method!(Client::task_states, 1))?;
     class.define_method("wait", method!(Client::wait, 2))?;
@@ -88,20 +90,32 @@ impl Client {
         priorities: Vec<Option<String>>,
     ) -> Result<Vec<(String, bool)>, Error> {
         let submitter = this.owned(ruby)?.1.clone();
-        let mut tasks = Vec::with_capacity(inputs.len());
-        for ((input, key), priority) in inputs.into_iter().zip(keys).zip(priorities) {
-            let priority = priority
-                .map(|name| name.parse())
-                .transpose()
-                .map_err(|problem| raise::with_class(ruby, "InvalidInput", problem))?;
-            tasks.push(NewTask {
-                input: json::from_ruby(ruby, input)?,
-                priority,
-                key,
-            });
-        }
+        let tasks = new_tasks(ruby, inputs, keys, priorities)?;
         let submitted = block_on(ruby, async move { submitter.submit(&template, version.as_deref(), &tasks).await })?;
         Ok(submitted.into_iter().map(|task| (task.id.to_string(), task.created)).collect())
+    }
+
+    /// For tasks that are created on another connection: checks them, and returns the version and the inputs as JSON.
+    fn check(
+        ruby: &Ruby,
+        this: &Client,
+        template: String,
+        version: Option<String>,
+        inputs: RArray,
+        keys: Vec<Option<String>>,
+        priorities: Vec<Option<String>>,
+    ) -> Result<(String, Vec<String>), Error> {
+        let submitter = this.owned(ruby)?.1.clone();
+        let tasks = new_tasks(ruby, inputs, keys, priorities)?;
+        let texts = tasks.iter().map(|task| task.input.to_string()).collect();
+        let version = block_on(ruby, async move { submitter.check(&template, version.as_deref(), &tasks).await })?;
+        Ok((version, texts))
+    }
+
+    /// The identity of the installation that this client leads to.
+    fn installation(ruby: &Ruby, this: &Client) -> Result<String, Error> {
+        let db = this.db(ruby)?;
+        Ok(block_on(ruby, async move { read::installation(&db).await })?.to_string())
     }
 
     /// The task with its steps, as JSON.
@@ -137,6 +151,22 @@ impl Client {
             Ok(())
         })
     }
+}
+
+fn new_tasks(ruby: &Ruby, inputs: RArray, keys: Vec<Option<String>>, priorities: Vec<Option<String>>) -> Result<Vec<NewTask>, Error> {
+    let mut tasks = Vec::with_capacity(inputs.len());
+    for ((input, key), priority) in inputs.into_iter().zip(keys).zip(priorities) {
+        let priority = priority
+            .map(|name| name.parse())
+            .transpose()
+            .map_err(|problem| raise::with_class(ruby, "InvalidInput", problem))?;
+        tasks.push(NewTask {
+            input: json::from_ruby(ruby, input)?,
+            priority,
+            key,
+        });
+    }
+    Ok(tasks)
 }
 
 fn parse_id<T: std::str::FromStr>(ruby: &Ruby, id: &str) -> Result<T, Error> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use magnus::{function, method, prelude::*, Error, RModule, Ruby, Value as RubyValue};
 use serde::Deserialize;
 use tasker::engine::fail::Failure;
-use tasker::worker::{Outcome, Step as CoreStep, Worker as CoreWorker, WorkerConfig};
+use tasker::worker::{Outcome, Step as CoreStep, Worker as CoreWorker, WorkerConfig, COMPLETE_WITHIN};
 
 use crate::runtime::Owned;
 use crate::waiting::{block_on, receive};
@@ -39,6 +39,8 @@ pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
     class.define_method("fail", method!(Worker::fail, 2))?;
     class.define_method("progress", method!(Worker::progress, 2))?;
     class.define_method("checkpoint", method!(Worker::checkpoint, 2))?;
+    class.define_method("completion", method!(Worker::completion, 2))?;
+    class.define_method("forget", method!(Worker::forget, 1))?;
     class.define_method("late_loops", method!(Worker::late_loops, 0))?;
     class.define_method("shutdown", method!(Worker::shutdown, 1))?;
 
@@ -59,6 +61,7 @@ pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
     class.define_method("config", method!(|step: &Step| step.0.leased.config.clone(), 0))?;
     class.define_method("results", method!(|step: &Step| step.0.leased.results.clone(), 0))?;
     class.define_method("checkpoint", method!(|step: &Step| step.0.leased.checkpoint.clone(), 0))?;
+    class.define_method("transactional?", method!(|step: &Step| step.0.leased.transactional, 0))?;
     class.define_method("lost?", method!(|step: &Step| step.0.is_lost(), 0))?;
     Ok(())
 }
@@ -127,6 +130,28 @@ impl Worker {
     fn checkpoint(ruby: &Ruby, this: &Worker, step: &Step, checkpoint: RubyValue) -> Result<(), Error> {
         let (worker, step, checkpoint) = (this.owned(ruby)?.clone(), step.0.clone(), json::from_ruby(ruby, checkpoint)?);
         block_on(ruby, async move { worker.checkpoint(&step, checkpoint).await })
+    }
+
+    /// [SQL, arguments]: what completes the step inside the handler's own transaction.
+    fn completion(ruby: &Ruby, this: &Worker, step: &Step, result: RubyValue) -> Result<(&'static str, Vec<String>), Error> {
+        let result = json::from_ruby(ruby, result)?.to_string();
+        let (queue, member, msg_id, fence, task, step) = this.owned(ruby)?.completion(&step.0);
+        let arguments = vec![
+            queue.to_owned(),
+            member.to_string(),
+            msg_id.to_string(),
+            fence.to_string(),
+            task.to_string(),
+            step.to_string(),
+            result,
+        ];
+        Ok((COMPLETE_WITHIN, arguments))
+    }
+
+    /// The step was completed inside the handler's own transaction.
+    fn forget(ruby: &Ruby, this: &Worker, step: &Step) -> Result<(), Error> {
+        this.owned(ruby)?.forget(&step.0);
+        Ok(())
     }
 
     fn late_loops(ruby: &Ruby, this: &Worker) -> Result<Vec<String>, Error> {

@@ -19,22 +19,22 @@ module TaskerCore
         @native = native
         @logger = configuration.logger
         @around = configuration.around_step || ->(&block) { block.call }
+        @transaction = configuration.transaction
       end
 
       # @param native_step [Native::Step]
       def call(native_step)
         step = Step.new(native_step, @native, @logger)
-        error = nil
-        finished = false
+        report = nil
         begin
-          result = @around.call { limited(native_step) { handler(native_step.handler).new.call(step) } }
-          finished = true
+          result = @around.call { limited(native_step) { run(native_step, step) } }
+          report = native_step.transactional? ? -> { @native.forget(native_step) } : -> { complete(native_step, step, result) }
         rescue Exception => e # rubocop:disable Lint/RescueException
-          error = e
+          report = -> { fail(native_step, step, e) }
         ensure
-          # Neither: the handler ended this thread.
-          error ||= RetryableError.new("the handler ended its thread") unless finished
-          error ? fail(native_step, step, error) : complete(native_step, step, result)
+          # None: the handler ended this thread.
+          report ||= -> { fail(native_step, step, RetryableError.new("the handler ended its thread")) }
+          report.call
         end
       end
 
@@ -42,6 +42,20 @@ module TaskerCore
       def overdue(native_step) = fail(native_step, Step.new(native_step, @native, @logger), StepTimeout.new(timeout_message(native_step)))
 
       private
+
+      def run(native_step, step)
+        handler = handler(native_step.handler).new
+        return handler.call(step) unless native_step.transactional?
+        raise PermanentError, "a transactional step needs config.transaction, which is not set" unless @transaction
+
+        @transaction.call do |connection|
+          result = handler.call(step)
+          sql, arguments = storable { @native.completion(native_step, result) }
+          if connection.exec_params(sql, arguments).ntuples.zero?
+            raise LeaseLost, "step #{step.name} of task #{step.task_id} is no longer this worker's: its transaction was rolled back"
+          end
+        end
+      end
 
       def limited(native_step, &block)
         seconds = native_step.timeout
@@ -56,9 +70,16 @@ module TaskerCore
       end
 
       def complete(native_step, step, result)
-        @native.complete(native_step, result)
+        storable { @native.complete(native_step, result) }
+      rescue PermanentError => e
+        fail(native_step, step, e)
+      end
+
+      # Another attempt would return the same.
+      def storable
+        yield
       rescue InvalidInput => e
-        fail(native_step, step, PermanentError.new("the result cannot be stored: #{e.message}"))
+        raise PermanentError, "the result cannot be stored: #{e.message}"
       end
 
       def fail(native_step, step, error)

@@ -33,6 +33,9 @@ CREATE TABLE tasker.steps (
     max_attempts smallint,
     -- leases of the current message that were handed back before the handler began
     released     smallint NOT NULL DEFAULT 0,
+    -- how often a worker died while it ran this step as a suspect, and the fence under which it last did (see begin_suspect)
+    kills        smallint NOT NULL DEFAULT 0,
+    suspected    int,
     worker       int,
     msg_id       bigint,
     enqueued_at  timestamptz NOT NULL,

@@ -103,7 +103,7 @@ BEGIN
         GROUP BY ts.queue ORDER BY ts.queue
     LOOP
         UPDATE tasker.steps s
-        SET state = 'enqueued', msg_id = m.msg_id, retry_at = NULL, released = 0, enqueued_at = clock_timestamp()
+        SET state = 'enqueued', msg_id = m.msg_id, retry_at = NULL, released = 0, kills = 0, suspected = NULL, enqueued_at = clock_timestamp()
         FROM unnest(v_tasks, v_steps, ARRAY(SELECT pgmq.send_batch(v_queue, v_messages))) AS m(task, step, msg_id)
         WHERE s.task_id = m.task AND s.step = m.step;
         enqueued := enqueued + cardinality(v_tasks);

@@ -17,7 +17,7 @@ $$;
 CREATE FUNCTION tasker.lease_steps(p_queue text, p_worker int, p_mark bigint, p_limit int, p_lease interval)
 RETURNS TABLE (
     msg_id bigint, fence int, task_id uuid, step smallint, name text, handler text, template text, version text,
-    attempt int, max_attempts int, crashes int, timeout_ms bigint, input text, config text, results text, trace text,
+    attempt int, max_attempts int, crashes int, kills int, timeout_ms bigint, input text, config text, results text, trace text,
     checkpoint text, transactional boolean
 )
 LANGUAGE plpgsql AS $$
@@ -51,7 +51,8 @@ BEGIN
 
     RETURN QUERY
     SELECT m.msg_id, m.fence, m.task, m.step, ts.name, ts.handler, tp.name, tv.version,
-           s.failures + 1, coalesce(s.max_attempts, ts.max_attempts, n.max_attempts), m.fence - 1 - s.released, ts.timeout_ms, t.input::text, ts.config::text,
+           s.failures + 1, coalesce(s.max_attempts, ts.max_attempts, n.max_attempts), m.fence - 1 - s.released, s.kills::int, ts.timeout_ms,
+           t.input::text, ts.config::text,
            CASE WHEN ts.parents = '{}' THEN '{}' ELSE (
                SELECT jsonb_object_agg(pts.name, ps.result)::text
                FROM tasker.template_steps pts
@@ -133,6 +134,22 @@ BEGIN
 END
 $$;
 
+-- A step whose earlier lease ran out is a suspect: it may have taken its worker down. It may as well have waited beside the one that did, so
+-- workers run suspects one at a time, and count here, before they begin, what is a kill unless they are heard of again.
+-- False: the lease is no longer the caller's. Locks: the message, then its step.
+CREATE FUNCTION tasker.begin_suspect(p_queue text, p_id bigint, p_fence int, p_task uuid, p_step smallint) RETURNS boolean
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_held bigint;
+BEGIN
+    EXECUTE format('SELECT msg_id FROM pgmq.%I WHERE msg_id = $1 AND read_ct = $2 FOR NO KEY UPDATE', pgmq.format_table_name(p_queue, 'q'))
+    INTO v_held USING p_id, p_fence;
+    UPDATE tasker.steps s SET kills = s.kills + 1, suspected = p_fence
+    WHERE s.task_id = p_task AND s.step = p_step AND s.msg_id = v_held;
+    RETURN FOUND;
+END
+$$;
+
 -- Records what handlers say while they run: their progress, and their checkpoints; null changes nothing.
 -- Returns the messages that are no longer the caller's, for which nothing was recorded.
 -- Locks: the messages in order, then their steps. Reports and hand-backs take the same order.
@@ -167,9 +184,9 @@ BEGIN
             SELECT h.msg_id FROM pgmq.%1$I h JOIN unnest($1, $2) AS r(id, fence) ON h.msg_id = r.id AND h.read_ct = r.fence
             ORDER BY h.msg_id FOR UPDATE OF h
         ), visible AS (
-            UPDATE pgmq.%1$I q SET vt = clock_timestamp() FROM held WHERE q.msg_id = held.msg_id RETURNING q.msg_id, q.message
+            UPDATE pgmq.%1$I q SET vt = clock_timestamp() FROM held WHERE q.msg_id = held.msg_id RETURNING q.msg_id, q.read_ct, q.message
         )
-        UPDATE tasker.steps s SET released = released + 1
+        UPDATE tasker.steps s SET released = released + 1, kills = kills - (suspected IS NOT DISTINCT FROM v.read_ct)::int
         FROM visible v, tasker.message_identity(v.message) AS i
         WHERE s.task_id = i.task AND s.step = i.step AND s.msg_id = v.msg_id
     $f$, pgmq.format_table_name(p_queue, 'q')) USING p_ids, p_fences;

@@ -1,14 +1,15 @@
 //! The worker: leases steps, has them handled, reports. The handling itself is somebody else's: Rust handlers ([`Worker::handle_with`]) or
 //! the Ruby threads of the gem, which take steps from [`Worker::steps`] and give outcomes to [`Worker::report`].
 //!
-//! A step's way through: `poller` (leases it) → buffer → handler → `batcher` (reports it, with others); `held` knows all
-//! of them, and `heartbeat` keeps their leases until their reports are committed.
+//! A step's way through: `poller` (leases it) → buffer (by way of `suspects`, if its worker was lost before) → handler → `batcher` (reports
+//! it, with others); `held` knows all of them, and `heartbeat` keeps their leases until their reports are committed.
 
 mod batcher;
 mod handler;
 mod heartbeat;
 mod held;
 mod poller;
+mod suspects;
 
 pub use handler::{Handler, Handlers, Handling};
 
@@ -48,7 +49,7 @@ pub struct WorkerConfig {
     pub batch: usize,
     /// How often to look for steps when no notification came. Default 1 s.
     pub poll: Duration,
-    /// How often a step may take its worker down with it before it is dead-lettered. Default 5.
+    /// How often a step that is suspected (its lease ran out before) may take its worker down with it before it is dead-lettered. Default 5.
     pub max_crashes: u32,
 }
 
@@ -121,6 +122,7 @@ struct Shared {
     config: WorkerConfig,
     queues: Vec<String>,
     held: Held,
+    waiting: suspects::Waiting,
     membership: Arc<Membership>,
     /// Stop taking steps.
     stop: CancellationToken,
@@ -152,6 +154,7 @@ impl Worker {
             queues: config.namespaces.iter().map(|namespace| format!("{namespace}_queue")).collect(),
             config,
             held: Held::default(),
+            waiting: suspects::Waiting::default(),
             membership: membership.clone(),
             stop: stop.clone(),
             abandon: CancellationToken::new(),
@@ -159,12 +162,17 @@ impl Worker {
 
         let beats = Beats::default();
         let wakes = db.listen(&[channel::STEPS, channel::CANCELLED], stop);
-        let (sender, steps) = flume::unbounded();
+        let (buffer, steps) = flume::unbounded();
+        let (suspects, suspected) = tokio::sync::mpsc::unbounded_channel();
+        let outlets = poller::Outlets {
+            buffer: buffer.clone(),
+            suspects,
+        };
         let (pollers, loops) = (TaskTracker::new(), TaskTracker::new());
         let mut reports = Vec::new();
         for (queue, name) in shared.queues.iter().enumerate() {
             let beat = beats.register(format!("poller {name}"), Duration::from_secs(60));
-            pollers.spawn(poller::run(shared.clone(), queue, sender.clone(), wakes.subscribe(), beat));
+            pollers.spawn(poller::run(shared.clone(), queue, outlets.clone(), wakes.subscribe(), beat));
             let (report, outcomes) = tokio::sync::mpsc::unbounded_channel();
             loops.spawn(batcher::run(shared.clone(), queue, outcomes));
             reports.push(report);
@@ -176,6 +184,8 @@ impl Worker {
             beats.register("step heartbeat", lease),
         ));
         loops.spawn(member::keep(membership, beats.register("heartbeat", lease), shared.abandon.clone()));
+        pollers.spawn(suspects::run(shared.clone(), suspected, buffer));
+        drop(outlets);
         pollers.close();
         loops.close();
         tracing::info!(member = shared.membership.id(), queues = ?shared.queues, "worker started");

@@ -33,8 +33,10 @@ pub struct LeasedStep {
     pub attempt: i32,
     /// Counts the first run.
     pub max_attempts: i32,
-    /// How often a worker leased this attempt and was never heard of again.
+    /// How often a worker leased this attempt and was never heard of again, whether or not it had begun it. More than 0: it is a suspect.
     pub crashes: i32,
+    /// How often that happened while it ran as a suspect.
+    pub kills: i32,
     /// How long the handler may run, in milliseconds.
     pub timeout_ms: Option<i64>,
     /// The task's input: a JSON object.
@@ -124,6 +126,18 @@ pub(crate) async fn lease_steps(
         }
     }
     Ok(leased)
+}
+
+/// Counts that a suspect begins; false when its lease is no longer the caller's.
+pub(crate) async fn begin_suspect(db: &Db, queue: &str, lease: &Lease) -> Result<bool> {
+    let query = sqlx::query_scalar("SELECT tasker.begin_suspect($1, $2, $3, $4, $5)");
+    let query = query
+        .bind(queue)
+        .bind(lease.msg_id)
+        .bind(lease.fence)
+        .bind(lease.task_id)
+        .bind(lease.step);
+    Ok(query.fetch_one(db.pool()).await?)
 }
 
 /// Renews leases. Returns the messages that are no longer the caller's.

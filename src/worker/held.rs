@@ -112,14 +112,19 @@ impl Held {
         self.freed.notify_waiters();
     }
 
+    /// Whether this step is held still.
+    pub(super) fn holds(&self, queue: usize, lease: &Lease) -> bool {
+        self.entries().by_lease.contains_key(&key(queue, lease))
+    }
+
     /// Whether any step is leased and not yet reported.
     pub(super) fn any_unreported(&self) -> bool {
         let entries = self.entries();
         entries.by_lease.len() > entries.reported
     }
 
-    /// (limit, room): how many steps to hold at the present pace, and how many more that allows.
-    pub(super) fn room(&self, concurrency: usize, max_prefetch: usize) -> (usize, usize) {
+    /// (limit, room): how many steps to hold at the present pace, and how many more that allows. As many suspects may wait beside them.
+    pub(super) fn room(&self, concurrency: usize, max_prefetch: usize, suspects: usize) -> (usize, usize) {
         let mut entries = self.entries();
         let elapsed = entries.pace.since.elapsed();
         if elapsed >= Pace::AHEAD / 2 {
@@ -132,7 +137,7 @@ impl Held {
             };
         }
         let limit = concurrency + entries.pace.ahead.min(max_prefetch);
-        (limit, limit.saturating_sub(entries.by_lease.len()))
+        (limit, (limit + suspects.min(limit)).saturating_sub(entries.by_lease.len()))
     }
 
     /// Waits until something is removed after `check` said no.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::broadcast;
+use tokio::sync::mpsc::UnboundedSender;
 
 use super::{Shared, Step};
 use crate::backoff::Backoff;
@@ -13,7 +14,14 @@ use crate::engine::lease::{lease_steps, LeasedStep};
 use crate::engine::LowWaterMarks;
 use crate::health::Beat;
 
-pub(super) async fn run(shared: Arc<Shared>, queue: usize, buffer: flume::Sender<Step>, mut wakes: broadcast::Receiver<Wake>, beat: Beat) {
+/// Where leased steps go.
+#[derive(Clone)]
+pub(super) struct Outlets {
+    pub(super) buffer: flume::Sender<Step>,
+    pub(super) suspects: UnboundedSender<Step>,
+}
+
+pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut wakes: broadcast::Receiver<Wake>, beat: Beat) {
     let name = &shared.queues[queue];
     let config = &shared.config;
     let mut marks = LowWaterMarks::default();
@@ -22,7 +30,7 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, buffer: flume::Sender
     while !shared.stop.is_cancelled() {
         let room = tokio::select! {
             () = shared.stop.cancelled() => return,
-            room = room(&shared, &buffer) => room,
+            room = room(&shared, &outlets.buffer) => room,
             // A full buffer is no reason to be called late.
             () = tokio::time::sleep(Duration::from_secs(5)) => { beat.beat(); continue }
         };
@@ -35,7 +43,7 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, buffer: flume::Sender
             Ok(steps) if !steps.is_empty() => {
                 let full = steps.len() == limit;
                 for leased in steps {
-                    accept(&shared, queue, &buffer, leased, asked).await;
+                    accept(&shared, queue, &outlets, leased, asked).await;
                 }
                 backoff.reset();
                 poll = Duration::from_millis(2);
@@ -66,36 +74,42 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, buffer: flume::Sender
 /// Waits until it is worth leasing: for any free handler when the buffer is empty, for a quarter of the buffer when it is not.
 async fn room(shared: &Shared, buffer: &flume::Sender<Step>) -> usize {
     let check = || {
-        let (limit, room) = shared.held.room(shared.config.concurrency, shared.config.max_prefetch);
+        let (limit, room) = shared
+            .held
+            .room(shared.config.concurrency, shared.config.max_prefetch, shared.waiting.count());
         (room > 0 && (buffer.is_empty() || room >= limit / 4)).then_some(room)
     };
     shared.held.until(check).await
 }
 
-/// Puts a leased step into the buffer, unless it has taken its workers down too often: that one is dead-lettered.
-async fn accept(shared: &Shared, queue: usize, buffer: &flume::Sender<Step>, leased: LeasedStep, asked: Instant) {
+/// Puts a leased step where it is run from; one that has taken its workers down too often is dead-lettered.
+async fn accept(shared: &Shared, queue: usize, outlets: &Outlets, leased: LeasedStep, asked: Instant) {
     let lost = shared.held.add(queue, leased.lease(), asked);
     let step = Step { leased, queue, lost };
-    let crashes = step.leased.crashes;
-    if crashes < shared.config.max_crashes as i32 {
-        // The receiver lives as long as the worker.
-        buffer.send(step).ok();
-        return;
+    // The receivers live as long as the worker.
+    match (step.leased.crashes, step.leased.kills) {
+        (..=0, _) => drop(outlets.buffer.send(step)),
+        (_, kills) if kills < shared.config.max_crashes as i32 => {
+            shared.waiting.add();
+            drop(outlets.suspects.send(step));
+        }
+        (_, kills) => {
+            let message = format!("{kills} workers died while they ran this step");
+            let failure = Failure {
+                reason: Some("poison".into()),
+                ..Failure::permanent("WorkerCrashed", message)
+            };
+            let reported = fail_steps(
+                &shared.db,
+                &shared.queues[queue],
+                shared.membership.id(),
+                &[(step.lease(), failure)],
+            )
+            .await;
+            if let Err(error) = reported {
+                tracing::error!(%error, "could not dead-letter a poison step, its lease will run out");
+            }
+            shared.held.remove(queue, [&step.lease()]);
+        }
     }
-    let mut failure = Failure::permanent(
-        "WorkerCrashed",
-        format!("{crashes} workers leased this step and were never heard of again"),
-    );
-    failure.reason = Some("poison".into());
-    if let Err(error) = fail_steps(
-        &shared.db,
-        &shared.queues[queue],
-        shared.membership.id(),
-        &[(step.lease(), failure)],
-    )
-    .await
-    {
-        tracing::error!(%error, "could not dead-letter a poison step, its lease will run out");
-    }
-    shared.held.remove(queue, [&step.lease()]);
 }

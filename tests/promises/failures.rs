@@ -161,30 +161,61 @@ async fn whatever_a_handler_does_hurts_only_its_step() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_step_that_keeps_killing_its_workers_is_dead_lettered_as_poison() {
+async fn a_step_that_keeps_killing_its_workers_is_dead_lettered_and_what_was_beside_it_comes_through() {
     World::with(async |world| {
         world
-            .register("name: one\nnamespace: here\nsteps:\n  - { name: only, handler: H }\n")
+            .register("name: killer\nnamespace: here\nsteps:\n  - { name: only, handler: Kill }\n")
             .await;
-        let task = world.submit("one", json!({})).await;
+        world
+            .register("name: bystander\nnamespace: here\nsteps:\n  - { name: only, handler: Live }\n")
+            .await;
+        let mut bystanders = Vec::new();
+        for _ in 0..5 {
+            bystanders.push(world.submit("bystander", json!({})).await);
+        }
+        let killer = world.submit("killer", json!({})).await;
         world.claim().await;
-        for crashes in 0..3 {
-            let step = world.lease("here_queue", 1).await.remove(0);
-            assert_eq!(step.crashes, crashes);
+        // All of them were in the buffer of a worker that died.
+        for step in world.lease("here_queue", 10).await {
             world.expire(&step).await;
         }
-        let config = WorkerConfig {
-            namespaces: vec!["here".into()],
-            max_crashes: 3,
-            ..WorkerConfig::default()
+        let all_ended = async {
+            assert_eq!(wait_for_end(&world.db, killer, None).await.unwrap(), "blocked");
+            for bystander in &bystanders {
+                assert_eq!(wait_for_end(&world.db, *bystander, None).await.unwrap(), "complete");
+            }
         };
-        let worker = Worker::start(&world.db, config).await.unwrap();
-        assert_eq!(
-            wait_for_end(&world.db, task, Some(Duration::from_secs(60))).await.unwrap(),
-            "blocked"
-        );
-        assert_eq!(world.dead_letters("here").await[0]["reason"], "poison");
-        worker.shutdown(Duration::from_secs(1)).await;
+        tokio::pin!(all_ended);
+        loop {
+            // A worker that dies with whatever it holds, and without a report, as soon as it is given the killer.
+            let db = tasker::Db::connect(&world.url, 5).await.unwrap();
+            let config = WorkerConfig {
+                namespaces: vec!["here".into()],
+                max_crashes: 2,
+                ..WorkerConfig::default()
+            };
+            let worker = Worker::start(&db, config).await.unwrap();
+            loop {
+                let step = tokio::select! {
+                    step = worker.steps().recv_async() => step.unwrap(),
+                    () = &mut all_ended => {
+                        let letters = world.dead_letters("here").await;
+                        assert_eq!((letters.len(), &letters[0]["reason"], &letters[0]["task"]), (1, &json!("poison"), &json!(killer)));
+                        worker.shutdown(Duration::from_secs(1)).await;
+                        return;
+                    }
+                };
+                if step.leased.handler == "Kill" {
+                    break;
+                }
+                worker.report(&step, tasker::worker::Outcome::Complete("{}".into()));
+            }
+            db.close().await;
+            sqlx::query("UPDATE pgmq.q_here_queue SET vt = clock_timestamp()")
+                .execute(&world.pool)
+                .await
+                .unwrap();
+        }
     })
     .await;
 }

@@ -149,6 +149,12 @@ impl PrivatePostgres {
         succeeded("pg_ctl", self.run("pg_ctl", &arguments))
     }
 
+    /// Stops the server as a crash would, and starts it again on the same port.
+    pub fn crash(&self) -> Result<()> {
+        let log = self.data.join("server.log");
+        self.pg_ctl(&["restart", "-w", "-t", "60", "-m", "immediate", "-l", &log.to_string_lossy()])
+    }
+
     /// Where a program of this PostgreSQL is, `pgbench` for example.
     pub fn program(&self, name: &str) -> PathBuf {
         self.binaries.join(name)

@@ -1,0 +1,170 @@
+//! The checker: plain SQL on the tables, and the workers' own journals. It calls nothing of the engine.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use sqlx::{PgPool, Row};
+
+use crate::load::{ACCOUNTS, CENTS};
+use crate::processes::Processes;
+
+/// Waits until every task has ended or is blocked, or nothing has moved for `patience`. How many are left.
+pub(crate) async fn settle(pool: &PgPool, processes: &mut Processes, patience: Duration) -> i64 {
+    let (mut last, mut moved) = (String::new(), Instant::now());
+    loop {
+        processes.revive();
+        let (left, state): (i64, String) = sqlx::query_as(
+            "SELECT (SELECT count(*) FROM tasker.tasks WHERE state IN ('pending', 'running')),
+                    (SELECT jsonb_object_agg(state, n)::text FROM (SELECT state, count(*) AS n FROM tasker.steps GROUP BY 1) AS s)",
+        )
+        .fetch_one(pool)
+        .await
+        .unwrap_or((1, "PostgreSQL is starting".into()));
+        if state != last {
+            (last, moved) = (state, Instant::now());
+        }
+        if left == 0 || moved.elapsed() > patience {
+            return left;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Everything that is not as it must be.
+pub(crate) async fn check(pool: &PgPool, accepted: &HashMap<String, &'static str>, journal: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for (what, sql) in QUERIES {
+        let rows: Vec<String> = sqlx::query_scalar(sql)
+            .fetch_all(pool)
+            .await
+            .unwrap_or_else(|error| panic!("{what}: {error}"));
+        if !rows.is_empty() {
+            found.push(format!("{what}: {} ({})", rows.len(), rows[..rows.len().min(3)].join(", ")));
+        }
+    }
+    let tasks: Vec<String> =
+        sqlx::query_scalar("SELECT tp.name || '/' || t.key FROM tasker.tasks t JOIN tasker.templates tp ON tp.id = t.template_id")
+            .fetch_all(pool)
+            .await
+            .unwrap();
+    if tasks.len() != accepted.len() || !tasks.iter().all(|key| accepted.contains_key(key)) {
+        found.push(format!("{} tasks were accepted, {} are there", accepted.len(), tasks.len()));
+    }
+    let money: i64 = sqlx::query_scalar("SELECT sum(cents)::bigint FROM accounts")
+        .fetch_one(pool)
+        .await
+        .unwrap();
+    if money != ACCOUNTS * CENTS {
+        found.push(format!("{money} cents are in the accounts, not {}", ACCOUNTS * CENTS));
+    }
+    found.extend(check_runs(pool, &runs(journal)).await);
+    for (name, value) in sqlx::query_as::<_, (String, i64)>("SELECT name, value FROM tasker.counters ORDER BY name")
+        .fetch_all(pool)
+        .await
+        .unwrap()
+    {
+        println!("{name}: {value}");
+    }
+    found
+}
+
+/// Each returns what must not be.
+const QUERIES: [(&str, &str); 9] = [
+    (
+        "tasks that ended otherwise than they must",
+        "SELECT t.id || ' ' || tp.name || ' ' || t.state FROM tasker.tasks t JOIN tasker.templates tp ON tp.id = t.template_id
+         WHERE t.state::text <> CASE WHEN tp.name IN ('refused', 'poison') THEN 'blocked' ELSE 'complete' END",
+    ),
+    (
+        "complete tasks with steps that are not",
+        "SELECT t.id || ' ' || ts.name FROM tasker.tasks t JOIN tasker.template_steps ts ON ts.version_id = t.version_id
+         LEFT JOIN tasker.steps s ON s.task_id = t.id AND s.step = ts.step
+         WHERE t.state = 'complete' AND s.state IS DISTINCT FROM 'complete'",
+    ),
+    (
+        "steps of refused tasks that are not as they must be",
+        "SELECT t.id || ' ' || ts.name || ' ' || coalesce(s.state::text, 'nothing')
+         FROM tasker.tasks t JOIN tasker.templates tp ON tp.id = t.template_id AND tp.name = 'refused'
+         JOIN tasker.template_steps ts ON ts.version_id = t.version_id
+         LEFT JOIN tasker.steps s ON s.task_id = t.id AND s.step = ts.step
+         WHERE coalesce(s.state::text, 'nothing') <> CASE ts.name WHEN 'b' THEN 'dead' WHEN 'c' THEN 'nothing' ELSE 'complete' END",
+    ),
+    (
+        "steps that began before their parents were complete",
+        "SELECT s.task_id || ' ' || ts.name FROM tasker.steps s JOIN tasker.tasks t ON t.id = s.task_id
+         JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = s.step
+         JOIN tasker.steps p ON p.task_id = s.task_id AND p.step = ANY (ts.parents)
+         WHERE p.state <> 'complete' OR s.started_at < p.finished_at",
+    ),
+    ("messages without a step", "SELECT msg_id::text FROM pgmq.q_work_queue UNION ALL SELECT msg_id::text FROM pgmq.q_bank_queue"),
+    ("steps that are still to run", "SELECT task_id || ' ' || step FROM tasker.steps WHERE state NOT IN ('complete', 'dead')"),
+    (
+        "dead steps without a letter, or letters without a reason",
+        "SELECT coalesce(s.task_id::text, q.message ->> 'task') FROM tasker.steps s
+         FULL JOIN (SELECT * FROM pgmq.q_work_queue_dlq UNION ALL SELECT * FROM pgmq.q_bank_queue_dlq) AS q ON (q.message ->> 'task')::uuid = s.task_id
+         WHERE (s.state = 'dead' AND q.msg_id IS NULL) OR (s.state IS NULL) OR (q.msg_id IS NOT NULL AND q.message ->> 'reason' IS NULL)",
+    ),
+    (
+        "letters with another reason than they must have",
+        "SELECT message ->> 'template' || ' ' || (message ->> 'reason') FROM pgmq.q_work_queue_dlq
+         WHERE message ->> 'reason' <> CASE message ->> 'template' WHEN 'poison' THEN 'poison' ELSE 'permanent_error' END",
+    ),
+    (
+        "transfers that were not booked exactly once, by the run that counted",
+        "SELECT t.id::text FROM tasker.tasks t JOIN tasker.templates tp ON tp.id = t.template_id AND tp.name = 'transfer'
+         JOIN tasker.steps s ON s.task_id = t.id AND s.step = 0
+         WHERE (SELECT array_agg(l.run) FROM ledger l WHERE l.task = t.id) IS DISTINCT FROM
+               CASE WHEN s.state = 'complete' THEN ARRAY[s.result ->> 'run'] END",
+    ),
+];
+
+/// When each run of a handler began, in seconds since 1970.
+fn runs(journal: &Path) -> HashMap<String, f64> {
+    let mut runs = HashMap::new();
+    for entry in std::fs::read_dir(journal).unwrap() {
+        for line in std::fs::read_to_string(entry.unwrap().path()).unwrap().lines() {
+            // The last line of a killed process may be half of one.
+            if let Ok(line) = serde_json::from_str::<Value>(line) {
+                runs.insert(line["run"].as_str().unwrap().to_owned(), line["at"].as_f64().unwrap());
+            }
+        }
+    }
+    runs
+}
+
+/// The result that counts comes from a run that really was, that began under the lease it was counted under, and that saw the results of its
+/// parents that counted.
+async fn check_runs(pool: &PgPool, runs: &HashMap<String, f64>) -> Vec<String> {
+    let mut found = Vec::new();
+    let rows = sqlx::query(
+        "SELECT s.task_id::text || ' ' || ts.name AS step, s.result, extract(epoch FROM s.started_at)::float8 AS leased,
+                (SELECT coalesce(jsonb_object_agg(pts.name, p.result -> 'run'), '{}') FROM tasker.steps p
+                 JOIN tasker.template_steps pts ON pts.version_id = t.version_id AND pts.step = p.step
+                 WHERE p.task_id = s.task_id AND p.step = ANY (ts.parents)) AS parents
+         FROM tasker.steps s JOIN tasker.tasks t ON t.id = s.task_id
+         JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = s.step
+         WHERE s.state = 'complete'",
+    )
+    .fetch_all(pool)
+    .await
+    .unwrap();
+    for row in &rows {
+        let (step, result, leased, parents): (String, Value, f64, Value) = (row.get(0), row.get(1), row.get(2), row.get(3));
+        let run = result["run"].as_str().unwrap_or_default();
+        match runs.get(run) {
+            None => found.push(format!("{step}: its result is of no run that was: {result}")),
+            // Both clocks are this machine's; they are read to the microsecond.
+            Some(began) if *began < leased - 0.001 => found.push(format!(
+                "{step}: the run that counted began {:.3} s before the lease",
+                leased - began
+            )),
+            Some(_) if result["seen"] != parents => found.push(format!("{step}: it saw {}, its parents have {parents}", result["seen"])),
+            Some(_) => {}
+        }
+    }
+    println!("{} steps counted, of {} runs", rows.len(), runs.len());
+    found.truncate(10);
+    found
+}

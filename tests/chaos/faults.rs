@@ -1,0 +1,114 @@
+//! What is done to the system, drawn from a seed.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use nix::sys::signal::Signal;
+use sqlx::PgPool;
+use tasker::private_postgres::PrivatePostgres;
+
+use crate::processes::Processes;
+use crate::proxy::{BLACK_HOLE, PASS, SLOW};
+
+pub(crate) struct Faults<'a> {
+    random: Rng,
+    postgres: &'a PrivatePostgres,
+    pool: &'a PgPool,
+    done: BTreeMap<&'static str, usize>,
+    /// Nothing but workers that go silent past their lease and then come back with a result.
+    only_freezes: bool,
+}
+
+impl<'a> Faults<'a> {
+    pub(crate) fn new(seed: u64, postgres: &'a PrivatePostgres, pool: &'a PgPool, only_freezes: bool) -> Faults<'a> {
+        Faults {
+            random: Rng::with_seed(seed),
+            postgres,
+            pool,
+            done: BTreeMap::new(),
+            only_freezes,
+        }
+    }
+
+    /// Does one thing after the other for that long; afterwards everything is whole again. Returns what it did.
+    pub(crate) async fn run(mut self, processes: &mut Processes, time: Duration) -> String {
+        let began = Instant::now();
+        while began.elapsed() < time {
+            tokio::time::sleep(Duration::from_millis(self.random.u64(300..2_000))).await;
+            self.one(processes).await;
+            let revived = processes.revive();
+            *self.done.entry("processes started again").or_default() += revived;
+        }
+        for process in &processes.0 {
+            process.proxy.set(PASS);
+            // What was swallowed is not delivered: such connections are dead.
+            process.proxy.cut();
+            process.signal(Signal::SIGCONT);
+        }
+        self.done
+            .iter()
+            .map(|(what, count)| format!("{count} {what}"))
+            .collect::<Vec<_>>()
+            .join(", ")
+    }
+
+    async fn one(&mut self, processes: &mut Processes) {
+        let chosen = self.random.usize(..processes.0.len());
+        let while_it_lasts = Duration::from_millis(self.random.u64(500..6_000));
+        let freeze = Duration::from_millis(self.random.u64(3_500..5_000));
+        let what = match self.random.u8(..20) {
+            _ if self.only_freezes => {
+                let worker = self.random.usize(2..processes.0.len());
+                processes.0[worker].signal(Signal::SIGSTOP);
+                tokio::time::sleep(freeze).await;
+                processes.0[worker].signal(Signal::SIGCONT);
+                "freezes"
+            }
+            0..=5 => {
+                processes.0[chosen].signal(Signal::SIGKILL);
+                "kills"
+            }
+            6..=8 => {
+                processes.0[chosen].signal(Signal::SIGSTOP);
+                tokio::time::sleep(while_it_lasts).await;
+                processes.0[chosen].signal(Signal::SIGCONT);
+                "freezes"
+            }
+            9..=11 => {
+                processes.0[chosen].proxy.cut();
+                "cut connections"
+            }
+            12..=13 => {
+                processes.0[chosen].proxy.set(BLACK_HOLE);
+                tokio::time::sleep(while_it_lasts).await;
+                processes.0[chosen].proxy.set(PASS);
+                "black holes"
+            }
+            14..=15 => {
+                processes.0[chosen].proxy.set(SLOW);
+                tokio::time::sleep(while_it_lasts).await;
+                processes.0[chosen].proxy.set(PASS);
+                "slow networks"
+            }
+            16..=17 => {
+                let all = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'tasker' AND random() < 0.5";
+                sqlx::query(all).execute(self.pool).await.ok();
+                "terminated backends"
+            }
+            18 => {
+                self.postgres.crash().unwrap_or_else(|error| panic!("{error}"));
+                "crashes of PostgreSQL"
+            }
+            _ => {
+                for process in &mut processes.0 {
+                    process.signal(Signal::SIGTERM);
+                    process.wait(Duration::from_secs(15)).await;
+                    process.revive();
+                }
+                "rolling restarts"
+            }
+        };
+        *self.done.entry(what).or_default() += 1;
+    }
+}

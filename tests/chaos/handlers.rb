@@ -1,0 +1,58 @@
+# frozen_string_literal: true
+
+# The Ruby workers of the suite: what worker.rs does, and transfers, whose writes and completions are one transaction.
+
+require "json"
+require "pg"
+require "securerandom"
+require "tasker_core"
+
+# Every run of a handler, in a file that the checker believes before the engine.
+module Journal
+  def self.begin(step)
+    run = SecureRandom.uuid
+    line = { task: step.task_id, step: step.name, run: run, at: Process.clock_gettime(Process::CLOCK_REALTIME) }.to_json
+    File.write(File.join(ENV.fetch("CHAOS_JOURNAL"), "ruby-#{Process.pid}"), "#{line}\n", mode: "a")
+    run
+  end
+end
+
+class Work < TaskerCore::StepHandler
+  def call(step)
+    run = Journal.begin(step)
+    Process.exit!(1) if step.config[:kill]
+    sleep if step.attempt < step.config.fetch(:hang_before, 0)
+    sleep((step.config[:ms] || step.context[:ms]) / 1000.0)
+    raise TaskerCore::PermanentError, "as it was told" if step.config[:refuse]
+    raise "as it was told" if step.attempt < step.config.fetch(:fail_before, 0)
+
+    { run: run, seen: step.results.transform_values { |result| result[:run] } }
+  end
+end
+
+class Transfer < TaskerCore::StepHandler
+  def call(step)
+    run = Journal.begin(step)
+    connection = Thread.current[:bank]
+    # In one order, so that two transfers between the same accounts cannot wait for each other.
+    [[step.context[:from], -1], [step.context[:to], 1]].sort.each do |account, sign|
+      connection.exec_params("UPDATE accounts SET cents = cents + $2 WHERE id = $1", [account, sign * step.context[:cents]])
+    end
+    connection.exec_params("INSERT INTO ledger VALUES ($1, $2, $3)", [step.task_id, run, step.context[:cents]])
+    raise "after the writing" if rand < 0.2
+
+    { run: run, seen: {} }
+  end
+end
+
+TaskerCore.configure do |config|
+  config.transaction = lambda do |&work|
+    # Through the same proxy as everything else: it may be cut at any moment, the commit included.
+    bank = PG.connect(ENV.fetch("DATABASE_URL"), connect_timeout: 5, application_name: "tasker", tcp_user_timeout: 5000,
+                                                 options: "-c idle_in_transaction_session_timeout=5s -c statement_timeout=5s")
+    Thread.current[:bank] = bank
+    bank.transaction { work.call(bank) }
+  ensure
+    bank&.close
+  end
+end

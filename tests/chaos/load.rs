@@ -1,0 +1,136 @@
+//! The work: mixed graphs, with retries, timeouts, refusals, a step that kills its workers, and transfers that move money.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use fastrand::Rng;
+use serde_json::json;
+use sqlx::PgPool;
+use tasker::engine::register::register;
+use tasker::engine::submit::{NewTask, Submitter};
+use tasker::{Db, Template};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+const TEMPLATES: [&str; 9] = [
+    "{ name: linear, namespace: work, steps: [
+        { name: a, handler: Work }, { name: b, handler: Work, depends_on: [a] }, { name: c, handler: Work, depends_on: [b] },
+        { name: d, handler: Work, depends_on: [c] }] }",
+    "{ name: diamond, namespace: work, steps: [
+        { name: a, handler: Work }, { name: b, handler: Work, depends_on: [a] }, { name: c, handler: Work, depends_on: [a] },
+        { name: d, handler: Work, depends_on: [b, c] }] }",
+    "FAN",
+    // Long enough to be under way when a worker that was frozen past its lease comes back.
+    "{ name: long, namespace: work, steps: [{ name: a, handler: Work, config: { ms: 2500 } }, { name: b, handler: Work, depends_on: [a] }] }",
+    "{ name: retrying, namespace: work, steps: [
+        { name: a, handler: Work, config: { fail_before: 3 }, retry: { max_attempts: 5, base: 0.05 } },
+        { name: b, handler: Work, depends_on: [a] }] }",
+    "{ name: slow, namespace: work, steps: [
+        { name: a, handler: Work, config: { hang_before: 2 }, timeout: 0.5, retry: { max_attempts: 100, base: 0.05, max: 1 } },
+        { name: b, handler: Work, depends_on: [a] }] }",
+    "{ name: refused, namespace: work, steps: [
+        { name: a, handler: Work }, { name: b, handler: Work, depends_on: [a], config: { refuse: true } },
+        { name: c, handler: Work, depends_on: [b] }, { name: d, handler: Work, depends_on: [a] }] }",
+    "{ name: poison, namespace: work, steps: [{ name: a, handler: Work, config: { kill: true } }] }",
+    "{ name: transfer, namespace: bank, steps: [
+        { name: move, handler: Transfer, transactional: true, retry: { max_attempts: 100, base: 0.05, max: 1 } },
+        { name: receipt, handler: Work, namespace: work, depends_on: [move] }] }",
+];
+
+pub(crate) const ACCOUNTS: i64 = 10;
+pub(crate) const CENTS: i64 = 100_000;
+
+pub(crate) async fn prepare(db: &Db, pool: &PgPool) {
+    let leaves: Vec<String> = (0..20)
+        .map(|n| format!("{{ name: l{n}, handler: Work, depends_on: [a] }}"))
+        .collect();
+    let names: Vec<String> = (0..20).map(|n| format!("l{n}")).collect();
+    let fan = format!(
+        "{{ name: fan, namespace: work, steps: [{{ name: a, handler: Work }}, {}, {{ name: z, handler: Work, depends_on: [{}] }}] }}",
+        leaves.join(", "),
+        names.join(", ")
+    );
+    for source in TEMPLATES {
+        let template = Template::parse(if source == "FAN" { &fan } else { source }, "chaos").unwrap_or_else(|error| panic!("{error}"));
+        register(db, &template).await.unwrap();
+    }
+    sqlx::raw_sql(&format!(
+        "CREATE TABLE accounts AS SELECT n AS id, {CENTS} AS cents FROM generate_series(1, {ACCOUNTS}) AS n;
+         CREATE TABLE ledger (task uuid NOT NULL, run text NOT NULL, cents int NOT NULL)"
+    ))
+    .execute(pool)
+    .await
+    .unwrap();
+}
+
+/// Submits until it is stopped.
+pub(crate) struct Load {
+    stop: CancellationToken,
+    accepted: JoinHandle<HashMap<String, &'static str>>,
+}
+
+impl Load {
+    /// `long_share`: of a hundred submissions, how many are long.
+    pub(crate) fn start(db: Db, seed: u64, long_share: u8) -> Load {
+        let stop = CancellationToken::new();
+        Load {
+            accepted: tokio::spawn(submit(db, Rng::with_seed(seed + 1), long_share, stop.clone())),
+            stop,
+        }
+    }
+
+    /// The templates of all accepted tasks, by their keys.
+    pub(crate) async fn stop(self) -> HashMap<String, &'static str> {
+        self.stop.cancel();
+        self.accepted.await.unwrap()
+    }
+}
+
+async fn submit(db: Db, mut random: Rng, long_share: u8, stop: CancellationToken) -> HashMap<String, &'static str> {
+    let submitter = Submitter::new(db);
+    let mut accepted = HashMap::new();
+    let mut poisons = 0;
+    while !stop.is_cancelled() {
+        let template = match random.u8(..100) {
+            _ if random.u8(..100) < long_share => "long",
+            0..=24 => "linear",
+            25..=44 => "diamond",
+            45..=49 => "fan",
+            50..=59 => "retrying",
+            60..=64 => "slow",
+            65..=69 => "refused",
+            70 if poisons < 3 => {
+                poisons += 1;
+                "poison"
+            }
+            _ => "transfer",
+        };
+        let count = if ["poison", "long"].contains(&template) {
+            1
+        } else {
+            random.usize(1..10)
+        };
+        let tasks: Vec<NewTask> = (0..count)
+            .map(|n| {
+                let from = random.i64(1..=ACCOUNTS);
+                let input = json!({ "from": from, "to": 1 + from % ACCOUNTS, "cents": random.u32(1..50), "ms": random.u32(0..20) });
+                NewTask {
+                    input,
+                    key: Some(format!("{}-{n}", accepted.len())),
+                    priority: None,
+                }
+            })
+            .collect();
+        // Whether a call that broke was accepted nobody knows; with the same keys it is harmless to ask again.
+        while submitter.submit(template, None, &tasks).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        accepted.extend(
+            tasks
+                .into_iter()
+                .map(|task| (format!("{template}/{}", task.key.unwrap()), template)),
+        );
+        tokio::time::sleep(Duration::from_millis(random.u64(20..150))).await;
+    }
+    accepted
+}

@@ -1,0 +1,81 @@
+//! The Rust workers of the suite. What they do they write into a journal, which the checker believes before the engine.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde_json::{json, Value};
+use tasker::engine::fail::Failure;
+use tasker::worker::{Handlers, Step, Worker, WorkerConfig};
+use tasker::Db;
+use tokio::signal::unix::{signal, SignalKind};
+
+pub(crate) fn run(url: &str) {
+    tasker::telemetry::init_logging();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let mut term = signal(SignalKind::terminate()).unwrap();
+        let config = WorkerConfig {
+            namespaces: vec!["work".into()],
+            lease: Duration::from_secs(3),
+            concurrency: 4,
+            ..WorkerConfig::default()
+        };
+        let db = Db::connect(url, 5).await.unwrap_or_else(|_| std::process::exit(3));
+        let Ok(worker) = Worker::start(&db, config).await else {
+            std::process::exit(3)
+        };
+        let worker = Arc::new(worker);
+        worker.handle_with(Handlers::default().with("Work", work));
+        term.recv().await;
+        worker.shutdown(Duration::from_secs(5)).await;
+    });
+    std::process::exit(0);
+}
+
+async fn work(step: Arc<Step>) -> Result<Value, Failure> {
+    let run = uuid::Uuid::new_v4().to_string();
+    let (config, input, results): (Value, Value, Value) =
+        (parse(&step.leased.config), parse(&step.leased.input), parse(&step.leased.results));
+    let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+    journal(&json!({ "task": step.leased.task_id, "step": step.leased.name, "run": run, "at": at }));
+    let attempt = i64::from(step.leased.attempt);
+    if config["kill"] == true {
+        std::process::abort();
+    }
+    if attempt < config["hang_before"].as_i64().unwrap_or_default() {
+        std::future::pending::<()>().await;
+    }
+    tokio::time::sleep(Duration::from_millis(
+        config["ms"].as_u64().or(input["ms"].as_u64()).unwrap_or_default(),
+    ))
+    .await;
+    if config["refuse"] == true {
+        return Err(Failure::permanent("Refused", "as it was told"));
+    }
+    if attempt < config["fail_before"].as_i64().unwrap_or_default() {
+        return Err(Failure::retryable("NotYet", "as it was told"));
+    }
+    let seen: Value = results
+        .as_object()
+        .unwrap()
+        .iter()
+        .map(|(name, result)| (name.clone(), result["run"].clone()))
+        .collect();
+    Ok(json!({ "run": run, "seen": seen }))
+}
+
+fn parse(text: &str) -> Value {
+    serde_json::from_str(text).unwrap()
+}
+
+fn journal(line: &Value) {
+    let file = format!("{}/rust-{}", std::env::var("CHAOS_JOURNAL").unwrap(), std::process::id());
+    let mut file = OpenOptions::new().create(true).append(true).open(file).unwrap();
+    file.write_all(format!("{line}\n").as_bytes()).unwrap();
+}

@@ -17,6 +17,7 @@ module Journal
   end
 end
 
+# Does what its step's config says: works, fails, hangs, refuses, or takes its worker down.
 class Work < TaskerCore::StepHandler
   def call(step)
     run = Journal.begin(step)
@@ -30,6 +31,7 @@ class Work < TaskerCore::StepHandler
   end
 end
 
+# Moves money, and now and then fails after it did.
 class Transfer < TaskerCore::StepHandler
   def call(step)
     run = Journal.begin(step)

@@ -11,6 +11,8 @@ CREATE TABLE tasker.tasks (
     -- and it never changes. The claim's partial index is on this column and not on state, so that later changes of state stay HOT.
     claim_order  timestamptz,
     claimed_by   int,
+    -- null: none, or it is over
+    deadline_at  timestamptz,
     input        jsonb NOT NULL,
     key          text,
     trace        jsonb,
@@ -19,6 +21,7 @@ CREATE TABLE tasker.tasks (
     finished_at  timestamptz
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX tasks_claim ON tasker.tasks (namespace_id, claim_order) WHERE claim_order IS NOT NULL;
+CREATE INDEX tasks_deadline ON tasker.tasks (deadline_at) WHERE deadline_at IS NOT NULL;
 CREATE UNIQUE INDEX tasks_key ON tasker.tasks (template_id, key) WHERE key IS NOT NULL;
 
 -- A row exists from the moment a step is enqueued; before that the template version says all there is to say.
@@ -128,9 +131,9 @@ BEGIN
     SELECT n.* INTO v_namespace
     FROM tasker.templates t JOIN tasker.namespaces n ON n.id = t.namespace_id WHERE t.id = v_version.template_id;
 
-    INSERT INTO tasker.tasks (id, template_id, version_id, namespace_id, priority, state, claim_order, input, key, trace, created_at)
+    INSERT INTO tasker.tasks (id, template_id, version_id, namespace_id, priority, state, claim_order, input, key, trace, deadline_at, created_at)
     SELECT w.id, v_version.template_id, v_version.id, v_namespace.id, w.priority, 'pending',
-           now() - w.priority * tasker.aging(), w.input, w.key, p_trace, now()
+           now() - w.priority * tasker.aging(), w.input, w.key, p_trace, now() + v_version.deadline, now()
     FROM (SELECT u.id, u.input, u.key, u.n, coalesce(tasker.priority_number(u.priority), v_version.priority) AS priority
           FROM unnest(v_new, p_inputs, p_keys, p_priorities) WITH ORDINALITY AS u(id, input, key, priority, n)) AS w
     ORDER BY w.key, w.n

@@ -13,6 +13,40 @@ LANGUAGE sql VOLATILE AS $$
         ELSE exp(least(700, ln(p_multiplier) * (p_failures - 1))) END) * (1 + p_jitter * (2 * random() - 1))
 $$;
 
+-- Steps have just died: sends their dead letters, with everything that is known of them, and marks their tasks blocked or failed.
+-- p_messages: what they travelled as; null where they had not been sent.
+-- Locks: the caller's, who has those of the tasks.
+CREATE FUNCTION tasker.send_dead_letters(p_tasks uuid[], p_steps smallint[], p_reasons text[], p_messages jsonb[]) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_queue   text;
+    v_letters jsonb[];
+BEGIN
+    FOR v_queue, v_letters IN
+        SELECT ts.queue, array_agg(jsonb_build_object(
+            'reason', d.reason, 'queue', ts.queue, 'task', t.id, 'step', ts.name, 'handler', ts.handler, 'template', tp.name,
+            'version', tv.version, 'errors', s.errors, 'worker', s.worker, 'input', t.input, 'trace', t.trace, 'message', d.message,
+            'results', (SELECT jsonb_object_agg(rs.name, r.result) FROM tasker.steps r
+                        JOIN tasker.template_steps rs ON rs.version_id = t.version_id AND rs.step = r.step
+                        WHERE r.task_id = t.id AND r.state = 'complete')))
+        FROM unnest(p_tasks, p_steps, p_reasons, p_messages) AS d(task, step, reason, message)
+        JOIN tasker.tasks t ON t.id = d.task
+        JOIN tasker.steps s ON s.task_id = d.task AND s.step = d.step
+        JOIN tasker.templates tp ON tp.id = t.template_id
+        JOIN tasker.template_versions tv ON tv.id = t.version_id
+        JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = d.step
+        GROUP BY ts.queue ORDER BY ts.queue
+    LOOP
+        PERFORM pgmq.send_batch(v_queue || '_dlq', v_letters);
+        PERFORM pg_notify('tasker_dead_letters', v_queue);
+    END LOOP;
+    UPDATE tasker.tasks t
+    SET state = tv.dead_state, finished_at = CASE WHEN tv.dead_state = 'failed' THEN clock_timestamp() END
+    FROM tasker.template_versions tv
+    WHERE t.id = ANY (p_tasks) AND t.state = 'running' AND tv.id = t.version_id;
+END
+$$;
+
 -- Fails steps: in one transaction deletes their messages, records the errors and schedules the retry; or, where the error is permanent or
 -- the attempts are used up, sends the dead letter, marks the step dead and the task blocked or failed. Branches that do not depend on it
 -- go on.
@@ -27,7 +61,9 @@ LANGUAGE plpgsql AS $$
 DECLARE
     v_ids      bigint[];
     v_tasks    uuid[];
-    v_letters  jsonb[];
+    v_steps    smallint[];
+    v_reasons  text[];
+    v_messages jsonb[];
     v_retrying int;
 BEGIN
     PERFORM 1 FROM tasker.tasks t WHERE t.id = ANY (p_tasks) ORDER BY t.id FOR NO KEY UPDATE;
@@ -43,16 +79,13 @@ BEGIN
                    coalesce(r.retry_after, tasker.backoff_seconds(
                        coalesce(ts.backoff, n.backoff), coalesce(ts.multiplier, n.multiplier), coalesce(ts.base_seconds, n.base_seconds),
                        coalesce(ts.max_seconds, n.max_seconds), coalesce(ts.jitter, n.jitter), s.failures + 1)) AS delay,
-                   t.state NOT IN ('running', 'blocked', 'failed') AS over,
-                   ts.name, ts.handler, tp.name AS template, tv.version, t.input, t.trace
+                   t.state NOT IN ('running', 'blocked', 'failed') AS over
             FROM gone
             JOIN unnest($1, $3, $4, $5, $6, $7) AS r(id, task, step, error, permanent, retry_after) ON r.id = gone.msg_id
             JOIN tasker.steps s ON s.task_id = r.task AND s.step = r.step AND s.msg_id = r.id AND s.state = 'enqueued'
             JOIN tasker.tasks t ON t.id = r.task
-            JOIN tasker.templates tp ON tp.id = t.template_id
-            JOIN tasker.template_versions tv ON tv.id = t.version_id
             JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = r.step
-            JOIN tasker.namespaces n ON n.queue = $9
+            JOIN tasker.namespaces n ON n.name = ts.namespace
         ), failed AS (
             UPDATE tasker.steps s
             SET state = CASE WHEN v.over THEN 'cancelled' WHEN v.dead THEN 'dead' ELSE 'waiting_retry' END::tasker.step_state,
@@ -63,36 +96,25 @@ BEGIN
                     'attempt', s.failures + 1, 'crashes', v.read_ct - 1 - s.released, 'at', clock_timestamp(), 'worker', $8))
             FROM verdict v
             WHERE s.task_id = v.task AND s.step = v.step
-            RETURNING s.msg_id, s.task_id, s.state, s.errors, v.error, v.permanent, v.name, v.handler, v.template, v.version,
-                      v.input, v.trace, v.message
+            RETURNING s.msg_id, s.task_id, s.step, s.state, v.message,
+                      coalesce(v.error ->> 'reason', CASE WHEN v.permanent THEN 'permanent_error' ELSE 'attempts_exhausted' END) AS reason
         )
         SELECT array_agg(f.msg_id),
                count(*) FILTER (WHERE f.state = 'waiting_retry'),
                array_agg(f.task_id) FILTER (WHERE f.state = 'dead'),
-               array_agg(jsonb_build_object(
-                   'reason', coalesce(f.error ->> 'reason', CASE WHEN f.permanent THEN 'permanent_error' ELSE 'attempts_exhausted' END),
-                   'queue', $9, 'task', f.task_id, 'step', f.name, 'handler', f.handler, 'template', f.template, 'version', f.version,
-                   'errors', f.errors, 'worker', $8, 'input', f.input, 'trace', f.trace, 'message', f.message,
-                   'results', (SELECT jsonb_object_agg(ts.name, s.result) FROM tasker.steps s
-                               JOIN tasker.tasks t ON t.id = s.task_id
-                               JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = s.step
-                               WHERE s.task_id = f.task_id AND s.state = 'complete')
-               )) FILTER (WHERE f.state = 'dead')
+               array_agg(f.step) FILTER (WHERE f.state = 'dead'),
+               array_agg(f.reason) FILTER (WHERE f.state = 'dead'),
+               array_agg(f.message) FILTER (WHERE f.state = 'dead')
         FROM failed f
     $f$, pgmq.format_table_name(p_queue, 'q'))
-    INTO v_ids, v_retrying, v_tasks, v_letters
-    USING p_ids, p_fences, p_tasks, p_steps, p_errors, p_permanent, p_retry_after, p_worker, p_queue;
+    INTO v_ids, v_retrying, v_tasks, v_steps, v_reasons, v_messages
+    USING p_ids, p_fences, p_tasks, p_steps, p_errors, p_permanent, p_retry_after, p_worker;
 
     IF coalesce(cardinality(v_ids), 0) < cardinality(p_ids) THEN
         PERFORM tasker.count_event('stale_reports', cardinality(p_ids) - coalesce(cardinality(v_ids), 0));
     END IF;
     IF v_tasks IS NOT NULL THEN
-        UPDATE tasker.tasks t
-        SET state = tv.dead_state, finished_at = CASE WHEN tv.dead_state = 'failed' THEN clock_timestamp() END
-        FROM tasker.template_versions tv
-        WHERE t.id = ANY (v_tasks) AND t.state = 'running' AND tv.id = t.version_id;
-        PERFORM pgmq.send_batch(p_queue || '_dlq', v_letters);
-        PERFORM pg_notify('tasker_dead_letters', p_queue);
+        PERFORM tasker.send_dead_letters(v_tasks, v_steps, v_reasons, v_messages);
     END IF;
     IF v_retrying > 0 THEN
         PERFORM pg_notify('tasker_retries', '');

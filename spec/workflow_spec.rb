@@ -11,8 +11,12 @@ RSpec.describe TaskerCore::Workflow do
     ruby = workflow("OrderFulfillment") do
       description "from cart to parcel"
       priority :high
+      deadline 7200
+      on_failure :fail
+      retry_rules max_attempts: 9, multiplier: 3
+      dead_letters retention_days: 30
       input_schema type: "object", required: ["id"]
-      step :validate, ValidateOrder
+      step :validate, ValidateOrder, transactional: true, dead_letters: { alert_threshold: 10 }
       step :reserve, ReserveInventory, after: :validate, namespace: "inventory", timeout: 30, config: { warehouse: "north" },
                                        retry: { max_attempts: 5, backoff: :linear, base: 2, max: "5m", jitter: 0.5 }
     end
@@ -22,10 +26,16 @@ RSpec.describe TaskerCore::Workflow do
       namespace: #{namespace}
       description: from cart to parcel
       priority: high
+      deadline: 2h
+      on_failure: fail
+      retry: { max_attempts: 9, multiplier: 3 }
+      dead_letters: { retention_days: 30 }
       input_schema: { type: object, required: [id] }
       steps:
         - name: validate
           handler: ValidateOrder
+          transactional: true
+          dead_letters: { alert_threshold: 10 }
         - name: reserve
           handler: ReserveInventory
           namespace: inventory

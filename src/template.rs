@@ -51,6 +51,9 @@ pub struct Template {
     /// What becomes of a task when one of its steps is dead-lettered.
     #[serde(skip_serializing_if = "is_default")]
     pub on_failure: OnFailure,
+    /// How long its tasks may take, from submission to end; then they are given up. None: as long as they take.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<Duration>,
     /// JSON Schema that a task's input must satisfy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub input_schema: Option<Value>,

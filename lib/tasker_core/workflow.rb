@@ -44,6 +44,26 @@ module TaskerCore
       # @overload priority @return [Symbol, nil]
       def priority(value = nil) = setting(:priority, value)
 
+      # How long a task may take, in seconds or as "1h"; then it is given up.
+      # @overload deadline(value) sets it
+      # @overload deadline @return [Numeric, String, nil]
+      def deadline(value = nil) = setting(:deadline, duration(value))
+
+      # What becomes of a task when one of its steps is dead-lettered: :block (until somebody settles it) or :fail.
+      # @overload on_failure(value) sets it
+      # @overload on_failure @return [Symbol, nil]
+      def on_failure(value = nil) = setting(:on_failure, value)
+
+      # The rules of retrying for the steps that do not say their own: see {step}.
+      # @overload retry_rules(value) sets them
+      # @overload retry_rules @return [Hash, nil]
+      def retry_rules(value = nil) = setting(:retry, value&.transform_values { |rule| duration(rule) })
+
+      # Of the steps that do not say their own: retention_days, alert_threshold.
+      # @overload dead_letters(value) sets them
+      # @overload dead_letters @return [Hash, nil]
+      def dead_letters(value = nil) = setting(:dead_letters, value)
+
       # JSON Schema that a task's input must satisfy.
       # @overload input_schema(value) sets it
       # @overload input_schema @return [Hash, nil]
@@ -59,15 +79,16 @@ module TaskerCore
       # @param timeout [Numeric, String, nil] how long one attempt may run, in seconds or as "5m"
       # @param transactional [Boolean] the handler's writes on its own connection (ActiveRecord's in Rails; see
       #   {Configuration#transaction}) and the step's completion commit together: effects exactly once
+      # @param dead_letters [Hash, nil] retention_days, alert_threshold
       # @param config [Hash, nil] handed to the handler as it is
       # @return [void]
-      def step(name, handler, after: [], namespace: nil, retry: nil, timeout: nil, transactional: false, config: nil)
+      def step(name, handler, after: [], namespace: nil, retry: nil, timeout: nil, transactional: false, dead_letters: nil, config: nil)
         line = caller_locations(1, 1).first
         rules = binding.local_variable_get(:retry)
         definition = {
           name: name, handler: handler_name(name, handler), depends_on: Array(after), namespace: namespace,
           retry: rules.is_a?(Hash) ? rules.transform_values { |value| duration(value) } : rules,
-          timeout: duration(timeout), transactional: transactional || nil, config: config
+          timeout: duration(timeout), transactional: transactional || nil, dead_letters: dead_letters, config: config
         }
         own_steps << [line.path, line.lineno, definition.compact]
       end
@@ -83,8 +104,10 @@ module TaskerCore
       # @return [Array(String, String)]
       def source
         file = own_steps.first&.first || name.to_s
-        head = { name: template_name, namespace: namespace, version: version, description: description, priority: priority,
-                 input_schema: input_schema }.compact
+        head = {
+          name: template_name, namespace: namespace, version: version, description: description, priority: priority, deadline: deadline,
+          on_failure: on_failure, retry: retry_rules, dead_letters: dead_letters, input_schema: input_schema
+        }.compact
         json = +"{#{head.map { |key, value| "#{key.to_json}: #{value.to_json}, " }.join}\"steps\": ["
         own_steps.each_with_index do |(path, line, definition), index|
           json << "," unless index.zero?

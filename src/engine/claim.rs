@@ -1,4 +1,4 @@
-//! How steps get into queues: from claimed tasks, and when a retry is due.
+//! How steps get into queues: from claimed tasks, and when a retry is due. And how a task is given up whose time is over.
 
 use chrono::{DateTime, Utc};
 
@@ -65,6 +65,17 @@ pub struct Retried {
 pub(crate) async fn enqueue_due_retries(db: &Db, limit: i32) -> Result<Retried> {
     super::again_on_conflict(|| async {
         Ok(sqlx::query_as("SELECT enqueued, next_due FROM tasker.enqueue_due_retries($1)")
+            .bind(limit)
+            .fetch_one(db.pool())
+            .await?)
+    })
+    .await
+}
+
+/// Gives up at most `limit` tasks whose deadline is over. Returns how many it gave up.
+pub(crate) async fn expire_tasks(db: &Db, limit: i32) -> Result<i32> {
+    super::again_on_conflict(|| async {
+        Ok(sqlx::query_scalar("SELECT tasker.expire_tasks($1)")
             .bind(limit)
             .fetch_one(db.pool())
             .await?)

@@ -1,4 +1,4 @@
-//! Recovery: notices members that died and leases that ran out, and wakes who can go on with the work.
+//! Recovery: notices members that died and leases that ran out, wakes who can go on with the work, and gives up tasks at their deadline.
 
 use std::time::Duration;
 
@@ -6,12 +6,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
 use crate::db::Db;
+use crate::engine::claim::expire_tasks;
 use crate::engine::lease::wake_expired;
 use crate::engine::{member, LowWaterMarks};
 use crate::error::Result;
 use crate::health::{Beat, Beats};
 
 const EVERY: Duration = Duration::from_secs(5);
+/// How many tasks one cycle gives up at most.
+const BATCH: i32 = 1_000;
 
 pub(super) struct Recovery {
     db: Db,
@@ -49,6 +52,10 @@ impl Recovery {
     async fn cycle(&mut self) -> Result<()> {
         for dead in member::expire(&self.db).await? {
             tracing::warn!(member = dead.id, name = dead.name, kind = dead.kind, "a member's lease ran out");
+        }
+        let late = expire_tasks(&self.db, BATCH).await?;
+        if late > 0 {
+            tracing::warn!(tasks = late, "tasks were given up at their deadline");
         }
         for (namespace, count) in wake_expired(&self.db, &mut self.marks).await? {
             tracing::info!(namespace, count, "steps wait in the queue whose lease ran out or was handed back");

@@ -22,6 +22,7 @@ pub(super) struct Document {
     retry: Option<RetryDocument>,
     dead_letters: Option<DeadLettersDocument>,
     on_failure: Option<Spanned<String>>,
+    deadline: Option<Spanned<Span>>,
     steps: Spanned<Vec<StepDocument>>,
 }
 
@@ -86,6 +87,7 @@ impl Document {
                 OnFailure::Block
             }
         });
+        let deadline = self.deadline.and_then(|deadline| found.span(&deadline, "deadline"));
         if let Some(schema) = &self.input_schema {
             if let Err(error) = jsonschema::validator_for(&schema.value) {
                 found.add(schema, format!("input_schema is not a valid JSON Schema: {error}"));
@@ -140,6 +142,7 @@ impl Document {
             description: self.description,
             priority,
             on_failure,
+            deadline,
             input_schema,
             steps,
         })

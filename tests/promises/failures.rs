@@ -219,3 +219,33 @@ async fn a_step_that_keeps_killing_its_workers_is_dead_lettered_and_what_was_bes
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_past_its_deadline_is_given_up_wherever_it_is() {
+    World::with(async |world| {
+        let flow = "name: flow\nnamespace: here\ndeadline: 1h\nsteps:\n  - { name: a, handler: H }\n  - { name: b, handler: H, depends_on: [a], namespace: there }\n";
+        world.register(flow).await;
+        let (running, waiting) = (world.submit("flow", json!({})).await, world.submit("flow", json!({})).await);
+        world.claim().await;
+        let held = world.lease("here_queue", 10).await;
+        let of = |task| held.iter().find(|step| step.task_id == task).unwrap().clone();
+        world.fail(&of(waiting), "not now", false, Some(3600.0)).await;
+        let (pending, done) = (world.submit("flow", json!({})).await, world.submit("flow", json!({})).await);
+        sqlx::query("UPDATE tasker.tasks SET state = 'complete', claim_order = NULL WHERE id = $1").bind(done).execute(&world.pool).await.unwrap();
+        let expire = async || world.count("SELECT tasker.expire_tasks(100)::bigint").await;
+        assert_eq!(expire().await, 0, "there is time left");
+
+        sqlx::query("UPDATE tasker.tasks SET deadline_at = deadline_at - interval '1 hour'").execute(&world.pool).await.unwrap();
+        assert_eq!((expire().await, expire().await), (3, 0));
+        for task in [running, waiting, pending] {
+            assert_eq!(world.task(task).await["state"], "blocked");
+            assert_eq!(world.step_states(task).await, ["dead", "pending"]);
+        }
+        assert_eq!(world.task(done).await["state"], "complete");
+        let letters = world.dead_letters("here").await;
+        assert_eq!(letters.iter().map(|letter| letter["reason"].as_str().unwrap()).collect::<Vec<_>>(), ["deadline"; 3]);
+        assert!(world.complete(&[of(running)], "{}").await.is_empty(), "its report is stale");
+        assert_eq!(world.count("SELECT count(*) FROM pgmq.q_here_queue").await, 0);
+    })
+    .await;
+}

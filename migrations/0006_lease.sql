@@ -134,7 +134,7 @@ BEGIN
 END
 $$;
 
--- A step whose earlier lease ran out is a suspect: it may have taken its worker down. It may as well have waited beside the one that did, so
+-- A step whose lease ran out more than once is a suspect: it may have taken its workers down. It may as well have waited beside the one that did, so
 -- workers run suspects one at a time, and count here, before they begin, what is a kill unless they are heard of again.
 -- False: the lease is no longer the caller's. Locks: the message, then its step.
 CREATE FUNCTION tasker.begin_suspect(p_queue text, p_id bigint, p_fence int, p_task uuid, p_step smallint) RETURNS boolean

@@ -49,7 +49,7 @@ pub struct WorkerConfig {
     pub batch: usize,
     /// How often to look for steps when no notification came. Default 1 s.
     pub poll: Duration,
-    /// How often a step that is suspected (its lease ran out before) may take its worker down with it before it is dead-lettered. Default 5.
+    /// How often a step that is suspected (its lease ran out twice before) may take its worker down with it before it is dead-lettered. Default 5.
     pub max_crashes: u32,
 }
 

@@ -33,7 +33,7 @@ pub struct LeasedStep {
     pub attempt: i32,
     /// Counts the first run.
     pub max_attempts: i32,
-    /// How often a worker leased this attempt and was never heard of again, whether or not it had begun it. More than 0: it is a suspect.
+    /// How often a worker leased this attempt and was never heard of again, whether or not it had begun it.
     pub crashes: i32,
     /// How often that happened while it ran as a suspect.
     pub kills: i32,

@@ -14,6 +14,9 @@ use crate::engine::lease::{lease_steps, LeasedStep};
 use crate::engine::LowWaterMarks;
 use crate::health::Beat;
 
+/// A step whose lease ran out this often is a suspect. Once happens to all that a worker held when it was killed.
+const SUSPICIOUS: i32 = 2;
+
 /// Where leased steps go.
 #[derive(Clone)]
 pub(super) struct Outlets {
@@ -88,7 +91,7 @@ async fn accept(shared: &Shared, queue: usize, outlets: &Outlets, leased: Leased
     let step = Step { leased, queue, lost };
     // The receivers live as long as the worker.
     match (step.leased.crashes, step.leased.kills) {
-        (..=0, _) => drop(outlets.buffer.send(step)),
+        (..SUSPICIOUS, _) => drop(outlets.buffer.send(step)),
         (_, kills) if kills < shared.config.max_crashes as i32 => {
             shared.waiting.add();
             drop(outlets.suspects.send(step));

@@ -1,4 +1,4 @@
-//! Suspects: steps whose earlier lease ran out. One of them may take its worker down again, and whatever is beside it; so they begin one at a
+//! Suspects: steps whose lease ran out more than once. One of them may take its worker down again, and whatever is beside it; so they begin one at a
 //! time, each counted before it does. What was only beside a killer comes through; the killer is dead-lettered, even though nobody lives to
 //! report it.
 

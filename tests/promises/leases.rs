@@ -8,11 +8,18 @@ use tasker::engine::cancel::cancel_tasks;
 use tasker::engine::read::wait_for_end;
 use tasker::worker::{Handlers, Outcome, Worker, WorkerConfig};
 
-use crate::world::World;
+use crate::world::{Leased, World};
 
 const ONE: &str = "name: one\nnamespace: here\nsteps:\n  - { name: only, handler: H }\n";
 const TWO: &str =
     "name: two\nnamespace: here\nsteps:\n  - { name: first, handler: H }\n  - { name: second, handler: H, depends_on: [first] }\n";
+
+/// Leases the step that waits, loses it, and leases it again: the lease that was lost, and the one that holds.
+async fn lose(world: &World) -> (Leased, Leased) {
+    let lost = world.lease("here_queue", 10).await.remove(0);
+    world.expire(&lost).await;
+    (lost, world.lease("here_queue", 10).await.remove(0))
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_completion_under_a_lost_lease_is_refused_and_counted() {
@@ -20,9 +27,7 @@ async fn a_completion_under_a_lost_lease_is_refused_and_counted() {
         world.register(TWO).await;
         let task = world.submit("two", json!({})).await;
         world.claim().await;
-        let lost = world.lease("here_queue", 10).await.remove(0);
-        world.expire(&lost).await;
-        let holder = world.lease("here_queue", 10).await.remove(0);
+        let (lost, holder) = lose(world).await;
         assert_eq!((holder.msg_id, holder.fence, holder.crashes), (lost.msg_id, lost.fence + 1, 1));
 
         assert!(world
@@ -46,9 +51,7 @@ async fn a_lost_lease_cannot_be_extended_or_handed_back() {
         world.register(ONE).await;
         world.submit("one", json!({})).await;
         world.claim().await;
-        let lost = world.lease("here_queue", 10).await.remove(0);
-        world.expire(&lost).await;
-        let holder = world.lease("here_queue", 10).await.remove(0);
+        let (lost, holder) = lose(world).await;
 
         let refused: Vec<i64> = sqlx::query_scalar("SELECT tasker.extend_leases('here_queue', $1, $2, interval '1 hour')")
             .bind(vec![lost.msg_id])
@@ -270,9 +273,7 @@ async fn progress_and_checkpoints_under_a_lost_lease_are_refused() {
         world.register(ONE).await;
         world.submit("one", json!({})).await;
         world.claim().await;
-        let lost = world.lease("here_queue", 10).await.remove(0);
-        world.expire(&lost).await;
-        let holder = world.lease("here_queue", 10).await.remove(0);
+        let (lost, holder) = lose(world).await;
         let record = async |fence: i32| -> Vec<i64> {
             sqlx::query_scalar("SELECT tasker.record_progress('here_queue', $1, $2, $3, $4, $5, $5)")
                 .bind(vec![lost.msg_id])

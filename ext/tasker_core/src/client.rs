@@ -9,7 +9,7 @@ use tasker::{Db, Template};
 
 use crate::runtime::Owned;
 use crate::waiting::block_on;
-use crate::{dead_letters, json, raise};
+use crate::{json, raise};
 
 #[magnus::wrap(class = "TaskerCore::Native::Client", free_immediately, size)]
 pub(crate) struct Client(Owned<(Db, Submitter)>);
@@ -27,13 +27,6 @@ pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
     class.define_method("read_task", method!(Client::read_task, 1))?;
     class.define_method("task_states", method!(Client::task_states, 1))?;
     class.define_method("wait", method!(Client::wait, 2))?;
-    class.define_method(
-        "dead_letters",
-        method!(
-            |ruby: &Ruby, this: &Client, request: RubyValue| dead_letters::call(ruby, this, request),
-            1
-        ),
-    )?;
     class.define_method("cancel", method!(Client::cancel, 1))?;
     class.define_method("close", method!(Client::close, 0))?;
     Ok(())

@@ -1,6 +1,6 @@
 //! The dead-letter verbs for Ruby: one request in, one answer out, both JSON. lib/tasker_core/dlq.rb gives them their shape.
 
-use magnus::{Error, Ruby, Value as RubyValue};
+use magnus::{method, prelude::*, Error, RClass, RModule, Ruby, Value as RubyValue};
 use serde::Deserialize;
 use serde_json::{json, Value};
 use tasker::engine::dead_letters::{self, By, Filter, Replay};
@@ -25,7 +25,14 @@ enum Request {
     Actions { limit: i32 },
 }
 
-pub(crate) fn call(ruby: &Ruby, client: &Client, request: RubyValue) -> Result<String, Error> {
+/// Adds the method to Client, which is defined by then.
+pub(crate) fn init(native: RModule) -> Result<(), Error> {
+    native
+        .const_get::<_, RClass>("Client")?
+        .define_method("dead_letters", method!(call, 1))
+}
+
+fn call(ruby: &Ruby, client: &Client, request: RubyValue) -> Result<String, Error> {
     let request: Request = serde_json::from_value(json::from_ruby(ruby, request)?)
         .map_err(|error| raise::with_class(ruby, "InvalidInput", format!("dead letters: {error}")))?;
     let db = client.db(ruby)?;

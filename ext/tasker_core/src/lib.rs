@@ -26,6 +26,7 @@ fn init(ruby: &Ruby) -> Result<(), Error> {
     native.define_singleton_method("run_command", function!(run_command, 1))?;
     native.define_singleton_method("init_logging", function!(tasker::telemetry::init_logging, 0))?;
     client::init(ruby, native)?;
+    dead_letters::init(native)?;
     worker::init(ruby, native)
 }
 

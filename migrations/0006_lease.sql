@@ -12,7 +12,7 @@ $$;
 -- Leases the first p_limit visible messages of a queue, with all that their handlers need.
 -- p_mark: where to start; no live message may be below it. Dead entries below it, which vacuum may not take while any session
 -- holds back the xmin horizon, are then not walked. 0 is always right. (A design rule of DESIGN section 3.)
--- A message that is not ours goes to the dead-letter queue; one whose row disagrees is removed; both are counted, neither is returned.
+-- A message that is not ours, or names a task or step that is not there, goes to the dead-letter queue; one whose row disagrees is removed; both are counted, neither is returned.
 -- Locks: the messages, skipping those that another worker is leasing or reporting; then the rows of stale steps.
 CREATE FUNCTION tasker.lease_steps(p_queue text, p_worker int, p_mark bigint, p_limit int, p_lease interval)
 RETURNS TABLE (
@@ -82,13 +82,19 @@ DECLARE
     v_gone    bigint[];
     v_foreign jsonb[];
 BEGIN
-    SELECT array_agg(m.id), array_agg(jsonb_build_object('reason', 'not_a_step', 'queue', p_queue, 'message', m.message) ORDER BY m.id)
-                            FILTER (WHERE m.task IS NULL)
+    SELECT array_agg(u.id),
+           array_agg(jsonb_build_object('reason', u.reason, 'queue', p_queue, 'message', u.message) ORDER BY u.id) FILTER (WHERE u.reason IS NOT NULL)
     INTO v_gone, v_foreign
-    FROM unnest(p_ids, p_messages, p_tasks, p_steps) AS m(id, message, task, step)
-    LEFT JOIN tasker.steps s ON s.task_id = m.task AND s.step = m.step AND s.msg_id = m.id AND s.state = 'enqueued'
-    LEFT JOIN tasker.tasks t ON t.id = s.task_id AND t.state IN ('running', 'blocked', 'failed')
-    WHERE t.id IS NULL;
+    FROM (
+        SELECT m.id, m.message, CASE
+            WHEN m.task IS NULL THEN 'not_a_step'
+            WHEN t.id IS NULL THEN 'unknown_task'
+            WHEN ts.step IS NULL THEN 'unknown_step' END AS reason
+        FROM unnest(p_ids, p_messages, p_tasks, p_steps) AS m(id, message, task, step)
+        LEFT JOIN tasker.tasks t ON t.id = m.task
+        LEFT JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = m.step
+        LEFT JOIN tasker.steps s ON s.task_id = m.task AND s.step = m.step AND s.msg_id = m.id AND s.state = 'enqueued'
+        WHERE s.task_id IS NULL OR t.state NOT IN ('running', 'blocked', 'failed')) AS u;
 
     UPDATE tasker.steps s SET state = 'cancelled', finished_at = clock_timestamp()
     FROM unnest(p_ids, p_tasks, p_steps) AS m(id, task, step)

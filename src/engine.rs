@@ -3,6 +3,7 @@
 //! Read them in the order in which a task meets them: [`register`], [`submit`], [`claim`], [`lease`], [`complete`] or [`fail`],
 //! [`dead_letters`], [`cancel`], [`read`]; [`member`] is who does it.
 
+pub(crate) mod alerts;
 pub mod cancel;
 pub mod claim;
 pub mod complete;

@@ -1,8 +1,9 @@
 //! The orchestrator: admits tasks, enqueues due retries, notices what died. Any number run side by side, all equal.
 //!
-//! It is five loops of one shape: `run(self, stop)` repeats a cycle, beats, and waits for a wake or a poll.
+//! It is six loops of one shape: `run(self, stop)` repeats a cycle, beats, and waits for a wake or a poll.
 
 mod admission;
+mod alerts;
 mod recovery;
 mod retention;
 mod retries;
@@ -32,6 +33,9 @@ pub struct OrchestratorConfig {
     pub poll: Duration,
     /// How long a membership lasts without a heartbeat, which comes at a third of it. Default 30 s.
     pub lease: Duration,
+    /// Where alerts on dead letters are posted as JSON, beside the log. Delivered at least once, by one of the orchestrators that have it.
+    /// Default none.
+    pub alert_webhook: Option<String>,
 }
 
 impl Default for OrchestratorConfig {
@@ -42,6 +46,7 @@ impl Default for OrchestratorConfig {
             batch: 200,
             poll: Duration::from_secs(1),
             lease: Duration::from_secs(30),
+            alert_webhook: None,
         }
     }
 }
@@ -74,12 +79,13 @@ impl Orchestrator {
         db.check_schema().await?;
         let membership = Arc::new(Membership::join(db, Kind::Orchestrator, &config.namespaces, config.lease).await?);
         let stop = CancellationToken::new();
-        let wakes = db.listen(&[channel::TASKS, channel::RETRIES], stop.clone());
+        let wakes = db.listen(&[channel::TASKS, channel::RETRIES, channel::DEAD_LETTERS], stop.clone());
         let beats = Beats::default();
         let loops = TaskTracker::new();
         loops.spawn(admission::Admission::new(db, &config, &membership, &beats, wakes.subscribe()).run(stop.clone()));
         loops.spawn(retries::Retries::new(db, &beats, wakes.subscribe()).run(stop.clone()));
         loops.spawn(recovery::Recovery::new(db, &beats).run(stop.clone()));
+        loops.spawn(alerts::Alerts::new(db, config.alert_webhook.clone(), &beats, wakes.subscribe()).run(stop.clone()));
         loops.spawn(retention::Retention::new(db, &beats).run(stop.clone()));
         loops.spawn(member::keep(
             membership.clone(),

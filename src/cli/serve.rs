@@ -33,6 +33,9 @@ pub(super) struct Options {
     /// Leave tasks waiting, where priority counts, while their queue holds this many messages
     #[arg(long, default_value_t = 1000)]
     queue_target: u32,
+    /// Where alerts on dead letters are posted as JSON
+    #[arg(long, env = "TASKER_ALERT_WEBHOOK", hide_env_values = true)]
+    alert_webhook: Option<String>,
     /// Database connections at most
     #[arg(long, default_value_t = 5)]
     connections: u32,
@@ -58,6 +61,7 @@ pub(super) async fn serve(db: Db, server: Server, options: Options) -> Result<i3
     let config = OrchestratorConfig {
         namespaces: options.namespaces,
         queue_target: options.queue_target,
+        alert_webhook: options.alert_webhook,
         ..OrchestratorConfig::default()
     };
     let mut stopping = StopSignals::new()?;

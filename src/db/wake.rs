@@ -14,6 +14,8 @@ pub(crate) mod channel {
     pub(crate) const TASKS: &str = "tasker_tasks";
     /// Steps were enqueued; the payload is their queue.
     pub(crate) const STEPS: &str = "tasker_steps";
+    /// Steps were dead-lettered; the payload is their queue.
+    pub(crate) const DEAD_LETTERS: &str = "tasker_dead_letters";
     /// Tasks were cancelled.
     pub(crate) const CANCELLED: &str = "tasker_cancelled";
     /// Steps were told to wait for a retry.

@@ -20,7 +20,7 @@ pub struct Filter {
     /// What was to run the step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub handler: Option<String>,
-    /// attempts_exhausted, permanent_error, timeout, poison, not_a_step.
+    /// attempts_exhausted, permanent_error, timeout, deadline, poison, not_a_step, unknown_task, unknown_step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// The class of the last error.

@@ -4,6 +4,7 @@ use serde_json::{json, Value};
 use tasker::engine::cancel::cancel_tasks;
 use tasker::engine::dead_letters::{self, By, Filter, Replay};
 use tasker::engine::namespaces;
+use tasker::orchestrator::{Orchestrator, OrchestratorConfig};
 use tasker::Error;
 use uuid::Uuid;
 
@@ -363,6 +364,104 @@ async fn a_namespaces_rules_hold_where_its_steps_say_nothing() {
             namespaces::set(&world.db, "here", &rules(json!({ "max_attempts": 0 }))).await,
             Err(Error::Invalid(_))
         ));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_alert_is_raised_once_for_every_crossing_of_a_threshold() {
+    World::with(async |world| {
+        let own = "{ max_attempts: 1 }, dead_letters: { alert_threshold: 2 }";
+        world.register(FLOW).await;
+        world
+            .register(&FLOW.replace("name: flow", "name: own").replace("{ max_attempts: 1 }", own))
+            .await;
+        namespaces::set(&world.db, "here", &serde_json::from_value(json!({ "alert_threshold": 1 })).unwrap())
+            .await
+            .unwrap();
+        let check = async || -> Vec<Value> {
+            sqlx::query_scalar("SELECT tasker.check_alerts()")
+                .fetch_all(&world.pool)
+                .await
+                .unwrap()
+        };
+        let scope = |alert: &Value| (alert["template"].as_str().unwrap().to_owned(), alert["letters"].as_i64().unwrap());
+        assert!(check().await.is_empty());
+        die(world, "own", "one").await;
+        assert!(check().await.is_empty(), "the step's own threshold is 2");
+        die(world, "flow", "one").await;
+        assert_eq!(
+            check().await.iter().map(scope).collect::<Vec<_>>(),
+            [(String::new(), 1)],
+            "its namespace's is 1"
+        );
+        die(world, "own", "two").await;
+        assert_eq!(check().await.iter().map(scope).collect::<Vec<_>>(), [("own".to_owned(), 2)]);
+        die(world, "own", "three").await;
+        die(world, "flow", "two").await;
+        assert!(check().await.is_empty(), "not for every letter");
+
+        dead_letters::discard(&world.db, &ids(world, Filter::default()).await, &by())
+            .await
+            .unwrap();
+        assert!(check().await.is_empty());
+        die(world, "flow", "again").await;
+        assert_eq!(check().await.len(), 1, "another crossing");
+        assert_eq!(world.counter("dead_letter_alerts").await, 3);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_alert_reaches_the_webhook_although_that_was_down() {
+    World::with(async |world| {
+        world.register(FLOW).await;
+        namespaces::set(&world.db, "here", &serde_json::from_value(json!({ "alert_threshold": 1 })).unwrap())
+            .await
+            .unwrap();
+        // Refuses the first call.
+        let (seen, mut posts) = tokio::sync::mpsc::unbounded_channel();
+        let calls = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let router = axum::Router::new().route(
+            "/alerts",
+            axum::routing::post(move |axum::Json(alert): axum::Json<Value>| {
+                let first = calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0;
+                seen.send(alert).unwrap();
+                async move {
+                    if first {
+                        axum::http::StatusCode::SERVICE_UNAVAILABLE
+                    } else {
+                        axum::http::StatusCode::OK
+                    }
+                }
+            }),
+        );
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let webhook = format!("http://{}/alerts", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        let start = async || {
+            let config = OrchestratorConfig {
+                alert_webhook: Some(webhook.clone()),
+                ..OrchestratorConfig::default()
+            };
+            Orchestrator::start(&world.db, config).await.unwrap()
+        };
+
+        die(world, "flow", "broken").await;
+        let orchestrator = start().await;
+        assert_eq!(posts.recv().await.unwrap()["namespace"], "here");
+        orchestrator.shutdown().await;
+        sqlx::query("UPDATE tasker.alerts SET next_try_at = clock_timestamp()")
+            .execute(&world.pool)
+            .await
+            .unwrap();
+        let orchestrator = start().await;
+        assert_eq!(posts.recv().await.unwrap()["tries"], 2);
+        while world.count("SELECT count(*) FROM tasker.alerts WHERE delivered_at IS NULL").await > 0 {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        orchestrator.shutdown().await;
+        assert!(posts.try_recv().is_err(), "and not again");
     })
     .await;
 }

@@ -111,14 +111,13 @@ async fn messages_that_are_not_ours_are_dead_lettered_and_stale_ones_removed() {
                 .await
                 .unwrap();
         }
-        // A copy of a real message, and one for a task that does not exist.
-        sqlx::query("SELECT pgmq.send('here_queue', message) FROM pgmq.q_here_queue WHERE message ? 'attempt'")
-            .execute(&world.pool)
-            .await
-            .unwrap();
-        let nobody = json!({ "task": "018f0000-0000-7000-8000-000000000000", "step": 0, "attempt": 1 });
-        sqlx::query("SELECT pgmq.send('here_queue', $1::jsonb)")
-            .bind(nobody)
+        for (task, step) in [("018f0000-0000-7000-8000-000000000000", 0), (task.to_string().as_str(), 7)] {
+            let message = json!({ "task": task, "step": step, "attempt": 1 });
+            sqlx::query("SELECT pgmq.send('here_queue', $1::jsonb)").bind(message).execute(&world.pool).await.unwrap();
+        }
+        // A copy of a real message.
+        sqlx::query("SELECT pgmq.send('here_queue', message) FROM pgmq.q_here_queue WHERE message @> '{\"attempt\": 1, \"step\": 0}' AND message ->> 'task' = $1")
+            .bind(task.to_string())
             .execute(&world.pool)
             .await
             .unwrap();
@@ -126,11 +125,12 @@ async fn messages_that_are_not_ours_are_dead_lettered_and_stale_ones_removed() {
         let leased = world.lease("here_queue", 100).await;
         assert_eq!(leased.iter().map(|s| s.task_id).collect::<Vec<_>>(), [task]);
         let letters = world.dead_letters("here").await;
-        assert_eq!(letters.iter().map(|l| l["message"].clone()).collect::<Vec<_>>(), foreign);
-        assert!(letters.iter().all(|l| l["reason"] == "not_a_step"));
+        assert_eq!(letters[..4].iter().map(|l| l["message"].clone()).collect::<Vec<_>>(), foreign);
+        let reasons: Vec<&str> = letters.iter().map(|l| l["reason"].as_str().unwrap()).collect();
+        assert_eq!(reasons, ["not_a_step", "not_a_step", "not_a_step", "not_a_step", "unknown_task", "unknown_step"]);
         assert_eq!(
             (world.counter("foreign_messages").await, world.counter("stale_messages").await),
-            (4, 2)
+            (6, 1)
         );
         assert_eq!(world.count("SELECT count(*) FROM pgmq.q_here_queue").await, 1);
     })

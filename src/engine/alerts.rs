@@ -1,0 +1,23 @@
+//! Alerts on dead letters: raised once for each crossing of a threshold, delivered at least once.
+
+use serde_json::Value;
+
+use crate::db::Db;
+use crate::error::Result;
+
+/// Raises and clears alerts; returns those it raised.
+pub(crate) async fn check(db: &Db) -> Result<Vec<Value>> {
+    Ok(sqlx::query_scalar("SELECT tasker.check_alerts()").fetch_all(db.pool()).await?)
+}
+
+/// An alert that is to be delivered now. It comes again later, unless [`delivered`] is called.
+pub(crate) async fn take(db: &Db) -> Result<Option<Value>> {
+    Ok(sqlx::query_scalar("SELECT tasker.take_alert()").fetch_one(db.pool()).await?)
+}
+
+/// The alert arrived.
+pub(crate) async fn delivered(db: &Db, alert: &Value) -> Result<()> {
+    let id = alert["id"].as_i64().unwrap_or_default();
+    sqlx::query("SELECT tasker.alert_delivered($1)").bind(id).execute(db.pool()).await?;
+    Ok(())
+}

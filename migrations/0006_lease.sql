@@ -12,7 +12,8 @@ $$;
 -- Leases the first p_limit visible messages of a queue, with all that their handlers need.
 -- p_mark: where to start; no live message may be below it. Dead entries below it, which vacuum may not take while any session
 -- holds back the xmin horizon, are then not walked. 0 is always right. (A design rule of DESIGN section 3.)
--- A message that is not ours, or names a task or step that is not there, goes to the dead-letter queue; one whose row disagrees is removed; both are counted, neither is returned.
+-- A message that is not ours, or names a task or step that is not there, goes to the dead-letter queue; one whose row disagrees is removed;
+-- both are counted, neither is returned.
 -- Locks: the messages, skipping those that another worker is leasing or reporting; then the rows of stale steps.
 CREATE FUNCTION tasker.lease_steps(p_queue text, p_worker int, p_mark bigint, p_limit int, p_lease interval)
 RETURNS TABLE (
@@ -140,8 +141,8 @@ BEGIN
 END
 $$;
 
--- A step whose lease ran out more than once is a suspect: it may have taken its workers down. It may as well have waited beside the one that did, so
--- workers run suspects one at a time, and count here, before they begin, what is a kill unless they are heard of again.
+-- A step whose lease ran out more than once is a suspect: it may have taken its workers down. It may as well have waited beside the one
+-- that did, so workers run suspects one at a time, and count here, before they begin, what is a kill unless they are heard of again.
 -- False: the lease is no longer the caller's. Locks: the message, then its step.
 CREATE FUNCTION tasker.begin_suspect(p_queue text, p_id bigint, p_fence int, p_task uuid, p_step smallint) RETURNS boolean
 LANGUAGE plpgsql AS $$

@@ -1,4 +1,5 @@
--- Cancellation. A handler that is running learns of it at once where LISTEN works, at its next heartbeat otherwise, because its message is gone; its report is stale.
+-- Cancellation. A handler that is running learns of it at once where LISTEN works, at its next heartbeat otherwise, because its message is
+-- gone; its report is stale.
 
 -- Cancels the tasks that have not ended. Returns those it cancelled.
 -- Locks: the tasks in id order; then messages and steps, skipping what is locked: that is being reported at this moment, and whatever

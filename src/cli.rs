@@ -173,6 +173,12 @@ fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
     cells.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
+/// Under these headings, the fields of each object that `names` names.
+fn listing(headings: &[&str], names: &[&str], objects: &[serde_json::Value]) -> String {
+    let row = |object| names.iter().map(|name| field(object, name)).collect();
+    table(headings, &objects.iter().map(row).collect::<Vec<_>>())
+}
+
 /// A string field of a JSON object; "-" where there is none.
 fn field(object: &serde_json::Value, name: &str) -> String {
     match &object[name] {

@@ -102,10 +102,6 @@ impl Step {
     }
 }
 
-/// Completes a step inside the caller's transaction; see [`Worker::completion`]. The last parameter is the result, as JSON.
-pub const COMPLETE_WITHIN: &str =
-    "SELECT tasker.complete_steps($1, $2, ARRAY[$3::bigint], ARRAY[$4::int], ARRAY[$5::uuid], ARRAY[$6::smallint], ARRAY[$7])";
-
 /// What became of a step.
 #[derive(Debug, Clone)]
 pub enum Outcome {
@@ -238,7 +234,7 @@ impl Worker {
         }
     }
 
-    /// The call that completes a step inside the handler's own transaction, on the handler's connection: [`COMPLETE_WITHIN`] with these
+    /// The call that completes a step inside the handler's own transaction, on the handler's connection: [`COMPLETE_WITHIN`](crate::engine::complete::COMPLETE_WITHIN) with these
     /// arguments, in order. No row means that the step is no longer this worker's, and the transaction must be rolled back.
     pub fn completion(&self, step: &Step) -> (&str, i32, i64, i32, Uuid, i16) {
         let lease = step.lease();

@@ -42,13 +42,15 @@ end
 
 # Waits until every task has ended or is blocked; returns the states by id.
 def watch(tasks, processes)
-  drawn = nil
+  every, drawn = $stdout.tty? ? [1, -1] : [25, 0]
   loop do
     processes.restart_dead
     states = TaskerCore.statuses(tasks)
     ended = states.values.count { |state| TaskerCore::Task::ENDED.include?(state) || state == "blocked" }
-    bar(ended, tasks.size) if drawn != ended && ($stdout.tty? || ended == tasks.size || ended - drawn.to_i >= 25)
-    drawn = ended if $stdout.tty? || drawn.nil? || ended - drawn >= 25
+    if ended - drawn >= every || ended == tasks.size
+      bar(ended, tasks.size)
+      drawn = ended
+    end
     return states if ended == tasks.size
 
     sleep(0.1)

@@ -5,7 +5,6 @@
 
 require "rbconfig"
 require "tmpdir"
-require "fileutils"
 
 unless system("cargo", "--version", out: File::NULL, err: File::NULL)
   abort "tasker_core is built by cargo, which is not on the PATH: install Rust 1.89 or newer (and libclang: Debian, Ubuntu: libclang-dev)"

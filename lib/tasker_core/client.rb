@@ -66,12 +66,8 @@ module TaskerCore
     # Inside the caller's own transaction: the tasks exist if, and only if, it commits.
     def submit_within(connection, name, version, inputs, keys, priorities)
       version, texts = @native.check(name, version, inputs, keys, priorities)
-      rows = connection.exec_params(<<~SQL, [name, version, JSON.generate(texts), JSON.generate(keys), JSON.generate(priorities)])
-        SELECT id, created::text FROM tasker.create_tasks(
-            $1, ARRAY(SELECT e::jsonb FROM jsonb_array_elements_text($3::jsonb) WITH ORDINALITY AS a(e, n) ORDER BY n),
-            ARRAY(SELECT e FROM jsonb_array_elements_text($4::jsonb) WITH ORDINALITY AS a(e, n) ORDER BY n),
-            ARRAY(SELECT e FROM jsonb_array_elements_text($5::jsonb) WITH ORDINALITY AS a(e, n) ORDER BY n), $2)
-      SQL
+      arguments = [name, version, *[texts, keys, priorities].map { |list| JSON.generate(list) }]
+      rows = connection.exec_params(Native::Client::CREATE_WITHIN, arguments)
       rows.map { |row| [row["id"], row["created"] == "true"] }
     rescue StandardError => e
       # An error of the pg gem, which we do not depend on. "C" is PG_DIAG_SQLSTATE.
@@ -84,8 +80,8 @@ module TaskerCore
     def same_installation?(connection)
       @installations ||= ObjectSpace::WeakMap.new
       @installations[connection] ||= begin
-        ours = connection.exec_params("SELECT to_regclass('tasker.installation') IS NOT NULL AS here", []).getvalue(0, 0)
-        theirs = [true, "t"].include?(ours) && connection.exec_params("SELECT id::text FROM tasker.installation", []).getvalue(0, 0)
+        answer = ->(sql) { connection.exec_params(sql, []).getvalue(0, 0) }
+        theirs = answer.call(Native::Client::INSTALLATION) if answer.call(Native::Client::IS_INSTALLED) == "true"
         theirs == @native.installation ? :yes : :no
       end
       @installations[connection] == :yes

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use serde_json::{json, Value};
 
-use super::{field, print, read_json, table, Connection};
+use super::{field, listing, print, read_json, table, Connection};
 use crate::db::Db;
 use crate::engine::dead_letters::{self, By, Filter, Replay};
 use crate::error::{Error, Result};
@@ -207,14 +207,10 @@ impl Dlq {
             Dlq::Groups { which, common } => {
                 let groups = dead_letters::groups(&common.open().await?, &which.filter()).await?;
                 print(common.json, &json!(groups), || {
-                    let row = |g| {
-                        ["count", "namespace", "template", "step", "reason", "class", "last", "example"]
-                            .map(|name| field(g, name))
-                            .to_vec()
-                    };
-                    table(
+                    listing(
                         &["COUNT", "NAMESPACE", "TEMPLATE", "STEP", "REASON", "CLASS", "LAST", "EXAMPLE"],
-                        &groups.iter().map(row).collect::<Vec<_>>(),
+                        &["count", "namespace", "template", "step", "reason", "class", "last", "example"],
+                        &groups,
                     )
                 });
             }
@@ -235,13 +231,8 @@ impl Dlq {
                     max_attempts,
                     per_second,
                 };
-                let (db, ids, by) = common.chosen(which, &act).await?;
-                let done = if act.dry_run {
-                    ids
-                } else {
-                    dead_letters::replay(&db, &ids, &how, &by).await?
-                };
-                common.done("replay", "replayed", &act, &done);
+                let replay = async |db: &Db, ids: &[String], by: &By| dead_letters::replay(db, ids, &how, by).await;
+                common.act(which, act, "replay", "replayed", replay).await?;
             }
             Dlq::Resolve {
                 which,
@@ -250,34 +241,18 @@ impl Dlq {
                 common,
             } => {
                 let result = read_json(&result)?;
-                let (db, ids, by) = common.chosen(which, &act).await?;
-                let done = if act.dry_run {
-                    ids
-                } else {
-                    dead_letters::settle(&db, &ids, Some(&result), &by).await?
-                };
-                common.done("resolve", "resolved", &act, &done);
+                let resolve = async |db: &Db, ids: &[String], by: &By| dead_letters::settle(db, ids, Some(&result), by).await;
+                common.act(which, act, "resolve", "resolved", resolve).await?;
             }
             Dlq::Skip { which, act, common } => {
-                let (db, ids, by) = common.chosen(which, &act).await?;
-                let done = if act.dry_run {
-                    ids
-                } else {
-                    dead_letters::settle(&db, &ids, None, &by).await?
-                };
-                common.done("skip", "skipped", &act, &done);
+                let skip = async |db: &Db, ids: &[String], by: &By| dead_letters::settle(db, ids, None, by).await;
+                common.act(which, act, "skip", "skipped", skip).await?;
             }
             Dlq::Discard { which, act, common } => {
                 if act.why.is_none() {
                     return Err(Error::Invalid("a dead letter is discarded for a reason: give --why".into()));
                 }
-                let (db, ids, by) = common.chosen(which, &act).await?;
-                let done = if act.dry_run {
-                    ids
-                } else {
-                    dead_letters::discard(&db, &ids, &by).await?
-                };
-                common.done("discard", "discarded", &act, &done);
+                common.act(which, act, "discard", "discarded", dead_letters::discard).await?;
             }
             Dlq::Purge { common } => {
                 let by = By {
@@ -290,14 +265,10 @@ impl Dlq {
             Dlq::Log { limit, common } => {
                 let actions = dead_letters::actions(&common.open().await?, limit).await?;
                 print(common.json, &json!(actions), || {
-                    let row = |a| {
-                        ["at", "who", "action", "letter", "step", "task_id", "why"]
-                            .map(|name| field(a, name))
-                            .to_vec()
-                    };
-                    table(
+                    listing(
                         &["AT", "WHO", "ACTION", "LETTER", "STEP", "TASK", "WHY"],
-                        &actions.iter().map(row).collect::<Vec<_>>(),
+                        &["at", "who", "action", "letter", "step", "task_id", "why"],
+                        &actions,
                     )
                 });
             }
@@ -311,25 +282,32 @@ impl Common {
         self.connection.open(2).await
     }
 
-    /// The letters that an action concerns. That nothing was chosen must not mean everything.
-    async fn chosen(&self, which: Which, act: &Act) -> Result<(Db, Vec<String>, By)> {
+    /// Does `action` to the letters that it concerns, or says which those are. That nothing was chosen must not mean everything.
+    async fn act(
+        &self,
+        which: Which,
+        act: Act,
+        would: &str,
+        did: &str,
+        action: impl AsyncFnOnce(&Db, &[String], &By) -> Result<Vec<String>>,
+    ) -> Result<()> {
         let filter = which.filter();
         if filter == Filter::default() && !act.all {
             return Err(Error::Invalid("which dead letters? give ids or filters, or --all".into()));
         }
         let db = self.open().await?;
-        let ids = dead_letters::matching(&db, &filter).await?;
-        let by = By {
-            who: act.who.clone(),
-            why: act.why.clone(),
-        };
-        Ok((db, ids, by))
-    }
-
-    fn done(&self, would: &str, did: &str, act: &Act, ids: &[String]) {
+        let mut ids = dead_letters::matching(&db, &filter).await?;
+        if !act.dry_run {
+            let by = By {
+                who: act.who,
+                why: act.why,
+            };
+            ids = action(&db, &ids, &by).await?;
+        }
         print(self.json, &json!({ did: ids, "dry_run": act.dry_run }), || match act.dry_run {
             true => format!("would {would} {}: {}", ids.len(), ids.join(" ")),
             false => format!("{did} {}", ids.len()),
         });
+        Ok(())
     }
 }

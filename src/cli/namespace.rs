@@ -3,7 +3,7 @@
 use clap::Subcommand;
 use serde_json::json;
 
-use super::{field, print, table, Connection};
+use super::{listing, print, Connection};
 use crate::engine::namespaces::{self, Rules};
 use crate::error::Result;
 
@@ -96,11 +96,8 @@ impl Namespace {
             }
         };
         print(json, &json!(found), || {
-            let row = |namespace| COLUMNS.map(|name| field(namespace, name)).to_vec();
-            table(
-                &COLUMNS.map(|name| name.to_uppercase()).each_ref().map(String::as_str),
-                &found.iter().map(row).collect::<Vec<_>>(),
-            )
+            let headings = COLUMNS.map(str::to_uppercase);
+            listing(&headings.each_ref().map(String::as_str), &COLUMNS, &found)
         });
         Ok(0)
     }

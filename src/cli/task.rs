@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{json, Value};
 use uuid::Uuid;
 
-use super::{field, print, read_json, say, table, Connection};
+use super::{field, listing, print, read_json, say, table, Connection};
 use crate::db::Db;
 use crate::engine::cancel::cancel_tasks;
 use crate::engine::read::{self, TaskFilter, ENDED};
@@ -154,14 +154,10 @@ impl Task {
                 };
                 let tasks = read::list_tasks(&connection.open(2).await?, &filter, limit).await?;
                 print(json, &json!(tasks), || {
-                    let row = |t| {
-                        ["id", "namespace", "template", "version", "state", "priority", "created_at"]
-                            .map(|name| field(t, name))
-                            .to_vec()
-                    };
-                    table(
+                    listing(
                         &["ID", "NAMESPACE", "TEMPLATE", "VERSION", "STATE", "PRIORITY", "CREATED"],
-                        &tasks.iter().map(row).collect::<Vec<_>>(),
+                        &["id", "namespace", "template", "version", "state", "priority", "created_at"],
+                        &tasks,
                     )
                 });
                 Ok(0)

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Subcommand;
 use serde_json::json;
 
-use super::{field, print, say, table, Connection};
+use super::{listing, print, say, Connection};
 use crate::engine::{read, register};
 use crate::error::{Error, Result};
 use crate::template::Template as Definition;
@@ -75,14 +75,10 @@ impl Template {
             Template::List { json, connection } => {
                 let templates = read::list_templates(&connection.open(2).await?).await?;
                 print(json, &json!(templates), || {
-                    let row = |t| {
-                        ["namespace", "name", "version", "steps", "versions"]
-                            .map(|name| field(t, name))
-                            .to_vec()
-                    };
-                    table(
+                    listing(
                         &["NAMESPACE", "NAME", "VERSION", "STEPS", "VERSIONS"],
-                        &templates.iter().map(row).collect::<Vec<_>>(),
+                        &["namespace", "name", "version", "steps", "versions"],
+                        &templates,
                     )
                 });
             }

@@ -14,6 +14,10 @@ pub(crate) struct Lease {
     pub(crate) step: i16,
 }
 
+/// Completes a step inside the caller's transaction; see [`crate::worker::Worker::completion`]. The last parameter is the result, as JSON.
+pub const COMPLETE_WITHIN: &str =
+    "SELECT tasker.complete_steps($1, $2, ARRAY[$3::bigint], ARRAY[$4::int], ARRAY[$5::uuid], ARRAY[$6::smallint], ARRAY[$7])";
+
 /// A finished step.
 #[derive(Debug, Clone)]
 pub(crate) struct Completion {

@@ -70,16 +70,20 @@ const BATCH: usize = 200;
 
 impl Filter {
     fn check(&self) -> Result<()> {
-        let is_id = |id: &String| {
-            id.split_once('/')
-                .is_some_and(|(namespace, number)| !namespace.is_empty() && number.parse::<i64>().is_ok())
-        };
-        match self.ids.iter().chain(&self.before).find(|id| !is_id(id)) {
-            Some(id) => Err(Error::Invalid(format!(
-                "{id:?} is not the id of a dead letter: expected namespace/number"
-            ))),
-            None => Ok(()),
-        }
+        check_ids(self.ids.iter().chain(&self.before))
+    }
+}
+
+fn check_ids<'a>(mut ids: impl Iterator<Item = &'a String>) -> Result<()> {
+    let is_id = |id: &str| {
+        id.split_once('/')
+            .is_some_and(|(namespace, number)| !namespace.is_empty() && number.parse::<i64>().is_ok())
+    };
+    match ids.find(|id| !is_id(id)) {
+        Some(id) => Err(Error::Invalid(format!(
+            "{id:?} is not the id of a dead letter: expected namespace/number"
+        ))),
+        None => Ok(()),
     }
 }
 
@@ -211,10 +215,6 @@ async fn delete(db: &Db, ids: &[String], action: &str, by: &By) -> Result<Vec<St
 
 /// The ids, if each is one, in pieces for one transaction each.
 fn batches(ids: &[String]) -> Result<std::slice::Chunks<'_, String>> {
-    Filter {
-        ids: ids.to_vec(),
-        ..Filter::default()
-    }
-    .check()?;
+    check_ids(ids.iter())?;
     Ok(ids.chunks(BATCH))
 }

@@ -74,11 +74,15 @@ pub async fn counters(db: &Db) -> Result<Vec<(String, i64)>> {
         .await?)
 }
 
-/// Which installation `db` leads to: `SELECT id FROM tasker.installation` on another connection tells whether it is the same.
-pub async fn installation(db: &Db) -> Result<Uuid> {
-    Ok(sqlx::query_scalar("SELECT id FROM tasker.installation")
-        .fetch_one(db.pool())
-        .await?)
+/// Whether a connection leads to an installation at all; only then may it be asked for [`INSTALLATION`].
+pub const IS_INSTALLED: &str = "SELECT (to_regclass('tasker.installation') IS NOT NULL)::text";
+
+/// Which installation a connection leads to.
+pub const INSTALLATION: &str = "SELECT id::text FROM tasker.installation";
+
+/// Which installation `db` leads to.
+pub async fn installation(db: &Db) -> Result<String> {
+    Ok(sqlx::query_scalar(INSTALLATION).fetch_one(db.pool()).await?)
 }
 
 /// The task's state once it has ended or is blocked, or whatever it is after `timeout`. Errors: [`Error::NotFound`].

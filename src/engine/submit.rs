@@ -35,6 +35,14 @@ pub struct Submitted {
 /// An input of more bytes than this belongs in a table or a file, with the task carrying its name.
 pub const MAX_INPUT_BYTES: usize = 1 << 20;
 
+/// Creates tasks inside the caller's own transaction, on the caller's connection, after [`Submitter::check`]: rows of id and created, in the
+/// tasks' order. The parameters: template; version; inputs, keys and priorities, each as a JSON array of strings (or nulls).
+pub const CREATE_WITHIN: &str = "
+    SELECT id, created::text FROM tasker.create_tasks(
+        $1, ARRAY(SELECT e::jsonb FROM jsonb_array_elements_text($3::jsonb) WITH ORDINALITY AS a(e, n) ORDER BY n),
+        ARRAY(SELECT e FROM jsonb_array_elements_text($4::jsonb) WITH ORDINALITY AS a(e, n) ORDER BY n),
+        ARRAY(SELECT e FROM jsonb_array_elements_text($5::jsonb) WITH ORDINALITY AS a(e, n) ORDER BY n), $2)";
+
 /// Creates tasks and remembers the schemas it checks them with. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Submitter {
@@ -61,7 +69,7 @@ impl Submitter {
     }
 
     /// Checks what [`Submitter::submit`] would check, and returns the version that the tasks would run: for callers that create them by
-    /// themselves, with `tasker.create_tasks` inside their own transaction.
+    /// themselves, with [`CREATE_WITHIN`].
     pub async fn check(&self, template: &str, version: Option<&str>, tasks: &[NewTask]) -> Result<String> {
         let found: Version = sqlx::query_as("SELECT id, version FROM tasker.find_template($1, $2)")
             .bind(template)

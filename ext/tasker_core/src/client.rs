@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use magnus::{function, method, prelude::*, Error, RArray, RModule, Ruby, Value as RubyValue};
-use tasker::engine::submit::{NewTask, Submitter};
+use tasker::engine::submit::{NewTask, Submitter, CREATE_WITHIN};
 use tasker::engine::{cancel, read, register};
 use tasker::{Db, Template};
 
@@ -17,6 +17,10 @@ pub(crate) struct Client(Owned<(Db, Submitter)>);
 pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
     let class = native.define_class("Client", ruby.class_object())?;
     class.undef_default_alloc_func();
+    // For statements on the application's own connections.
+    class.const_set("CREATE_WITHIN", CREATE_WITHIN)?;
+    class.const_set("IS_INSTALLED", read::IS_INSTALLED)?;
+    class.const_set("INSTALLATION", read::INSTALLATION)?;
     class.define_singleton_method("connect", function!(Client::connect, 2))?;
     class.define_method("migrate", method!(Client::migrate, 0))?;
     class.define_method("answers?", method!(Client::answers, 1))?;
@@ -108,7 +112,7 @@ impl Client {
     /// The identity of the installation that this client leads to.
     fn installation(ruby: &Ruby, this: &Client) -> Result<String, Error> {
         let db = this.db(ruby)?;
-        Ok(block_on(ruby, async move { read::installation(&db).await })?.to_string())
+        block_on(ruby, async move { read::installation(&db).await })
     }
 
     /// The task with its steps, as JSON.

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use magnus::{function, method, prelude::*, Error, RModule, Ruby, Value as RubyValue};
 use serde::Deserialize;
+use tasker::engine::complete::COMPLETE_WITHIN;
 use tasker::engine::fail::Failure;
-use tasker::worker::{Outcome, Step as CoreStep, Worker as CoreWorker, WorkerConfig, COMPLETE_WITHIN};
+use tasker::worker::{Outcome, Step as CoreStep, Worker as CoreWorker, WorkerConfig};
 
 use crate::runtime::Owned;
 use crate::waiting::{block_on, receive};
@@ -18,15 +19,14 @@ struct Worker(Owned<std::sync::Arc<CoreWorker>>);
 #[magnus::wrap(class = "TaskerCore::Native::Step", free_immediately, size)]
 struct Step(CoreStep);
 
-/// The options that Ruby gives; what is missing has the core's default.
+/// The options that Ruby gives; the others have the core's defaults.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Options {
     namespaces: Vec<String>,
     threads: usize,
-    lease: Option<f64>,
-    poll: Option<f64>,
-    max_prefetch: Option<usize>,
+    /// Seconds.
+    lease: f64,
 }
 
 pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
@@ -71,15 +71,11 @@ impl Worker {
         let db = client::unwrap(with)?.db(ruby)?;
         let options: Options = serde_json::from_value(json::from_ruby(ruby, options)?)
             .map_err(|error| raise::with_class(ruby, "ConfigurationError", format!("worker options: {error}")))?;
-        let default = WorkerConfig::default();
-        let seconds = |given: Option<f64>, default: Duration| given.map_or(default, |s| Duration::try_from_secs_f64(s).unwrap_or_default());
         let config = WorkerConfig {
             namespaces: options.namespaces,
             concurrency: options.threads,
-            lease: seconds(options.lease, default.lease),
-            poll: seconds(options.poll, default.poll),
-            max_prefetch: options.max_prefetch.unwrap_or(default.max_prefetch),
-            ..default
+            lease: Duration::try_from_secs_f64(options.lease).unwrap_or_default(),
+            ..WorkerConfig::default()
         };
         let worker = block_on(ruby, async move { CoreWorker::start(&db, config).await })?;
         Ok(Worker(Owned::new(std::sync::Arc::new(worker))))

@@ -85,11 +85,12 @@ module TaskerCore
     # Replaces what a handler took down, or holds on to after its time.
     def supervise
       loop do
-        @slots.map! do |slot|
-          next slot if slot.alive? && !slot.overdue?(STOP_GRACE)
+        @slots.each_with_index do |slot, index|
+          next if slot.alive? && !slot.overdue?(STOP_GRACE)
 
+          # The replacement first: once the step is reported, nothing may be missing.
+          @slots[index] = Slot.new(@native, @executor)
           slot.abandon
-          Slot.new(@native, @executor)
         end
         sleep(0.5)
       end

@@ -30,6 +30,12 @@ CREATE TABLE tasker.namespaces (
     alert_threshold int CHECK (alert_threshold > 0)
 );
 
+-- A length of time as the library's JSON writes it: {"secs": 1, "nanos": 500000000}; null for none.
+CREATE FUNCTION tasker.duration(p_json jsonb) RETURNS interval
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT ((p_json ->> 'secs')::float8 + (p_json ->> 'nanos')::float8 / 1e9) * interval '1 second'
+$$;
+
 -- What went wrong without losing anything: stale reports, stale messages, foreign messages. Rare, so one row each is no contention.
 CREATE TABLE tasker.counters (
     name  text PRIMARY KEY,
@@ -40,6 +46,21 @@ CREATE FUNCTION tasker.count_event(p_name text, p_by bigint) RETURNS void
 LANGUAGE sql AS $$
     INSERT INTO tasker.counters AS c (name, value) SELECT p_name, p_by WHERE p_by > 0
     ON CONFLICT (name) DO UPDATE SET value = c.value + excluded.value;
+$$;
+
+-- Whether PostgreSQL's queue of notifications fills up, because a session that listens does not take them (a transaction of hours). When
+-- it is full, every transaction that notifies fails.
+CREATE FUNCTION tasker.notifications_are_stuck() RETURNS boolean
+LANGUAGE sql AS $$ SELECT pg_notification_queue_usage() > 0.5 $$;
+
+-- Wakes those who listen, once the transaction commits. They poll as well, so this may be left out: it is, while notifications are stuck.
+CREATE FUNCTION tasker.notify(p_channel text, p_payload text) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF NOT tasker.notifications_are_stuck() THEN
+        PERFORM pg_notify(p_channel, p_payload);
+    END IF;
+END
 $$;
 
 -- Creates the namespaces that are missing, each with its queue and its dead-letter queue.

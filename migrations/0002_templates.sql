@@ -22,6 +22,10 @@ CREATE TABLE tasker.template_versions (
     dead_state   tasker.task_state NOT NULL,
     -- null: its tasks may take as long as they take
     deadline     interval,
+    -- how long a task may be pending, and its steps enqueued or in progress, before they are given up; null: as long as it takes
+    pending_limit     interval,
+    enqueued_limit    interval,
+    in_progress_limit interval,
     created_at   timestamptz NOT NULL DEFAULT now(),
     UNIQUE (template_id, version)
 );
@@ -97,11 +101,13 @@ BEGIN
         version := coalesce(p_version, (
             SELECT (coalesce(max(tv.version::int), 0) + 1)::text FROM tasker.template_versions tv
             WHERE tv.template_id = v_template_id AND tv.version ~ '^[0-9]{1,9}$'));
-        INSERT INTO tasker.template_versions AS tv (template_id, version, automatic, digest, definition, priority, sinks, dead_state, deadline)
+        INSERT INTO tasker.template_versions AS tv (template_id, version, automatic, digest, definition, priority, sinks, dead_state, deadline,
+            pending_limit, enqueued_limit, in_progress_limit)
         VALUES (v_template_id, version, p_version IS NULL, p_digest, p_definition, p_priority, v_sinks,
                 CASE p_definition ->> 'on_failure' WHEN 'fail' THEN 'failed' ELSE 'blocked' END::tasker.task_state,
-                (p_definition -> 'deadline' ->> 'secs')::float8 * interval '1 second'
-                + (p_definition -> 'deadline' ->> 'nanos')::float8 / 1e9 * interval '1 second')
+                tasker.duration(p_definition -> 'deadline'),
+                tasker.duration(p_definition -> 'stuck_after' -> 'pending'), tasker.duration(p_definition -> 'stuck_after' -> 'enqueued'),
+                tasker.duration(p_definition -> 'stuck_after' -> 'in_progress'))
         RETURNING tv.id INTO version_id;
         INSERT INTO tasker.template_steps
         SELECT register_template.version_id, s.step, s.name, s.handler, s.namespace, s.namespace || '_queue', s.parents, s.children,

@@ -13,6 +13,8 @@ CREATE TABLE tasker.tasks (
     claimed_by   int,
     -- null: none, or it is over
     deadline_at  timestamptz,
+    -- when to look whether its deadline or another limit of its template is over; null: it has none
+    look_at      timestamptz,
     input        jsonb NOT NULL,
     key          text,
     trace        jsonb,
@@ -21,7 +23,7 @@ CREATE TABLE tasker.tasks (
     finished_at  timestamptz
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX tasks_claim ON tasker.tasks (namespace_id, claim_order) WHERE claim_order IS NOT NULL;
-CREATE INDEX tasks_deadline ON tasker.tasks (deadline_at) WHERE deadline_at IS NOT NULL;
+CREATE INDEX tasks_look ON tasker.tasks (look_at) WHERE look_at IS NOT NULL;
 CREATE UNIQUE INDEX tasks_key ON tasker.tasks (template_id, key) WHERE key IS NOT NULL;
 
 -- A row exists from the moment a step is enqueued; before that the template version says all there is to say.
@@ -68,9 +70,19 @@ BEGIN
 END
 $$;
 
+-- How many bytes an input may have, as text.
+CREATE FUNCTION tasker.max_payload() RETURNS int
+LANGUAGE sql IMMUTABLE AS $$ SELECT 1048576 $$;
+
 -- How long a waiting task needs to gain one priority.
 CREATE FUNCTION tasker.aging() RETURNS interval
 LANGUAGE sql IMMUTABLE AS $$ SELECT interval '60 seconds' $$;
+
+-- The shortest of a template's limits on single states; null when it has none.
+CREATE FUNCTION tasker.shortest_limit(p_version tasker.template_versions) RETURNS interval
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT least(p_version.pending_limit, p_version.enqueued_limit, p_version.in_progress_limit)
+$$;
 
 -- The version that p_template ('name' or 'namespace/name') means: p_version, or the current one.
 -- Errors: TK002 when there is none, TK003 when the bare name is in several namespaces.
@@ -99,7 +111,7 @@ $$;
 -- Accepts tasks, in the caller's transaction: they exist, and start, if and only if it commits.
 -- p_keys (may be null, as may each key): a task of this template that already has the key is returned instead of a new one.
 -- p_priorities: low, normal, high, urgent; null means the template's.
--- Errors: TK002, TK003 (see find_template), TK004 bad argument. input_schema is enforced by the libraries and the CLI, not here.
+-- Errors: TK002, TK003 (see find_template), TK004 bad argument, TK006 an input is too large. input_schema is enforced by the libraries and the CLI, not here.
 -- Locks: nothing but its own rows; keys are inserted in order, so that batches that share keys cannot deadlock.
 CREATE FUNCTION tasker.create_tasks(
     p_template text, p_inputs jsonb[], p_keys text[] DEFAULT NULL, p_priorities text[] DEFAULT NULL,
@@ -128,17 +140,24 @@ BEGIN
     IF v_bad IS NOT NULL THEN
         RAISE EXCEPTION '%', v_bad USING ERRCODE = 'TK004';
     END IF;
+    -- Most are so small that they need not be written as text to be measured.
+    IF EXISTS (SELECT 1 FROM unnest(p_inputs) AS w(input)
+               WHERE pg_column_size(w.input) > tasker.max_payload() / 8 AND octet_length(w.input::text) > tasker.max_payload()) THEN
+        RAISE EXCEPTION 'an input has more than % bytes', tasker.max_payload()
+            USING ERRCODE = 'TK006', HINT = 'keep it elsewhere, and pass where';
+    END IF;
     SELECT n.* INTO v_namespace
     FROM tasker.templates t JOIN tasker.namespaces n ON n.id = t.namespace_id WHERE t.id = v_version.template_id;
 
-    INSERT INTO tasker.tasks (id, template_id, version_id, namespace_id, priority, state, claim_order, input, key, trace, deadline_at, created_at)
+    INSERT INTO tasker.tasks (id, template_id, version_id, namespace_id, priority, state, claim_order, input, key, trace, deadline_at, look_at, created_at)
     SELECT w.id, v_version.template_id, v_version.id, v_namespace.id, w.priority, 'pending',
-           now() - w.priority * tasker.aging(), w.input, w.key, p_trace, now() + v_version.deadline, now()
+           now() - w.priority * tasker.aging(), w.input, w.key, p_trace, now() + v_version.deadline,
+           now() + least(v_version.deadline, tasker.shortest_limit(v_version)), now()
     FROM (SELECT u.id, u.input, u.key, u.n, coalesce(tasker.priority_number(u.priority), v_version.priority) AS priority
           FROM unnest(v_new, p_inputs, p_keys, p_priorities) WITH ORDINALITY AS u(id, input, key, priority, n)) AS w
     ORDER BY w.key, w.n
     ON CONFLICT (template_id, key) WHERE key IS NOT NULL DO NOTHING;
-    PERFORM pg_notify('tasker_tasks', v_namespace.name);
+    PERFORM tasker.notify('tasker_tasks', v_namespace.name);
 
     -- A statement of its own: it sees what a concurrent caller committed while the insert waited for it.
     RETURN QUERY

@@ -18,7 +18,7 @@ BEGIN
         INSERT INTO tasker.steps (task_id, step, state, msg_id, enqueued_at)
         SELECT m.task, m.step, 'enqueued', m.msg_id, clock_timestamp()
         FROM unnest(v_tasks, v_steps, ARRAY(SELECT pgmq.send_batch(v_queue, v_messages))) AS m(task, step, msg_id);
-        PERFORM pg_notify('tasker_steps', v_queue);
+        PERFORM tasker.notify('tasker_steps', v_queue);
     END LOOP;
 END
 $$;
@@ -107,7 +107,7 @@ BEGIN
         FROM unnest(v_tasks, v_steps, ARRAY(SELECT pgmq.send_batch(v_queue, v_messages))) AS m(task, step, msg_id)
         WHERE s.task_id = m.task AND s.step = m.step;
         enqueued := enqueued + cardinality(v_tasks);
-        PERFORM pg_notify('tasker_steps', v_queue);
+        PERFORM tasker.notify('tasker_steps', v_queue);
     END LOOP;
     SELECT min(s.retry_at) INTO next_due FROM tasker.steps s WHERE s.retry_at IS NOT NULL;
 END

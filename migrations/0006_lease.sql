@@ -1,11 +1,11 @@
 -- Leases: a worker's hold on a step. The message's vt is the lease's end and its read_ct is the fence:
 -- whoever leases the message next raises read_ct, and every report of the former holder is then stale.
 
--- What a message says, if it is one of ours; a null task otherwise.
+-- What a message says, if it is one of ours; a null task otherwise. Ours are small: one of more than 8 kB is somebody else's.
 CREATE FUNCTION tasker.message_identity(p_message jsonb, OUT task uuid, OUT step smallint)
 LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE WHEN ours THEN (p_message ->> 'task')::uuid END, CASE WHEN ours THEN (p_message ->> 'step')::smallint END
-    FROM (SELECT coalesce(jsonb_typeof(p_message -> 'step') = 'number' AND p_message ->> 'step' ~ '^[0-9]{1,4}$'
+    FROM (SELECT coalesce(pg_column_size(p_message) <= 8192 AND jsonb_typeof(p_message -> 'step') = 'number' AND p_message ->> 'step' ~ '^[0-9]{1,4}$'
              AND p_message ->> 'task' ~ '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$', false) AS ours) AS shape
 $$;
 
@@ -88,6 +88,7 @@ BEGIN
     INTO v_gone, v_foreign
     FROM (
         SELECT m.id, m.message, CASE
+            WHEN m.task IS NULL AND pg_column_size(m.message) > 8192 THEN 'payload_too_large'
             WHEN m.task IS NULL THEN 'not_a_step'
             WHEN t.id IS NULL THEN 'unknown_task'
             WHEN ts.step IS NULL THEN 'unknown_step' END AS reason
@@ -138,6 +139,20 @@ BEGIN
         SELECT r.id FROM unnest($1, $2) AS r(id, fence)
         WHERE NOT EXISTS (SELECT 1 FROM pgmq.%1$I h WHERE h.msg_id = r.id AND h.read_ct = r.fence)
     $f$, pgmq.format_table_name(p_queue, 'q')) USING p_ids, p_fences;
+END
+$$;
+
+-- The names of the members that have these steps, by their messages, or reported them last; null where nobody does. In order.
+CREATE FUNCTION tasker.lease_holders(p_queue text, p_ids bigint[], p_tasks uuid[], p_steps smallint[]) RETURNS SETOF text
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN QUERY EXECUTE format($f$
+        SELECT m.name FROM unnest($1, $2, $3) WITH ORDINALITY AS l(id, task, step, n)
+        LEFT JOIN pgmq.%I q ON q.msg_id = l.id
+        LEFT JOIN tasker.steps s ON s.task_id = l.task AND s.step = l.step
+        LEFT JOIN tasker.members m ON m.id = coalesce((q.headers ->> 'worker')::int, s.worker)
+        ORDER BY l.n
+    $f$, pgmq.format_table_name(p_queue, 'q')) USING p_ids, p_tasks, p_steps;
 END
 $$;
 
@@ -199,7 +214,7 @@ BEGIN
     $f$, pgmq.format_table_name(p_queue, 'q')) USING p_ids, p_fences;
     GET DIAGNOSTICS v_released = ROW_COUNT;
     IF v_released > 0 THEN
-        PERFORM pg_notify('tasker_steps', p_queue);
+        PERFORM tasker.notify('tasker_steps', p_queue);
     END IF;
     RETURN v_released;
 END
@@ -219,7 +234,7 @@ BEGIN
         INTO expired, head
         USING coalesce((p_marks ->> v_namespace.name)::bigint, 0);
         IF expired > 0 THEN
-            PERFORM pg_notify('tasker_steps', v_namespace.queue);
+            PERFORM tasker.notify('tasker_steps', v_namespace.queue);
         END IF;
         namespace := v_namespace.name;
         RETURN NEXT;

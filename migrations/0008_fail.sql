@@ -38,7 +38,7 @@ BEGIN
         GROUP BY ts.queue ORDER BY ts.queue
     LOOP
         PERFORM pgmq.send_batch(v_queue || '_dlq', v_letters);
-        PERFORM pg_notify('tasker_dead_letters', v_queue);
+        PERFORM tasker.notify('tasker_dead_letters', v_queue);
     END LOOP;
     UPDATE tasker.tasks t
     SET state = tv.dead_state, finished_at = CASE WHEN tv.dead_state = 'failed' THEN clock_timestamp() END
@@ -117,7 +117,7 @@ BEGIN
         PERFORM tasker.send_dead_letters(v_tasks, v_steps, v_reasons, v_messages);
     END IF;
     IF v_retrying > 0 THEN
-        PERFORM pg_notify('tasker_retries', '');
+        PERFORM tasker.notify('tasker_retries', '');
     END IF;
     RETURN QUERY SELECT unnest(v_ids);
 END

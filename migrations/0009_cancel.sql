@@ -38,7 +38,7 @@ BEGIN
         WHERE h.task_id = ANY (v_cancelled) AND h.state IN ('enqueued', 'waiting_retry')
         FOR UPDATE SKIP LOCKED);
     -- Workers look at their leases at once.
-    PERFORM pg_notify('tasker_cancelled', '');
+    PERFORM tasker.notify('tasker_cancelled', '');
     RETURN QUERY SELECT unnest(v_cancelled);
 END
 $$;

@@ -115,6 +115,26 @@ RSpec.describe TaskerCore::Worker do
     end
   end
 
+  it "tells an unknown handler, a result that is too large, and a handler's own mistakes apart" do
+    handler("TooMuch") { |_| "x" * (1 << 20) }
+    handler("Mistaken") { |_| NoSuchConstant }
+    flow = workflow do
+      step :unknown, "NobodyHasThis", retry: { max_attempts: 1 }
+      step :too_much, "TooMuch"
+      step :mistaken, "Mistaken", retry: { max_attempts: 1 }
+    end
+    working do
+      task = TaskerCore.enqueue(flow)
+      letters = nil
+      Timeout.timeout(30) { sleep(0.02) until (letters = TaskerCore::DLQ.list(task: task.id)).size == 3 }
+      expect(letters.to_h { |letter| [letter[:step], [letter[:reason], letter[:errors].last[:class]]] }).to eq(
+        "unknown" => %w[unknown_handler TaskerCore::UnknownHandler], "too_much" => %w[payload_too_large TaskerCore::PermanentError],
+        "mistaken" => %w[attempts_exhausted NameError]
+      )
+    end
+    expect { TaskerCore.enqueue(flow, { note: "x" * (1 << 20) }) }.to raise_error(TaskerCore::PayloadTooLarge, /1048576/)
+  end
+
   it "stops a handler that asks, when its task is cancelled" do
     started = Queue.new
     ended = Queue.new

@@ -36,6 +36,8 @@ static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
 #[derive(Debug, Clone)]
 pub struct Db {
     pool: PgPool,
+    /// One connection that only upkeep uses: heartbeats must not wait while the pool is exhausted.
+    upkeep: PgPool,
     target: String,
 }
 
@@ -76,27 +78,38 @@ impl Db {
             Ok(Err(error)) => return Err(unreachable(error.to_string())),
             Ok(Ok(connection)) => sqlx::Connection::close(connection).await?,
         }
-        let pool = PgPoolOptions::new()
-            .max_connections(max_connections)
-            .acquire_timeout(ACQUIRE)
-            .after_connect(|connection, _| Box::pin(async move { connection.execute(SESSION).await.map(drop) }))
-            // A round trip for every call is too much; a connection that has been idle may have been cut off.
-            .test_before_acquire(false)
-            .before_acquire(|connection, about| {
-                Box::pin(async move {
-                    if about.idle_for >= Duration::from_secs(1) {
-                        connection.ping().await?;
-                    }
-                    Ok(true)
+        let sized = |connections| {
+            PgPoolOptions::new()
+                .max_connections(connections)
+                .acquire_timeout(ACQUIRE)
+                .after_connect(|connection, _| Box::pin(async move { connection.execute(SESSION).await.map(drop) }))
+                // A round trip for every call is too much; a connection that has been idle may have been cut off.
+                .test_before_acquire(false)
+                .before_acquire(|connection, about| {
+                    Box::pin(async move {
+                        if about.idle_for >= Duration::from_secs(1) {
+                            connection.ping().await?;
+                        }
+                        Ok(true)
+                    })
                 })
-            })
-            .connect_lazy_with(options);
-        Ok(Db { pool, target })
+                .connect_lazy_with(options.clone())
+        };
+        Ok(Db {
+            pool: sized(max_connections),
+            upkeep: sized(1),
+            target,
+        })
     }
 
     /// The pool, for [`crate::engine`]: no call through it waits for ever.
     pub(crate) fn pool(&self) -> Bounded<'_> {
         Bounded(&self.pool)
+    }
+
+    /// The same for heartbeats, on the connection that is kept for them.
+    pub(crate) fn upkeep(&self) -> Bounded<'_> {
+        Bounded(&self.upkeep)
     }
 
     /// Host, port, user and database, for messages.
@@ -106,13 +119,14 @@ impl Db {
 
     /// Closes every connection, after what is under way.
     pub async fn close(&self) {
+        self.upkeep.close().await;
         self.pool.close().await;
     }
 
     /// Whether the database answers within `timeout`.
     pub async fn answers(&self, timeout: Duration) -> bool {
         matches!(
-            tokio::time::timeout(timeout, sqlx::query("SELECT 1").execute(&self.pool)).await,
+            tokio::time::timeout(timeout, sqlx::query("SELECT 1").execute(self.upkeep())).await,
             Ok(Ok(_))
         )
     }

@@ -13,13 +13,27 @@ pub mod lease;
 pub mod member;
 pub mod namespaces;
 pub mod read;
+pub(crate) mod reconcile;
 pub mod register;
 pub mod submit;
 
 use std::collections::HashMap;
 use std::future::Future;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
+
+/// How much JSON an input, a result or a checkpoint may be. What is larger belongs in a table or a file, with the JSON saying where.
+pub const MAX_PAYLOAD_BYTES: usize = 1 << 20;
+
+/// Errors: [`Error::TooLarge`] when `json` is more than [`MAX_PAYLOAD_BYTES`]; `what` names it.
+pub fn check_payload(what: &str, json: &str) -> Result<()> {
+    match json.len() {
+        ..=MAX_PAYLOAD_BYTES => Ok(()),
+        bytes => Err(Error::TooLarge(format!(
+            "{what} has {bytes} bytes, at most {MAX_PAYLOAD_BYTES} are accepted"
+        ))),
+    }
+}
 
 /// Runs a transaction again when PostgreSQL rolled it back for the sake of another one.
 async fn again_on_conflict<T, F: Future<Output = Result<T>>>(mut transaction: impl FnMut() -> F) -> Result<T> {

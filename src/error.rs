@@ -21,6 +21,10 @@ pub enum Error {
     #[error("{0}")]
     Invalid(String),
 
+    /// An input, result or checkpoint has more than [`MAX_PAYLOAD_BYTES`](crate::engine::MAX_PAYLOAD_BYTES).
+    #[error("{0}")]
+    TooLarge(String),
+
     /// A setting is missing or wrong.
     #[error("{0}")]
     Config(String),
@@ -77,6 +81,8 @@ pub enum ErrorKind {
     NotFound,
     /// Bad input.
     Invalid,
+    /// Bad input: too much of it.
+    TooLarge,
     /// Bad configuration, or a database that is not migrated.
     Config,
     /// A lease was lost.
@@ -92,6 +98,7 @@ impl Error {
             Error::Template(_) | Error::VersionTaken(_) => ErrorKind::Template,
             Error::NotFound(_) => ErrorKind::NotFound,
             Error::Invalid(_) => ErrorKind::Invalid,
+            Error::TooLarge(_) => ErrorKind::TooLarge,
             Error::Config(_) | Error::NotMigrated(_) | Error::Listen { .. } | Error::System { .. } => ErrorKind::Config,
             Error::Stale(_) => ErrorKind::Stale,
             Error::Unreachable { .. } | Error::Database(_) => ErrorKind::Database,
@@ -133,6 +140,7 @@ impl From<sqlx::Error> for Error {
             // 23514: a check of ours.
             Some("TK003" | "TK004" | "23514") => Error::Invalid(text),
             Some("TK005") => Error::Stale(text),
+            Some("TK006") => Error::TooLarge(text),
             Some("3F000" | "42883" | "42P01") => Error::NotMigrated(format!("the database is not migrated ({text}): run `tasker migrate`")),
             _ => Error::Database(error),
         }

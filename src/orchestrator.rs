@@ -1,12 +1,14 @@
 //! The orchestrator: admits tasks, enqueues due retries, notices what died. Any number run side by side, all equal.
 //!
-//! It is six loops of one shape: `run(self, stop)` repeats a cycle, beats, and waits for a wake or a poll.
+//! It is seven loops of one shape: repeat a cycle, beat, and wait: for a wake (admission, retries, alerts) or for the next of its `rounds`.
 
 mod admission;
 mod alerts;
+mod reconciliation;
 mod recovery;
 mod retention;
 mod retries;
+mod rounds;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -84,9 +86,10 @@ impl Orchestrator {
         let loops = TaskTracker::new();
         loops.spawn(admission::Admission::new(db, &config, &membership, &beats, wakes.subscribe()).run(stop.clone()));
         loops.spawn(retries::Retries::new(db, &beats, wakes.subscribe()).run(stop.clone()));
-        loops.spawn(recovery::Recovery::new(db, &beats).run(stop.clone()));
+        loops.spawn(rounds::run(recovery::Recovery::new(db), beats.clone(), stop.clone()));
+        loops.spawn(rounds::run(reconciliation::Reconciliation::new(db), beats.clone(), stop.clone()));
         loops.spawn(alerts::Alerts::new(db, config.alert_webhook.clone(), &beats, wakes.subscribe()).run(stop.clone()));
-        loops.spawn(retention::Retention::new(db, &beats).run(stop.clone()));
+        loops.spawn(rounds::run(retention::Retention::new(db), beats.clone(), stop.clone()));
         loops.spawn(member::keep(
             membership.clone(),
             beats.register("heartbeat", config.lease),

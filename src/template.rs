@@ -54,6 +54,9 @@ pub struct Template {
     /// How long its tasks may take, from submission to end; then they are given up. None: as long as they take.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deadline: Option<Duration>,
+    /// How long a task or a step may stay in one state.
+    #[serde(skip_serializing_if = "is_default")]
+    pub stuck_after: StuckAfter,
     /// JSON Schema that a task's input must satisfy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub input_schema: Option<Value>,
@@ -119,6 +122,21 @@ pub struct DeadLetters {
     /// How many of them raise an alert.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub alert_threshold: Option<u32>,
+}
+
+/// How long a task or a step may stay in one state; a step that stays longer is dead-lettered as stuck. None: as long as it takes.
+/// It is noticed within a quarter of the shortest of them.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct StuckAfter {
+    /// The task waits for an orchestrator.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pending: Option<Duration>,
+    /// The step waits for a worker.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub enqueued: Option<Duration>,
+    /// A worker has the step. Beside the step's own timeout, which its worker enforces, this holds also against a worker that hangs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub in_progress: Option<Duration>,
 }
 
 /// What becomes of a task when one of its steps is dead-lettered.

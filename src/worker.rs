@@ -22,6 +22,7 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::db::{channel, Db};
+use crate::engine::check_payload;
 use crate::engine::complete::Lease;
 use crate::engine::fail::Failure;
 use crate::engine::lease::{record_progress, release_steps, LeasedStep, Word};
@@ -203,6 +204,16 @@ impl Worker {
     /// Reports the outcome of a step; it is committed within milliseconds, together with others. Of several reports of one step the first
     /// is taken (true), and none is after the step was handed back.
     pub fn report(&self, step: &Step, outcome: Outcome) -> bool {
+        let outcome = match outcome {
+            Outcome::Complete(result) => match check_payload("the result", &result) {
+                Ok(()) => Outcome::Complete(result),
+                Err(error) => Outcome::Fail(Failure {
+                    reason: Some("payload_too_large".into()),
+                    ..Failure::permanent("PayloadTooLarge", error.to_string())
+                }),
+            },
+            failure => failure,
+        };
         let taken = self.shared.held.reported(step.queue, &step.lease());
         if taken {
             // The receiver ends only after every step is accounted for.
@@ -217,8 +228,9 @@ impl Worker {
     }
 
     /// Records where the step's next attempt resumes, should this one fail: it finds the value in [`LeasedStep::checkpoint`].
-    /// Errors: [`Error::Stale`] when the step is no longer this worker's.
+    /// Errors: [`Error::Stale`] when the step is no longer this worker's, [`Error::TooLarge`].
     pub async fn checkpoint(&self, step: &Step, checkpoint: Value) -> Result<()> {
+        check_payload("the checkpoint", &checkpoint.to_string())?;
         let word = Word {
             lease: step.lease(),
             progress: None,

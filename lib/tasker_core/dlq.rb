@@ -5,9 +5,9 @@ require "json"
 module TaskerCore
   # The dead letters: steps that will not be tried again by themselves, each with its reason, errors, input and results so far.
   #
-  # Filters, wherever one is taken: namespace, template, handler, reason (attempts_exhausted, permanent_error, timeout, deadline, poison,
-  # not_a_step, unknown_task, unknown_step), class (of the last error), task (an id), older_than and newer_than (seconds). Every action is
-  # recorded with who did it and why.
+  # Filters, wherever one is taken: namespace, template, handler, reason (attempts_exhausted, permanent_error, timeout, unknown_handler,
+  # payload_too_large, poison, deadline, stuck, not_a_step, unknown_task, unknown_step), class (of the last error), task (an id), older_than
+  # and newer_than (seconds). Every action is recorded with who did it and why.
   #
   # @example What is wrong, and once it is fixed, all of it again, ten a second
   #   TaskerCore::DLQ.groups(namespace: "fulfillment")

@@ -16,11 +16,20 @@ module TaskerCore
   # An input, key, priority or id is not acceptable; the message says which, and what was expected.
   class InvalidInput < Error; end
 
+  # An input, result or checkpoint is larger than 1 MiB of JSON: keep it elsewhere, and pass where.
+  class PayloadTooLarge < InvalidInput; end
+
   # What was named does not exist.
   class NotFound < Error; end
 
   # The step is no longer this worker's: its task was cancelled, or its lease ran out and it runs elsewhere. Raised by {Step#heartbeat}.
   class LeaseLost < Error; end
+
+  # The worker does not have the step's handler. Another one, of the next version perhaps, may: the step is tried again.
+  class UnknownHandler < Error; end
+
+  # Ends a handler whose time is over. No StandardError, so that a handler's own rescue does not take it for one of its errors.
+  class StepTimeout < Exception; end # rubocop:disable Lint/InheritException
 
   # Raise it in a handler when another attempt cannot help: the step is dead-lettered at once.
   class PermanentError < Error; end

@@ -49,6 +49,12 @@ module TaskerCore
       # @overload deadline @return [Numeric, String, nil]
       def deadline(value = nil) = setting(:deadline, duration(value))
 
+      # How long a task may be pending (waiting for an orchestrator), or one of its steps enqueued (waiting for a worker) or in_progress,
+      # in seconds or as "1h"; then the step is dead-lettered as stuck.
+      # @overload stuck_after(value) sets them: pending, enqueued, in_progress
+      # @overload stuck_after @return [Hash, nil]
+      def stuck_after(value = nil) = setting(:stuck_after, value&.transform_values { |limit| duration(limit) })
+
       # What becomes of a task when one of its steps is dead-lettered: :block (until somebody settles it) or :fail.
       # @overload on_failure(value) sets it
       # @overload on_failure @return [Symbol, nil]
@@ -106,7 +112,7 @@ module TaskerCore
         file = own_steps.first&.first || name.to_s
         head = {
           name: template_name, namespace: namespace, version: version, description: description, priority: priority, deadline: deadline,
-          on_failure: on_failure, retry: retry_rules, dead_letters: dead_letters, input_schema: input_schema
+          stuck_after: stuck_after, on_failure: on_failure, retry: retry_rules, dead_letters: dead_letters, input_schema: input_schema
         }.compact
         json = +"{#{head.map { |key, value| "#{key.to_json}: #{value.to_json}, " }.join}\"steps\": ["
         own_steps.each_with_index do |(path, line, definition), index|

@@ -114,7 +114,8 @@ pub(super) struct Which {
     /// Only of this handler
     #[arg(long)]
     handler: Option<String>,
-    /// Only with this reason: attempts_exhausted, permanent_error, timeout, deadline, poison, not_a_step, unknown_task, unknown_step
+    /// Only with this reason: attempts_exhausted, permanent_error, timeout, unknown_handler, payload_too_large, poison, deadline, stuck,
+    /// not_a_step, unknown_task, unknown_step
     #[arg(long)]
     reason: Option<String>,
     /// Only with this class of the last error

@@ -72,7 +72,8 @@ pub(crate) async fn enqueue_due_retries(db: &Db, limit: i32) -> Result<Retried> 
     .await
 }
 
-/// Gives up at most `limit` tasks whose deadline is over. Returns how many it gave up.
+/// Looks at no more than `limit` tasks that have limits on time, and gives up what is over. Returns how many
+/// tasks that concerned.
 pub(crate) async fn expire_tasks(db: &Db, limit: i32) -> Result<i32> {
     super::again_on_conflict(|| async {
         Ok(sqlx::query_scalar("SELECT tasker.expire_tasks($1)")

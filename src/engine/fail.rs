@@ -57,6 +57,16 @@ impl Failure {
         }
     }
 
+    /// Without what the handler said, which PostgreSQL refused with that error.
+    pub(crate) fn bare(&self, refusal: &crate::Error) -> Failure {
+        Failure {
+            class: "ErrorRefused".into(),
+            message: format!("the handler's error cannot be stored: {refusal}"),
+            backtrace: Vec::new(),
+            ..self.clone()
+        }
+    }
+
     /// What PostgreSQL can store: no U+0000, no endless text, a delay that is one.
     fn storable(&self) -> Failure {
         const MAX_CHARS: usize = 10_000;

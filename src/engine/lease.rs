@@ -149,9 +149,18 @@ pub(crate) async fn extend_leases(db: &Db, queue: &str, leases: &[Lease], lease:
             .bind(ids)
             .bind(fences)
             .bind(lease.as_secs_f64())
-            .fetch_all(db.pool())
+            .fetch_all(db.upkeep())
             .await?,
     )
+}
+
+/// The members that have these steps now, or had them last: host:pid.
+pub(crate) async fn lease_holders(db: &Db, queue: &str, leases: &[Lease]) -> Result<Vec<Option<String>>> {
+    let ids: Vec<i64> = leases.iter().map(|lease| lease.msg_id).collect();
+    let tasks: Vec<Uuid> = leases.iter().map(|lease| lease.task_id).collect();
+    let steps: Vec<i16> = leases.iter().map(|lease| lease.step).collect();
+    let query = sqlx::query_scalar("SELECT tasker.lease_holders($1, $2, $3, $4)");
+    Ok(query.bind(queue).bind(ids).bind(tasks).bind(steps).fetch_all(db.pool()).await?)
 }
 
 /// Hands leases back: visible to others at once, and not counted as a crash. Returns how many were held.

@@ -62,6 +62,11 @@ impl Membership {
         self.id.load(Ordering::Acquire)
     }
 
+    /// host:pid.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Takes a new membership, after the old one was lost.
     pub async fn rejoin(&self) -> Result<()> {
         let kind = match self.kind {
@@ -74,7 +79,7 @@ impl Membership {
             .bind(env!("CARGO_PKG_VERSION"))
             .bind(&self.namespaces)
             .bind(self.lease.as_secs_f64())
-            .fetch_one(self.db.pool())
+            .fetch_one(self.db.upkeep())
             .await?;
         self.id.store(id, Ordering::Release);
         Ok(())
@@ -85,7 +90,7 @@ impl Membership {
         let held: bool = sqlx::query_scalar("SELECT tasker.renew_membership($1, make_interval(secs => $2))")
             .bind(self.id())
             .bind(self.lease.as_secs_f64())
-            .fetch_one(self.db.pool())
+            .fetch_one(self.db.upkeep())
             .await?;
         if !held {
             tracing::warn!(member = self.id(), name = self.name, "membership was lost, joining again");
@@ -98,7 +103,7 @@ impl Membership {
     pub async fn leave(&self) -> Result<()> {
         sqlx::query("SELECT tasker.leave_members($1)")
             .bind(self.id())
-            .execute(self.db.pool())
+            .execute(self.db.upkeep())
             .await?;
         Ok(())
     }
@@ -107,7 +112,7 @@ impl Membership {
 /// Marks and names the members whose lease ran out.
 pub async fn expire(db: &Db) -> Result<Vec<Expired>> {
     Ok(sqlx::query_as("SELECT id, kind, name FROM tasker.expire_members()")
-        .fetch_all(db.pool())
+        .fetch_all(db.upkeep())
         .await?)
 }
 

@@ -32,9 +32,6 @@ pub struct Submitted {
     pub created: bool,
 }
 
-/// An input of more bytes than this belongs in a table or a file, with the task carrying its name.
-pub const MAX_INPUT_BYTES: usize = 1 << 20;
-
 /// Creates tasks inside the caller's own transaction, on the caller's connection, after [`Submitter::check`]: rows of id and created, in the
 /// tasks' order. The parameters: template; version; inputs, keys and priorities, each as a JSON array of strings (or nulls).
 pub const CREATE_WITHIN: &str = "
@@ -78,7 +75,9 @@ impl Submitter {
             .await?;
         let schema = self.schema(found.id).await?;
         for (n, task) in tasks.iter().enumerate() {
-            check(template, &schema, task).map_err(|problem| match tasks.len() {
+            let text = task.input.to_string();
+            super::check_payload("the input", &text)?;
+            check(template, &schema, &task.input, &text).map_err(|problem| match tasks.len() {
                 1 => Error::Invalid(problem),
                 _ => Error::Invalid(format!("task {} of {}: {problem}", n + 1, tasks.len())),
             })?;
@@ -89,7 +88,8 @@ impl Submitter {
     /// Creates all of `tasks` or, if one of them is refused, none. The result is in the order of `tasks`.
     ///
     /// `template` is a name or `namespace/name`; `version` None means the current one.
-    /// Errors: [`Error::NotFound`] for an unknown template, [`Error::Invalid`] for an input, key or priority that is not acceptable.
+    /// Errors: [`Error::NotFound`] for an unknown template, [`Error::Invalid`] for an input, key or priority that is not acceptable,
+    /// [`Error::TooLarge`] for an input of more than [`MAX_PAYLOAD_BYTES`](super::MAX_PAYLOAD_BYTES).
     pub async fn submit(&self, template: &str, version: Option<&str>, tasks: &[NewTask]) -> Result<Vec<Submitted>> {
         let version = self.check(template, version, tasks).await?;
         let inputs: Vec<Json<&Value>> = tasks.iter().map(|task| Json(&task.input)).collect();
@@ -134,23 +134,16 @@ impl Submitter {
     }
 }
 
-fn check(template: &str, schema: &Schema, task: &NewTask) -> std::result::Result<(), String> {
-    if !task.input.is_object() {
+fn check(template: &str, schema: &Schema, input: &Value, text: &str) -> std::result::Result<(), String> {
+    if !input.is_object() {
         return Err(format!("the input of a {template} must be a JSON object"));
-    }
-    let text = task.input.to_string();
-    if text.len() > MAX_INPUT_BYTES {
-        return Err(format!(
-            "the input has {} bytes, at most {MAX_INPUT_BYTES} are accepted",
-            text.len()
-        ));
     }
     if text.contains("\\u0000") {
         return Err("the input contains the character U+0000, which PostgreSQL cannot store".into());
     }
     let Some(validator) = &schema.0 else { return Ok(()) };
     let problems: Vec<String> = validator
-        .iter_errors(&task.input)
+        .iter_errors(input)
         .take(10)
         .map(|error| match error.instance_path().to_string() {
             path if path.is_empty() => error.to_string(),

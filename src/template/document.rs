@@ -7,8 +7,8 @@ use serde_json::Value;
 use serde_saphyr::{DefaultMessageFormatter, MessageFormatter, Spanned};
 
 use super::problems::{kind, line, Problems, Span};
-use super::rules::{DeadLettersDocument, RetryDocument};
-use super::{graph, DeadLetters, OnFailure, Priority, Problem, Retry, Step, Template};
+use super::rules::{DeadLettersDocument, RetryDocument, StuckAfterDocument};
+use super::{graph, DeadLetters, OnFailure, Priority, Problem, Retry, Step, StuckAfter, Template};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -23,6 +23,7 @@ pub(super) struct Document {
     dead_letters: Option<DeadLettersDocument>,
     on_failure: Option<Spanned<String>>,
     deadline: Option<Spanned<Span>>,
+    stuck_after: Option<StuckAfterDocument>,
     steps: Spanned<Vec<StepDocument>>,
 }
 
@@ -88,6 +89,9 @@ impl Document {
             }
         });
         let deadline = self.deadline.and_then(|deadline| found.span(&deadline, "deadline"));
+        let stuck_after = self
+            .stuck_after
+            .map_or_else(StuckAfter::default, |limits| limits.validate(&mut found));
         if let Some(schema) = &self.input_schema {
             if let Err(error) = jsonschema::validator_for(&schema.value) {
                 found.add(schema, format!("input_schema is not a valid JSON Schema: {error}"));
@@ -143,6 +147,7 @@ impl Document {
             priority,
             on_failure,
             deadline,
+            stuck_after,
             input_schema,
             steps,
         })

@@ -1,11 +1,11 @@
-//! The rules of failure: when a step is tried again, and what becomes of its dead letters. A step's own rules win over its template's, which
+//! The rules of failure: when a step is tried again or given up, and what becomes of its dead letters. A step's own rules win over its template's, which
 //! win over its namespace's (`tasker namespace set`), which has a default for each.
 
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 
 use super::problems::{Problems, Span};
-use super::{Backoff, DeadLetters, Retry};
+use super::{Backoff, DeadLetters, Retry, StuckAfter};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -23,6 +23,24 @@ pub(super) struct RetryDocument {
 pub(super) struct DeadLettersDocument {
     retention_days: Option<Spanned<i64>>,
     alert_threshold: Option<Spanned<i64>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct StuckAfterDocument {
+    pending: Option<Spanned<Span>>,
+    enqueued: Option<Spanned<Span>>,
+    in_progress: Option<Spanned<Span>>,
+}
+
+impl StuckAfterDocument {
+    pub(super) fn validate(self, found: &mut Problems) -> StuckAfter {
+        StuckAfter {
+            pending: self.pending.and_then(|limit| found.span(&limit, "pending")),
+            enqueued: self.enqueued.and_then(|limit| found.span(&limit, "enqueued")),
+            in_progress: self.in_progress.and_then(|limit| found.span(&limit, "in_progress")),
+        }
+    }
 }
 
 impl RetryDocument {

@@ -11,7 +11,8 @@ use super::{Outcome, Shared};
 use crate::backoff::Backoff;
 use crate::engine::complete::{complete_steps, Completion, Lease};
 use crate::engine::fail::{fail_steps, Failure};
-use crate::error::Result;
+use crate::engine::lease::lease_holders;
+use crate::error::{Error, Result};
 
 /// Two commits may be under way for a queue: while one waits for the disk, the next one is prepared.
 const CONCURRENT_COMMITS: usize = 2;
@@ -62,39 +63,77 @@ async fn commit(shared: &Shared, queue: usize, batch: Vec<(Lease, Outcome)>) {
             Outcome::Fail(failure) => failures.push((lease, failure)),
         }
     }
-    if !completions.is_empty() {
-        failures.extend(complete(shared, queue, completions).await);
-    }
-    if !failures.is_empty() {
-        let leases: Vec<Lease> = failures.iter().map(|(lease, _)| *lease).collect();
-        let (name, member) = (&shared.queues[queue], shared.membership.id());
-        if let Some(Ok(counted)) = until_done(shared, || fail_steps(&shared.db, name, member, &failures)).await {
-            log_stale(&leases, &counted);
-        }
-        shared.held.remove(queue, &leases);
+    let refused = report(shared, queue, completions).await;
+    failures.extend(refused.into_iter().map(|(completion, error)| {
+        let failure = Failure::permanent("ResultRefused", error.to_string());
+        (completion.lease, failure)
+    }));
+    let refused = report(shared, queue, failures).await;
+    let bare = refused
+        .into_iter()
+        .map(|((lease, failure), error)| (lease, failure.bare(&error)))
+        .collect();
+    for ((lease, _), error) in report(shared, queue, bare).await {
+        tracing::error!(%error, task = %lease.task_id, step = lease.step, "PostgreSQL refuses the report, the lease will run out");
+        shared.held.remove(queue, [&lease]);
     }
 }
 
-/// Completes the steps; returns those whose result PostgreSQL cannot store, as failures. One bad result must not hold up the others.
-async fn complete(shared: &Shared, queue: usize, completions: Vec<Completion>) -> Vec<(Lease, Failure)> {
-    let (name, member) = (&shared.queues[queue], shared.membership.id());
-    let mut refused = Vec::new();
-    let mut leases: Vec<Lease> = completions.iter().map(|c| c.lease).collect();
-    match until_done(shared, || complete_steps(&shared.db, name, member, &completions)).await {
-        Some(Ok(counted)) => log_stale(&leases, &counted),
-        Some(Err(_)) => {
-            for completion in &completions {
-                let alone = std::slice::from_ref(completion);
-                if let Some(Err(error)) = until_done(shared, || complete_steps(&shared.db, name, member, alone)).await {
-                    refused.push((completion.lease, Failure::permanent("ResultRefused", error.to_string())));
-                    leases.retain(|lease| *lease != completion.lease);
-                }
-            }
-        }
-        None => {}
+trait Report: Sized + Sync {
+    fn lease(&self) -> Lease;
+    fn send(shared: &Shared, queue: usize, reports: &[Self]) -> impl Future<Output = Result<Vec<i64>>> + Send;
+}
+
+impl Report for Completion {
+    fn lease(&self) -> Lease {
+        self.lease
     }
-    shared.held.remove(queue, &leases);
+
+    async fn send(shared: &Shared, queue: usize, reports: &[Self]) -> Result<Vec<i64>> {
+        complete_steps(&shared.db, &shared.queues[queue], shared.membership.id(), reports).await
+    }
+}
+
+impl Report for (Lease, Failure) {
+    fn lease(&self) -> Lease {
+        self.0
+    }
+
+    async fn send(shared: &Shared, queue: usize, reports: &[Self]) -> Result<Vec<i64>> {
+        fail_steps(&shared.db, &shared.queues[queue], shared.membership.id(), reports).await
+    }
+}
+
+/// Reports all of them together; where PostgreSQL refuses the data of that, one by one: a bad row must not hold up the others. Returns
+/// those that it refuses alone, with its errors; they are still held.
+async fn report<R: Report>(shared: &Shared, queue: usize, reports: Vec<R>) -> Vec<(R, Error)> {
+    let mut refused = Vec::new();
+    if reports.is_empty() {
+        return refused;
+    }
+    match until_done(shared, || R::send(shared, queue, &reports)).await {
+        Some(Err(_)) => {}
+        done => {
+            let leases: Vec<Lease> = reports.iter().map(R::lease).collect();
+            settle(shared, queue, &leases, done).await;
+            return refused;
+        }
+    }
+    for report in reports {
+        match until_done(shared, || R::send(shared, queue, std::slice::from_ref(&report))).await {
+            Some(Err(error)) => refused.push((report, error)),
+            done => settle(shared, queue, &[report.lease()], done).await,
+        }
+    }
     refused
+}
+
+/// The reports were taken, or there is no time left for them.
+async fn settle(shared: &Shared, queue: usize, leases: &[Lease], done: Option<Result<Vec<i64>>>) {
+    shared.held.remove(queue, leases);
+    if let Some(Ok(counted)) = done {
+        tell_stale(shared, queue, leases, &counted).await;
+    }
 }
 
 /// Tries until the database takes the report, refuses its data for good, or the worker is out of time (None). The heartbeat keeps the
@@ -118,13 +157,20 @@ where
     }
 }
 
-fn log_stale(sent: &[Lease], counted: &[i64]) {
-    if counted.len() < sent.len() {
-        let stale: Vec<i64> = sent
-            .iter()
-            .map(|lease| lease.msg_id)
-            .filter(|msg_id| !counted.contains(msg_id))
-            .collect();
-        tracing::warn!(messages = ?stale, "stale reports: these leases were another's by then");
+/// Names who has what this worker reported too late.
+async fn tell_stale(shared: &Shared, queue: usize, sent: &[Lease], counted: &[i64]) {
+    let stale: Vec<Lease> = sent.iter().filter(|lease| !counted.contains(&lease.msg_id)).copied().collect();
+    if stale.is_empty() {
+        return;
+    }
+    let (queue, me) = (&shared.queues[queue], shared.membership.name());
+    match lease_holders(&shared.db, queue, &stale).await {
+        Ok(holders) => {
+            for (lease, holder) in stale.iter().zip(holders) {
+                let holder = holder.unwrap_or_else(|| "nobody".into());
+                tracing::warn!(task = %lease.task_id, step = lease.step, me, holder, "a report was refused: the step is another's by now");
+            }
+        }
+        Err(error) => tracing::warn!(%error, stale = stale.len(), "reports were refused: the steps are others' by now"),
     }
 }

@@ -49,11 +49,11 @@ pub(super) async fn run(worker: Arc<Worker>, handlers: Arc<Handlers>) {
         let outcome = match handlers.0.get(&step.leased.handler) {
             None => {
                 let message = format!("this worker has no handler {:?}", step.leased.handler);
-                Some(Outcome::Fail(Failure::retryable("UnknownHandler", message)))
+                Some(unknown(message))
             }
             Some(_) if step.leased.transactional => {
                 let message = "a transactional step needs a Ruby worker: handlers in Rust have no connection of their own";
-                Some(Outcome::Fail(Failure::retryable("UnknownHandler", message)))
+                Some(unknown(message.into()))
             }
             Some(handler) => handle(handler, &step).await,
         };
@@ -62,6 +62,14 @@ pub(super) async fn run(worker: Arc<Worker>, handlers: Arc<Handlers>) {
             None => worker.forget(&step),
         }
     }
+}
+
+/// Another worker, of the next version perhaps, may have the handler.
+fn unknown(message: String) -> Outcome {
+    Outcome::Fail(Failure {
+        reason: Some("unknown_handler".into()),
+        ..Failure::retryable("UnknownHandler", message)
+    })
 }
 
 /// None: the lease was lost, and the handler was stopped.

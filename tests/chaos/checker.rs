@@ -60,6 +60,13 @@ pub(crate) async fn check(pool: &PgPool, accepted: &HashMap<String, &'static str
         found.push(format!("{money} cents are in the accounts, not {}", ACCOUNTS * CENTS));
     }
     found.extend(check_runs(pool, &runs(journal)).await);
+    let reconciled: i64 = sqlx::query_scalar("SELECT coalesce(sum(value), 0)::bigint FROM tasker.counters WHERE name = 'reconciled'")
+        .fetch_one(pool)
+        .await
+        .unwrap();
+    if reconciled > 0 {
+        found.push(format!("{reconciled} things had to be mended by the reconciler"));
+    }
     for (name, value) in sqlx::query_as::<_, (String, i64)>("SELECT name, value FROM tasker.counters ORDER BY name")
         .fetch_all(pool)
         .await

@@ -78,7 +78,7 @@ fn the_checker_finds_an_engine_that_drops_a_message() {
     let then = "EXECUTE format('DELETE FROM pgmq.%I WHERE random() < 0.002', pgmq.format_table_name(v_queue, 'q'));";
     must_find(Bug {
         function: "enqueue_steps(uuid[],smallint[],text[])",
-        now: "PERFORM pg_notify('tasker_steps', v_queue);",
+        now: "PERFORM tasker.notify('tasker_steps', v_queue);",
         then,
         only_freezes: false,
     });

@@ -235,7 +235,7 @@ async fn a_task_past_its_deadline_is_given_up_wherever_it_is() {
         let expire = async || world.count("SELECT tasker.expire_tasks(100)::bigint").await;
         assert_eq!(expire().await, 0, "there is time left");
 
-        sqlx::query("UPDATE tasker.tasks SET deadline_at = deadline_at - interval '1 hour'").execute(&world.pool).await.unwrap();
+        sqlx::query("UPDATE tasker.tasks SET deadline_at = deadline_at - interval '1 hour', look_at = look_at - interval '1 hour'").execute(&world.pool).await.unwrap();
         assert_eq!((expire().await, expire().await), (3, 0));
         for task in [running, waiting, pending] {
             assert_eq!(world.task(task).await["state"], "blocked");
@@ -246,6 +246,76 @@ async fn a_task_past_its_deadline_is_given_up_wherever_it_is() {
         assert_eq!(letters.iter().map(|letter| letter["reason"].as_str().unwrap()).collect::<Vec<_>>(), ["deadline"; 3]);
         assert!(world.complete(&[of(running)], "{}").await.is_empty(), "its report is stale");
         assert_eq!(world.count("SELECT count(*) FROM pgmq.q_here_queue").await, 0);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_stays_in_one_state_for_longer_than_its_template_allows_is_dead_lettered_as_stuck() {
+    World::with(async |world| {
+        let flow = "name: flow\nnamespace: here\nstuck_after: { pending: 3h, enqueued: 2h, in_progress: 1h }\nsteps:\n  - { name: a, handler: H }\n  - { name: b, handler: H, namespace: there }\n";
+        world.register(flow).await;
+        let running = world.submit("flow", json!({})).await;
+        world.claim().await;
+        let held = world.lease("here_queue", 1).await;
+        let pending = world.submit("flow", json!({})).await;
+        let hours_later = async |hours: i32| {
+            let sql = format!(
+                "UPDATE tasker.tasks SET look_at = look_at - interval '{hours} hours', created_at = created_at - interval '{hours} hours';
+                 UPDATE tasker.steps SET enqueued_at = enqueued_at - interval '{hours} hours';
+                 UPDATE pgmq.q_here_queue SET last_read_at = last_read_at - interval '{hours} hours'"
+            );
+            sqlx::raw_sql(&sql).execute(&world.pool).await.unwrap();
+            world.count("SELECT tasker.expire_tasks(100)::bigint").await
+        };
+        assert_eq!(hours_later(0).await, 0, "there is time left");
+        assert_eq!(hours_later(1).await, 1, "a worker hangs");
+        assert_eq!(world.step_states(running).await, ["dead", "enqueued"]);
+        assert!(world.complete(&held, "{}").await.is_empty(), "its report is stale");
+        assert_eq!(hours_later(1).await, 1, "no worker takes the other step");
+        assert_eq!(world.step_states(running).await, ["dead", "dead"]);
+        assert_eq!(hours_later(1).await, 1, "no orchestrator takes the other task");
+        assert_eq!(world.step_states(pending).await, ["dead", "dead"]);
+        let mut said = Vec::new();
+        for letter in [world.dead_letters("here").await, world.dead_letters("there").await].concat() {
+            assert_eq!(letter["reason"], "stuck");
+            said.push(letter["errors"][0]["message"].as_str().unwrap().split(' ').nth(2).unwrap().to_owned());
+        }
+        assert_eq!(said, ["in_progress", "pending", "enqueued", "pending"]);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_say_that_a_handler_is_unknown_or_a_result_too_large() {
+    World::with(async |world| {
+        for handler in ["nobody", "writes"] {
+            let retry = "retry: { max_attempts: 1 }";
+            world
+                .register(&format!(
+                    "name: {handler}\nnamespace: here\n{retry}\nsteps:\n  - {{ name: only, handler: {handler} }}\n"
+                ))
+                .await;
+            world.submit(handler, json!({})).await;
+        }
+        world.claim().await;
+        let config = WorkerConfig {
+            namespaces: vec!["here".into()],
+            concurrency: 1,
+            ..WorkerConfig::default()
+        };
+        let worker = Arc::new(Worker::start(&world.db, config).await.unwrap());
+        worker.handle_with(Handlers::default().with("writes", |_| async { Ok(json!("x".repeat(tasker::engine::MAX_PAYLOAD_BYTES))) }));
+        let letters = loop {
+            match world.dead_letters("here").await {
+                letters if letters.len() == 2 => break letters,
+                _ => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        };
+        let mut reasons: Vec<&str> = letters.iter().map(|letter| letter["reason"].as_str().unwrap()).collect();
+        reasons.sort_unstable();
+        assert_eq!(reasons, ["payload_too_large", "unknown_handler"]);
+        worker.shutdown(Duration::from_secs(5)).await;
     })
     .await;
 }

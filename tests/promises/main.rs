@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod bugs_of_others;
 mod command_line;
 mod crowds;
 mod dag_properties;

@@ -1,7 +1,8 @@
 //! The door: tasks come in whole or not at all, once for every key, and bad input is told what was expected.
 
 use serde_json::{json, Value};
-use tasker::engine::submit::{NewTask, Submitter, MAX_INPUT_BYTES};
+use tasker::engine::submit::{NewTask, Submitter};
+use tasker::engine::MAX_PAYLOAD_BYTES;
 use tasker::{Error, Priority};
 
 use crate::world::World;
@@ -71,7 +72,6 @@ async fn bad_input_is_refused_with_what_was_expected_and_leaves_no_trace() {
     World::with(async |world| {
         world.register(ORDER).await;
         let submitter = Submitter::new(world.db.clone());
-        let large = "x".repeat(MAX_INPUT_BYTES);
         let cases = [
             (vec![new(json!([1]))], "the input of a order must be a JSON object"),
             (vec![new(json!({}))], r#""id" is a required property"#),
@@ -79,7 +79,6 @@ async fn bad_input_is_refused_with_what_was_expected_and_leaves_no_trace() {
                 vec![new(json!({ "id": 1 })), new(json!({ "id": "one" }))],
                 r#"task 2 of 2: the input does not satisfy the input_schema of order: /id: "one" is not of type "integer""#,
             ),
-            (vec![new(json!({ "id": 1, "note": large }))], "at most 1048576 are accepted"),
             (vec![new(json!({ "id": 1, "note": "a\0b" }))], "U+0000"),
             (
                 vec![NewTask {
@@ -140,6 +139,23 @@ async fn any_sql_client_enqueues_in_its_own_transaction() {
             let refused = sqlx::query(&format!("SELECT {call}")).execute(&world.pool).await.unwrap_err();
             assert_eq!(refused.as_database_error().unwrap().message(), expected);
         }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_input_of_more_than_a_mebibyte_is_refused_by_the_library_and_by_sql() {
+    World::with(async |world| {
+        world.register(ORDER).await;
+        let input = json!({ "id": 1, "note": "x".repeat(MAX_PAYLOAD_BYTES) });
+        let by_library = Submitter::new(world.db.clone()).submit("order", None, &[new(input.clone())]).await;
+        assert!(matches!(by_library, Err(Error::TooLarge(message)) if message.contains("at most 1048576 are accepted")));
+        let by_sql = sqlx::query("SELECT tasker.create_task('order', $1)")
+            .bind(input)
+            .execute(&world.pool)
+            .await;
+        assert!(matches!(Error::from(by_sql.unwrap_err()), Error::TooLarge(message) if message.contains("keep it elsewhere")));
+        assert_eq!(world.count("SELECT count(*) FROM tasker.tasks").await, 0);
     })
     .await;
 }

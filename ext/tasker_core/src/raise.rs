@@ -9,6 +9,7 @@ pub(crate) fn error(ruby: &Ruby, error: &tasker::Error) -> Error {
         ErrorKind::Template => "TemplateError",
         ErrorKind::NotFound => "NotFound",
         ErrorKind::Invalid => "InvalidInput",
+        ErrorKind::TooLarge => "PayloadTooLarge",
         ErrorKind::Config => "ConfigurationError",
         ErrorKind::Stale => "LeaseLost",
         ErrorKind::Database => "DatabaseError",

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use magnus::{function, method, prelude::*, Error, RModule, Ruby, Value as RubyValue};
 use serde::Deserialize;
+use tasker::engine::check_payload;
 use tasker::engine::complete::COMPLETE_WITHIN;
 use tasker::engine::fail::Failure;
 use tasker::worker::{Outcome, Step as CoreStep, Worker as CoreWorker, WorkerConfig};
@@ -102,9 +103,9 @@ impl Worker {
         Ok(steps.is_disconnected() && steps.is_empty())
     }
 
-    /// Reports a result. Raises TaskerCore::InvalidInput, and reports nothing, when JSON cannot hold it.
+    /// Reports a result. Raises TaskerCore::InvalidInput, and reports nothing, when JSON cannot hold it or it is too large.
     fn complete(ruby: &Ruby, this: &Worker, step: &Step, result: RubyValue) -> Result<(), Error> {
-        let result = json::from_ruby(ruby, result)?.to_string();
+        let result = storable(ruby, result)?;
         this.owned(ruby)?.report(&step.0, Outcome::Complete(result));
         Ok(())
     }
@@ -130,7 +131,7 @@ impl Worker {
 
     /// [SQL, arguments]: what completes the step inside the handler's own transaction.
     fn completion(ruby: &Ruby, this: &Worker, step: &Step, result: RubyValue) -> Result<(&'static str, Vec<String>), Error> {
-        let result = json::from_ruby(ruby, result)?.to_string();
+        let result = storable(ruby, result)?;
         let (queue, member, msg_id, fence, task, step) = this.owned(ruby)?.completion(&step.0);
         let arguments = vec![
             queue.to_owned(),
@@ -162,4 +163,10 @@ impl Worker {
             Ok(())
         })
     }
+}
+
+fn storable(ruby: &Ruby, result: RubyValue) -> Result<String, Error> {
+    let result = json::from_ruby(ruby, result)?.to_string();
+    check_payload("the result", &result).map_err(|error| raise::error(ruby, &error))?;
+    Ok(result)
 }

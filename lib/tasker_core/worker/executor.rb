@@ -7,9 +7,6 @@ module TaskerCore
     # Runs one step: finds its handler, bounds its time, and reports what became of it. Whatever the handler does hurts only its step.
     # @api private
     class Executor
-      # Ends a handler whose time is over. No StandardError, so that a handler's own rescue does not take it for one of its errors.
-      class StepTimeout < Exception; end # rubocop:disable Lint/InheritException
-
       # What a stored backtrace is cut to.
       BACKTRACE_LINES = 20
       # What it leaves out.
@@ -66,7 +63,12 @@ module TaskerCore
         found = Object.const_get(name)
         return found if found.is_a?(Class) && found.method_defined?(:call)
 
-        raise NameError, "#{name} is no handler: expected a class with call(step)"
+        raise UnknownHandler, "#{name} is no handler: expected a class with call(step)"
+      rescue NameError => e
+        # One that the handler's own file raises says what it misses there.
+        raise unless e.name && name.split("::").include?(e.name.to_s)
+
+        raise UnknownHandler, "this worker has no handler #{name}"
       end
 
       def complete(native_step, step, result)
@@ -88,15 +90,23 @@ module TaskerCore
       end
 
       def failure(error)
-        timeout = error.is_a?(StepTimeout)
         {
-          class: timeout ? "TaskerCore::StepTimeout" : error.class.name.to_s,
+          class: error.class.name.to_s,
           message: text(error.message),
           backtrace: (error.backtrace || []).grep_v(OWN_LINES).first(BACKTRACE_LINES).map { |line| text(line) },
           permanent: error.is_a?(PermanentError),
           retry_after: error.is_a?(RetryableError) ? error.retry_after&.to_f : nil,
-          reason: timeout ? "timeout" : nil
+          reason: reason(error)
         }
+      end
+
+      # A dead letter's reason, where it is none of those that the engine gives.
+      def reason(error)
+        case error
+        when StepTimeout then "timeout"
+        when UnknownHandler then "unknown_handler"
+        else "payload_too_large" if error.cause.is_a?(PayloadTooLarge)
+        end
       end
 
       def timeout_message(native_step) = "the handler ran longer than #{native_step.timeout} s"

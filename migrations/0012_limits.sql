@@ -1,0 +1,118 @@
+-- Limits on time: a task that has not ended by its deadline, and a step that stays in one state for longer than its template allows, are
+-- given up, each as a dead letter that says so.
+
+-- Looks at the tasks for which it is time (tasks.look_at), and gives up what is over:
+--   deadline  the task did not end in time: all its open steps are dead (of a task that never began: its first ones);
+--   stuck     a task was pending, or a step enqueued or in progress, for longer than its limit: that step is dead. (What waits for a
+--             retry is bounded by its backoff, what waits for an operator by the retention of its letter.)
+-- A handler that is running is stopped like one whose task was cancelled. Returns how many tasks that concerned.
+-- A limit is noticed within a quarter of its length: nothing is written when a step changes its state.
+-- Locks: the tasks in order of look_at, skipping those that are held (the next call takes them); then messages and steps, skipping what
+-- is locked: that is being reported at this moment, and its task is looked at again.
+CREATE FUNCTION tasker.expire_tasks(p_limit int) RETURNS int
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_due      uuid[];
+    v_queue    text;
+    v_ids      bigint[];
+    v_limits   interval[];
+    v_runs     interval[];
+    v_since    timestamptz[];
+    v_late     boolean[];
+    v_tasks    uuid[];
+    v_steps    smallint[];
+    v_states   text[];
+    v_messages jsonb[];
+    v_reasons  text[];
+    v_given_up int;
+BEGIN
+    SELECT array_agg(d.id) INTO v_due FROM (
+        SELECT t.id FROM tasker.tasks t WHERE t.look_at <= clock_timestamp() ORDER BY t.look_at LIMIT p_limit
+        FOR NO KEY UPDATE SKIP LOCKED) AS d;
+    IF v_due IS NULL THEN
+        RETURN 0;
+    END IF;
+
+    -- A task that never began: its first steps are dead before they were sent. The states: null where it is the deadline that is over.
+    WITH begun AS (
+        UPDATE tasker.tasks t SET state = 'running', claim_order = NULL, started_at = clock_timestamp()
+        FROM tasker.template_versions tv
+        WHERE t.id = ANY (v_due) AND t.state = 'pending' AND tv.id = t.version_id
+          AND (t.deadline_at <= clock_timestamp() OR t.created_at + tv.pending_limit <= clock_timestamp())
+        RETURNING t.id, t.version_id, CASE WHEN t.deadline_at <= clock_timestamp() THEN NULL ELSE 'pending' END AS state
+    ), roots AS (
+        INSERT INTO tasker.steps (task_id, step, state, enqueued_at)
+        SELECT b.id, ts.step, 'waiting_retry', clock_timestamp()
+        FROM begun b JOIN tasker.template_steps ts ON ts.version_id = b.version_id AND ts.parents = '{}'
+        RETURNING task_id, step
+    )
+    SELECT coalesce(array_agg(r.task_id), '{}'), coalesce(array_agg(r.step), '{}'), coalesce(array_agg(b.state), '{}'),
+           coalesce(array_agg(NULL::jsonb), '{}')
+    INTO v_tasks, v_steps, v_states, v_messages
+    FROM roots r JOIN begun b ON b.id = r.task_id;
+
+    -- Sent, and waiting for a worker or held by one.
+    FOR v_queue, v_ids, v_late, v_since, v_limits, v_runs IN
+        SELECT ts.queue, array_agg(s.msg_id), array_agg(coalesce(t.deadline_at <= clock_timestamp(), false)), array_agg(s.enqueued_at),
+               array_agg(tv.enqueued_limit), array_agg(tv.in_progress_limit)
+        FROM tasker.steps s
+        JOIN tasker.tasks t ON t.id = s.task_id AND t.state IN ('running', 'blocked')
+        JOIN tasker.template_versions tv ON tv.id = t.version_id
+        JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = s.step
+        WHERE s.task_id = ANY (v_due) AND s.state = 'enqueued'
+        GROUP BY ts.queue ORDER BY ts.queue
+    LOOP
+        EXECUTE format($f$
+            WITH over AS (
+                SELECT q.msg_id, CASE
+                    WHEN d.late THEN NULL
+                    WHEN q.vt > clock_timestamp() THEN 'in_progress' ELSE 'enqueued' END AS state
+                FROM pgmq.%1$I q JOIN unnest($1, $2, $3, $4, $5) AS d(id, late, since, enqueued_limit, in_progress_limit) ON d.id = q.msg_id
+                WHERE d.late OR CASE WHEN q.vt > clock_timestamp()
+                    THEN q.last_read_at + d.in_progress_limit ELSE d.since + d.enqueued_limit END <= clock_timestamp()
+                FOR UPDATE OF q SKIP LOCKED
+            ), gone AS (
+                DELETE FROM pgmq.%1$I q USING over o WHERE q.msg_id = o.msg_id RETURNING q.message, o.state
+            )
+            SELECT $6 || array_agg(i.task), $7 || array_agg(i.step), $8 || array_agg(g.state), $9 || array_agg(g.message)
+            FROM gone g, tasker.message_identity(g.message) AS i
+        $f$, pgmq.format_table_name(v_queue, 'q'))
+        INTO v_tasks, v_steps, v_states, v_messages
+        USING v_ids, v_late, v_since, v_limits, v_runs, v_tasks, v_steps, v_states, v_messages;
+    END LOOP;
+
+    -- Failed, and waiting for a retry.
+    SELECT v_tasks || array_agg(w.task_id), v_steps || array_agg(w.step), v_states || array_agg(NULL::text), v_messages || array_agg(NULL::jsonb)
+    INTO v_tasks, v_steps, v_states, v_messages
+    FROM (
+        SELECT s.task_id, s.step FROM tasker.steps s
+        JOIN tasker.tasks t ON t.id = s.task_id AND t.state IN ('running', 'blocked') AND t.deadline_at <= clock_timestamp()
+        WHERE s.task_id = ANY (v_due) AND s.state = 'waiting_retry' AND s.retry_at IS NOT NULL
+        FOR UPDATE OF s SKIP LOCKED) AS w;
+
+    UPDATE tasker.steps s
+    SET state = 'dead', retry_at = NULL, finished_at = clock_timestamp(),
+        errors = coalesce(s.errors, '[]') || (jsonb_build_object('attempt', s.failures + 1, 'at', clock_timestamp()) || CASE WHEN d.state IS NULL
+            THEN jsonb_build_object('class', 'DeadlineExceeded', 'message', 'the task did not end in the time its template allows')
+            ELSE jsonb_build_object('class', 'Stuck', 'message', 'it was ' || d.state || ' for longer than its template allows') END)
+    FROM unnest(v_tasks, v_steps, v_states) AS d(task, step, state) WHERE s.task_id = d.task AND s.step = d.step;
+    v_reasons := ARRAY(SELECT CASE WHEN d.state IS NULL THEN 'deadline' ELSE 'stuck' END
+                       FROM unnest(v_states) WITH ORDINALITY AS d(state, n) ORDER BY d.n);
+    PERFORM tasker.send_dead_letters(v_tasks, v_steps, v_reasons, v_messages);
+
+    -- What somebody is reporting right now is still open: look at once. A deadline that is over counts once, so that a replay has time.
+    UPDATE tasker.tasks t
+    SET deadline_at = CASE WHEN t.deadline_at > clock_timestamp() OR o.is_open THEN t.deadline_at END,
+        look_at = CASE WHEN t.state IN ('pending', 'running', 'blocked') THEN
+            least(CASE WHEN t.deadline_at > clock_timestamp() OR o.is_open THEN t.deadline_at END,
+                  clock_timestamp() + tasker.shortest_limit(tv) / 4) END
+    FROM tasker.template_versions tv, unnest(v_due) AS d(id), LATERAL (
+        SELECT EXISTS (SELECT 1 FROM tasker.steps s WHERE s.task_id = d.id AND s.state IN ('enqueued', 'waiting_retry')) AS is_open) AS o
+    WHERE t.id = d.id AND tv.id = t.version_id;
+    IF cardinality(v_tasks) > 0 THEN
+        PERFORM tasker.notify('tasker_cancelled', '');
+    END IF;
+    SELECT count(DISTINCT d) INTO v_given_up FROM unnest(v_tasks) AS d;
+    RETURN v_given_up;
+END
+$$;

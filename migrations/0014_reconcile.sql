@@ -1,0 +1,92 @@
+-- Reconciliation: finds what no transaction of ours leaves behind, mends it, and counts it. A queue that was purged by hand, a restore that
+-- is older in one table than in another, or a bug.
+
+-- Looks at p_limit tasks after p_after that began more than a minute ago, and
+--   sends a message again for every step that is enqueued and has none;
+--   advances every task that stands still: a step is ready and not enqueued, or all are complete and the task is not.
+-- Returns how many steps and tasks it mended, and the last task it looked at (null: there are no more).
+-- Every change of ours is one transaction, so what one statement sees is whole: what is missing there is missing.
+-- Locks: an advisory lock (who does not get it leaves the work to who has it); then the tasks it mends in id order, then their steps.
+CREATE FUNCTION tasker.reconcile(p_after uuid, p_limit int, OUT mended int, OUT last uuid)
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_tasks    uuid[];
+    v_steps    smallint[];
+    v_lost     bigint[];
+    v_queue    text;
+    v_ids      uuid[];
+    v_numbers  smallint[];
+    v_old      bigint[];
+    v_attempts int[];
+    v_messages jsonb[];
+    v_mended   int;
+BEGIN
+    mended := 0;
+    IF NOT pg_try_advisory_xact_lock(hashtext('tasker.reconcile')) THEN
+        RETURN;
+    END IF;
+    SELECT max(c.id::text)::uuid, array_agg(c.id ORDER BY c.id) FILTER (
+        WHERE c.state IN ('running', 'blocked', 'failed') AND c.started_at < clock_timestamp() - interval '1 minute')
+    INTO last, v_tasks
+    FROM (SELECT t.id, t.state, t.started_at FROM tasker.tasks t WHERE t.id > p_after ORDER BY t.id LIMIT p_limit) AS c;
+
+    FOR v_queue, v_ids, v_numbers, v_old, v_attempts IN
+        SELECT ts.queue, array_agg(s.task_id), array_agg(s.step), array_agg(s.msg_id), array_agg(s.failures + 1)
+        FROM tasker.steps s
+        JOIN tasker.tasks t ON t.id = s.task_id
+        JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = s.step
+        WHERE s.task_id = ANY (v_tasks) AND s.state = 'enqueued'
+        GROUP BY ts.queue ORDER BY ts.queue
+    LOOP
+        EXECUTE format($f$
+            SELECT array_agg(s.task_id), array_agg(s.step), array_agg(s.msg_id), array_agg(s.failures + 1)
+            FROM tasker.steps s JOIN unnest($1, $2, $3) AS e(task, step, msg_id) ON s.task_id = e.task AND s.step = e.step AND s.msg_id = e.msg_id
+            WHERE s.state = 'enqueued' AND NOT EXISTS (SELECT 1 FROM pgmq.%I q WHERE q.msg_id = s.msg_id)
+        $f$, pgmq.format_table_name(v_queue, 'q'))
+        INTO v_ids, v_numbers, v_old, v_attempts USING v_ids, v_numbers, v_old;
+        IF v_ids IS NOT NULL THEN
+            PERFORM 1 FROM tasker.tasks t WHERE t.id = ANY (v_ids) ORDER BY t.id FOR NO KEY UPDATE;
+            -- One that was settled meanwhile gets a message that is stale, and is removed when it is leased.
+            v_messages := ARRAY(SELECT jsonb_build_object('task', e.task, 'step', e.step, 'attempt', e.attempt)
+                                FROM unnest(v_ids, v_numbers, v_attempts) WITH ORDINALITY AS e(task, step, attempt, n) ORDER BY e.n);
+            UPDATE tasker.steps s SET msg_id = e.new, released = 0, kills = 0, suspected = NULL
+            FROM unnest(v_ids, v_numbers, v_old, ARRAY(SELECT pgmq.send_batch(v_queue, v_messages))) AS e(task, step, old, new)
+            WHERE s.task_id = e.task AND s.step = e.step AND s.msg_id = e.old AND s.state = 'enqueued';
+            GET DIAGNOSTICS v_mended = ROW_COUNT;
+            mended := mended + v_mended;
+            PERFORM tasker.notify('tasker_steps', v_queue);
+        END IF;
+    END LOOP;
+
+    PERFORM 1 FROM tasker.tasks t WHERE t.id IN (SELECT s.task_id FROM tasker.standing_still(v_tasks) s) ORDER BY t.id FOR NO KEY UPDATE;
+    SELECT array_agg(s.task_id), array_agg(s.step), count(DISTINCT s.task_id) INTO v_ids, v_numbers, v_mended
+    FROM tasker.standing_still(v_tasks) s;
+    IF v_mended > 0 THEN
+        PERFORM tasker.advance_tasks(v_ids, v_numbers);
+        mended := mended + v_mended;
+    END IF;
+    PERFORM tasker.count_event('reconciled', mended);
+END
+$$;
+
+-- Of these tasks the complete or skipped steps after which nothing happened: a child is ready and has no row, or, after a last step, the
+-- task has not ended though all its last steps have.
+CREATE FUNCTION tasker.standing_still(p_tasks uuid[]) RETURNS TABLE (task_id uuid, step smallint)
+LANGUAGE sql STABLE AS $$
+    SELECT s.task_id, s.step
+    FROM tasker.steps s
+    JOIN tasker.tasks t ON t.id = s.task_id AND t.state IN ('running', 'blocked', 'failed')
+    JOIN tasker.template_versions tv ON tv.id = t.version_id
+    JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = s.step
+    WHERE s.task_id = ANY (p_tasks) AND s.state IN ('complete', 'skipped') AND (
+        EXISTS (
+            SELECT 1 FROM tasker.template_steps c
+            WHERE c.version_id = t.version_id AND c.step = ANY (ts.children)
+              AND NOT EXISTS (SELECT 1 FROM tasker.steps cs WHERE cs.task_id = t.id AND cs.step = c.step)
+              AND cardinality(c.parents) = (
+                  SELECT count(*) FROM tasker.steps ps
+                  WHERE ps.task_id = t.id AND ps.step = ANY (c.parents) AND ps.state IN ('complete', 'skipped')))
+        OR (s.step = ANY (tv.sinks) AND t.state <> 'failed' AND cardinality(tv.sinks) = (
+            SELECT count(*) FROM tasker.steps ls
+            WHERE ls.task_id = t.id AND ls.step = ANY (tv.sinks) AND ls.state IN ('complete', 'skipped'))))
+$$;

@@ -1,0 +1,36 @@
+//! Rounds: what an orchestrator does every so often, whether or not something happened.
+
+use std::future::Future;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::backoff::Backoff;
+use crate::error::Result;
+use crate::health::Beats;
+
+pub(super) trait Round: Send {
+    const NAME: &'static str;
+    const EVERY: Duration;
+
+    fn round(&mut self) -> impl Future<Output = Result<()>> + Send;
+}
+
+pub(super) async fn run<R: Round>(mut of: R, beats: Beats, stop: CancellationToken) {
+    let beat = beats.register(R::NAME, R::EVERY * 2 + Duration::from_secs(60));
+    let mut backoff = Backoff::default();
+    while !stop.is_cancelled() {
+        let delay = match of.round().await {
+            Ok(()) => {
+                backoff.reset();
+                R::EVERY.mul_f64(0.9 + 0.2 * fastrand::f64())
+            }
+            Err(error) => {
+                tracing::error!(%error, "{} failed", R::NAME);
+                backoff.next_delay()
+            }
+        };
+        beat.beat();
+        tokio::select! { () = stop.cancelled() => {}, () = tokio::time::sleep(delay) => {} }
+    }
+}

@@ -4,7 +4,7 @@
 -- Looks at p_limit tasks after p_after that began more than a minute ago, and
 --   sends a message again for every step that is enqueued and has none;
 --   advances every task that stands still: a step is ready and not enqueued, or all are complete and the task is not.
--- Returns how many steps and tasks it mended, and the last task it looked at (null: there are no more).
+-- Returns how many steps and tasks it mended, and the last task it looked at (null: there were no more).
 -- Every change of ours is one transaction, so what one statement sees is whole: what is missing there is missing.
 -- Locks: an advisory lock (who does not get it leaves the work to who has it); then the tasks it mends in id order, then their steps.
 CREATE FUNCTION tasker.reconcile(p_after uuid, p_limit int, OUT mended int, OUT last uuid)
@@ -25,7 +25,7 @@ BEGIN
     IF NOT pg_try_advisory_xact_lock(hashtext('tasker.reconcile')) THEN
         RETURN;
     END IF;
-    SELECT max(c.id::text)::uuid, array_agg(c.id ORDER BY c.id) FILTER (
+    SELECT CASE WHEN count(*) = p_limit THEN max(c.id::text)::uuid END, array_agg(c.id ORDER BY c.id) FILTER (
         WHERE c.state IN ('running', 'blocked', 'failed') AND c.started_at < clock_timestamp() - interval '1 minute')
     INTO last, v_tasks
     FROM (SELECT t.id, t.state, t.started_at FROM tasker.tasks t WHERE t.id > p_after ORDER BY t.id LIMIT p_limit) AS c;

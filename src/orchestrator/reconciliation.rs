@@ -15,11 +15,15 @@ const REST: Duration = Duration::from_secs(2);
 
 pub(super) struct Reconciliation {
     db: Db,
+    after: Uuid,
 }
 
 impl Reconciliation {
     pub(super) fn new(db: &Db) -> Self {
-        Reconciliation { db: db.clone() }
+        Reconciliation {
+            db: db.clone(),
+            after: Uuid::nil(),
+        }
     }
 }
 
@@ -27,24 +31,18 @@ impl Round for Reconciliation {
     const NAME: &'static str = "reconciliation";
     const EVERY: Duration = Duration::from_secs(60);
 
-    async fn round(&mut self) -> Result<()> {
+    async fn round(&mut self) -> Result<Duration> {
         if notifications_are_stuck(&self.db).await? {
             tracing::warn!(
                 "PostgreSQL's queue of notifications is more than half full: a session that listens has a transaction open for too \
                  long (pg_stat_activity); processes poll until it ends"
             );
         }
-        let mut after = Uuid::nil();
-        loop {
-            let (mended, last) = reconcile(&self.db, after, BATCH).await?;
-            if mended > 0 {
-                tracing::error!(mended, "steps without a message, or tasks that stood still, were set going again");
-            }
-            match last {
-                Some(last) => after = last,
-                None => return Ok(()),
-            }
-            tokio::time::sleep(REST).await;
+        let (mended, last) = reconcile(&self.db, self.after, BATCH).await?;
+        if mended > 0 {
+            tracing::error!(mended, "steps without a message, or tasks that stood still, were set going again");
         }
+        self.after = last.unwrap_or_default();
+        Ok(if last.is_some() { REST } else { Self::EVERY })
     }
 }

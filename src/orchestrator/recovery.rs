@@ -30,7 +30,7 @@ impl Round for Recovery {
     const NAME: &'static str = "recovery";
     const EVERY: Duration = Duration::from_secs(5);
 
-    async fn round(&mut self) -> Result<()> {
+    async fn round(&mut self) -> Result<Duration> {
         for dead in member::expire(&self.db).await? {
             tracing::warn!(member = dead.id, name = dead.name, kind = dead.kind, "a member's lease ran out");
         }
@@ -44,6 +44,6 @@ impl Round for Recovery {
         for (namespace, count) in wake_expired(&self.db, &mut self.marks).await? {
             tracing::info!(namespace, count, "steps wait in the queue whose lease ran out or was handed back");
         }
-        Ok(())
+        Ok(Self::EVERY)
     }
 }

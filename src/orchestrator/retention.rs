@@ -26,7 +26,7 @@ impl Round for Retention {
     const NAME: &'static str = "retention";
     const EVERY: Duration = Duration::from_secs(600);
 
-    async fn round(&mut self) -> Result<()> {
+    async fn round(&mut self) -> Result<Duration> {
         let purged = dead_letters::purge(&self.db, &self.by).await?;
         if purged > 0 {
             tracing::info!(
@@ -34,6 +34,6 @@ impl Round for Retention {
                 "dead letters reached their retention; tasker.dead_letter_actions has each of them"
             );
         }
-        Ok(())
+        Ok(Self::EVERY)
     }
 }

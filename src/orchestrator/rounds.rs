@@ -11,9 +11,11 @@ use crate::health::Beats;
 
 pub(super) trait Round: Send {
     const NAME: &'static str;
+    /// How long it rests at most.
     const EVERY: Duration;
 
-    fn round(&mut self) -> impl Future<Output = Result<()>> + Send;
+    /// Does what there is to do; returns how long to rest. It is waited for at shutdown, so it must not be long.
+    fn round(&mut self) -> impl Future<Output = Result<Duration>> + Send;
 }
 
 pub(super) async fn run<R: Round>(mut of: R, beats: Beats, stop: CancellationToken) {
@@ -21,9 +23,9 @@ pub(super) async fn run<R: Round>(mut of: R, beats: Beats, stop: CancellationTok
     let mut backoff = Backoff::default();
     while !stop.is_cancelled() {
         let delay = match of.round().await {
-            Ok(()) => {
+            Ok(rest) => {
                 backoff.reset();
-                R::EVERY.mul_f64(0.9 + 0.2 * fastrand::f64())
+                rest.mul_f64(0.9 + 0.2 * fastrand::f64())
             }
             Err(error) => {
                 tracing::error!(%error, "{} failed", R::NAME);

@@ -54,11 +54,11 @@ pub(super) async fn run(shared: Arc<Shared>, mut wakes: broadcast::Receiver<Wake
 async fn renew(shared: &Shared, queue: usize, name: &str, leases: &[Lease]) {
     let (asked, patience): (Instant, Duration) = (Instant::now(), shared.config.lease / 3);
     match tokio::time::timeout(patience, extend_leases(&shared.db, name, leases, shared.config.lease)).await {
-        Ok(Ok(lost)) => {
+        Ok(Ok(gone)) => {
+            let lost = shared.held.renewed(queue, leases, asked, &gone);
             if !lost.is_empty() {
                 tracing::warn!(queue = name, messages = ?lost, "leases were lost");
             }
-            shared.held.renewed(queue, leases, asked, &lost);
         }
         Ok(Err(error)) => tracing::error!(%error, queue = name, "renewing leases failed"),
         Err(_) => tracing::error!(queue = name, "renewing leases failed: no answer in time"),

@@ -168,17 +168,24 @@ impl Held {
         renewable.map(|(_, entry)| entry.lease).collect()
     }
 
-    /// Of `asked`, for which renewal was asked at that moment, all but the messages in `lost` are renewed.
-    pub(super) fn renewed(&self, queue: usize, asked: &[Lease], at: Instant, lost: &[i64]) {
+    /// Of `asked`, for which renewal was asked at that moment, all but the messages in `gone` are renewed. Returns those that are lost:
+    /// gone without a report of ours.
+    pub(super) fn renewed(&self, queue: usize, asked: &[Lease], at: Instant, gone: &[i64]) -> Vec<i64> {
         let mut entries = self.entries();
+        let mut lost = Vec::new();
         for lease in asked {
             if let Some(entry) = entries.by_lease.get_mut(&key(queue, lease)) {
-                match lost.contains(&lease.msg_id) {
-                    true => entry.lost.cancel(),
+                match gone.contains(&lease.msg_id) {
+                    true if entry.reported => {}
+                    true => {
+                        entry.lost.cancel();
+                        lost.push(lease.msg_id);
+                    }
                     false => entry.renewed = at,
                 }
             }
         }
+        lost
     }
 
     /// Gives up the steps whose lease was not renewed for `lease`: by now they may be another's. Returns how many.

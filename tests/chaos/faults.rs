@@ -8,6 +8,7 @@ use nix::sys::signal::Signal;
 use sqlx::PgPool;
 use tasker::private_postgres::PrivatePostgres;
 
+use crate::disk::SmallDisk;
 use crate::processes::Processes;
 use crate::proxy::{BLACK_HOLE, PASS, SLOW};
 
@@ -15,17 +16,25 @@ pub(crate) struct Faults<'a> {
     random: Rng,
     postgres: &'a PrivatePostgres,
     pool: &'a PgPool,
+    disk: Option<&'a SmallDisk>,
     done: BTreeMap<&'static str, usize>,
     /// Nothing but workers that go silent past their lease and then come back with a result.
     only_freezes: bool,
 }
 
 impl<'a> Faults<'a> {
-    pub(crate) fn new(seed: u64, postgres: &'a PrivatePostgres, pool: &'a PgPool, only_freezes: bool) -> Faults<'a> {
+    pub(crate) fn new(
+        seed: u64,
+        postgres: &'a PrivatePostgres,
+        pool: &'a PgPool,
+        disk: Option<&'a SmallDisk>,
+        only_freezes: bool,
+    ) -> Faults<'a> {
         Faults {
             random: Rng::with_seed(seed),
             postgres,
             pool,
+            disk,
             done: BTreeMap::new(),
             only_freezes,
         }
@@ -57,7 +66,7 @@ impl<'a> Faults<'a> {
         let chosen = self.random.usize(..processes.0.len());
         let while_it_lasts = Duration::from_millis(self.random.u64(500..6_000));
         let freeze = Duration::from_millis(self.random.u64(3_500..5_000));
-        let what = match self.random.u8(..20) {
+        let what = match self.random.u8(..24) {
             _ if self.only_freezes => {
                 let worker = self.random.usize(2..processes.0.len());
                 processes.0[worker].signal(Signal::SIGSTOP);
@@ -100,12 +109,21 @@ impl<'a> Faults<'a> {
                 self.postgres.crash().unwrap_or_else(|error| panic!("{error}"));
                 "crashes of PostgreSQL"
             }
-            _ => {
-                for process in &mut processes.0 {
-                    process.signal(Signal::SIGTERM);
-                    process.wait(Duration::from_secs(15)).await;
-                    process.revive();
+            19..=20 => {
+                processes.0[chosen].set_clock(self.random.i32(-100_000..100_000));
+                "jumping clocks"
+            }
+            21..=22 => match self.disk {
+                Some(disk) => {
+                    disk.fill();
+                    tokio::time::sleep(while_it_lasts).await;
+                    disk.empty();
+                    "full disks"
                 }
+                None => "disks that cannot be filled here",
+            },
+            _ => {
+                processes.restart_one_by_one().await;
                 "rolling restarts"
             }
         };

@@ -11,7 +11,7 @@ require "tasker_core"
 module Journal
   def self.begin(step)
     run = SecureRandom.uuid
-    line = { task: step.task_id, step: step.name, run: run, at: Process.clock_gettime(Process::CLOCK_REALTIME) }.to_json
+    line = { task: step.task_id, step: step.name, run: run, at: Process.clock_gettime(Process::CLOCK_MONOTONIC) }.to_json
     File.write(File.join(ENV.fetch("CHAOS_JOURNAL"), "ruby-#{Process.pid}"), "#{line}\n", mode: "a")
     run
   end

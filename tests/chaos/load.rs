@@ -63,6 +63,38 @@ pub(crate) async fn prepare(db: &Db, pool: &PgPool) {
     .unwrap();
 }
 
+/// What comes next.
+pub(crate) type Mix = fn(&mut Rng) -> &'static str;
+
+pub(crate) fn anything(random: &mut Rng) -> &'static str {
+    match random.u8(..100) {
+        0..=3 => "long",
+        4..=27 => "linear",
+        28..=45 => "diamond",
+        46..=50 => "fan",
+        51..=60 => "retrying",
+        61..=65 => "slow",
+        66..=69 => "refused",
+        70 => "poison",
+        _ => "transfer",
+    }
+}
+
+pub(crate) fn often_long(random: &mut Rng) -> &'static str {
+    match random.u8(..100) {
+        0..=29 => "long",
+        _ => anything(random),
+    }
+}
+
+/// Nothing that runs more than once by itself.
+pub(crate) fn plain(random: &mut Rng) -> &'static str {
+    ["linear", "diamond", "fan"][random.usize(..3)]
+}
+
+/// How many tasks may kill their workers: each takes some down.
+const POISONS: usize = 3;
+
 /// Submits until it is stopped.
 pub(crate) struct Load {
     stop: CancellationToken,
@@ -70,11 +102,10 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// `long_share`: of a hundred submissions, how many are long.
-    pub(crate) fn start(db: Db, seed: u64, long_share: u8) -> Load {
+    pub(crate) fn start(db: Db, seed: u64, mix: Mix) -> Load {
         let stop = CancellationToken::new();
         Load {
-            accepted: tokio::spawn(submit(db, Rng::with_seed(seed + 1), long_share, stop.clone())),
+            accepted: tokio::spawn(submit(db, Rng::with_seed(seed + 1), mix, stop.clone())),
             stop,
         }
     }
@@ -86,25 +117,16 @@ impl Load {
     }
 }
 
-async fn submit(db: Db, mut random: Rng, long_share: u8, stop: CancellationToken) -> HashMap<String, &'static str> {
+async fn submit(db: Db, mut random: Rng, mix: Mix, stop: CancellationToken) -> HashMap<String, &'static str> {
     let submitter = Submitter::new(db);
     let mut accepted = HashMap::new();
     let mut poisons = 0;
     while !stop.is_cancelled() {
-        let template = match random.u8(..100) {
-            _ if random.u8(..100) < long_share => "long",
-            0..=24 => "linear",
-            25..=44 => "diamond",
-            45..=49 => "fan",
-            50..=59 => "retrying",
-            60..=64 => "slow",
-            65..=69 => "refused",
-            70 if poisons < 3 => {
-                poisons += 1;
-                "poison"
-            }
-            _ => "transfer",
+        let template = match mix(&mut random) {
+            "poison" if poisons == POISONS => continue,
+            template => template,
         };
+        poisons += usize::from(template == "poison");
         let count = if ["poison", "long"].contains(&template) {
             1
         } else {

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod checker;
+mod disk;
 mod faults;
 mod load;
 mod processes;
@@ -19,6 +20,7 @@ use sqlx::PgPool;
 use tasker::private_postgres::PrivatePostgres;
 use tasker::Db;
 
+use crate::disk::SmallDisk;
 use crate::faults::Faults;
 use crate::load::Load;
 use crate::processes::Processes;
@@ -36,11 +38,28 @@ fn worker_process() {
 
 #[test]
 fn nothing_is_lost_and_nothing_counts_twice_under_random_faults() {
-    let found = run(None, Duration::from_secs(setting("CHAOS_SECONDS").unwrap_or(30)));
+    let found = run(Ordeal::Faults(Duration::from_secs(setting("CHAOS_SECONDS").unwrap_or(30))));
     assert!(found.is_empty(), "the checker found:\n{}", found.join("\n"));
 }
 
+#[test]
+fn a_rolling_restart_of_every_process_under_load_runs_no_step_twice() {
+    let found = run(Ordeal::RollingRestarts(2));
+    assert!(found.is_empty(), "the checker found:\n{}", found.join("\n"));
+}
+
+/// What the system goes through.
+enum Ordeal {
+    /// Random faults for that long.
+    Faults(Duration),
+    /// The same, with a bug in the engine.
+    Bug(Bug, Duration),
+    /// So many restarts of every process, one after the other, and no fault.
+    RollingRestarts(usize),
+}
+
 /// A bug that is put into the running engine, and what provokes it.
+#[derive(Clone, Copy)]
 struct Bug {
     function: &'static str,
     now: &'static str,
@@ -87,7 +106,7 @@ fn the_checker_finds_an_engine_that_drops_a_message() {
 /// A bug shows when a fault hits the right moment; three runs without one would be a checker that sees nothing.
 fn must_find(bug: Bug) {
     let found = (0..3)
-        .map(|_| run(Some(&bug), Duration::from_secs(20)))
+        .map(|_| run(Ordeal::Bug(bug, Duration::from_secs(20))))
         .find(|found| !found.is_empty());
     println!("found, as it must be:\n{}", found.expect("the bug was not found").join("\n"));
 }
@@ -98,11 +117,11 @@ fn setting(name: &str) -> Option<u64> {
         .map(|value| value.parse().unwrap_or_else(|_| panic!("{name} is {value:?}: expected a number")))
 }
 
-/// Runs the load under faults for that long, with the bug if one is given; returns what the checker found.
-fn run(bug: Option<&Bug>, time: Duration) -> Vec<String> {
+/// Runs the load through the ordeal; returns what the checker found.
+fn run(ordeal: Ordeal) -> Vec<String> {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let seed = setting("CHAOS_SEED").unwrap_or_else(|| fastrand::u64(..1_000_000));
-    println!("seed {seed}, {} s", time.as_secs());
+    println!("seed {seed}");
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -120,30 +139,51 @@ fn run(bug: Option<&Bug>, time: Duration) -> Vec<String> {
             .connect_lazy(&url)
             .unwrap();
         load::prepare(&db, &pool).await;
-        if let Some(bug) = bug {
-            bug.put_in(&pool).await;
-        }
+        let disk = SmallDisk::mount(&pool).await;
 
         let journal = folder.path().join("journal");
         std::fs::create_dir(&journal).unwrap();
         let mut processes = Processes::start(&url, &journal).await;
-        let only_freezes = bug.is_some_and(|bug| bug.only_freezes);
-        let load = Load::start(db.clone(), seed, if only_freezes { 30 } else { 4 });
-        let faults = Faults::new(seed, &postgres.0, &pool, only_freezes);
-        let done = faults.run(&mut processes, time).await;
+        let (load, done, patience) = match ordeal {
+            Ordeal::Faults(time) => {
+                let load = Load::start(db.clone(), seed, load::anything);
+                let done = Faults::new(seed, &postgres.0, &pool, disk.as_ref(), false)
+                    .run(&mut processes, time)
+                    .await;
+                (load, done, 60)
+            }
+            Ordeal::Bug(bug, time) => {
+                bug.put_in(&pool).await;
+                let load = Load::start(db.clone(), seed, if bug.only_freezes { load::often_long } else { load::anything });
+                let faults = Faults::new(seed, &postgres.0, &pool, disk.as_ref(), bug.only_freezes);
+                (load, faults.run(&mut processes, time).await, 15)
+            }
+            Ordeal::RollingRestarts(count) => {
+                let load = Load::start(db.clone(), seed, load::plain);
+                for _ in 0..count {
+                    processes.roll(&pool).await;
+                }
+                (load, format!("{count} rolling restarts"), 60)
+            }
+        };
         let accepted = load.stop().await;
-        let settled = checker::settle(&pool, &mut processes, Duration::from_secs(if bug.is_some() { 15 } else { 60 })).await;
+        let settled = checker::settle(&pool, &mut processes, Duration::from_secs(patience)).await;
         let unclean = processes.stop().await;
 
         println!("did: {done}");
         println!("accepted {} tasks; left: {settled:?}", accepted.len());
         let mut found = checker::check(&pool, &accepted, &journal).await;
         found.extend(unclean);
+        if let Ordeal::RollingRestarts(_) = ordeal {
+            found.extend(checker::check_undisturbed(&pool, &journal).await);
+        }
         if settled > 0 {
             found.push(format!("{settled} tasks neither ended nor were blocked"));
         }
         db.close().await;
         pool.close().await;
+        postgres.0.stop().ok();
+        drop(disk);
         if !found.is_empty() {
             println!("seed {seed} found {} problems", found.len());
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
+use sqlx::PgPool;
 
 use crate::proxy::Proxy;
 
@@ -23,6 +24,8 @@ pub(crate) struct Process {
     url: String,
     direct: String,
     journal: PathBuf,
+    /// What its clock is off by.
+    clock: PathBuf,
     child: Child,
 }
 
@@ -34,7 +37,9 @@ impl Process {
         let (port, database) = port_and_name.split_once('/').unwrap();
         let proxy = Proxy::start(port.parse().unwrap()).await;
         let url_by_proxy = format!("{before}:{}/{database}", proxy.port);
-        let child = spawn(kind, &url_by_proxy, url, journal);
+        let clock = journal.with_file_name(format!("clock of {name}"));
+        std::fs::write(&clock, "+0").unwrap();
+        let child = spawn(kind, &url_by_proxy, url, journal, &clock);
         Process {
             name: name.into(),
             proxy,
@@ -42,6 +47,7 @@ impl Process {
             url: url_by_proxy,
             direct: url.into(),
             journal: journal.into(),
+            clock,
             child,
         }
     }
@@ -50,13 +56,24 @@ impl Process {
         kill(Pid::from_raw(self.child.id() as i32), signal).ok();
     }
 
+    /// Sets its wall clock off by that many seconds, while it runs.
+    pub(crate) fn set_clock(&self, seconds: i32) {
+        std::fs::write(&self.clock, format!("{seconds:+}")).unwrap();
+    }
+
     /// Starts it again if it is gone; whether it was.
     pub(crate) fn revive(&mut self) -> bool {
         let gone = self.child.try_wait().unwrap().is_some();
         if gone {
-            self.child = spawn(self.kind, &self.url, &self.direct, &self.journal);
+            self.child = spawn(self.kind, &self.url, &self.direct, &self.journal, &self.clock);
         }
         gone
+    }
+
+    async fn restart(&mut self) {
+        self.signal(Signal::SIGTERM);
+        self.wait(Duration::from_secs(15)).await;
+        self.revive();
     }
 
     /// Waits for its end, a while.
@@ -72,7 +89,15 @@ impl Process {
     }
 }
 
-fn spawn(kind: Kind, url: &str, direct: &str, journal: &Path) -> Child {
+/// What makes a process see another time; without it no clock jumps.
+fn libfaketime() -> Option<PathBuf> {
+    let folders = std::fs::read_dir("/usr/lib").ok()?.flatten();
+    folders
+        .map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"))
+        .find(|library| library.exists())
+}
+
+fn spawn(kind: Kind, url: &str, direct: &str, journal: &Path, clock: &Path) -> Child {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut command = match kind {
         Kind::Orchestrator => {
@@ -102,6 +127,13 @@ fn spawn(kind: Kind, url: &str, direct: &str, journal: &Path) -> Child {
         .env("CHAOS_DIRECT", direct)
         .env("CHAOS_JOURNAL", journal)
         .env_remove("NAMESPACE");
+    if let Some(library) = libfaketime() {
+        command
+            .env("LD_PRELOAD", library)
+            .env("FAKETIME_TIMESTAMP_FILE", clock)
+            .env("FAKETIME_CACHE_DURATION", "1")
+            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    }
     let log = std::fs::OpenOptions::new()
         .create(true)
         .append(true)
@@ -134,6 +166,29 @@ impl Processes {
     /// Starts again what is gone; how many.
     pub(crate) fn revive(&mut self) -> usize {
         self.0.iter_mut().map(|process| usize::from(process.revive())).sum()
+    }
+
+    /// Stops each cleanly and starts it again, one after the other.
+    pub(crate) async fn restart_one_by_one(&mut self) {
+        for process in &mut self.0 {
+            process.restart().await;
+        }
+    }
+
+    /// The same, each when the ones before have begun their work.
+    pub(crate) async fn roll(&mut self, pool: &PgPool) {
+        for n in 0..self.0.len() {
+            self.have_joined(pool).await;
+            self.0[n].restart().await;
+        }
+        self.have_joined(pool).await;
+    }
+
+    async fn have_joined(&self, pool: &PgPool) {
+        let joined = "SELECT count(*) FROM tasker.members WHERE left_at IS NULL";
+        while sqlx::query_scalar::<_, i64>(joined).fetch_one(pool).await.unwrap() < self.0.len() as i64 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// Stops all of them cleanly; what did not stop so.

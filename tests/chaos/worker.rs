@@ -3,7 +3,7 @@
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use serde_json::{json, Value};
 use tasker::engine::fail::Failure;
@@ -42,7 +42,7 @@ async fn work(step: Arc<Step>) -> Result<Value, Failure> {
     let run = uuid::Uuid::new_v4().to_string();
     let (config, input, results): (Value, Value, Value) =
         (parse(&step.leased.config), parse(&step.leased.input), parse(&step.leased.results));
-    let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+    let at = monotonic();
     journal(&json!({ "task": step.leased.task_id, "step": step.leased.name, "run": run, "at": at }));
     let attempt = i64::from(step.leased.attempt);
     if config["kill"] == true {
@@ -68,6 +68,12 @@ async fn work(step: Arc<Step>) -> Result<Value, Failure> {
         .map(|(name, result)| (name.clone(), result["run"].clone()))
         .collect();
     Ok(json!({ "run": run, "seen": seen }))
+}
+
+/// Seconds of the machine's own clock, which nobody sets.
+pub(crate) fn monotonic() -> f64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap();
+    now.tv_sec() as f64 + now.tv_nsec() as f64 / 1e9
 }
 
 fn parse(text: &str) -> Value {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection, Executor, PgPool};
+use tokio_util::sync::CancellationToken;
 
 use bounded::Bounded;
 
@@ -32,12 +33,32 @@ const SESSION: &str = "
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
 
+fn pool(options: &PgConnectOptions, connections: u32) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(ACQUIRE)
+        .after_connect(|connection, _| Box::pin(async move { connection.execute(SESSION).await.map(drop) }))
+        // A round trip for every call is too much; a connection that has been idle may have been cut off.
+        .test_before_acquire(false)
+        .before_acquire(|connection, about| {
+            Box::pin(async move {
+                if about.idle_for >= Duration::from_secs(1) {
+                    connection.ping().await?;
+                }
+                Ok(true)
+            })
+        })
+        .connect_lazy_with(options.clone())
+}
+
 /// A pool of connections to one database. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Db {
     pool: PgPool,
     /// One connection that only upkeep uses: heartbeats must not wait while the pool is exhausted.
     upkeep: PgPool,
+    options: PgConnectOptions,
+    closing: CancellationToken,
     target: String,
 }
 
@@ -78,26 +99,11 @@ impl Db {
             Ok(Err(error)) => return Err(unreachable(error.to_string())),
             Ok(Ok(connection)) => sqlx::Connection::close(connection).await?,
         }
-        let sized = |connections| {
-            PgPoolOptions::new()
-                .max_connections(connections)
-                .acquire_timeout(ACQUIRE)
-                .after_connect(|connection, _| Box::pin(async move { connection.execute(SESSION).await.map(drop) }))
-                // A round trip for every call is too much; a connection that has been idle may have been cut off.
-                .test_before_acquire(false)
-                .before_acquire(|connection, about| {
-                    Box::pin(async move {
-                        if about.idle_for >= Duration::from_secs(1) {
-                            connection.ping().await?;
-                        }
-                        Ok(true)
-                    })
-                })
-                .connect_lazy_with(options.clone())
-        };
         Ok(Db {
-            pool: sized(max_connections),
-            upkeep: sized(1),
+            pool: pool(&options, max_connections),
+            upkeep: pool(&options, 1),
+            options,
+            closing: CancellationToken::new(),
             target,
         })
     }
@@ -117,10 +123,13 @@ impl Db {
         &self.target
     }
 
-    /// Closes every connection, after what is under way.
+    /// Closes every connection, after what is under way; what does not end within 10 s is left to the server's own bounds.
     pub async fn close(&self) {
-        self.upkeep.close().await;
-        self.pool.close().await;
+        self.closing.cancel();
+        let all = async { tokio::join!(self.upkeep.close(), self.pool.close()) };
+        if tokio::time::timeout(ACQUIRE, all).await.is_err() {
+            tracing::warn!(database = self.target, "connections to the database could not be closed in time");
+        }
     }
 
     /// Whether the database answers within `timeout`.

@@ -48,18 +48,19 @@ pub(crate) async fn wait(wakes: &mut broadcast::Receiver<Wake>, poll: Duration, 
 }
 
 impl Db {
-    /// Spreads the notifications of `channels` inside this process until `stop`. A lost connection is made again; while there is
-    /// none, or where LISTEN does not work (a transaction-pooling PgBouncer), everybody polls.
+    /// Spreads the notifications of `channels` inside this process until `stop`, over a connection of its own, which the pool's work
+    /// can neither hold up nor wait for. A lost connection is made again; while there is none, or where LISTEN does not work (a
+    /// transaction-pooling PgBouncer), everybody polls.
     pub(crate) fn listen(&self, channels: &'static [&'static str], stop: CancellationToken) -> broadcast::Sender<Wake> {
         let (sender, _) = broadcast::channel(64);
         let wakes = sender.clone();
-        let pool = self.pool.clone();
+        let pool = super::pool(&self.options, 1);
+        let closing = self.closing.clone();
         tokio::spawn(async move {
             let mut delay = Duration::from_millis(100);
             loop {
                 let listening = async {
                     let mut listener = PgListener::connect_with(&pool).await?;
-                    listener.ignore_pool_close_event(true);
                     listener.listen_all(channels.iter().copied()).await?;
                     // What was sent before now was not heard.
                     wakes.send(Wake::Everything).ok();
@@ -72,6 +73,7 @@ impl Db {
                 };
                 let failed: Result<(), sqlx::Error> = tokio::select! {
                     () = stop.cancelled() => return,
+                    () = closing.cancelled() => return,
                     failed = listening => failed,
                 };
                 if let Err(error) = failed {
@@ -79,6 +81,7 @@ impl Db {
                 }
                 tokio::select! {
                     () = stop.cancelled() => return,
+                    () = closing.cancelled() => return,
                     () = tokio::time::sleep(delay) => delay = (delay * 2).min(Duration::from_secs(30)),
                 }
             }

@@ -192,6 +192,8 @@ async fn a_step_that_keeps_killing_its_workers_is_dead_lettered_and_what_was_bes
             let config = WorkerConfig {
                 namespaces: vec!["here".into()],
                 max_crashes: 2,
+                // What a dying worker still leased is free again soon: closing its pool does not wait for connections in the making.
+                lease: Duration::from_secs(3),
                 ..WorkerConfig::default()
             };
             let worker = Worker::start(&db, config).await.unwrap();

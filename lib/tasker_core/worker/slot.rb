@@ -11,9 +11,7 @@ module TaskerCore
       def initialize(native, executor)
         @native = native
         @executor = executor
-        @thread = Thread.new { work }
-        @thread.name = "tasker handler"
-        @thread.report_on_exception = false
+        @thread = start
       end
 
       def alive? = @thread.alive?
@@ -32,11 +30,26 @@ module TaskerCore
       end
 
       # Ends the thread, wherever it is.
-      def kill = @thread.kill
+      def kill
+        @ended = true
+        @thread.kill
+      end
 
       private
 
+      def start
+        Thread.new do
+          Thread.current.name = "tasker handler"
+          Thread.current.report_on_exception = false
+          work
+        ensure
+          # A handler can end its thread: the next one takes over before this one is gone, so that none is ever missing.
+          @thread = start if @step && !@ended
+        end
+      end
+
       def work
+        @deadline = @step = nil
         until @native.stopped?
           step = @native.next(WAIT) or next
           @step = step

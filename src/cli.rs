@@ -64,7 +64,12 @@ struct Connection {
 }
 
 impl Connection {
-    async fn open(&self, max_connections: u32) -> Result<Db> {
+    /// For a command that does one thing after the other.
+    async fn open(&self) -> Result<Db> {
+        self.open_with(3).await
+    }
+
+    async fn open_with(&self, max_connections: u32) -> Result<Db> {
         Db::connect(&database_url(self.database_url.as_deref())?, max_connections).await
     }
 }
@@ -92,7 +97,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> i32 {
         match cli.command {
             Command::Serve(serve) => serve.run().await,
             Command::Migrate(connection) => {
-                let db = connection.open(2).await?;
+                let db = connection.open().await?;
                 db.migrate().await?;
                 say(&format!("migrated {}", db.target()));
                 Ok(0)

@@ -51,11 +51,31 @@ fn pool(options: &PgConnectOptions, connections: u32) -> PgPool {
         .connect_lazy_with(options.clone())
 }
 
-/// A pool of connections to one database. Cheap to clone.
+/// How many connections are kept apart from the pool: one for upkeep, one to LISTEN.
+const APART: u32 = 2;
+
+/// How many connections of a pool are there, and how many of them wait for work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct PoolUse {
+    /// At most.
+    pub max: u32,
+    /// Now.
+    pub open: u32,
+    /// Of those that are open, not in use.
+    pub idle: u32,
+}
+
+/// The connections of one process to one database. Cheap to clone.
+///
+/// # How many
+///
+/// Each queue of a worker keeps at most three busy, however many handlers it runs: one leases, two commit reports. An orchestrator's
+/// loops are short, and three connections serve them all. Two more are kept apart: one for heartbeats and probes, which must not wait while
+/// all the others are in use, and one to LISTEN. So an orchestrator wants 5, and a worker 2 + 3 × its queues; with fewer, from 3 on, work
+/// waits for its turn, for 10 s at most. PostgreSQL must allow the sum over all processes (`max_connections`).
 #[derive(Debug, Clone)]
 pub struct Db {
     pool: PgPool,
-    /// One connection that only upkeep uses: heartbeats must not wait while the pool is exhausted.
     upkeep: PgPool,
     options: PgConnectOptions,
     closing: CancellationToken,
@@ -65,8 +85,9 @@ pub struct Db {
 impl Db {
     /// Connects, and proves it with one connection.
     ///
-    /// `url` is `postgres://user:password@host:port/database`; `max_connections` bounds the pool.
-    /// Errors: [`Error::Config`] for a URL that cannot be read, [`Error::Unreachable`] when there is no answer within 10 s or a refusal.
+    /// `url` is `postgres://user:password@host:port/database`; `max_connections`, at least 3, is never exceeded while one orchestrator
+    /// or one worker runs on it. Errors: [`Error::Config`] for a URL that cannot be read or too few connections, [`Error::Unreachable`]
+    /// when there is no answer within 10 s or a refusal.
     pub async fn connect(url: &str, max_connections: u32) -> Result<Db> {
         let not_valid = |why: String| {
             Error::Config(format!(
@@ -75,6 +96,12 @@ impl Db {
         };
         if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
             return Err(not_valid("it begins otherwise".into()));
+        }
+        if max_connections <= APART {
+            return Err(Error::Config(format!(
+                "{max_connections} database connections are too few: expected at least {}, one of them for heartbeats and one to LISTEN",
+                APART + 1
+            )));
         }
         let options = PgConnectOptions::from_str(url)
             .map_err(|error| not_valid(error.to_string()))?
@@ -97,10 +124,22 @@ impl Db {
             Err(_) => return Err(unreachable("no answer within 10 s".into())),
             Ok(Err(sqlx::Error::Database(e))) => return Err(unreachable(e.message().to_owned())),
             Ok(Err(error)) => return Err(unreachable(error.to_string())),
-            Ok(Ok(connection)) => sqlx::Connection::close(connection).await?,
+            Ok(Ok(mut connection)) => {
+                let allowed: i64 = sqlx::query_scalar("SELECT setting::bigint FROM pg_settings WHERE name = 'max_connections'")
+                    .fetch_one(&mut connection)
+                    .await?;
+                if i64::from(max_connections) > allowed {
+                    tracing::warn!(
+                        max_connections,
+                        allowed,
+                        "PostgreSQL allows fewer connections than this process may want"
+                    );
+                }
+                sqlx::Connection::close(connection).await?;
+            }
         }
         Ok(Db {
-            pool: pool(&options, max_connections),
+            pool: pool(&options, max_connections - APART),
             upkeep: pool(&options, 1),
             options,
             closing: CancellationToken::new(),
@@ -116,6 +155,15 @@ impl Db {
     /// The same for heartbeats, on the connection that is kept for them.
     pub(crate) fn upkeep(&self) -> Bounded<'_> {
         Bounded(&self.upkeep)
+    }
+
+    /// How much of the pool is in use.
+    pub fn pool_use(&self) -> PoolUse {
+        PoolUse {
+            max: self.pool.options().get_max_connections(),
+            open: self.pool.size(),
+            idle: self.pool.num_idle() as u32,
+        }
     }
 
     /// Host, port, user and database, for messages.
@@ -143,7 +191,7 @@ impl Db {
     /// Installs pgmq where it is missing and brings the schema `tasker` up to this binary's version. Safe to run from many processes
     /// at once, and again.
     pub async fn migrate(&self) -> Result<()> {
-        let mut lock = self.pool.acquire().await?;
+        let mut lock = self.upkeep.acquire().await?;
         sqlx::query("SELECT pg_advisory_lock(hashtext('tasker.migrate'))")
             .execute(&mut *lock)
             .await?;

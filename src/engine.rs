@@ -1,7 +1,7 @@
 //! The verbs of the engine, each a thin, batched call of the SQL function that does the work in one transaction (`migrations/`).
 //!
 //! Read them in the order in which a task meets them: [`register`], [`submit`], [`claim`], [`lease`], [`complete`] or [`fail`],
-//! [`dead_letters`], [`cancel`], [`read`]; [`member`] is who does it.
+//! [`dead_letters`], [`cancel`], [`read`]; [`member`] is who does it, and [`reconcile`] what looks after it all.
 
 pub(crate) mod alerts;
 pub mod cancel;
@@ -13,7 +13,7 @@ pub mod lease;
 pub mod member;
 pub mod namespaces;
 pub mod read;
-pub(crate) mod reconcile;
+pub mod reconcile;
 pub mod register;
 pub mod submit;
 

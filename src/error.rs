@@ -150,7 +150,10 @@ impl From<sqlx::Error> for Error {
 fn describe_database_error(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Database(e) => format!("PostgreSQL says: {} (SQLSTATE {})", e.message(), e.code().unwrap_or_default()),
-        sqlx::Error::PoolTimedOut => "no database connection became free in time: PostgreSQL is away, or the pool is too small".into(),
+        sqlx::Error::PoolTimedOut => {
+            "no database connection became free within 10 s: PostgreSQL is away, or this process has too few connections for its work"
+                .into()
+        }
         sqlx::Error::Io(e) => format!("the connection to PostgreSQL broke: {e}"),
         other => format!("PostgreSQL: {other}"),
     }

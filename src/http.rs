@@ -83,7 +83,7 @@ async fn health(State(probed): State<Probed>) -> (StatusCode, Json<Value>) {
     };
     (
         status,
-        Json(json!({ "healthy": status == StatusCode::OK, "database": database, "late_loops": late })),
+        Json(json!({ "healthy": status == StatusCode::OK, "database": database, "late_loops": late, "pool": probed.db.pool_use() })),
     )
 }
 

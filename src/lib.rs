@@ -20,6 +20,10 @@
 //! ready now, and marks the task `complete` when it was the last. Or the handler failed, and [`engine::fail`] schedules the retry; or, when there
 //! is none left, moves the step to the dead letters with all that is known, and the task is `blocked`. Or [`engine::cancel`] got there first.
 //!
+//! Nothing holds a task between these transactions: an orchestrator's claim ends with the one that sends the first steps, so there is no claim
+//! to renew, or to free when an orchestrator dies. What no transaction of ours can leave behind (somebody deleted a message by hand), a
+//! round of [`engine::reconcile`] finds, mends and counts.
+//!
 //! [`engine::read`] shows all of it, at any time.
 //!
 //! # A program that does it all
@@ -69,6 +73,6 @@ pub mod telemetry;
 pub mod template;
 pub mod worker;
 
-pub use db::Db;
+pub use db::{Db, PoolUse};
 pub use error::{Error, ErrorKind, Result};
 pub use template::{Priority, Template, TemplateError};

@@ -9,8 +9,8 @@ module TaskerCore
     #   +tasker dev+ runs in this folder.
     attr_accessor :database_url
 
-    # @return [Integer] how many database connections this process makes at most. Default 5: a worker uses up to four (leasing, two
-    #   commits, heartbeats) and one to LISTEN, however many threads it has.
+    # @return [Integer] how many database connections this process makes at most, at least 3. Default 5: a worker wants three for each
+    #   of its queues, however many threads it has, one for heartbeats and one to LISTEN; with fewer, work waits for its turn.
     attr_accessor :connections
 
     # @return [Array<String>] globs of template files that workers register when they start. Default workflows/*.yml, and in Rails

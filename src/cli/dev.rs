@@ -36,7 +36,7 @@ impl Dev {
         match self.only {
             Some(Only::StartDatabase) => {
                 let url = postgres.start().await?;
-                Db::connect(&url, 2).await?.migrate().await?;
+                Db::connect(&url, 3).await?.migrate().await?;
                 say(&url);
                 Ok(0)
             }

@@ -280,7 +280,7 @@ impl Dlq {
 
 impl Common {
     async fn open(&self) -> Result<Db> {
-        self.connection.open(2).await
+        self.connection.open().await
     }
 
     /// Does `action` to the letters that it concerns, or says which those are. That nothing was chosen must not mean everything.

@@ -68,7 +68,7 @@ const COLUMNS: [&str; 9] = [
 impl Namespace {
     pub(super) async fn run(self) -> Result<i32> {
         let (json, found) = match self {
-            Namespace::List { json, connection } => (json, namespaces::list(&connection.open(2).await?).await?),
+            Namespace::List { json, connection } => (json, namespaces::list(&connection.open().await?).await?),
             Namespace::Set {
                 name,
                 max_attempts,
@@ -92,7 +92,7 @@ impl Namespace {
                     retention_days,
                     alert_threshold,
                 };
-                (json, vec![namespaces::set(&connection.open(2).await?, &name, &rules).await?])
+                (json, vec![namespaces::set(&connection.open().await?, &name, &rules).await?])
             }
         };
         print(json, &json!(found), || {

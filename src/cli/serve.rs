@@ -36,8 +36,8 @@ pub(super) struct Options {
     /// Where alerts on dead letters are posted as JSON
     #[arg(long, env = "TASKER_ALERT_WEBHOOK", hide_env_values = true)]
     alert_webhook: Option<String>,
-    /// Database connections at most
-    #[arg(long, default_value_t = 5)]
+    /// Database connections at most (three to work, one for heartbeats, one to LISTEN)
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(3..))]
     connections: u32,
 }
 
@@ -45,7 +45,7 @@ impl Serve {
     pub(super) async fn run(self) -> Result<i32> {
         // The address first: a port in use should not cost a membership.
         let server = Server::bind(self.options.listen).await?;
-        let db = self.connection.open(self.options.connections).await?;
+        let db = self.connection.open_with(self.options.connections).await?;
         serve(db, server, self.options).await
     }
 }

@@ -117,7 +117,7 @@ impl Task {
                     priority,
                     key,
                 };
-                let db = connection.open(2).await?;
+                let db = connection.open().await?;
                 let submitted = Submitter::new(db.clone())
                     .submit(&template, version.as_deref(), &[task])
                     .await?
@@ -133,7 +133,7 @@ impl Task {
                 }
             }
             Task::Show { id, json, connection } => {
-                let task = read::read_task(&connection.open(2).await?, id).await?;
+                let task = read::read_task(&connection.open().await?, id).await?;
                 print(json, &task, || describe(&task));
                 Ok(0)
             }
@@ -152,7 +152,7 @@ impl Task {
                     state,
                     before,
                 };
-                let tasks = read::list_tasks(&connection.open(2).await?, &filter, limit).await?;
+                let tasks = read::list_tasks(&connection.open().await?, &filter, limit).await?;
                 print(json, &json!(tasks), || {
                     listing(
                         &["ID", "NAMESPACE", "TEMPLATE", "VERSION", "STATE", "PRIORITY", "CREATED"],
@@ -162,9 +162,9 @@ impl Task {
                 });
                 Ok(0)
             }
-            Task::Watch { id, json, connection } => follow(&connection.open(2).await?, id, json).await,
+            Task::Watch { id, json, connection } => follow(&connection.open().await?, id, json).await,
             Task::Cancel { ids, json, connection } => {
-                let cancelled = cancel_tasks(&connection.open(2).await?, &ids).await?;
+                let cancelled = cancel_tasks(&connection.open().await?, &ids).await?;
                 print(json, &json!({ "cancelled": cancelled }), || {
                     format!("cancelled {} of {}", cancelled.len(), ids.len())
                 });

@@ -62,7 +62,7 @@ impl Template {
             }
             Template::Register { files, json, connection } => {
                 let templates = parse_all(&files)?;
-                let db = connection.open(2).await?;
+                let db = connection.open().await?;
                 for template in templates {
                     let registered = register::register(&db, &template).await?;
                     let value = json!({ "namespace": template.namespace, "name": template.name, "version": registered.version, "created": registered.created });
@@ -73,7 +73,7 @@ impl Template {
                 }
             }
             Template::List { json, connection } => {
-                let templates = read::list_templates(&connection.open(2).await?).await?;
+                let templates = read::list_templates(&connection.open().await?).await?;
                 print(json, &json!(templates), || {
                     listing(
                         &["NAMESPACE", "NAME", "VERSION", "STEPS", "VERSIONS"],
@@ -88,7 +88,7 @@ impl Template {
                 json,
                 connection,
             } => {
-                let definition = read::read_template(&connection.open(2).await?, &template, version.as_deref()).await?;
+                let definition = read::read_template(&connection.open().await?, &template, version.as_deref()).await?;
                 print(json, &definition, || format!("{definition:#}"));
             }
         }

@@ -6,7 +6,7 @@ use crate::db::Db;
 use crate::error::Result;
 
 /// Looks at no more than `limit` tasks after `after`. Returns how many things it mended, and where to go on; None at the end.
-pub(crate) async fn reconcile(db: &Db, after: Uuid, limit: i32) -> Result<(i32, Option<Uuid>)> {
+pub async fn reconcile(db: &Db, after: Uuid, limit: i32) -> Result<(i32, Option<Uuid>)> {
     super::again_on_conflict(|| async {
         let query = sqlx::query_as("SELECT mended, last FROM tasker.reconcile($1, $2)");
         Ok(query.bind(after).bind(limit).fetch_one(db.pool()).await?)

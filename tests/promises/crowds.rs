@@ -43,7 +43,7 @@ async fn two_orchestrators_and_four_workers_run_every_step_once() {
         let runs: Arc<Mutex<HashMap<(String, String), usize>>> = Arc::default();
         let mut orchestrators = Vec::new();
         for _ in 0..2 {
-            let db = Db::connect(&world.url, 4).await.unwrap();
+            let db = Db::connect(&world.url, 5).await.unwrap();
             orchestrators.push(
                 Orchestrator::start(
                     &db,
@@ -79,6 +79,9 @@ async fn two_orchestrators_and_four_workers_run_every_step_once() {
                 "complete"
             );
         }
+        let sessions = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'tasker'";
+        let (sessions, own) = (world.count(sessions).await, i64::from(world.db.pool_use().open));
+        assert!(sessions - own <= 6 * 5, "{sessions} sessions, {own} of them this test's own");
         for worker in workers {
             worker.shutdown(Duration::from_secs(10)).await;
         }

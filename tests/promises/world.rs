@@ -57,7 +57,7 @@ impl World {
             .get_or_init(|| async {
                 admin(format!("DROP DATABASE IF EXISTS {TEMPLATE} WITH (FORCE)")).await;
                 admin(format!("CREATE DATABASE {TEMPLATE}")).await;
-                let db = Db::connect(server().database(TEMPLATE).to_url_lossy().as_str(), 2)
+                let db = Db::connect(server().database(TEMPLATE).to_url_lossy().as_str(), 3)
                     .await
                     .expect("connects");
                 db.migrate().await.expect("migrates");

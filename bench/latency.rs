@@ -1,12 +1,13 @@
 //! How long one task takes when nothing else is going on.
 
+use std::process::{Child, Command};
 use std::time::Duration;
 
 use serde_json::{json, Value};
 use tasker::engine::read::{read_task, task_states};
 use tasker::engine::submit::{NewTask, Submitter};
 
-use crate::site::{now, Language, Place, Site};
+use crate::site::{now, stop, Language, Place, Site};
 use crate::throughput::Shape;
 
 const ROUNDS: usize = 300;
@@ -23,7 +24,7 @@ pub(crate) async fn measure(site: &Site, language: Language) -> Vec<(&'static st
     ]
 }
 
-fn percentiles(mut seconds: Vec<f64>) -> Vec<Value> {
+pub(crate) fn percentiles(mut seconds: Vec<f64>) -> Vec<Value> {
     seconds.sort_by(f64::total_cmp);
     [0.50, 0.99]
         .map(|share| json!(1_000.0 * seconds[((seconds.len() - 1) as f64 * share) as usize]))
@@ -33,7 +34,7 @@ fn percentiles(mut seconds: Vec<f64>) -> Vec<Value> {
 /// Seconds from the call that submits to the first handler's beginning, and to the moment at which a client sees the task complete.
 async fn rounds(site: &Site, shape: Shape, language: Language) -> (Vec<f64>, Vec<f64>) {
     let place = site.place(&[shape.template()]).await;
-    let crew = place.work(language).await;
+    let crew = place.work(language, 1).await;
     let submitter = Submitter::new(place.db.clone());
     let (mut began, mut ended) = (Vec::new(), Vec::new());
     for round in 0..WARM_UP + ROUNDS {
@@ -69,16 +70,34 @@ async fn rounds(site: &Site, shape: Shape, language: Language) -> (Vec<f64>, Vec
     (began, ended)
 }
 
-/// Statements a second and process while nothing happens.
-pub(crate) async fn idle_queries(site: &Site) -> f64 {
+/// (name, figure) of an orchestrator and a Ruby worker that have nothing to do: statements a second and process, and megabytes.
+pub(crate) async fn idle(site: &Site, threads: usize) -> Vec<(&'static str, Value)> {
     const SECONDS: u64 = 20;
     let place: Place = site.place(&[Shape::Jobs.template()]).await;
-    let crew = place.work(Language::Rust).await;
+    let (mut orchestrator, mut worker) = (place.serve(), place.ruby(threads));
+    let mut bare = Command::new("ruby").args(["-e", "sleep"]).spawn().expect("ruby runs");
     tokio::time::sleep(Duration::from_secs(10)).await;
     let before = place.costs().await.0;
     tokio::time::sleep(Duration::from_secs(SECONDS)).await;
     let queries = place.costs().await.0 - before - 1.0;
-    crew.stop().await;
+    let figures = vec![
+        ("queries a second, each process", json!(queries / SECONDS as f64 / 2.0)),
+        ("orchestrator, MB", json!(megabytes(&orchestrator))),
+        ("Ruby worker above bare Ruby, MB", json!(megabytes(&worker) - megabytes(&bare))),
+    ];
+    for process in [&mut orchestrator, &mut worker, &mut bare] {
+        stop(process);
+    }
     place.leave().await;
-    queries / SECONDS as f64 / 2.0
+    figures
+}
+
+/// Resident.
+fn megabytes(process: &Child) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.id())).expect("the process runs");
+    let kilobytes: f64 = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok())
+        .expect("a size");
+    kilobytes / 1024.0
 }

@@ -4,6 +4,7 @@
 // A benchmark that cannot go on has nothing better to do than to say why.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+mod claims;
 mod latency;
 mod raw;
 mod report;
@@ -19,11 +20,11 @@ use throughput::Shape;
 
 #[derive(Parser)]
 struct Options {
-    /// How many tasks a throughput run takes through their steps
-    #[arg(long, default_value_t = 20_000)]
-    tasks: usize,
+    /// How many tasks, or steps, a throughput run takes through
+    #[arg(long, default_value_t = 80_000)]
+    steps: usize,
     /// How often each measurement is made; the report has the median
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 5)]
     runs: usize,
     /// Threads of the Ruby worker
     #[arg(long, default_value_t = 2)]
@@ -31,7 +32,7 @@ struct Options {
     /// Seconds of each raw pgmq measurement
     #[arg(long, default_value_t = 5)]
     raw_seconds: u32,
-    /// Only what has this in its name: raw, submit, rust, ruby, latency, idle
+    /// Only this: raw, submit, rust, ruby, latency, claims, history, scale, idle
     #[arg(long)]
     only: Option<String>,
     /// Passed by cargo
@@ -42,7 +43,7 @@ struct Options {
 #[tokio::main]
 async fn main() {
     let options = Options::parse();
-    let wanted = |name: &str| options.only.as_deref().is_none_or(|only| name.contains(only));
+    let wanted = |name: &str| options.only.as_deref().is_none_or(|only| name == only);
     let site = Site::open().await;
     let mut report = Report::new(site.machine().await);
 
@@ -56,11 +57,11 @@ async fn main() {
         report.section("Submitting", &["tasks/s"]);
         report.row(
             "in bulk, by 1,000",
-            &[median(options.runs, async || throughput::submit_in_bulk(&site, options.tasks).await).await],
+            &[median(options.runs, async || throughput::submit_in_bulk(&site, options.steps).await).await],
         );
         report.row(
             "one by one, 8 callers",
-            &[median(options.runs, async || throughput::submit_singly(&site, options.tasks / 10).await).await],
+            &[median(options.runs, async || throughput::submit_singly(&site, options.steps / 10).await).await],
         );
     }
     for language in [
@@ -77,7 +78,7 @@ async fn main() {
             for shape in Shape::ALL {
                 let mut runs = Vec::new();
                 for _ in 0..options.runs {
-                    runs.push(throughput::drain(&site, shape, language, options.tasks).await);
+                    runs.push(throughput::drain(&site, shape, language, options.steps).await);
                 }
                 runs.sort_by(|a, b| a[0].as_f64().unwrap_or_default().total_cmp(&b[0].as_f64().unwrap_or_default()));
                 report.row(shape.name(), &runs[runs.len() / 2]);
@@ -100,16 +101,52 @@ async fn main() {
             }
         }
     }
+    if wanted("claims") {
+        report.section("Claiming 100 tasks of 20 namespaces, ms", &["p50", "p99"]);
+        for pending in [1_000, 1_000_000] {
+            report.row(&format!("{pending} pending"), &claims::measure(&site, pending).await);
+        }
+    }
+    if wanted("history") {
+        report.section("One-step tasks, handlers in rust, a million finished tasks kept", &["steps/s"]);
+        let kept = median(options.runs, async || {
+            throughput::with_history(&site, Language::Rust, options.steps).await
+        });
+        report.row("jobs (1 step)", &[kept.await]);
+    }
+    if wanted("scale") {
+        report.section("linear-4, Ruby handlers that wait 5 ms, ten threads a process", &["steps/s"]);
+        for processes in [1, 2, 4, 8] {
+            report.row(
+                &format!("{processes} processes"),
+                &[json!(throughput::scale(&site, processes).await)],
+            );
+        }
+    }
     if wanted("idle") {
-        report.section("Idle, one orchestrator and one worker", &["queries/s/process"]);
-        report.row("after 10 s", &[json!(latency::idle_queries(&site).await)]);
+        report.section("Idle, after 10 s", &["figure"]);
+        for (name, figure) in latency::idle(&site, options.ruby_threads).await {
+            report.row(name, &[figure]);
+        }
     }
     report.ratio(
         "linear-4 (rust) to the raw cycle",
-        ("rust", "linear-4"),
+        ("rust, one", "linear-4"),
         ("Raw", "send_batch + read + delete"),
     );
-    report.ratio("linear-4, ruby to rust", ("ruby", "linear-4"), ("rust", "linear-4"));
+    report.ratio("linear-4, ruby to rust", ("ruby, one", "linear-4"), ("rust, one", "linear-4"));
+    for shape in ["diamond-4", "fan-in-1000"] {
+        report.ratio(
+            &format!("{shape} to linear-4 (rust)"),
+            ("rust, one", shape),
+            ("rust, one", "linear-4"),
+        );
+    }
+    report.ratio(
+        "jobs with a million finished tasks kept",
+        ("finished tasks kept", "jobs (1 step)"),
+        ("rust, one", "jobs (1 step)"),
+    );
     report.finish();
 }
 

@@ -4,6 +4,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use nix::sys::signal;
+use nix::unistd::Pid;
 use serde_json::{json, Value};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, PgPool};
@@ -58,7 +60,7 @@ pub(crate) struct Place {
 /// What works there.
 pub(crate) struct Crew {
     orchestrator: Orchestrator,
-    worker: Hand,
+    workers: Vec<Hand>,
 }
 
 enum Hand {
@@ -170,43 +172,18 @@ impl Drop for Site {
 }
 
 impl Place {
-    pub(crate) async fn work(&self, language: Language) -> Crew {
-        let worker = match language {
-            Language::Rust => {
-                let config = WorkerConfig {
-                    namespaces: vec![NAMESPACE.into()],
-                    ..WorkerConfig::default()
-                };
-                let db = Db::connect(&self.url, 5).await.expect("connects");
-                let worker = Arc::new(Worker::start(&db, config).await.expect("the worker starts"));
-                worker.handle_with(Handlers::default().with("Noop", |_| async { Ok(json!(now())) }));
-                Hand::Rust(worker)
-            }
-            Language::Ruby { threads } => {
-                let mut ruby = Command::new("ruby");
-                ruby.args([
-                    "-I",
-                    "lib",
-                    "exe/tasker",
-                    "worker",
-                    "-r",
-                    "bench/noop.rb",
-                    "--namespace",
-                    NAMESPACE,
-                    "--threads",
-                    &threads.to_string(),
-                ]);
-                Hand::Ruby(
-                    ruby.env("DATABASE_URL", &self.url)
-                        .stderr(Stdio::null())
-                        .spawn()
-                        .expect("ruby runs"),
-                )
-            }
-        };
-        let mut joined = false;
-        while !joined {
-            joined = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM tasker.members WHERE kind = 'worker')")
+    /// An orchestrator in this process, and workers: Rust ones beside it, Ruby ones in processes of their own.
+    pub(crate) async fn work(&self, language: Language, processes: usize) -> Crew {
+        let mut workers = Vec::new();
+        for _ in 0..processes {
+            workers.push(match language {
+                Language::Rust => self.rust().await,
+                Language::Ruby { threads } => Hand::Ruby(self.ruby(threads)),
+            });
+        }
+        let mut joined = 0;
+        while joined < processes as i64 {
+            joined = sqlx::query_scalar("SELECT count(*) FROM tasker.members WHERE kind = 'worker'")
                 .fetch_one(&self.pool)
                 .await
                 .expect("asks");
@@ -215,7 +192,56 @@ impl Place {
         let orchestrator = Orchestrator::start(&db, OrchestratorConfig::default())
             .await
             .expect("the orchestrator starts");
-        Crew { orchestrator, worker }
+        Crew { orchestrator, workers }
+    }
+
+    async fn rust(&self) -> Hand {
+        let config = WorkerConfig {
+            namespaces: vec![NAMESPACE.into()],
+            ..WorkerConfig::default()
+        };
+        let db = Db::connect(&self.url, 5).await.expect("connects");
+        let worker = Arc::new(Worker::start(&db, config).await.expect("the worker starts"));
+        worker.handle_with(Handlers::default().with("Noop", |_| async { Ok(json!(now())) }));
+        Hand::Rust(worker)
+    }
+
+    /// A Ruby worker in a process of its own.
+    pub(crate) fn ruby(&self, threads: usize) -> Child {
+        let worker = ["-I", "lib", "exe/tasker", "worker", "-r", "bench/noop.rb", "--namespace", NAMESPACE];
+        let ruby = Command::new("ruby")
+            .args(worker)
+            .args(["--threads", &threads.to_string()])
+            .env("DATABASE_URL", &self.url)
+            .stderr(Stdio::null())
+            .spawn();
+        ruby.expect("ruby runs")
+    }
+
+    /// An orchestrator in a process of its own.
+    pub(crate) fn serve(&self) -> Child {
+        Command::new(env!("CARGO_BIN_EXE_tasker"))
+            .args(["serve", "--listen", "127.0.0.1:0"])
+            .env("DATABASE_URL", &self.url)
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("tasker serves")
+    }
+
+    /// Waits until every task is complete. Seconds from the first admission to the last completion.
+    pub(crate) async fn drained(&self) -> f64 {
+        let mut open = true;
+        while open {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            open = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM tasker.tasks WHERE state <> 'complete')")
+                .fetch_one(&self.pool)
+                .await
+                .expect("asks");
+        }
+        sqlx::query_scalar("SELECT extract(epoch FROM max(finished_at) - min(started_at))::float8 FROM tasker.tasks")
+            .fetch_one(&self.pool)
+            .await
+            .expect("the times")
     }
 
     /// (statements, rows written, bytes of write-ahead log) since the database was made.
@@ -238,15 +264,19 @@ impl Place {
 
 impl Crew {
     pub(crate) async fn stop(self) {
-        match self.worker {
-            Hand::Rust(worker) => worker.shutdown(Duration::from_secs(10)).await,
-            Hand::Ruby(mut child) => {
-                nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::Signal::SIGTERM).ok();
-                child.wait().expect("the Ruby worker ends");
+        for worker in self.workers {
+            match worker {
+                Hand::Rust(worker) => worker.shutdown(Duration::from_secs(10)).await,
+                Hand::Ruby(mut child) => stop(&mut child),
             }
         }
         self.orchestrator.shutdown().await;
     }
+}
+
+pub(crate) fn stop(process: &mut Child) {
+    signal::kill(Pid::from_raw(process.id() as i32), signal::Signal::SIGTERM).ok();
+    process.wait().expect("the process ends");
 }
 
 /// Seconds since 1970, as the Ruby handler says them.

@@ -1,6 +1,6 @@
 //! How many tasks a second come in, and how many steps a second go through.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::{json, Value};
 use tasker::engine::submit::{NewTask, Submitter};
@@ -13,26 +13,30 @@ pub(crate) enum Shape {
     Jobs,
     Linear4,
     Diamond4,
+    /// A thousand steps side by side, and one that depends on all of them.
+    FanIn1000,
 }
 
 pub(crate) const COLUMNS: [&str; 4] = ["steps/s", "statements/step", "rows/step", "WAL bytes/step"];
 
 impl Shape {
-    pub(crate) const ALL: [Shape; 3] = [Shape::Jobs, Shape::Linear4, Shape::Diamond4];
+    pub(crate) const ALL: [Shape; 4] = [Shape::Jobs, Shape::Linear4, Shape::Diamond4, Shape::FanIn1000];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Shape::Jobs => "jobs (1 step)",
             Shape::Linear4 => "linear-4",
             Shape::Diamond4 => "diamond-4",
+            Shape::FanIn1000 => "fan-in-1000",
         }
     }
 
-    fn parents(self) -> &'static [&'static [usize]] {
+    fn parents(self) -> Vec<Vec<usize>> {
         match self {
-            Shape::Jobs => &[&[]],
-            Shape::Linear4 => &[&[], &[0], &[1], &[2]],
-            Shape::Diamond4 => &[&[], &[0], &[0], &[1, 2]],
+            Shape::Jobs => vec![vec![]],
+            Shape::Linear4 => vec![vec![], vec![0], vec![1], vec![2]],
+            Shape::Diamond4 => vec![vec![], vec![0], vec![0], vec![1, 2]],
+            Shape::FanIn1000 => (0..1_000).map(|_| vec![]).chain([(0..1_000).collect()]).collect(),
         }
     }
 
@@ -41,9 +45,13 @@ impl Shape {
     }
 
     pub(crate) fn template(self) -> String {
-        let step = |(n, parents): (usize, &&[usize])| {
+        self.template_with("Noop")
+    }
+
+    pub(crate) fn template_with(self, handler: &str) -> String {
+        let step = |(n, parents): (usize, &Vec<usize>)| {
             let parents: Vec<String> = parents.iter().map(|parent| format!("s{parent}")).collect();
-            json!({ "name": format!("s{n}"), "handler": "Noop", "depends_on": parents })
+            json!({ "name": format!("s{n}"), "handler": handler, "depends_on": parents })
         };
         json!({ "name": "flow", "namespace": NAMESPACE, "steps": self.parents().iter().enumerate().map(step).collect::<Vec<_>>() })
             .to_string()
@@ -57,7 +65,7 @@ fn task(n: usize) -> NewTask {
     }
 }
 
-async fn fill(place: &Place, tasks: usize) {
+pub(crate) async fn fill(place: &Place, tasks: usize) {
     let submitter = Submitter::new(place.db.clone());
     for start in (0..tasks).step_by(1_000) {
         let batch: Vec<NewTask> = (start..(start + 1_000).min(tasks)).map(task).collect();
@@ -94,30 +102,18 @@ pub(crate) async fn submit_singly(site: &Site, tasks: usize) -> f64 {
     rate
 }
 
-/// Drains a backlog; the clock runs from the first admission to the last completion. The figures of [`COLUMNS`].
-pub(crate) async fn drain(site: &Site, shape: Shape, language: Language, tasks: usize) -> Vec<Value> {
+/// Drains as many tasks as make `steps` steps. The figures of [`COLUMNS`].
+pub(crate) async fn drain(site: &Site, shape: Shape, language: Language, steps: usize) -> Vec<Value> {
     let place = site.place(&[shape.template()]).await;
+    let tasks = steps.div_ceil(shape.steps());
     fill(&place, tasks).await;
     sqlx::raw_sql("CHECKPOINT; ANALYZE tasker.tasks")
         .execute(&place.pool)
         .await
         .expect("prepares");
     let before = place.costs().await;
-    let crew = place.work(language).await;
-    loop {
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        let open: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM tasker.tasks WHERE state <> 'complete')")
-            .fetch_one(&place.pool)
-            .await
-            .expect("asks");
-        if !open {
-            break;
-        }
-    }
-    let seconds: f64 = sqlx::query_scalar("SELECT extract(epoch FROM max(finished_at) - min(started_at))::float8 FROM tasker.tasks")
-        .fetch_one(&place.pool)
-        .await
-        .expect("the times");
+    let crew = place.work(language, 1).await;
+    let seconds = place.drained().await;
     crew.stop().await;
     // The sessions' own counts are reported when they end.
     let after = place.costs().await;
@@ -129,4 +125,37 @@ pub(crate) async fn drain(site: &Site, shape: Shape, language: Language, tasks: 
         json!((after.1 - before.1) / steps),
         json!((after.2 - before.2) / steps),
     ]
+}
+
+/// Steps a second of waiting handlers (5 ms each, ten threads a process), by the number of Ruby worker processes.
+pub(crate) async fn scale(site: &Site, processes: usize) -> f64 {
+    let place = site.place(&[Shape::Linear4.template_with("Pause")]).await;
+    let tasks = 2_500 * processes;
+    fill(&place, tasks).await;
+    let crew = place.work(Language::Ruby { threads: 10 }, processes).await;
+    let seconds = place.drained().await;
+    crew.stop().await;
+    place.leave().await;
+    (4 * tasks) as f64 / seconds
+}
+
+/// One-step tasks a second while a million finished tasks are kept.
+pub(crate) async fn with_history(site: &Site, language: Language, tasks: usize) -> f64 {
+    let place = site.place(&[Shape::Jobs.template()]).await;
+    let history = "
+        INSERT INTO tasker.tasks (id, template_id, version_id, namespace_id, priority, state, input, created_at, finished_at)
+        SELECT tasker.uuidv7(), v.template_id, v.id, t.namespace_id, 2, 'complete', '{\"order\": 1}', now(), now()
+        FROM tasker.template_versions v JOIN tasker.templates t ON t.id = v.template_id, generate_series(1, 1000000);
+        INSERT INTO tasker.steps (task_id, step, state, msg_id, enqueued_at, started_at, finished_at, result)
+        SELECT id, 0, 'complete', 0, now(), now(), now(), '1' FROM tasker.tasks;
+        VACUUM ANALYZE tasker.tasks; VACUUM ANALYZE tasker.steps";
+    for statement in history.split(';') {
+        sqlx::raw_sql(statement).execute(&place.pool).await.expect("makes a history");
+    }
+    fill(&place, tasks).await;
+    let crew = place.work(language, 1).await;
+    let seconds = place.drained().await;
+    crew.stop().await;
+    place.leave().await;
+    tasks as f64 / seconds
 }

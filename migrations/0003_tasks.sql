@@ -111,11 +111,12 @@ $$;
 -- Accepts tasks, in the caller's transaction: they exist, and start, if and only if it commits.
 -- p_keys (may be null, as may each key): a task of this template that already has the key is returned instead of a new one.
 -- p_priorities: low, normal, high, urgent; null means the template's.
--- Errors: TK002, TK003 (see find_template), TK004 bad argument, TK006 an input is too large. input_schema is enforced by the libraries and the CLI, not here.
+-- p_checked: the version that the inputs were checked against, if the caller has only remembered it.
+-- Errors: TK002, TK003 (see find_template), TK004 bad argument, TK005 the version is another by now than was checked, TK006 an input is too large. input_schema is enforced by the libraries and the CLI, not here.
 -- Locks: nothing but its own rows; keys are inserted in order, so that batches that share keys cannot deadlock.
 CREATE FUNCTION tasker.create_tasks(
     p_template text, p_inputs jsonb[], p_keys text[] DEFAULT NULL, p_priorities text[] DEFAULT NULL,
-    p_version text DEFAULT NULL, p_trace jsonb DEFAULT NULL
+    p_version text DEFAULT NULL, p_trace jsonb DEFAULT NULL, p_checked int DEFAULT NULL
 ) RETURNS TABLE (ordinal int, id uuid, created boolean)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -125,6 +126,9 @@ DECLARE
     v_new       uuid[] := ARRAY(SELECT tasker.uuidv7() FROM generate_series(1, cardinality(p_inputs)));
     v_bad       text;
 BEGIN
+    IF p_checked <> v_version.id THEN
+        RAISE EXCEPTION 'template % has another version by now', p_template USING ERRCODE = 'TK005';
+    END IF;
     IF cardinality(p_keys) <> cardinality(p_inputs) OR cardinality(p_priorities) <> cardinality(p_inputs) THEN
         v_bad := 'keys and priorities must be as many as the inputs';
     ELSE

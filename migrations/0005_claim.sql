@@ -1,25 +1,55 @@
 -- How steps get into queues: the roots of a claimed task, and a step whose retry is due.
 
+-- A message under a lease, and the step it stands for.
+CREATE TYPE tasker.leased_message AS (msg_id bigint, fence int, task uuid, step smallint);
+
+-- A worker that takes steps of a queue as they become ready, at most so many, without leaving them to the next lease.
+CREATE TYPE tasker.taker AS (queue text, worker int, room int, lease interval);
+
 -- Sends one message per step, in a batch per queue, and creates the steps' rows. The primary key refuses a step a second life.
 -- A message carries identity only: task, step, attempt. The row holds the rest.
-CREATE FUNCTION tasker.enqueue_steps(p_tasks uuid[], p_steps smallint[], p_queues text[]) RETURNS void
+-- Returns the messages that p_taker has now: they come into the queue as if it had leased them there.
+CREATE FUNCTION tasker.enqueue_steps(p_tasks uuid[], p_steps smallint[], p_queues text[], p_taker tasker.taker DEFAULT NULL)
+RETURNS tasker.leased_message[]
 LANGUAGE plpgsql AS $$
 DECLARE
     v_queue    text;
     v_tasks    uuid[];
     v_steps    smallint[];
     v_messages jsonb[];
+    v_room     int;
+    v_ids      bigint[];
+    v_taken    tasker.leased_message[];
+    v_now      timestamptz := clock_timestamp();
 BEGIN
     FOR v_queue, v_tasks, v_steps, v_messages IN
         SELECT r.queue, array_agg(r.task), array_agg(r.step), array_agg(jsonb_build_object('task', r.task, 'step', r.step, 'attempt', 1))
         FROM unnest(p_tasks, p_steps, p_queues) AS r(task, step, queue)
         GROUP BY r.queue ORDER BY r.queue
     LOOP
+        v_room := CASE WHEN v_queue = p_taker.queue THEN least(p_taker.room, cardinality(v_tasks)) ELSE 0 END;
+        v_ids := '{}';
+        IF v_room > 0 THEN
+            EXECUTE format($f$
+                WITH taken AS (
+                    INSERT INTO pgmq.%I (vt, read_ct, last_read_at, message, headers)
+                    SELECT $4 + $2, 1, $4, m, jsonb_build_object('worker', $3) FROM unnest($1) AS m
+                    RETURNING msg_id
+                ) SELECT array_agg(msg_id) FROM taken
+            $f$, pgmq.format_table_name(v_queue, 'q'))
+            INTO v_ids USING v_messages[1:v_room], p_taker.lease, p_taker.worker, v_now;
+            v_taken := ARRAY(SELECT ROW(m.id, 1, m.task, m.step)::tasker.leased_message
+                             FROM unnest(v_ids, v_tasks[1:v_room], v_steps[1:v_room]) AS m(id, task, step));
+        END IF;
+        IF v_room < cardinality(v_tasks) THEN
+            v_ids := v_ids || ARRAY(SELECT pgmq.send_batch(v_queue, v_messages[v_room + 1:]));
+            PERFORM tasker.notify('tasker_steps', v_queue);
+        END IF;
         INSERT INTO tasker.steps (task_id, step, state, msg_id, enqueued_at)
-        SELECT m.task, m.step, 'enqueued', m.msg_id, clock_timestamp()
-        FROM unnest(v_tasks, v_steps, ARRAY(SELECT pgmq.send_batch(v_queue, v_messages))) AS m(task, step, msg_id);
-        PERFORM tasker.notify('tasker_steps', v_queue);
+        SELECT m.task, m.step, 'enqueued', m.msg_id, v_now
+        FROM unnest(v_tasks, v_steps, v_ids) AS m(task, step, msg_id);
     END LOOP;
+    RETURN v_taken;
 END
 $$;
 

@@ -9,26 +9,46 @@ LANGUAGE sql IMMUTABLE AS $$
              AND p_message ->> 'task' ~ '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$', false) AS ours) AS shape
 $$;
 
--- Leases the first p_limit visible messages of a queue, with all that their handlers need.
+-- A step as it is leased, with all that its handler needs.
+CREATE TYPE tasker.leased_step AS (
+    msg_id bigint, fence int, task_id uuid, step smallint, name text, handler text, template text, version text,
+    attempt int, max_attempts int, crashes int, kills int, timeout_ms bigint, input text, config text, results text, trace text,
+    checkpoint text, transactional boolean
+);
+
+-- The steps behind leased messages, as their handlers need them. A message that no runnable step's row stands behind is left out.
+CREATE FUNCTION tasker.leased_steps(p_messages tasker.leased_message[]) RETURNS SETOF tasker.leased_step
+LANGUAGE sql STABLE AS $$
+    SELECT m.msg_id, m.fence, m.task, m.step, ts.name, ts.handler, tp.name, tv.version,
+           s.failures + 1, coalesce(s.max_attempts, ts.max_attempts, n.max_attempts), m.fence - 1 - s.released, s.kills::int, ts.timeout_ms,
+           t.input::text, ts.config::text,
+           CASE WHEN ts.parents = '{}' THEN '{}' ELSE (
+               SELECT jsonb_object_agg(pts.name, ps.result)::text
+               FROM tasker.template_steps pts
+               JOIN tasker.steps ps ON ps.task_id = m.task AND ps.step = pts.step
+               WHERE pts.version_id = t.version_id AND pts.step = ANY (ts.parents)) END,
+           t.trace::text, s.checkpoint::text, ts.transactional
+    FROM unnest(p_messages) AS m
+    JOIN tasker.steps s ON s.task_id = m.task AND s.step = m.step AND s.msg_id = m.msg_id AND s.state = 'enqueued'
+    JOIN tasker.tasks t ON t.id = m.task AND t.state IN ('running', 'blocked', 'failed')
+    JOIN tasker.template_versions tv ON tv.id = t.version_id
+    JOIN tasker.templates tp ON tp.id = t.template_id
+    JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = m.step
+    JOIN tasker.namespaces n ON n.name = ts.namespace
+    ORDER BY m.msg_id
+$$;
+
+-- Leases the first p_limit visible messages of a queue.
 -- p_mark: where to start; no live message may be below it. Dead entries below it, which vacuum may not take while any session
 -- holds back the xmin horizon, are then not walked. 0 is always right. (A design rule of DESIGN section 3.)
 -- A message that is not ours, or names a task or step that is not there, goes to the dead-letter queue; one whose row disagrees is removed;
 -- both are counted, neither is returned.
 -- Locks: the messages, skipping those that another worker is leasing or reporting; then the rows of stale steps.
-CREATE FUNCTION tasker.lease_steps(p_queue text, p_worker int, p_mark bigint, p_limit int, p_lease interval)
-RETURNS TABLE (
-    msg_id bigint, fence int, task_id uuid, step smallint, name text, handler text, template text, version text,
-    attempt int, max_attempts int, crashes int, kills int, timeout_ms bigint, input text, config text, results text, trace text,
-    checkpoint text, transactional boolean
-)
+CREATE FUNCTION tasker.lease_steps(p_queue text, p_worker int, p_mark bigint, p_limit int, p_lease interval) RETURNS SETOF tasker.leased_step
 LANGUAGE plpgsql AS $$
-#variable_conflict use_column
 DECLARE
-    v_ids      bigint[];
-    v_fences   int[];
+    v_leased   tasker.leased_message[];
     v_messages jsonb[];
-    v_tasks    uuid[];
-    v_steps    smallint[];
     v_runnable int;
 BEGIN
     EXECUTE format($f$
@@ -41,67 +61,49 @@ BEGIN
             FROM head WHERE q.msg_id = head.msg_id
             RETURNING q.msg_id, q.read_ct, q.message
         )
-        SELECT array_agg(l.msg_id), array_agg(l.read_ct), array_agg(l.message), array_agg(i.task), array_agg(i.step)
+        SELECT array_agg(ROW(l.msg_id, l.read_ct, i.task, i.step)::tasker.leased_message), array_agg(l.message)
         FROM leased l, tasker.message_identity(l.message) AS i
     $f$, pgmq.format_table_name(p_queue, 'q'))
-    INTO v_ids, v_fences, v_messages, v_tasks, v_steps
+    INTO v_leased, v_messages
     USING p_mark, p_limit, p_lease, p_worker;
-    IF v_ids IS NULL THEN
+    IF v_leased IS NULL THEN
         RETURN;
     END IF;
 
-    RETURN QUERY
-    SELECT m.msg_id, m.fence, m.task, m.step, ts.name, ts.handler, tp.name, tv.version,
-           s.failures + 1, coalesce(s.max_attempts, ts.max_attempts, n.max_attempts), m.fence - 1 - s.released, s.kills::int, ts.timeout_ms,
-           t.input::text, ts.config::text,
-           CASE WHEN ts.parents = '{}' THEN '{}' ELSE (
-               SELECT jsonb_object_agg(pts.name, ps.result)::text
-               FROM tasker.template_steps pts
-               JOIN tasker.steps ps ON ps.task_id = m.task AND ps.step = pts.step
-               WHERE pts.version_id = t.version_id AND pts.step = ANY (ts.parents)) END,
-           t.trace::text, s.checkpoint::text, ts.transactional
-    FROM unnest(v_ids, v_fences, v_tasks, v_steps) AS m(msg_id, fence, task, step)
-    JOIN tasker.steps s ON s.task_id = m.task AND s.step = m.step AND s.msg_id = m.msg_id AND s.state = 'enqueued'
-    JOIN tasker.tasks t ON t.id = m.task AND t.state IN ('running', 'blocked', 'failed')
-    JOIN tasker.template_versions tv ON tv.id = t.version_id
-    JOIN tasker.templates tp ON tp.id = t.template_id
-    JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = m.step
-    JOIN tasker.namespaces n ON n.name = ts.namespace
-    ORDER BY m.msg_id;
+    RETURN QUERY SELECT * FROM tasker.leased_steps(v_leased);
     GET DIAGNOSTICS v_runnable = ROW_COUNT;
-
-    IF v_runnable < cardinality(v_ids) THEN
-        PERFORM tasker.remove_unrunnable(p_queue, v_ids, v_messages, v_tasks, v_steps);
+    IF v_runnable < cardinality(v_leased) THEN
+        PERFORM tasker.remove_unrunnable(p_queue, v_leased, v_messages);
     END IF;
 END
 $$;
 
 -- The other part of lease_steps: of messages that the caller has just leased, removes those that no step's row stands behind.
-CREATE FUNCTION tasker.remove_unrunnable(p_queue text, p_ids bigint[], p_messages jsonb[], p_tasks uuid[], p_steps smallint[]) RETURNS void
+CREATE FUNCTION tasker.remove_unrunnable(p_queue text, p_leased tasker.leased_message[], p_messages jsonb[]) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
     v_gone    bigint[];
     v_foreign jsonb[];
 BEGIN
-    SELECT array_agg(u.id),
-           array_agg(jsonb_build_object('reason', u.reason, 'queue', p_queue, 'message', u.message) ORDER BY u.id) FILTER (WHERE u.reason IS NOT NULL)
+    SELECT array_agg(u.msg_id),
+           array_agg(jsonb_build_object('reason', u.reason, 'queue', p_queue, 'message', u.message) ORDER BY u.msg_id) FILTER (WHERE u.reason IS NOT NULL)
     INTO v_gone, v_foreign
     FROM (
-        SELECT m.id, m.message, CASE
+        SELECT m.msg_id, m.message, CASE
             WHEN m.task IS NULL AND pg_column_size(m.message) > 8192 THEN 'payload_too_large'
             WHEN m.task IS NULL THEN 'not_a_step'
             WHEN t.id IS NULL THEN 'unknown_task'
             WHEN ts.step IS NULL THEN 'unknown_step' END AS reason
-        FROM unnest(p_ids, p_messages, p_tasks, p_steps) AS m(id, message, task, step)
+        FROM unnest(p_leased, p_messages) AS m(msg_id, fence, task, step, message)
         LEFT JOIN tasker.tasks t ON t.id = m.task
         LEFT JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = m.step
-        LEFT JOIN tasker.steps s ON s.task_id = m.task AND s.step = m.step AND s.msg_id = m.id AND s.state = 'enqueued'
+        LEFT JOIN tasker.steps s ON s.task_id = m.task AND s.step = m.step AND s.msg_id = m.msg_id AND s.state = 'enqueued'
         WHERE s.task_id IS NULL OR t.state NOT IN ('running', 'blocked', 'failed')) AS u;
 
     UPDATE tasker.steps s SET state = 'cancelled', finished_at = clock_timestamp()
-    FROM unnest(p_ids, p_tasks, p_steps) AS m(id, task, step)
+    FROM unnest(p_leased) AS m
     JOIN tasker.tasks t ON t.id = m.task AND t.state NOT IN ('running', 'blocked', 'failed')
-    WHERE s.task_id = m.task AND s.step = m.step AND s.msg_id = m.id AND s.state = 'enqueued' AND m.id = ANY (v_gone);
+    WHERE s.task_id = m.task AND s.step = m.step AND s.msg_id = m.msg_id AND s.state = 'enqueued' AND m.msg_id = ANY (v_gone);
 
     PERFORM pgmq.delete(p_queue, v_gone);
     PERFORM tasker.count_event('stale_messages', cardinality(v_gone) - coalesce(cardinality(v_foreign), 0));

@@ -1,9 +1,9 @@
 -- Completion: where a result lands, the task advances. No second queue, no orchestrator between two steps.
 
 -- Steps have just become complete or skipped: finalises the tasks that are done, and enqueues the dependents that are now ready.
--- A failed task's other branches still finish, but it stays failed.
+-- A failed task's other branches still finish, but it stays failed. Returns what p_taker has taken of them (see enqueue_steps).
 -- Locks: the caller's (see complete_steps).
-CREATE FUNCTION tasker.advance_tasks(p_tasks uuid[], p_steps smallint[]) RETURNS void
+CREATE FUNCTION tasker.advance_tasks(p_tasks uuid[], p_steps smallint[], p_taker tasker.taker DEFAULT NULL) RETURNS tasker.leased_message[]
 LANGUAGE plpgsql AS $$
 DECLARE
     v_tasks  uuid[];
@@ -36,26 +36,29 @@ BEGIN
         SELECT count(*) FROM tasker.steps s
         WHERE s.task_id = child.task AND s.step = ANY (cs.parents) AND s.state IN ('complete', 'skipped'));
 
-    IF v_tasks IS NOT NULL THEN
-        PERFORM tasker.enqueue_steps(v_tasks, v_steps, v_queues);
-    END IF;
+    RETURN CASE WHEN v_tasks IS NOT NULL THEN tasker.enqueue_steps(v_tasks, v_steps, v_queues, p_taker) END;
 END
 $$;
 
 -- Completes steps: in one transaction deletes their messages, records their results, enqueues the dependents that are now ready and
--- finalises the tasks that are done. Returns the messages whose report counted; the others were stale and changed nothing.
+-- finalises the tasks that are done. Returns the messages whose report counted (the others were stale and changed nothing), and
+-- the steps that the worker has leased by the same call: at most p_room of those that are ready now in this queue, and none when
+-- others wait there, which would be overtaken.
 -- The arrays are parallel and in msg_id order: (message, fence, task, step, result).
 -- Locks: first, in id order, the tasks of which a step's siblings could decide the same thing (template_steps.shared); then messages in
 -- order; then steps. The update that finalises a task with a single last step comes last without having locked it first: no other
 -- report of that task can be under way, and cancel_tasks waits for nothing while it holds the task.
 CREATE FUNCTION tasker.complete_steps(
-    p_queue text, p_worker int, p_ids bigint[], p_fences int[], p_tasks uuid[], p_steps smallint[], p_results text[]
-) RETURNS SETOF bigint
+    p_queue text, p_worker int, p_ids bigint[], p_fences int[], p_tasks uuid[], p_steps smallint[], p_results text[],
+    p_room int DEFAULT 0, p_lease interval DEFAULT NULL
+) RETURNS TABLE (counted bigint, next tasker.leased_step)
 LANGUAGE plpgsql AS $$
 DECLARE
     v_ids    bigint[];
     v_tasks  uuid[];
     v_steps  smallint[];
+    v_taken  tasker.leased_message[];
+    v_waits  boolean;
 BEGIN
     PERFORM 1 FROM tasker.tasks t
     WHERE t.id IN (
@@ -89,7 +92,14 @@ BEGIN
         RETURN;
     END IF;
 
-    PERFORM tasker.advance_tasks(v_tasks, v_steps);
-    RETURN QUERY SELECT unnest(v_ids);
+    IF p_room > 0 THEN
+        EXECUTE format('SELECT EXISTS (SELECT FROM pgmq.%I WHERE msg_id > $1 AND vt <= clock_timestamp())', pgmq.format_table_name(p_queue, 'q'))
+        INTO v_waits USING p_ids[cardinality(p_ids)];
+    END IF;
+    v_taken := tasker.advance_tasks(v_tasks, v_steps, ROW(p_queue, p_worker, CASE WHEN v_waits THEN 0 ELSE p_room END, p_lease));
+    RETURN QUERY SELECT unnest(v_ids), NULL::tasker.leased_step;
+    IF v_taken IS NOT NULL THEN
+        RETURN QUERY SELECT NULL::bigint, l FROM tasker.leased_steps(v_taken) AS l;
+    END IF;
 END
 $$;

@@ -9,6 +9,7 @@ pub mod claim;
 pub mod complete;
 pub mod dead_letters;
 pub mod fail;
+mod input;
 pub mod lease;
 pub mod member;
 pub mod namespaces;

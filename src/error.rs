@@ -1,5 +1,8 @@
 //! What can go wrong, said so that the reader can act. [`Error::kind`] tells callers in other languages which class to raise.
 
+use std::borrow::Cow;
+use std::sync::Arc;
+
 use crate::template::TemplateError;
 
 /// Any error of this library.
@@ -66,7 +69,7 @@ pub enum Error {
 
     /// Anything else that PostgreSQL refused.
     #[error("{}", describe_database_error(.0))]
-    Database(sqlx::Error),
+    Database(Arc<sqlx::Error>),
 }
 
 /// The result of most functions here.
@@ -107,26 +110,28 @@ impl Error {
 
     /// Whether the data of the call is at fault, so that the same call can never succeed.
     pub(crate) fn is_bad_data(&self) -> bool {
-        let Error::Database(sqlx::Error::Database(e)) = self else {
-            return false;
-        };
         // Class 22 is "data exception", 54 "program limit exceeded" (nesting, row size).
-        e.code().is_some_and(|c| c.starts_with("22") || c.starts_with("54"))
+        self.code().is_some_and(|c| c.starts_with("22") || c.starts_with("54"))
     }
 
     /// Whether PostgreSQL rolled the transaction back only because of others: deadlock or serialization failure.
     pub(crate) fn is_conflict(&self) -> bool {
-        let Error::Database(sqlx::Error::Database(e)) = self else {
-            return false;
-        };
-        e.code().is_some_and(|c| c == "40P01" || c == "40001")
+        self.code().is_some_and(|c| c == "40P01" || c == "40001")
+    }
+
+    /// The SQLSTATE of PostgreSQL's answer, where that is all we have.
+    fn code(&self) -> Option<Cow<'_, str>> {
+        match self {
+            Error::Database(error) => error.as_database_error()?.code(),
+            _ => None,
+        }
     }
 }
 
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
         let sqlx::Error::Database(e) = &error else {
-            return Error::Database(error);
+            return Error::Database(Arc::new(error));
         };
         let hint = e.try_downcast_ref::<sqlx::postgres::PgDatabaseError>().and_then(|p| p.hint());
         let text = match hint {
@@ -142,7 +147,7 @@ impl From<sqlx::Error> for Error {
             Some("TK005") => Error::Stale(text),
             Some("TK006") => Error::TooLarge(text),
             Some("3F000" | "42883" | "42P01") => Error::NotMigrated(format!("the database is not migrated ({text}): run `tasker migrate`")),
-            _ => Error::Database(error),
+            _ => Error::Database(Arc::new(error)),
         }
     }
 }

@@ -14,7 +14,7 @@ mod suspects;
 pub use handler::{Handler, Handlers, Handling};
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -127,6 +127,22 @@ struct Shared {
     abandon: CancellationToken,
 }
 
+impl Shared {
+    /// A step that was leased after the moment `asked` is this worker's from now on.
+    fn hold(&self, queue: usize, leased: LeasedStep, asked: Instant) -> Step {
+        let lost = self.held.add(queue, leased.lease(), asked);
+        Step { leased, queue, lost }
+    }
+
+    /// How many steps this worker may go on with by itself when its reports make them ready: as many as it has free handlers.
+    fn room_for_next(&self) -> i32 {
+        if self.stop.is_cancelled() {
+            return 0;
+        }
+        self.config.concurrency.saturating_sub(self.held.count_unreported()) as i32
+    }
+}
+
 /// A running worker.
 #[derive(Debug)]
 pub struct Worker {
@@ -149,10 +165,10 @@ impl Worker {
         let shared = Arc::new(Shared {
             db: db.clone(),
             queues: config.namespaces.iter().map(|namespace| format!("{namespace}_queue")).collect(),
-            config,
             held: Held::default(),
             waiting: suspects::Waiting::default(),
             membership: membership.clone(),
+            config,
             stop: stop.clone(),
             abandon: CancellationToken::new(),
         });
@@ -171,7 +187,7 @@ impl Worker {
             let beat = beats.register(format!("poller {name}"), Duration::from_secs(60));
             pollers.spawn(poller::run(shared.clone(), queue, outlets.clone(), wakes.subscribe(), beat));
             let (report, outcomes) = tokio::sync::mpsc::unbounded_channel();
-            loops.spawn(batcher::run(shared.clone(), queue, outcomes));
+            loops.spawn(batcher::run(shared.clone(), queue, outcomes, buffer.clone()));
             reports.push(report);
         }
         let lease = shared.config.lease;

@@ -1,7 +1,12 @@
 //! Completing steps: where a result lands, the task advances.
 
+use std::time::Duration;
+
+use sqlx::postgres::PgRow;
+use sqlx::{FromRow, Row};
 use uuid::Uuid;
 
+use super::lease::LeasedStep;
 use crate::db::Db;
 use crate::error::Result;
 
@@ -16,7 +21,7 @@ pub(crate) struct Lease {
 
 /// Completes a step inside the caller's transaction; see [`crate::worker::Worker::completion`]. The last parameter is the result, as JSON.
 pub const COMPLETE_WITHIN: &str =
-    "SELECT tasker.complete_steps($1, $2, ARRAY[$3::bigint], ARRAY[$4::int], ARRAY[$5::uuid], ARRAY[$6::smallint], ARRAY[$7])";
+    "SELECT counted FROM tasker.complete_steps($1, $2, ARRAY[$3::bigint], ARRAY[$4::int], ARRAY[$5::uuid], ARRAY[$6::smallint], ARRAY[$7])";
 
 /// A finished step.
 #[derive(Debug, Clone)]
@@ -26,8 +31,24 @@ pub(crate) struct Completion {
     pub(crate) result: String,
 }
 
-/// Completes steps of one queue together. Returns the messages whose report counted; the others were stale.
-pub(crate) async fn complete_steps(db: &Db, queue: &str, worker: i32, completions: &[Completion]) -> Result<Vec<i64>> {
+/// What came of completions.
+#[derive(Debug, Default)]
+pub(crate) struct Completed {
+    /// The messages whose report counted; the others were stale.
+    pub(crate) counted: Vec<i64>,
+    /// The steps that are ready now, as far as there was room for them: the worker has leased them.
+    pub(crate) next: Vec<LeasedStep>,
+}
+
+/// Completes steps of one queue together, and leases up to `room` of those that are ready now in the same queue, for `lease`.
+pub(crate) async fn complete_steps(
+    db: &Db,
+    queue: &str,
+    worker: i32,
+    completions: &[Completion],
+    room: i32,
+    lease: Duration,
+) -> Result<Completed> {
     let mut completions: Vec<&Completion> = completions.iter().collect();
     completions.sort_by_key(|c| c.lease);
     let ids: Vec<i64> = completions.iter().map(|c| c.lease.msg_id).collect();
@@ -35,17 +56,29 @@ pub(crate) async fn complete_steps(db: &Db, queue: &str, worker: i32, completion
     let tasks: Vec<Uuid> = completions.iter().map(|c| c.lease.task_id).collect();
     let steps: Vec<i16> = completions.iter().map(|c| c.lease.step).collect();
     let results: Vec<&str> = completions.iter().map(|c| c.result.as_str()).collect();
-    super::again_on_conflict(|| async {
-        Ok(sqlx::query_scalar("SELECT tasker.complete_steps($1, $2, $3, $4, $5, $6, $7)")
+    let sql = "SELECT counted, (next).* FROM tasker.complete_steps($1, $2, $3, $4, $5, $6, $7, $8, make_interval(secs => $9))";
+    let rows: Vec<PgRow> = super::again_on_conflict(|| async {
+        let query = sqlx::query(sql)
             .bind(queue)
             .bind(worker)
             .bind(&ids)
             .bind(&fences)
             .bind(&tasks)
-            .bind(&steps)
+            .bind(&steps);
+        Ok(query
             .bind(&results)
+            .bind(room)
+            .bind(lease.as_secs_f64())
             .fetch_all(db.pool())
             .await?)
     })
-    .await
+    .await?;
+    let mut completed = Completed::default();
+    for row in rows {
+        match row.try_get("counted")? {
+            Some(msg_id) => completed.counted.push(msg_id),
+            None => completed.next.push(LeasedStep::from_row(&row)?),
+        }
+    }
+    Ok(completed)
 }

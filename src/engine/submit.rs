@@ -1,13 +1,14 @@
 //! Submitting tasks: the door, where bad input is turned away.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use serde::Serialize;
 use serde_json::Value;
-use sqlx::types::Json;
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::sync::{oneshot, Semaphore};
 use uuid::Uuid;
 
+use super::input::Templates;
 use crate::db::Db;
 use crate::error::{Error, Result};
 use crate::template::Priority;
@@ -40,49 +41,30 @@ pub const CREATE_WITHIN: &str = "
         ARRAY(SELECT e FROM jsonb_array_elements_text($4::jsonb) WITH ORDINALITY AS a(e, n) ORDER BY n),
         ARRAY(SELECT e FROM jsonb_array_elements_text($5::jsonb) WITH ORDINALITY AS a(e, n) ORDER BY n), $2)";
 
-/// Creates tasks and remembers the schemas it checks them with. Cheap to clone.
+/// Creates tasks. Callers that come at the same time share a transaction. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Submitter {
     db: Db,
-    schemas: Arc<Mutex<HashMap<i32, Arc<Schema>>>>,
-}
-
-#[derive(Debug)]
-struct Schema(Option<jsonschema::Validator>);
-
-#[derive(sqlx::FromRow)]
-struct Version {
-    id: i32,
-    version: String,
+    templates: Arc<Templates>,
+    door: Arc<OnceLock<UnboundedSender<Call>>>,
 }
 
 impl Submitter {
     /// A submitter for this database.
     pub fn new(db: Db) -> Submitter {
         Submitter {
+            templates: Arc::new(Templates::new(db.clone())),
             db,
-            schemas: Arc::default(),
+            door: Arc::default(),
         }
     }
 
     /// Checks what [`Submitter::submit`] would check, and returns the version that the tasks would run: for callers that create them by
     /// themselves, with [`CREATE_WITHIN`].
     pub async fn check(&self, template: &str, version: Option<&str>, tasks: &[NewTask]) -> Result<String> {
-        let found: Version = sqlx::query_as("SELECT id, version FROM tasker.find_template($1, $2)")
-            .bind(template)
-            .bind(version)
-            .fetch_one(self.db.pool())
-            .await?;
-        let schema = self.schema(found.id).await?;
-        for (n, task) in tasks.iter().enumerate() {
-            let text = task.input.to_string();
-            super::check_payload("the input", &text)?;
-            check(template, &schema, &task.input, &text).map_err(|problem| match tasks.len() {
-                1 => Error::Invalid(problem),
-                _ => Error::Invalid(format!("task {} of {}: {problem}", n + 1, tasks.len())),
-            })?;
-        }
-        Ok(found.version)
+        let version = self.templates.ask(template, version).await?;
+        version.accept(template, tasks)?;
+        Ok(version.name.clone())
     }
 
     /// Creates all of `tasks` or, if one of them is refused, none. The result is in the order of `tasks`.
@@ -91,71 +73,141 @@ impl Submitter {
     /// Errors: [`Error::NotFound`] for an unknown template, [`Error::Invalid`] for an input, key or priority that is not acceptable,
     /// [`Error::TooLarge`] for an input of more than [`MAX_PAYLOAD_BYTES`](super::MAX_PAYLOAD_BYTES).
     pub async fn submit(&self, template: &str, version: Option<&str>, tasks: &[NewTask]) -> Result<Vec<Submitted>> {
-        let version = self.check(template, version, tasks).await?;
-        let inputs: Vec<Json<&Value>> = tasks.iter().map(|task| Json(&task.input)).collect();
-        let keys: Option<Vec<Option<&str>>> = tasks
-            .iter()
-            .any(|t| t.key.is_some())
-            .then(|| tasks.iter().map(|t| t.key.as_deref()).collect());
-        let priorities: Vec<Option<&str>> = tasks.iter().map(|task| task.priority.map(Priority::name)).collect();
-        let submitted = super::again_on_conflict(|| async {
-            Ok(sqlx::query_as("SELECT id, created FROM tasker.create_tasks($1, $2, $3, $4, $5)")
-                .bind(template)
-                .bind(&inputs)
-                .bind(&keys)
-                .bind(&priorities)
-                .bind(&version)
-                .fetch_all(self.db.pool())
-                .await?)
-        });
-        submitted.await
+        if let Some(known) = self.templates.remembered(template, version) {
+            if let Ok(inputs) = known.accept(template, tasks) {
+                let flow = Flow {
+                    template: template.into(),
+                    version: version.map(str::to_owned),
+                    checked: Some(known.id),
+                };
+                match self.create(flow, inputs, tasks).await {
+                    // Another version is the current one by now.
+                    Err(Error::Stale(_)) => {}
+                    done => return done,
+                }
+            }
+        }
+        let found = self.templates.ask(template, version).await?;
+        let inputs = found.accept(template, tasks)?;
+        let flow = Flow {
+            template: template.into(),
+            version: Some(found.name.clone()),
+            checked: None,
+        };
+        self.create(flow, inputs, tasks).await
     }
 
-    async fn schema(&self, version_id: i32) -> Result<Arc<Schema>> {
-        let known =
-            |schemas: &Mutex<HashMap<i32, Arc<Schema>>>| schemas.lock().unwrap_or_else(PoisonError::into_inner).get(&version_id).cloned();
-        if let Some(schema) = known(&self.schemas) {
-            return Ok(schema);
-        }
-        let source: Option<Value> = sqlx::query_scalar("SELECT definition -> 'input_schema' FROM tasker.template_versions WHERE id = $1")
-            .bind(version_id)
-            .fetch_one(self.db.pool())
-            .await?;
-        let validator = source.map(|source| jsonschema::validator_for(&source)).transpose();
-        let schema =
-            Arc::new(Schema(validator.map_err(|error| {
-                Error::Invalid(format!("the template's input_schema is not valid: {error}"))
-            })?));
-        self.schemas
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(version_id, schema.clone());
-        Ok(schema)
+    async fn create(&self, flow: Flow, inputs: Vec<String>, tasks: &[NewTask]) -> Result<Vec<Submitted>> {
+        let (reply, answer) = oneshot::channel();
+        let call = Call {
+            flow,
+            inputs,
+            keys: tasks.iter().map(|task| task.key.clone()).collect(),
+            priorities: tasks.iter().map(|task| task.priority.map(Priority::name)).collect(),
+            reply,
+        };
+        let door = self.door.get_or_init(|| {
+            let (door, calls) = mpsc::unbounded_channel();
+            tokio::spawn(admit(self.db.clone(), calls));
+            door
+        });
+        let stopping = || Error::Unreachable {
+            target: self.db.target().into(),
+            reason: "this process is stopping".into(),
+        };
+        door.send(call).map_err(|_| stopping())?;
+        answer.await.map_err(|_| stopping())?
     }
 }
 
-fn check(template: &str, schema: &Schema, input: &Value, text: &str) -> std::result::Result<(), String> {
-    if !input.is_object() {
-        return Err(format!("the input of a {template} must be a JSON object"));
+/// What the tasks of a call run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Flow {
+    template: String,
+    version: Option<String>,
+    /// The version that the inputs were checked against; None: the one that is named.
+    checked: Option<i32>,
+}
+
+/// Tasks that wait to be created. The vectors are parallel.
+#[derive(Debug)]
+struct Call {
+    flow: Flow,
+    inputs: Vec<String>,
+    keys: Vec<Option<String>>,
+    priorities: Vec<Option<&'static str>>,
+    reply: oneshot::Sender<Result<Vec<Submitted>>>,
+}
+
+/// So many tasks are created together at most, as long as no single call has more.
+const TOGETHER: usize = 1_000;
+/// While one commit waits for the disk, the next one is prepared.
+const CONCURRENT_COMMITS: usize = 2;
+
+/// Creates what comes in. A call that finds nobody before it is not made to wait; those that come while commits are under way go together.
+async fn admit(db: Db, mut calls: UnboundedReceiver<Call>) {
+    let commits = Arc::new(Semaphore::new(CONCURRENT_COMMITS));
+    while let Some(first) = calls.recv().await {
+        let Ok(permit) = commits.clone().acquire_owned().await else {
+            return;
+        };
+        let mut count = first.inputs.len();
+        let mut groups = vec![vec![first]];
+        while count < TOGETHER {
+            let Ok(call) = calls.try_recv() else { break };
+            count += call.inputs.len();
+            match groups.iter_mut().find(|group| group[0].flow == call.flow) {
+                Some(group) => group.push(call),
+                None => groups.push(vec![call]),
+            }
+        }
+        let db = db.clone();
+        tokio::spawn(async move {
+            for group in groups {
+                create_together(&db, group).await;
+            }
+            drop(permit);
+        });
     }
-    if text.contains("\\u0000") {
-        return Err("the input contains the character U+0000, which PostgreSQL cannot store".into());
+}
+
+/// One transaction for all of these calls; where PostgreSQL refuses that, one for each: a bad one must not hold up the others.
+async fn create_together(db: &Db, calls: Vec<Call>) {
+    match create_tasks(db, &calls).await {
+        Ok(mut submitted) => {
+            for call in calls {
+                let rest = submitted.split_off(call.inputs.len().min(submitted.len()));
+                call.reply.send(Ok(std::mem::replace(&mut submitted, rest))).ok();
+            }
+        }
+        // Who knows whether it was committed: whoever wants to try again has to know that.
+        Err(Error::Database(error)) if !Error::Database(error.clone()).is_bad_data() => {
+            for call in calls {
+                call.reply.send(Err(Error::Database(error.clone()))).ok();
+            }
+        }
+        Err(error) => match <[Call; 1]>::try_from(calls) {
+            Ok([call]) => drop(call.reply.send(Err(error))),
+            Err(calls) => {
+                for call in calls {
+                    let done = create_tasks(db, std::slice::from_ref(&call)).await;
+                    call.reply.send(done).ok();
+                }
+            }
+        },
     }
-    let Some(validator) = &schema.0 else { return Ok(()) };
-    let problems: Vec<String> = validator
-        .iter_errors(input)
-        .take(10)
-        .map(|error| match error.instance_path().to_string() {
-            path if path.is_empty() => error.to_string(),
-            path => format!("{path}: {error}"),
-        })
-        .collect();
-    if problems.is_empty() {
-        Ok(())
-    } else {
-        Err(format!(
-            "the input does not satisfy the input_schema of {template}: {}",
-            problems.join("; ")
-        ))
-    }
+}
+
+async fn create_tasks(db: &Db, calls: &[Call]) -> Result<Vec<Submitted>> {
+    let flow = &calls[0].flow;
+    let inputs: Vec<&str> = calls.iter().flat_map(|call| &call.inputs).map(String::as_str).collect();
+    let keys: Vec<Option<&str>> = calls.iter().flat_map(|call| &call.keys).map(Option::as_deref).collect();
+    let keys = keys.iter().any(Option::is_some).then_some(keys);
+    let priorities: Vec<Option<&str>> = calls.iter().flat_map(|call| &call.priorities).copied().collect();
+    super::again_on_conflict(|| async {
+        let query = sqlx::query_as("SELECT id, created FROM tasker.create_tasks($1, $2::text[]::jsonb[], $3, $4, $5, NULL, $6)");
+        let query = query.bind(&flow.template).bind(&inputs).bind(&keys).bind(&priorities);
+        Ok(query.bind(&flow.version).bind(flow.checked).fetch_all(db.pool()).await?)
+    })
+    .await
 }

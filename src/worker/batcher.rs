@@ -1,4 +1,4 @@
-//! The batcher of one queue: commits reports together.
+//! The batcher of one queue: commits reports together, and takes what they make ready.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -7,9 +7,9 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::Semaphore;
 use tokio::time::{timeout_at, Instant};
 
-use super::{Outcome, Shared};
+use super::{Outcome, Shared, Step};
 use crate::backoff::Backoff;
-use crate::engine::complete::{complete_steps, Completion, Lease};
+use crate::engine::complete::{complete_steps, Completed, Completion, Lease};
 use crate::engine::fail::{fail_steps, Failure};
 use crate::engine::lease::lease_holders;
 use crate::error::{Error, Result};
@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 /// Two commits may be under way for a queue: while one waits for the disk, the next one is prepared.
 const CONCURRENT_COMMITS: usize = 2;
 
-pub(super) async fn run(shared: Arc<Shared>, queue: usize, mut outcomes: UnboundedReceiver<(Lease, Outcome)>) {
+pub(super) async fn run(shared: Arc<Shared>, queue: usize, mut outcomes: UnboundedReceiver<(Lease, Outcome)>, buffer: flume::Sender<Step>) {
     let commits = Arc::new(Semaphore::new(CONCURRENT_COMMITS));
     loop {
         let first = tokio::select! {
@@ -30,9 +30,13 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, mut outcomes: Unbound
             return;
         };
         let batch = collect(&shared, first, &mut outcomes).await;
-        let shared = shared.clone();
+        let commit = Commit {
+            shared: shared.clone(),
+            queue,
+            buffer: buffer.clone(),
+        };
         tokio::spawn(async move {
-            commit(&shared, queue, batch).await;
+            commit.run(batch).await;
             drop(permit);
         });
     }
@@ -45,7 +49,7 @@ async fn collect(shared: &Shared, first: (Lease, Outcome), outcomes: &mut Unboun
     while batch.len() < shared.config.batch {
         match outcomes.try_recv() {
             Ok(outcome) => batch.push(outcome),
-            Err(_) if !shared.held.any_unreported() => break,
+            Err(_) if shared.held.count_unreported() == 0 => break,
             Err(_) => match timeout_at(deadline, outcomes.recv()).await {
                 Ok(Some(outcome)) => batch.push(outcome),
                 Ok(None) | Err(_) => break,
@@ -55,33 +59,113 @@ async fn collect(shared: &Shared, first: (Lease, Outcome), outcomes: &mut Unboun
     batch
 }
 
-async fn commit(shared: &Shared, queue: usize, batch: Vec<(Lease, Outcome)>) {
-    let (mut completions, mut failures) = (Vec::new(), Vec::new());
-    for (lease, outcome) in batch {
-        match outcome {
-            Outcome::Complete(result) => completions.push(Completion { lease, result }),
-            Outcome::Fail(failure) => failures.push((lease, failure)),
+/// One commit.
+struct Commit {
+    shared: Arc<Shared>,
+    queue: usize,
+    buffer: flume::Sender<Step>,
+}
+
+impl Commit {
+    async fn run(&self, batch: Vec<(Lease, Outcome)>) {
+        let (mut completions, mut failures) = (Vec::new(), Vec::new());
+        for (lease, outcome) in batch {
+            match outcome {
+                Outcome::Complete(result) => completions.push(Completion { lease, result }),
+                Outcome::Fail(failure) => failures.push((lease, failure)),
+            }
+        }
+        let refused = self.report(completions).await;
+        failures.extend(refused.into_iter().map(|(completion, error)| {
+            let failure = Failure::permanent("ResultRefused", error.to_string());
+            (completion.lease, failure)
+        }));
+        let refused = self.report(failures).await;
+        let bare = refused
+            .into_iter()
+            .map(|((lease, failure), error)| (lease, failure.bare(&error)))
+            .collect();
+        for ((lease, _), error) in self.report(bare).await {
+            tracing::error!(%error, task = %lease.task_id, step = lease.step, "PostgreSQL refuses the report, the lease will run out");
+            self.shared.held.remove(self.queue, [&lease]);
         }
     }
-    let refused = report(shared, queue, completions).await;
-    failures.extend(refused.into_iter().map(|(completion, error)| {
-        let failure = Failure::permanent("ResultRefused", error.to_string());
-        (completion.lease, failure)
-    }));
-    let refused = report(shared, queue, failures).await;
-    let bare = refused
-        .into_iter()
-        .map(|((lease, failure), error)| (lease, failure.bare(&error)))
-        .collect();
-    for ((lease, _), error) in report(shared, queue, bare).await {
-        tracing::error!(%error, task = %lease.task_id, step = lease.step, "PostgreSQL refuses the report, the lease will run out");
-        shared.held.remove(queue, [&lease]);
+
+    fn queue_name(&self) -> &str {
+        &self.shared.queues[self.queue]
+    }
+
+    /// Reports all of them together; where PostgreSQL refuses the data of that, one by one: a bad row must not hold up the others.
+    /// Returns those that it refuses alone, with its errors; they are still held.
+    async fn report<R: Report>(&self, reports: Vec<R>) -> Vec<(R, Error)> {
+        let mut refused = Vec::new();
+        if reports.is_empty() || self.sent(&reports).await.is_none() {
+            return refused;
+        }
+        for report in reports {
+            if let Some(error) = self.sent(std::slice::from_ref(&report)).await {
+                refused.push((report, error));
+            }
+        }
+        refused
+    }
+
+    /// Sends until the database takes the reports, refuses their data for good (the error), or the worker is out of time. The heartbeat
+    /// keeps the leases meanwhile; should they be lost all the same, the fence refuses the reports.
+    async fn sent<R: Report>(&self, reports: &[R]) -> Option<Error> {
+        let held = &self.shared.held;
+        let leases: Vec<Lease> = reports.iter().map(R::lease).collect();
+        let mut backoff = Backoff::default();
+        loop {
+            let asked = Instant::now().into_std();
+            match R::send(self, reports).await {
+                Ok(completed) => {
+                    for leased in completed.next {
+                        let step = self.shared.hold(self.queue, leased, asked);
+                        // The handlers take from the buffer until every report is committed.
+                        self.buffer.send(step).ok();
+                    }
+                    held.remove(self.queue, &leases);
+                    self.tell_stale(&leases, &completed.counted).await;
+                    return None;
+                }
+                Err(error) if error.is_bad_data() => return Some(error),
+                Err(error) => {
+                    tracing::error!(%error, "reporting failed, trying again");
+                    tokio::select! {
+                        () = self.shared.abandon.cancelled() => {
+                            held.remove(self.queue, &leases);
+                            return None;
+                        }
+                        () = tokio::time::sleep(backoff.next_delay()) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// Names who has what this worker reported too late.
+    async fn tell_stale(&self, sent: &[Lease], counted: &[i64]) {
+        let stale: Vec<Lease> = sent.iter().filter(|lease| !counted.contains(&lease.msg_id)).copied().collect();
+        if stale.is_empty() {
+            return;
+        }
+        let me = self.shared.membership.name();
+        match lease_holders(&self.shared.db, self.queue_name(), &stale).await {
+            Ok(holders) => {
+                for (lease, holder) in stale.iter().zip(holders) {
+                    let holder = holder.unwrap_or_else(|| "nobody".into());
+                    tracing::warn!(task = %lease.task_id, step = lease.step, me, holder, "a report was refused: the step is another's by now");
+                }
+            }
+            Err(error) => tracing::warn!(%error, stale = stale.len(), "reports were refused: the steps are others' by now"),
+        }
     }
 }
 
 trait Report: Sized + Sync {
     fn lease(&self) -> Lease;
-    fn send(shared: &Shared, queue: usize, reports: &[Self]) -> impl Future<Output = Result<Vec<i64>>> + Send;
+    fn send(commit: &Commit, reports: &[Self]) -> impl Future<Output = Result<Completed>> + Send;
 }
 
 impl Report for Completion {
@@ -89,8 +173,11 @@ impl Report for Completion {
         self.lease
     }
 
-    async fn send(shared: &Shared, queue: usize, reports: &[Self]) -> Result<Vec<i64>> {
-        complete_steps(&shared.db, &shared.queues[queue], shared.membership.id(), reports).await
+    async fn send(commit: &Commit, reports: &[Self]) -> Result<Completed> {
+        let shared = &commit.shared;
+        let room = shared.room_for_next();
+        let (worker, lease) = (shared.membership.id(), shared.config.lease);
+        complete_steps(&shared.db, commit.queue_name(), worker, reports, room, lease).await
     }
 }
 
@@ -99,78 +186,9 @@ impl Report for (Lease, Failure) {
         self.0
     }
 
-    async fn send(shared: &Shared, queue: usize, reports: &[Self]) -> Result<Vec<i64>> {
-        fail_steps(&shared.db, &shared.queues[queue], shared.membership.id(), reports).await
-    }
-}
-
-/// Reports all of them together; where PostgreSQL refuses the data of that, one by one: a bad row must not hold up the others. Returns
-/// those that it refuses alone, with its errors; they are still held.
-async fn report<R: Report>(shared: &Shared, queue: usize, reports: Vec<R>) -> Vec<(R, Error)> {
-    let mut refused = Vec::new();
-    if reports.is_empty() {
-        return refused;
-    }
-    match until_done(shared, || R::send(shared, queue, &reports)).await {
-        Some(Err(_)) => {}
-        done => {
-            let leases: Vec<Lease> = reports.iter().map(R::lease).collect();
-            settle(shared, queue, &leases, done).await;
-            return refused;
-        }
-    }
-    for report in reports {
-        match until_done(shared, || R::send(shared, queue, std::slice::from_ref(&report))).await {
-            Some(Err(error)) => refused.push((report, error)),
-            done => settle(shared, queue, &[report.lease()], done).await,
-        }
-    }
-    refused
-}
-
-/// The reports were taken, or there is no time left for them.
-async fn settle(shared: &Shared, queue: usize, leases: &[Lease], done: Option<Result<Vec<i64>>>) {
-    shared.held.remove(queue, leases);
-    if let Some(Ok(counted)) = done {
-        tell_stale(shared, queue, leases, &counted).await;
-    }
-}
-
-/// Tries until the database takes the report, refuses its data for good, or the worker is out of time (None). The heartbeat keeps the
-/// leases meanwhile; should they be lost all the same, the fence refuses the report.
-async fn until_done<F>(shared: &Shared, mut attempt: impl FnMut() -> F) -> Option<Result<Vec<i64>>>
-where
-    F: Future<Output = Result<Vec<i64>>>,
-{
-    let mut backoff = Backoff::default();
-    loop {
-        match attempt().await {
-            Err(error) if !error.is_bad_data() => {
-                tracing::error!(%error, "reporting failed, trying again");
-                tokio::select! {
-                    () = shared.abandon.cancelled() => return None,
-                    () = tokio::time::sleep(backoff.next_delay()) => {}
-                }
-            }
-            done => return Some(done),
-        }
-    }
-}
-
-/// Names who has what this worker reported too late.
-async fn tell_stale(shared: &Shared, queue: usize, sent: &[Lease], counted: &[i64]) {
-    let stale: Vec<Lease> = sent.iter().filter(|lease| !counted.contains(&lease.msg_id)).copied().collect();
-    if stale.is_empty() {
-        return;
-    }
-    let (queue, me) = (&shared.queues[queue], shared.membership.name());
-    match lease_holders(&shared.db, queue, &stale).await {
-        Ok(holders) => {
-            for (lease, holder) in stale.iter().zip(holders) {
-                let holder = holder.unwrap_or_else(|| "nobody".into());
-                tracing::warn!(task = %lease.task_id, step = lease.step, me, holder, "a report was refused: the step is another's by now");
-            }
-        }
-        Err(error) => tracing::warn!(%error, stale = stale.len(), "reports were refused: the steps are others' by now"),
+    async fn send(commit: &Commit, reports: &[Self]) -> Result<Completed> {
+        let shared = &commit.shared;
+        let counted = fail_steps(&shared.db, commit.queue_name(), shared.membership.id(), reports).await?;
+        Ok(Completed { counted, next: Vec::new() })
     }
 }

@@ -117,10 +117,10 @@ impl Held {
         self.entries().by_lease.contains_key(&key(queue, lease))
     }
 
-    /// Whether any step is leased and not yet reported.
-    pub(super) fn any_unreported(&self) -> bool {
+    /// How many steps are leased and not yet reported.
+    pub(super) fn count_unreported(&self) -> usize {
         let entries = self.entries();
-        entries.by_lease.len() > entries.reported
+        entries.by_lease.len() - entries.reported
     }
 
     /// (limit, room): how many steps to hold at the present pace, and how many more that allows. As many suspects may wait beside them.

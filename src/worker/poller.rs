@@ -87,8 +87,7 @@ async fn room(shared: &Shared, buffer: &flume::Sender<Step>) -> usize {
 
 /// Puts a leased step where it is run from; one that has taken its workers down too often is dead-lettered.
 async fn accept(shared: &Shared, queue: usize, outlets: &Outlets, leased: LeasedStep, asked: Instant) {
-    let lost = shared.held.add(queue, leased.lease(), asked);
-    let step = Step { leased, queue, lost };
+    let step = shared.hold(queue, leased, asked);
     // The receivers live as long as the worker.
     match (step.leased.crashes, step.leased.kills) {
         (..SUSPICIOUS, _) => drop(outlets.buffer.send(step)),

@@ -67,7 +67,7 @@ struct Bug {
     only_freezes: bool,
 }
 
-const COMPLETE: &str = "complete_steps(text,integer,bigint[],integer[],uuid[],smallint[],text[])";
+const COMPLETE: &str = "complete_steps(text,integer,bigint[],integer[],uuid[],smallint[],text[],integer,interval)";
 
 /// A checker that cannot fail proves nothing: each of these bugs must be found.
 #[test]
@@ -83,10 +83,12 @@ fn the_checker_finds_an_engine_without_fences() {
 #[test]
 fn the_checker_finds_an_engine_that_completes_outside_its_transaction() {
     // As if the process died between the two transactions, now and then.
-    let then = "IF random() > 0.05 THEN PERFORM tasker.advance_tasks(v_tasks, v_steps); END IF;";
+    let then =
+        "IF random() > 0.05 THEN v_taken := tasker.advance_tasks(v_tasks, v_steps, ROW(p_queue, p_worker, CASE WHEN v_waits THEN 0 ELSE p_room END, p_lease)); END IF;";
     must_find(Bug {
         function: COMPLETE,
-        now: "PERFORM tasker.advance_tasks(v_tasks, v_steps);",
+        now:
+            "v_taken := tasker.advance_tasks(v_tasks, v_steps, ROW(p_queue, p_worker, CASE WHEN v_waits THEN 0 ELSE p_room END, p_lease));",
         then,
         only_freezes: false,
     });
@@ -96,7 +98,7 @@ fn the_checker_finds_an_engine_that_completes_outside_its_transaction() {
 fn the_checker_finds_an_engine_that_drops_a_message() {
     let then = "EXECUTE format('DELETE FROM pgmq.%I WHERE random() < 0.002', pgmq.format_table_name(v_queue, 'q'));";
     must_find(Bug {
-        function: "enqueue_steps(uuid[],smallint[],text[])",
+        function: "enqueue_steps(uuid[],smallint[],text[],tasker.taker)",
         now: "PERFORM tasker.notify('tasker_steps', v_queue);",
         then,
         only_freezes: false,

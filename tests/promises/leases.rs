@@ -294,3 +294,75 @@ async fn progress_and_checkpoints_under_a_lost_lease_are_refused() {
     })
     .await;
 }
+
+const FORK: &str = "
+name: fork
+namespace: here
+steps:
+  - { name: first, handler: H }
+  - { name: left, handler: H, depends_on: [first] }
+  - { name: right, handler: H, depends_on: [first] }
+  - { name: away, handler: H, depends_on: [first], namespace: there }
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_completion_makes_ready_is_leased_by_the_same_call_as_far_as_there_is_room() {
+    World::with(async |world| {
+        world.register(FORK).await;
+        world.submit("fork", json!({})).await;
+        world.claim().await;
+        let first = world.lease("here_queue", 1).await.remove(0);
+        let completing = "SELECT (next).* FROM tasker.complete_steps('here_queue', 7, ARRAY[$1::bigint], ARRAY[$2::int], ARRAY[$3::uuid], \
+                          ARRAY[$4::smallint], ARRAY['{\"of\": \"first\"}'], 1, interval '1 hour') WHERE counted IS NULL";
+        let completing = sqlx::query_as(completing)
+            .bind(first.msg_id)
+            .bind(first.fence)
+            .bind(first.task_id)
+            .bind(first.step);
+        let taken: Vec<Leased> = completing.fetch_all(&world.pool).await.unwrap();
+        assert_eq!(taken.len(), 1, "there was room for one");
+        let taken = Leased {
+            queue: "here_queue".into(),
+            ..taken[0].clone()
+        };
+        assert_eq!((taken.name.as_str(), taken.fence, taken.crashes), ("left", 1, 0));
+        assert_eq!(taken.results, r#"{"first": {"of": "first"}}"#);
+        assert_eq!(
+            world.step_states(first.task_id).await,
+            ["complete", "in_progress", "enqueued", "enqueued"]
+        );
+        let others: Vec<String> = world.lease("here_queue", 10).await.into_iter().map(|step| step.name).collect();
+        assert_eq!(others, ["right"]);
+
+        // Its worker dies.
+        world.expire(&taken).await;
+        let again = world.lease("here_queue", 10).await.remove(0);
+        assert_eq!((again.msg_id, again.fence, again.crashes), (taken.msg_id, 2, 1));
+        assert!(world.complete(&[taken], "{}").await.is_empty());
+        assert_eq!(world.complete(&[again], "{}").await.len(), 1);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_goes_on_with_a_task_by_itself_while_nothing_waits() {
+    World::with(async |world| {
+        world.register(TWO).await;
+        let tasks = [world.submit("two", json!({})).await, world.submit("two", json!({})).await];
+        let config = WorkerConfig {
+            namespaces: vec!["here".into()],
+            concurrency: 2,
+            ..WorkerConfig::default()
+        };
+        world.claim().await;
+        let worker = Arc::new(Worker::start(&world.db, config).await.unwrap());
+        worker.handle_with(Handlers::default().with("H", |_| async { Ok(json!(null)) }));
+        for task in tasks {
+            assert_eq!(wait_for_end(&world.db, task, None).await.unwrap(), "complete");
+        }
+        let gone_on_with = "SELECT count(*) FROM tasker.steps WHERE started_at = enqueued_at AND step = 1";
+        assert_eq!(world.count(gone_on_with).await, 2);
+        worker.shutdown(Duration::from_secs(5)).await;
+    })
+    .await;
+}

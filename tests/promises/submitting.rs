@@ -159,3 +159,65 @@ async fn an_input_of_more_than_a_mebibyte_is_refused_by_the_library_and_by_sql()
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_that_come_together_share_nothing_but_the_transaction() {
+    World::with(async |world| {
+        world.register(ORDER).await;
+        world
+            .register("name: other\nnamespace: here\nsteps:\n  - { name: only, handler: H }\n")
+            .await;
+        let submitter = Submitter::new(world.db.clone());
+        submitter.submit("order", None, &[new(json!({ "id": 0 }))]).await.unwrap();
+        let callers = (0..60).map(|n| {
+            let submitter = submitter.clone();
+            tokio::spawn(async move {
+                let (template, key) = match n % 3 {
+                    0 => ("order", None),
+                    1 => ("other", None),
+                    // Refused by PostgreSQL, not by us.
+                    _ => ("order", Some("k".repeat(300))),
+                };
+                let task = NewTask {
+                    key,
+                    ..new(json!({ "id": n }))
+                };
+                (n, submitter.submit(template, None, &[task]).await)
+            })
+        });
+        for caller in callers.collect::<Vec<_>>() {
+            let (n, submitted) = caller.await.unwrap();
+            match (n % 3, submitted) {
+                (2, Err(Error::Invalid(problem))) => assert!(problem.contains("must have 1 to 255 characters"), "{problem}"),
+                (0 | 1, Ok(tasks)) => assert_eq!(world.task(tasks[0].id).await["input"], json!({ "id": n })),
+                (_, unexpected) => panic!("{unexpected:?}"),
+            }
+        }
+        assert_eq!(world.count("SELECT count(*) FROM tasker.tasks").await, 41);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_submitter_that_remembers_a_version_learns_of_the_next_one() {
+    World::with(async |world| {
+        world.register(ORDER).await;
+        let submitter = Submitter::new(world.db.clone());
+        let submit = async |input: Value| submitter.submit("order", None, &[new(input)]).await;
+        submit(json!({ "id": 1 })).await.unwrap();
+        world.register(&ORDER.replace("integer", "string")).await;
+        let problem = submit(json!({ "id": 2 })).await.unwrap_err().to_string();
+        assert!(problem.contains("/id"), "{problem}");
+        let task = submit(json!({ "id": "three" })).await.unwrap()[0].id;
+        assert_eq!(world.task(task).await["version"], "2");
+        assert_eq!(
+            submitter
+                .submit("order", Some("1"), &[new(json!({ "id": 4 }))])
+                .await
+                .unwrap()
+                .len(),
+            1
+        );
+    })
+    .await;
+}

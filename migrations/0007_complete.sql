@@ -54,11 +54,13 @@ CREATE FUNCTION tasker.complete_steps(
 ) RETURNS TABLE (counted bigint, next tasker.leased_step)
 LANGUAGE plpgsql AS $$
 DECLARE
-    v_ids    bigint[];
-    v_tasks  uuid[];
-    v_steps  smallint[];
-    v_taken  tasker.leased_message[];
-    v_waits  boolean;
+    v_ids     bigint[];
+    v_tasks   uuid[];
+    v_steps   smallint[];
+    v_results text[];
+    v_started timestamptz[];
+    v_taken   tasker.leased_message[];
+    v_waits   boolean;
 BEGIN
     PERFORM 1 FROM tasker.tasks t
     WHERE t.id IN (
@@ -67,23 +69,27 @@ BEGIN
         JOIN tasker.template_steps ts ON ts.version_id = tt.version_id AND ts.step = r.step AND ts.shared)
     ORDER BY t.id FOR NO KEY UPDATE;
 
+    -- As little as can be in the statement that is planned at every call, because the queue's name is in it.
     EXECUTE format($f$
         WITH gone AS (
             DELETE FROM pgmq.%1$I q
-            USING (SELECT * FROM unnest($1, $2) AS u(id, fence) ORDER BY u.id) AS r
+            USING (SELECT * FROM unnest($1, $2, $3, $4, $5) AS u(id, fence, task, step, result) ORDER BY u.id) AS r
             WHERE q.msg_id = r.id AND q.read_ct = r.fence
-            RETURNING q.msg_id, q.last_read_at
-        ), done AS (
-            UPDATE tasker.steps s
-            SET state = 'complete', result = r.result::jsonb, worker = $6, started_at = gone.last_read_at, finished_at = clock_timestamp()
-            FROM unnest($1, $3, $4, $5) AS r(id, task, step, result) JOIN gone ON gone.msg_id = r.id
-            WHERE s.task_id = r.task AND s.step = r.step AND s.msg_id = r.id AND s.state = 'enqueued'
-            RETURNING s.msg_id, s.task_id, s.step
+            RETURNING r.id, r.task, r.step, r.result, q.last_read_at
         )
-        SELECT array_agg(msg_id), array_agg(task_id), array_agg(step) FROM done
+        SELECT array_agg(id), array_agg(task), array_agg(step), array_agg(result), array_agg(last_read_at) FROM gone
     $f$, pgmq.format_table_name(p_queue, 'q'))
-    INTO v_ids, v_tasks, v_steps
-    USING p_ids, p_fences, p_tasks, p_steps, p_results, p_worker;
+    INTO v_ids, v_tasks, v_steps, v_results, v_started
+    USING p_ids, p_fences, p_tasks, p_steps, p_results;
+
+    WITH done AS (
+        UPDATE tasker.steps s
+        SET state = 'complete', result = r.result::jsonb, worker = p_worker, started_at = r.started, finished_at = clock_timestamp()
+        FROM unnest(v_ids, v_tasks, v_steps, v_results, v_started) AS r(id, task, step, result, started)
+        WHERE s.task_id = r.task AND s.step = r.step AND s.msg_id = r.id AND s.state = 'enqueued'
+        RETURNING s.msg_id, s.task_id, s.step
+    )
+    SELECT array_agg(msg_id), array_agg(task_id), array_agg(step) INTO v_ids, v_tasks, v_steps FROM done;
 
     IF coalesce(cardinality(v_ids), 0) < cardinality(p_ids) THEN
         PERFORM tasker.count_event('stale_reports', cardinality(p_ids) - coalesce(cardinality(v_ids), 0));

@@ -10,7 +10,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgQueryResult, PgRow, PgStatement, PgTypeInfo};
 use sqlx::{Either, Execute, Executor, PgConnection, PgPool, Postgres};
 
-/// No answer for this long means that there will be none: PostgreSQL itself ends every statement earlier (`SESSION` in db.rs).
+/// No answer for this long means that there will be none: PostgreSQL itself ends every statement earlier (`BOUNDS` in db.rs).
 const ANSWER: Duration = Duration::from_secs(20);
 
 #[derive(Debug, Clone, Copy)]

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use serde_json::{json, Value};
+use sqlx::Executor;
 
 use crate::latency::percentiles;
 use crate::site::{Place, Site};
@@ -27,12 +28,14 @@ pub(crate) async fn measure(site: &Site, pending: usize) -> Vec<Value> {
         .fetch_one(&place.pool)
         .await
         .expect("joins");
+    let mut connection = place.pool.acquire().await.expect("connects");
+    connection.execute(tasker::PLANS).await.expect("sets");
     let mut seconds = Vec::new();
     for round in 0..WARM_UP + ROUNDS {
         let began = Instant::now();
         let claimed: i64 = sqlx::query_scalar("SELECT sum(claimed) FROM tasker.claim_tasks($1, NULL, '{}', 1000, 5)")
             .bind(member)
-            .fetch_one(&place.pool)
+            .fetch_one(&mut *connection)
             .await
             .expect("claims");
         if round >= WARM_UP {
@@ -42,12 +45,13 @@ pub(crate) async fn measure(site: &Site, pending: usize) -> Vec<Value> {
         add(&place, 100 / NAMESPACES).await;
         // The queues stay shallow.
         for n in 0..NAMESPACES {
-            sqlx::raw_sql(&format!("SELECT pgmq.purge_queue('bench{n}_queue')"))
+            sqlx::raw_sql(&format!("DELETE FROM pgmq.q_bench{n}_queue"))
                 .execute(&place.pool)
                 .await
-                .expect("purges");
+                .expect("empties");
         }
     }
+    drop(connection);
     place.leave().await;
     percentiles(seconds)
 }

@@ -73,6 +73,6 @@ pub mod telemetry;
 pub mod template;
 pub mod worker;
 
-pub use db::{Db, PoolUse};
+pub use db::{Db, PoolUse, PLANS};
 pub use error::{Error, ErrorKind, Result};
 pub use template::{Priority, Template, TemplateError};

@@ -17,7 +17,9 @@ CREATE TABLE tasker.template_versions (
     digest       text NOT NULL,
     definition   jsonb NOT NULL,
     priority     smallint NOT NULL,
+    -- the steps that none depends on, and how many depend on none
     sinks        smallint[] NOT NULL,
+    roots        smallint NOT NULL,
     -- what a task becomes when a step is dead: blocked or failed
     dead_state   tasker.task_state NOT NULL,
     -- null: its tasks may take as long as they take
@@ -72,6 +74,7 @@ DECLARE
     v_template_id int;
     v_known       tasker.template_versions;
     v_sinks       smallint[];
+    v_roots       smallint;
 BEGIN
     PERFORM tasker.ensure_namespaces(ARRAY(
         SELECT p_namespace UNION SELECT s.namespace FROM jsonb_to_recordset(p_steps) AS s(namespace text)));
@@ -95,15 +98,14 @@ BEGIN
     END IF;
 
     IF created THEN
-        SELECT array_agg(s.step ORDER BY s.step) INTO v_sinks
-        FROM jsonb_to_recordset(p_steps) AS s(step smallint, children jsonb)
-        WHERE jsonb_array_length(s.children) = 0;
+        SELECT array_agg(s.step ORDER BY s.step) FILTER (WHERE s.children = '{}'), count(*) FILTER (WHERE s.parents = '{}') INTO v_sinks, v_roots
+        FROM jsonb_to_recordset(p_steps) AS s(step smallint, parents smallint[], children smallint[]);
         version := coalesce(p_version, (
             SELECT (coalesce(max(tv.version::int), 0) + 1)::text FROM tasker.template_versions tv
             WHERE tv.template_id = v_template_id AND tv.version ~ '^[0-9]{1,9}$'));
-        INSERT INTO tasker.template_versions AS tv (template_id, version, automatic, digest, definition, priority, sinks, dead_state, deadline,
+        INSERT INTO tasker.template_versions AS tv (template_id, version, automatic, digest, definition, priority, sinks, roots, dead_state, deadline,
             pending_limit, enqueued_limit, in_progress_limit)
-        VALUES (v_template_id, version, p_version IS NULL, p_digest, p_definition, p_priority, v_sinks,
+        VALUES (v_template_id, version, p_version IS NULL, p_digest, p_definition, p_priority, v_sinks, v_roots,
                 CASE p_definition ->> 'on_failure' WHEN 'fail' THEN 'failed' ELSE 'blocked' END::tasker.task_state,
                 tasker.duration(p_definition -> 'deadline'),
                 tasker.duration(p_definition -> 'stuck_after' -> 'pending'), tasker.duration(p_definition -> 'stuck_after' -> 'enqueued'),

@@ -58,7 +58,7 @@ $$;
 -- that is not yet under way, so a dead one holds up nobody. Tasks wait here, where priority counts, until their queue is shallow.
 -- p_member: the orchestrator's membership, its lease and its fence. p_namespaces: null for all.
 -- p_marks: per namespace, a msg_id that no live message of its queue is below (see lease_steps); missing means 0.
--- p_target: claim only while the namespace's queue holds fewer messages than this. p_batch: at most so many per namespace.
+-- p_target: claim only while the namespace's queue holds fewer messages than this. p_batch: at most so many tasks per namespace.
 -- Returns a row per namespace that has pending tasks: how many it claimed, and the lowest live message of its queue.
 -- Errors: TK005 when the membership is no longer held.
 -- Locks: the tasks it claims, skipping those that another orchestrator is claiming; then only rows it creates.
@@ -87,14 +87,17 @@ BEGIN
         USING coalesce((p_marks ->> v_namespace.name)::bigint, 0), p_target;
 
         WITH first AS (
-            SELECT t.id FROM tasker.tasks t
+            SELECT t.id, t.version_id, t.claim_order FROM tasker.tasks t
             WHERE t.namespace_id = v_namespace.id AND t.claim_order IS NOT NULL
             ORDER BY t.claim_order LIMIT least(p_batch, p_target - v_depth)
             FOR UPDATE SKIP LOCKED
+        ), counted AS (
+            SELECT f.id, sum(tv.roots) OVER (ORDER BY f.claim_order, f.id) - tv.roots AS before
+            FROM first f JOIN tasker.template_versions tv ON tv.id = f.version_id
         ), claim AS (
             UPDATE tasker.tasks t
             SET state = 'running', claim_order = NULL, claimed_by = p_member, started_at = clock_timestamp()
-            FROM first WHERE t.id = first.id
+            FROM counted WHERE t.id = counted.id AND counted.before < p_target - v_depth
             RETURNING t.id, t.version_id
         )
         SELECT array_agg(c.id), array_agg(s.step), array_agg(s.queue), count(DISTINCT c.id)

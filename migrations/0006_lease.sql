@@ -2,8 +2,9 @@
 -- whoever leases the message next raises read_ct, and every report of the former holder is then stale.
 
 -- What a message says, if it is one of ours; a null task otherwise. Ours are small: one of more than 8 kB is somebody else's.
-CREATE FUNCTION tasker.message_identity(p_message jsonb, OUT task uuid, OUT step smallint)
-LANGUAGE sql IMMUTABLE AS $$
+-- One row, as a table so that PostgreSQL writes it into the statement that asks.
+CREATE FUNCTION tasker.message_identity(p_message jsonb) RETURNS TABLE (task uuid, step smallint)
+LANGUAGE sql IMMUTABLE ROWS 1 AS $$
     SELECT CASE WHEN ours THEN (p_message ->> 'task')::uuid END, CASE WHEN ours THEN (p_message ->> 'step')::smallint END
     FROM (SELECT coalesce(pg_column_size(p_message) <= 8192 AND jsonb_typeof(p_message -> 'step') = 'number' AND p_message ->> 'step' ~ '^[0-9]{1,4}$'
              AND p_message ->> 'task' ~ '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$', false) AS ours) AS shape
@@ -13,7 +14,7 @@ $$;
 CREATE TYPE tasker.leased_step AS (
     msg_id bigint, fence int, task_id uuid, step smallint, name text, handler text, template text, version text,
     attempt int, max_attempts int, crashes int, kills int, timeout_ms bigint, input text, config text, results text, trace text,
-    checkpoint text, transactional boolean
+    checkpoint text, transactional boolean, shared boolean
 );
 
 -- The steps behind leased messages, as their handlers need them. A message that no runnable step's row stands behind is left out.
@@ -27,14 +28,16 @@ LANGUAGE sql STABLE AS $$
                FROM tasker.template_steps pts
                JOIN tasker.steps ps ON ps.task_id = m.task AND ps.step = pts.step
                WHERE pts.version_id = t.version_id AND pts.step = ANY (ts.parents)) END,
-           t.trace::text, s.checkpoint::text, ts.transactional
+           t.trace::text, s.checkpoint::text, ts.transactional, ts.shared
     FROM unnest(p_messages) AS m
-    JOIN tasker.steps s ON s.task_id = m.task AND s.step = m.step AND s.msg_id = m.msg_id AND s.state = 'enqueued'
-    JOIN tasker.tasks t ON t.id = m.task AND t.state IN ('running', 'blocked', 'failed')
+    -- OFFSET 0: each row by its whole key, whatever the planner believes of the sizes of these tables.
+    CROSS JOIN LATERAL (SELECT * FROM tasker.steps WHERE task_id = m.task AND step = m.step OFFSET 0) AS s
+    CROSS JOIN LATERAL (SELECT * FROM tasker.tasks WHERE id = m.task OFFSET 0) AS t
+    CROSS JOIN LATERAL (SELECT * FROM tasker.template_steps WHERE version_id = t.version_id AND step = m.step OFFSET 0) AS ts
     JOIN tasker.template_versions tv ON tv.id = t.version_id
     JOIN tasker.templates tp ON tp.id = t.template_id
-    JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = m.step
     JOIN tasker.namespaces n ON n.name = ts.namespace
+    WHERE s.msg_id = m.msg_id AND s.state = 'enqueued' AND t.state IN ('running', 'blocked', 'failed')
     ORDER BY m.msg_id
 $$;
 
@@ -58,7 +61,8 @@ BEGIN
         ), leased AS (
             UPDATE pgmq.%1$I q
             SET vt = clock_timestamp() + $3, read_ct = q.read_ct + 1, last_read_at = clock_timestamp(), headers = jsonb_build_object('worker', $4)
-            FROM head WHERE q.msg_id = head.msg_id
+            -- An array, because a join could begin at the queue.
+            WHERE q.msg_id = ANY (ARRAY(SELECT msg_id FROM head))
             RETURNING q.msg_id, q.read_ct, q.message
         )
         SELECT array_agg(ROW(l.msg_id, l.read_ct, i.task, i.step)::tasker.leased_message), array_agg(l.message)

@@ -10,28 +10,26 @@ DECLARE
     v_steps  smallint[];
     v_queues text[];
 BEGIN
-    -- Finalise first: it says which tasks have nothing left to enqueue.
-    UPDATE tasker.tasks t SET state = 'complete', finished_at = clock_timestamp()
-    FROM (SELECT DISTINCT r.task, tv.sinks
-          FROM unnest(p_tasks, p_steps) AS r(task, step)
-          JOIN tasker.tasks tt ON tt.id = r.task
-          JOIN tasker.template_versions tv ON tv.id = tt.version_id AND r.step = ANY (tv.sinks)) AS last
-    WHERE t.id = last.task AND t.state IN ('running', 'blocked')
-      AND (cardinality(last.sinks) = 1 OR cardinality(last.sinks) = (
-          SELECT count(*) FROM tasker.steps s
-          WHERE s.task_id = t.id AND s.step = ANY (last.sinks) AND s.state IN ('complete', 'skipped')));
-
-    WITH child AS (
-        SELECT DISTINCT r.task, c.step, tt.version_id
+    WITH finished AS MATERIALIZED (
+        SELECT r.task, t.version_id, ts.children
         FROM unnest(p_tasks, p_steps) AS r(task, step)
-        JOIN tasker.tasks tt ON tt.id = r.task AND tt.state IN ('running', 'blocked', 'failed')
-        JOIN tasker.template_steps ts ON ts.version_id = tt.version_id AND ts.step = r.step
-        CROSS JOIN unnest(ts.children) AS c(step)
+        CROSS JOIN LATERAL (SELECT * FROM tasker.tasks WHERE id = r.task OFFSET 0) AS t
+        CROSS JOIN LATERAL (SELECT * FROM tasker.template_steps WHERE version_id = t.version_id AND step = r.step OFFSET 0) AS ts
+        WHERE t.state IN ('running', 'blocked', 'failed')
+    ), finalised AS (
+        UPDATE tasker.tasks t SET state = 'complete', finished_at = clock_timestamp()
+        FROM (SELECT DISTINCT f.task, tv.sinks FROM finished f JOIN tasker.template_versions tv ON tv.id = f.version_id WHERE f.children = '{}') AS last
+        WHERE t.id = last.task AND t.state IN ('running', 'blocked')
+          AND (cardinality(last.sinks) = 1 OR cardinality(last.sinks) = (
+              SELECT count(*) FROM tasker.steps s
+              WHERE s.task_id = t.id AND s.step = ANY (last.sinks) AND s.state IN ('complete', 'skipped')))
+    ), child AS (
+        SELECT DISTINCT f.task, c.step, f.version_id FROM finished f CROSS JOIN unnest(f.children) AS c(step)
     )
     SELECT array_agg(child.task), array_agg(child.step), array_agg(cs.queue)
     INTO v_tasks, v_steps, v_queues
     FROM child
-    JOIN tasker.template_steps cs ON cs.version_id = child.version_id AND cs.step = child.step
+    CROSS JOIN LATERAL (SELECT * FROM tasker.template_steps WHERE version_id = child.version_id AND step = child.step OFFSET 0) AS cs
     WHERE cardinality(cs.parents) = 1 OR cardinality(cs.parents) = (
         SELECT count(*) FROM tasker.steps s
         WHERE s.task_id = child.task AND s.step = ANY (cs.parents) AND s.state IN ('complete', 'skipped'));
@@ -45,12 +43,12 @@ $$;
 -- the steps that the worker has leased by the same call: at most p_room of those that are ready now in this queue, and none when
 -- others wait there, which would be overtaken.
 -- The arrays are parallel and in msg_id order: (message, fence, task, step, result).
--- Locks: first, in id order, the tasks of which a step's siblings could decide the same thing (template_steps.shared); then messages in
--- order; then steps. The update that finalises a task with a single last step comes last without having locked it first: no other
+-- p_shared: the tasks of which a step's siblings could decide the same thing (leased_step.shared); more are right, too.
+-- Locks: first, in id order, p_shared; then messages in order; then steps. The update that finalises a task with a single last step comes last without having locked it first: no other
 -- report of that task can be under way, and cancel_tasks waits for nothing while it holds the task.
 CREATE FUNCTION tasker.complete_steps(
     p_queue text, p_worker int, p_ids bigint[], p_fences int[], p_tasks uuid[], p_steps smallint[], p_results text[],
-    p_room int DEFAULT 0, p_lease interval DEFAULT NULL
+    p_shared uuid[], p_room int DEFAULT 0, p_lease interval DEFAULT NULL
 ) RETURNS TABLE (counted bigint, next tasker.leased_step)
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -62,12 +60,9 @@ DECLARE
     v_taken   tasker.leased_message[];
     v_waits   boolean;
 BEGIN
-    PERFORM 1 FROM tasker.tasks t
-    WHERE t.id IN (
-        SELECT r.task FROM unnest(p_tasks, p_steps) AS r(task, step)
-        JOIN tasker.tasks tt ON tt.id = r.task
-        JOIN tasker.template_steps ts ON ts.version_id = tt.version_id AND ts.step = r.step AND ts.shared)
-    ORDER BY t.id FOR NO KEY UPDATE;
+    IF p_shared <> '{}' THEN
+        PERFORM 1 FROM tasker.tasks t WHERE t.id = ANY (p_shared) ORDER BY t.id FOR NO KEY UPDATE;
+    END IF;
 
     -- As little as can be in the statement that is planned at every call, because the queue's name is in it.
     EXECUTE format($f$

@@ -17,11 +17,14 @@ pub(crate) struct Lease {
     pub(crate) fence: i32,
     pub(crate) task_id: Uuid,
     pub(crate) step: i16,
+    /// Whether reports of the task's other steps could decide the same thing: its row is locked first.
+    pub(crate) shared: bool,
 }
 
 /// Completes a step inside the caller's transaction; see [`crate::worker::Worker::completion`]. The last parameter is the result, as JSON.
 pub const COMPLETE_WITHIN: &str =
-    "SELECT counted FROM tasker.complete_steps($1, $2, ARRAY[$3::bigint], ARRAY[$4::int], ARRAY[$5::uuid], ARRAY[$6::smallint], ARRAY[$7])";
+    "SELECT counted FROM tasker.complete_steps($1, $2, ARRAY[$3::bigint], ARRAY[$4::int], ARRAY[$5::uuid], ARRAY[$6::smallint], ARRAY[$7],
+                                               ARRAY[$5::uuid])";
 
 /// A finished step.
 #[derive(Debug, Clone)]
@@ -56,7 +59,8 @@ pub(crate) async fn complete_steps(
     let tasks: Vec<Uuid> = completions.iter().map(|c| c.lease.task_id).collect();
     let steps: Vec<i16> = completions.iter().map(|c| c.lease.step).collect();
     let results: Vec<&str> = completions.iter().map(|c| c.result.as_str()).collect();
-    let sql = "SELECT counted, (next).* FROM tasker.complete_steps($1, $2, $3, $4, $5, $6, $7, $8, make_interval(secs => $9))";
+    let shared: Vec<Uuid> = completions.iter().filter(|c| c.lease.shared).map(|c| c.lease.task_id).collect();
+    let sql = "SELECT counted, (next).* FROM tasker.complete_steps($1, $2, $3, $4, $5, $6, $7, $8, $9, make_interval(secs => $10))";
     let rows: Vec<PgRow> = super::again_on_conflict(|| async {
         let query = sqlx::query(sql)
             .bind(queue)
@@ -67,6 +71,7 @@ pub(crate) async fn complete_steps(
             .bind(&steps);
         Ok(query
             .bind(&results)
+            .bind(&shared)
             .bind(room)
             .bind(lease.as_secs_f64())
             .fetch_all(db.pool())

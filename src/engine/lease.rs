@@ -51,6 +51,7 @@ pub struct LeasedStep {
     pub checkpoint: Option<String>,
     /// Its completion belongs into the handler's own transaction.
     pub transactional: bool,
+    pub(crate) shared: bool,
 }
 
 impl LeasedStep {
@@ -60,6 +61,7 @@ impl LeasedStep {
             fence: self.fence,
             task_id: self.task_id,
             step: self.step,
+            shared: self.shared,
         }
     }
 }

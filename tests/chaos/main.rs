@@ -67,7 +67,7 @@ struct Bug {
     only_freezes: bool,
 }
 
-const COMPLETE: &str = "complete_steps(text,integer,bigint[],integer[],uuid[],smallint[],text[],integer,interval)";
+const COMPLETE: &str = "complete_steps(text,integer,bigint[],integer[],uuid[],smallint[],text[],uuid[],integer,interval)";
 
 /// A checker that cannot fail proves nothing: each of these bugs must be found.
 #[test]

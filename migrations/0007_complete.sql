@@ -26,13 +26,16 @@ BEGIN
     ), child AS (
         SELECT DISTINCT f.task, c.step, f.version_id FROM finished f CROSS JOIN unnest(f.children) AS c(step)
     )
-    SELECT array_agg(child.task), array_agg(child.step), array_agg(cs.queue)
+    SELECT array_agg(ready.task), array_agg(ready.step), array_agg(ready.queue)
     INTO v_tasks, v_steps, v_queues
-    FROM child
-    CROSS JOIN LATERAL (SELECT * FROM tasker.template_steps WHERE version_id = child.version_id AND step = child.step OFFSET 0) AS cs
-    WHERE cardinality(cs.parents) = 1 OR cardinality(cs.parents) = (
-        SELECT count(*) FROM tasker.steps s
-        WHERE s.task_id = child.task AND s.step = ANY (cs.parents) AND s.state IN ('complete', 'skipped'));
+    FROM (
+        SELECT child.task, child.step, cs.queue
+        FROM child
+        CROSS JOIN LATERAL (SELECT * FROM tasker.template_steps WHERE version_id = child.version_id AND step = child.step OFFSET 0) AS cs
+        WHERE cardinality(cs.parents) = 1 OR cardinality(cs.parents) = (
+            SELECT count(*) FROM tasker.steps s
+            WHERE s.task_id = child.task AND s.step = ANY (cs.parents) AND s.state IN ('complete', 'skipped'))
+        ORDER BY child.task, child.step) AS ready;
 
     RETURN CASE WHEN v_tasks IS NOT NULL THEN tasker.enqueue_steps(v_tasks, v_steps, v_queues, p_taker) END;
 END

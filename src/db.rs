@@ -57,7 +57,7 @@ fn pool(options: &PgConnectOptions, connections: u32) -> PgPool {
         .test_before_acquire(false)
         .before_acquire(|connection, about| {
             Box::pin(async move {
-                if about.idle_for >= Duration::from_secs(1) {
+                if about.idle_for >= Duration::from_secs(5) {
                     connection.ping().await?;
                 }
                 Ok(true)
@@ -189,7 +189,12 @@ impl Db {
     /// Closes every connection, after what is under way; what does not end within 10 s is left to the server's own bounds.
     pub async fn close(&self) {
         self.closing.cancel();
-        let all = async { tokio::join!(self.upkeep.close(), self.pool.close()) };
+        let all = async {
+            // Twice, because sqlx forgets a connection that comes back while it waits for the last one.
+            for pool in [&self.upkeep, &self.pool, &self.upkeep, &self.pool] {
+                pool.close().await;
+            }
+        };
         if tokio::time::timeout(ACQUIRE, all).await.is_err() {
             tracing::warn!(database = self.target, "connections to the database could not be closed in time");
         }

@@ -17,7 +17,8 @@
 //! of the former holder stale. While the handler runs, a heartbeat renews the lease.
 //!
 //! The result lands in [`engine::complete`], many at a time: one transaction deletes the message, stores the result, sends the steps that are
-//! ready now, and marks the task `complete` when it was the last. Or the handler failed, and [`engine::fail`] schedules the retry; or, when there
+//! ready now, and marks the task `complete` when it was the last. Where nothing else waits in the queue, the worker has leased what became ready by
+//! the same call, and goes on with it. Or the handler failed, and [`engine::fail`] schedules the retry; or, when there
 //! is none left, moves the step to the dead letters with all that is known, and the task is `blocked`. Or [`engine::cancel`] got there first.
 //!
 //! Nothing holds a task between these transactions: an orchestrator's claim ends with the one that sends the first steps, so there is no claim

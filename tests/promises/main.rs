@@ -4,6 +4,7 @@
 
 mod bugs_of_others;
 mod command_line;
+mod costs;
 mod crowds;
 mod dag_properties;
 mod dead_letters;

@@ -18,7 +18,7 @@ pub(crate) struct World {
     pub(crate) db: Db,
     /// For what only a test would ask.
     pub(crate) pool: PgPool,
-    orchestrator: i32,
+    pub(crate) orchestrator: i32,
 }
 
 /// A leased step, as `tasker.lease_steps` returns it.

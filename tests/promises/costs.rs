@@ -1,0 +1,151 @@
+//! What a step may cost, in counts that no slow machine can change: rows written, transactions, rows that a claim reads, and what an idle
+//! system asks. The figures behind the bounds are in bench/NOTES.md.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use sqlx::{Acquire, Executor};
+use tasker::engine::submit::{NewTask, Submitter};
+use tasker::orchestrator::{Orchestrator, OrchestratorConfig};
+use tasker::worker::{Handlers, Worker, WorkerConfig};
+use tasker::Db;
+
+use crate::world::World;
+
+const LINEAR: &str = "
+name: linear
+namespace: here
+steps:
+  - { name: a, handler: H }
+  - { name: b, handler: H, depends_on: [a] }
+  - { name: c, handler: H, depends_on: [b] }
+  - { name: d, handler: H, depends_on: [c] }
+";
+
+/// What the sessions of this test's database did, as far as they have ended.
+async fn done(world: &World) -> (i64, i64) {
+    let rows = "SELECT tup_inserted + tup_updated + tup_deleted FROM pg_stat_database WHERE datname = current_database()";
+    let commits = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()";
+    (world.count(rows).await, world.count(commits).await)
+}
+
+async fn crew(world: &World) -> (Db, Orchestrator, Arc<Worker>) {
+    let db = Db::connect(&world.url, 8).await.unwrap();
+    let orchestrator = Orchestrator::start(&db, OrchestratorConfig::default()).await.unwrap();
+    let config = WorkerConfig {
+        namespaces: vec!["here".into()],
+        ..WorkerConfig::default()
+    };
+    let worker = Arc::new(Worker::start(&db, config).await.unwrap());
+    worker.handle_with(Handlers::default().with("H", |_| async { Ok(json!(null)) }));
+    (db, orchestrator, worker)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_of_a_backlog_costs_less_than_six_row_writes_and_a_small_part_of_a_transaction() {
+    World::with(async |world| {
+        world.register(LINEAR).await;
+        let db = Db::connect(&world.url, 3).await.unwrap();
+        let tasks = vec![
+            NewTask {
+                input: json!({}),
+                ..NewTask::default()
+            };
+            1_000
+        ];
+        Submitter::new(db.clone()).submit("linear", None, &tasks).await.unwrap();
+        db.close().await;
+        let before = done(world).await;
+        let (db, orchestrator, worker) = crew(world).await;
+        let mut asked = 1;
+        while world.count("SELECT count(*) FROM tasker.tasks WHERE state <> 'complete'").await > 0 {
+            asked += 1;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        worker.shutdown(Duration::from_secs(5)).await;
+        orchestrator.shutdown().await;
+        db.close().await;
+        // A session reports what it did when it ends, which is a moment after its client has gone.
+        let open = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'tasker'";
+        let ended = async {
+            while world.count(open).await > i64::from(world.db.pool_use().open) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), ended)
+            .await
+            .expect("every session ends");
+        let after = done(world).await;
+        let steps = 4_000.0;
+        let (rows, commits) = ((after.0 - before.0) as f64 / steps, (after.1 - before.1 - asked) as f64 / steps);
+        assert!(rows < 6.0, "{rows} row writes a step");
+        assert!(commits < 0.5, "{commits} transactions a step");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_reads_no_more_rows_when_a_hundred_thousand_tasks_wait() {
+    World::with(async |world| {
+        for n in 0..4 {
+            world.register(&LINEAR.replace("here", &format!("n{n}"))).await;
+        }
+        let mut connection = world.pool.acquire().await.unwrap();
+        connection.execute(tasker::PLANS).await.unwrap();
+        let add = async |connection: &mut sqlx::PgConnection, tasks: i32| {
+            for n in 0..4 {
+                let priorities = "SELECT array_agg((ARRAY['low', 'normal', 'high', 'urgent'])[1 + i % 4]) FROM generate_series(1, $2) AS i";
+                let create =
+                    format!("SELECT count(*) FROM tasker.create_tasks($1, array_fill('{{}}'::jsonb, ARRAY[$2]), NULL, ({priorities}))");
+                sqlx::query(&create)
+                    .bind(format!("n{n}/linear"))
+                    .bind(tasks)
+                    .execute(&mut *connection)
+                    .await
+                    .unwrap();
+            }
+        };
+        let mut read = Vec::new();
+        for more in [250, 24_750] {
+            add(&mut connection, more).await;
+            let rows =
+                "SELECT (sum(seq_tup_read) + sum(idx_tup_fetch))::bigint FROM pg_stat_xact_user_tables WHERE relname IN ('tasks', 'steps')";
+            let mut transaction = connection.begin().await.unwrap();
+            let before: i64 = sqlx::query_scalar(rows).fetch_one(&mut *transaction).await.unwrap();
+            let claimed: i64 = sqlx::query_scalar("SELECT sum(claimed) FROM tasker.claim_tasks($1, NULL, '{}', 1000, 25)")
+                .bind(world.orchestrator)
+                .fetch_one(&mut *transaction)
+                .await
+                .unwrap();
+            assert_eq!(claimed, 100);
+            let after: i64 = sqlx::query_scalar(rows).fetch_one(&mut *transaction).await.unwrap();
+            transaction.commit().await.unwrap();
+            read.push(after - before);
+        }
+        assert!(read[0] >= 100 && read[1] <= read[0] * 3 / 2, "rows read: {read:?}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_system_leaves_the_database_alone() {
+    World::with(async |world| {
+        world.register(LINEAR).await;
+        let (db, orchestrator, worker) = crew(world).await;
+        // Its loops slow down, and its sessions report what they did at the start: an idle one takes 10 s for that.
+        tokio::time::sleep(Duration::from_secs(13)).await;
+        let statements = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()";
+        let before = world.count(statements).await;
+        let watched = Duration::from_secs(20);
+        tokio::time::sleep(watched).await;
+        worker.shutdown(Duration::from_secs(5)).await;
+        orchestrator.shutdown().await;
+        db.close().await;
+        let asked = world.count(statements).await - before;
+        // Less than two a second for each process; autovacuum's are counted, too.
+        let most = 2 * 2 * watched.as_secs() as i64 + 60;
+        assert!(asked < most, "{asked} transactions in {watched:?} by two processes");
+    })
+    .await;
+}

@@ -54,23 +54,57 @@ BEGIN
 END
 $$;
 
+-- Claims the first pending tasks of a namespace, and enqueues their root steps: at most p_batch tasks, and no more once those before have
+-- p_room roots. p_before: what came in later is left to others.
+-- Returns how many it claimed, and what p_taker has taken of their roots (see enqueue_steps).
+-- Locks: the tasks it claims, skipping those that somebody else is claiming; then only rows it creates.
+CREATE FUNCTION tasker.admit_tasks(
+    p_namespace smallint, p_member int, p_batch int, p_room int, p_before timestamptz, p_taker tasker.taker DEFAULT NULL,
+    OUT claimed int, OUT taken tasker.leased_message[]
+)
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_tasks  uuid[];
+    v_steps  smallint[];
+    v_queues text[];
+BEGIN
+    WITH first AS (
+        SELECT t.id, t.version_id, t.claim_order FROM tasker.tasks t
+        WHERE t.namespace_id = p_namespace AND t.claim_order IS NOT NULL AND t.created_at <= p_before
+        ORDER BY t.claim_order LIMIT least(p_batch, p_room)
+        FOR UPDATE SKIP LOCKED
+    ), counted AS (
+        SELECT f.id, sum(tv.roots) OVER (ORDER BY f.claim_order, f.id) - tv.roots AS before
+        FROM first f JOIN tasker.template_versions tv ON tv.id = f.version_id
+    ), claim AS (
+        UPDATE tasker.tasks t
+        SET state = 'running', claim_order = NULL, claimed_by = p_member, started_at = clock_timestamp()
+        FROM counted WHERE t.id = counted.id AND counted.before < p_room
+        RETURNING t.id, t.version_id
+    )
+    SELECT array_agg(c.id), array_agg(s.step), array_agg(s.queue), count(DISTINCT c.id)
+    INTO v_tasks, v_steps, v_queues, claimed
+    FROM claim c JOIN tasker.template_steps s ON s.version_id = c.version_id AND s.parents = '{}';
+    taken := tasker.enqueue_steps(v_tasks, v_steps, v_queues, p_taker);
+END
+$$;
+
 -- Claims pending tasks and enqueues their root steps in one transaction: there is no moment in which an orchestrator holds a task
 -- that is not yet under way, so a dead one holds up nobody. Tasks wait here, where priority counts, until their queue is shallow.
 -- p_member: the orchestrator's membership, its lease and its fence. p_namespaces: null for all.
 -- p_marks: per namespace, a msg_id that no live message of its queue is below (see lease_steps); missing means 0.
 -- p_target: claim only while the namespace's queue holds fewer messages than this. p_batch: at most so many tasks per namespace.
--- Returns a row per namespace that has pending tasks: how many it claimed, and the lowest live message of its queue.
+-- p_left: tasks that came in so shortly ago are left to workers that have nothing else to do (see lease_steps).
+-- Returns a row per namespace that has other pending tasks: how many it claimed, and the lowest live message of its queue.
 -- Errors: TK005 when the membership is no longer held.
--- Locks: the tasks it claims, skipping those that another orchestrator is claiming; then only rows it creates.
-CREATE FUNCTION tasker.claim_tasks(p_member int, p_namespaces text[], p_marks jsonb, p_target int, p_batch int)
+-- Locks: those of admit_tasks, one namespace after the other.
+CREATE FUNCTION tasker.claim_tasks(p_member int, p_namespaces text[], p_marks jsonb, p_target int, p_batch int, p_left interval DEFAULT '0')
 RETURNS TABLE (namespace text, claimed int, head bigint)
 LANGUAGE plpgsql AS $$
 DECLARE
     v_namespace tasker.namespaces;
     v_depth     int;
-    v_tasks     uuid[];
-    v_steps     smallint[];
-    v_queues    text[];
+    v_before    timestamptz := clock_timestamp() - p_left;
 BEGIN
     IF NOT EXISTS (SELECT 1 FROM tasker.members m WHERE m.id = p_member AND m.left_at IS NULL AND m.lease_until > clock_timestamp()) THEN
         RAISE EXCEPTION 'orchestrator % no longer holds its membership', p_member USING ERRCODE = 'TK005';
@@ -78,33 +112,15 @@ BEGIN
     FOR v_namespace IN
         SELECT n.* FROM tasker.namespaces n
         WHERE (p_namespaces IS NULL OR n.name = ANY (p_namespaces))
-          AND EXISTS (SELECT 1 FROM tasker.tasks t WHERE t.namespace_id = n.id AND t.claim_order IS NOT NULL)
+          AND EXISTS (SELECT 1 FROM tasker.tasks t
+                      WHERE t.namespace_id = n.id AND t.claim_order IS NOT NULL AND t.created_at <= v_before)
         ORDER BY n.id
     LOOP
         EXECUTE format('SELECT count(*), min(msg_id) FROM (SELECT msg_id FROM pgmq.%I WHERE msg_id >= $1 ORDER BY msg_id LIMIT $2) AS live',
                        pgmq.format_table_name(v_namespace.queue, 'q'))
         INTO v_depth, head
         USING coalesce((p_marks ->> v_namespace.name)::bigint, 0), p_target;
-
-        WITH first AS (
-            SELECT t.id, t.version_id, t.claim_order FROM tasker.tasks t
-            WHERE t.namespace_id = v_namespace.id AND t.claim_order IS NOT NULL
-            ORDER BY t.claim_order LIMIT least(p_batch, p_target - v_depth)
-            FOR UPDATE SKIP LOCKED
-        ), counted AS (
-            SELECT f.id, sum(tv.roots) OVER (ORDER BY f.claim_order, f.id) - tv.roots AS before
-            FROM first f JOIN tasker.template_versions tv ON tv.id = f.version_id
-        ), claim AS (
-            UPDATE tasker.tasks t
-            SET state = 'running', claim_order = NULL, claimed_by = p_member, started_at = clock_timestamp()
-            FROM counted WHERE t.id = counted.id AND counted.before < p_target - v_depth
-            RETURNING t.id, t.version_id
-        )
-        SELECT array_agg(c.id), array_agg(s.step), array_agg(s.queue), count(DISTINCT c.id)
-        INTO v_tasks, v_steps, v_queues, claimed
-        FROM claim c JOIN tasker.template_steps s ON s.version_id = c.version_id AND s.parents = '{}';
-
-        PERFORM tasker.enqueue_steps(v_tasks, v_steps, v_queues);
+        claimed := (tasker.admit_tasks(v_namespace.id, p_member, p_batch, p_target - v_depth, v_before)).claimed;
         namespace := v_namespace.name;
         RETURN NEXT;
     END LOOP;

@@ -41,18 +41,21 @@ LANGUAGE sql STABLE AS $$
     ORDER BY m.msg_id
 $$;
 
--- Leases the first p_limit visible messages of a queue.
+-- Leases the first p_limit visible messages of a queue. A worker that has room for more than there are admits tasks itself, and leases their
+-- roots as it sends them: so a task that finds a worker idle waits for nobody else.
 -- p_mark: where to start; no live message may be below it. Dead entries below it, which vacuum may not take while any session
 -- holds back the xmin horizon, are then not walked. 0 is always right. (A design rule of DESIGN section 3.)
 -- A message that is not ours, or names a task or step that is not there, goes to the dead-letter queue; one whose row disagrees is removed;
 -- both are counted, neither is returned.
--- Locks: the messages, skipping those that another worker is leasing or reporting; then the rows of stale steps.
+-- Locks: the messages, skipping those that another worker is leasing or reporting; then the rows of stale steps; then those of admit_tasks.
 CREATE FUNCTION tasker.lease_steps(p_queue text, p_worker int, p_mark bigint, p_limit int, p_lease interval) RETURNS SETOF tasker.leased_step
 LANGUAGE plpgsql AS $$
 DECLARE
-    v_leased   tasker.leased_message[];
-    v_messages jsonb[];
-    v_runnable int;
+    v_leased    tasker.leased_message[];
+    v_messages  jsonb[];
+    v_runnable  int;
+    v_room      int;
+    v_namespace smallint;
 BEGIN
     EXECUTE format($f$
         WITH head AS MATERIALIZED (
@@ -70,14 +73,22 @@ BEGIN
     $f$, pgmq.format_table_name(p_queue, 'q'))
     INTO v_leased, v_messages
     USING p_mark, p_limit, p_lease, p_worker;
-    IF v_leased IS NULL THEN
-        RETURN;
+    IF v_leased IS NOT NULL THEN
+        RETURN QUERY SELECT * FROM tasker.leased_steps(v_leased);
+        GET DIAGNOSTICS v_runnable = ROW_COUNT;
+        IF v_runnable < cardinality(v_leased) THEN
+            PERFORM tasker.remove_unrunnable(p_queue, v_leased, v_messages);
+        END IF;
     END IF;
 
-    RETURN QUERY SELECT * FROM tasker.leased_steps(v_leased);
-    GET DIAGNOSTICS v_runnable = ROW_COUNT;
-    IF v_runnable < cardinality(v_leased) THEN
-        PERFORM tasker.remove_unrunnable(p_queue, v_leased, v_messages);
+    v_room := p_limit - coalesce(cardinality(v_leased), 0);
+    SELECT n.id INTO v_namespace FROM tasker.namespaces n
+    WHERE n.queue = p_queue AND v_room > 0
+      AND EXISTS (SELECT FROM tasker.tasks t WHERE t.namespace_id = n.id AND t.claim_order IS NOT NULL)
+      AND EXISTS (SELECT FROM tasker.members m WHERE m.id = p_worker AND m.left_at IS NULL AND m.lease_until > clock_timestamp());
+    IF FOUND THEN
+        v_leased := (tasker.admit_tasks(v_namespace, p_worker, v_room, v_room, 'infinity', ROW(p_queue, p_worker, v_room, p_lease))).taken;
+        RETURN QUERY SELECT * FROM tasker.leased_steps(v_leased);
     END IF;
 END
 $$;

@@ -32,10 +32,12 @@ const BOUNDS: &str = "
 ";
 
 /// How our statements are planned: once, since planning costs more than most of them do, and by indexes in nested loops, since each names
-/// the few rows it wants. What the planner knows of tables that are empty in one second and full in the next would mislead it.
+/// the few rows it wants, in the order in which the index has them. What the planner knows of tables that are empty in one second and full in the next would mislead it.
 pub const PLANS: &str = "
     SET plan_cache_mode = 'force_generic_plan';
     SET enable_seqscan = off;
+    SET enable_bitmapscan = off;
+    SET enable_sort = off;
     SET enable_hashjoin = off;
     SET enable_mergejoin = off;
     SET jit = off;

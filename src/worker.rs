@@ -174,7 +174,7 @@ impl Worker {
         });
 
         let beats = Beats::default();
-        let wakes = db.listen(&[channel::STEPS, channel::CANCELLED], stop);
+        let wakes = db.listen(&[channel::TASKS, channel::STEPS, channel::CANCELLED], stop);
         let (buffer, steps) = flume::unbounded();
         let (suspects, suspected) = tokio::sync::mpsc::unbounded_channel();
         let outlets = poller::Outlets {

@@ -1,5 +1,7 @@
 //! How steps get into queues: from claimed tasks, and when a retry is due. And how a task is given up whose time is over.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 
 use super::LowWaterMarks;
@@ -19,7 +21,8 @@ pub struct Claimed {
 /// Claims pending tasks by time-weighted priority and enqueues their root steps, in one transaction.
 ///
 /// `namespaces` empty means all. A namespace's tasks are left to wait while its queue holds `target` messages; at most `batch` are
-/// claimed in each. Returns one entry for every namespace that has pending tasks.
+/// claimed in each. Tasks that came in within `left` are left to workers that have nothing else to do. Returns one entry for every
+/// namespace that has other pending tasks.
 /// Errors: [`crate::Error::Stale`] when `member` lost its membership.
 pub(crate) async fn claim_tasks(
     db: &Db,
@@ -28,17 +31,19 @@ pub(crate) async fn claim_tasks(
     marks: &mut LowWaterMarks,
     target: i32,
     batch: i32,
+    left: Duration,
 ) -> Result<Vec<Claimed>> {
     let filter = (!namespaces.is_empty()).then_some(namespaces);
     let marks_now = marks.as_json();
     let claimed: Vec<Claimed> = super::again_on_conflict(|| async {
         Ok(
-            sqlx::query_as("SELECT namespace, claimed, head FROM tasker.claim_tasks($1, $2, $3, $4, $5)")
+            sqlx::query_as("SELECT namespace, claimed, head FROM tasker.claim_tasks($1, $2, $3, $4, $5, make_interval(secs => $6))")
                 .bind(member)
                 .bind(filter)
                 .bind(&marks_now)
                 .bind(target)
                 .bind(batch)
+                .bind(left.as_secs_f64())
                 .fetch_all(db.pool())
                 .await?,
         )

@@ -1,4 +1,4 @@
-//! Admission: claims pending tasks by priority, as long as their queues are shallow.
+//! Admission: claims pending tasks by priority, as long as their queues are shallow. Idle workers admit what has just come in themselves.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +14,9 @@ use crate::engine::member::Membership;
 use crate::engine::LowWaterMarks;
 use crate::error::{Error, Result};
 use crate::health::{Beat, Beats};
+
+/// How long a task is left to workers that have nothing else to do: several times what the notification takes to reach them.
+const LEFT_TO_WORKERS: Duration = Duration::from_millis(20);
 
 pub(super) struct Admission {
     db: Db,
@@ -69,6 +72,7 @@ impl Admission {
                             Next::Soon => tokio::time::sleep(Duration::from_millis(5)).await,
                             Next::Wake => {
                                 db::wait(&mut self.wakes, poll, |name, _| name == channel::TASKS).await;
+                                tokio::time::sleep(LEFT_TO_WORKERS).await;
                                 poll = (poll * 2).min(self.config.poll);
                             }
                         }
@@ -92,6 +96,7 @@ impl Admission {
             &mut self.marks,
             config.queue_target as i32,
             config.batch as i32,
+            LEFT_TO_WORKERS,
         )
         .await;
         let claimed = match claimed {

@@ -30,6 +30,11 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
     let mut marks = LowWaterMarks::default();
     let mut backoff = Backoff::default();
     let mut poll = config.poll;
+    let concerns = |on: &str, payload: &str| match on {
+        channel::STEPS => payload == name,
+        channel::TASKS => name.strip_suffix("_queue") == Some(payload),
+        _ => false,
+    };
     while !shared.stop.is_cancelled() {
         let room = tokio::select! {
             () = shared.stop.cancelled() => return,
@@ -67,7 +72,7 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
             () = async {
                 match wait {
                     Some(delay) => tokio::time::sleep(delay).await,
-                    None => db::wait(&mut wakes, poll, |channel, payload| channel == channel::STEPS && payload == name).await,
+                    None => db::wait(&mut wakes, poll, concerns).await,
                 }
             } => poll = (poll * 2).min(config.poll),
         }

@@ -88,6 +88,7 @@ BEGIN
         EXECUTE format('ALTER TABLE pgmq.%I SET (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.0, '
                        'autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0)',
                        pgmq.format_table_name(v_queue, 'q'));
+        PERFORM tasker.make_queue_functions(v_queue);
     END LOOP;
 END
 $$;

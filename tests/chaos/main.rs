@@ -73,7 +73,7 @@ const COMPLETE: &str = "complete_steps(text,integer,bigint[],integer[],uuid[],sm
 #[test]
 fn the_checker_finds_an_engine_without_fences() {
     must_find(Bug {
-        function: COMPLETE,
+        function: "make_queue_functions(text)",
         now: "AND q.read_ct = r.fence",
         then: "",
         only_freezes: true,
@@ -204,6 +204,10 @@ impl Bug {
             self.now
         );
         sqlx::raw_sql(&source.replacen(self.now, self.then, 1)).execute(pool).await.unwrap();
+        sqlx::raw_sql("SELECT tasker.make_queue_functions(queue) FROM tasker.namespaces")
+            .execute(pool)
+            .await
+            .unwrap();
     }
 }
 

@@ -57,22 +57,8 @@ DECLARE
     v_room      int;
     v_namespace smallint;
 BEGIN
-    EXECUTE format($f$
-        WITH head AS MATERIALIZED (
-            SELECT msg_id FROM pgmq.%1$I WHERE msg_id >= $1 AND vt <= clock_timestamp()
-            ORDER BY msg_id LIMIT $2 FOR UPDATE SKIP LOCKED
-        ), leased AS (
-            UPDATE pgmq.%1$I q
-            SET vt = clock_timestamp() + $3, read_ct = q.read_ct + 1, last_read_at = clock_timestamp(), headers = jsonb_build_object('worker', $4)
-            -- An array, because a join could begin at the queue.
-            WHERE q.msg_id = ANY (ARRAY(SELECT msg_id FROM head))
-            RETURNING q.msg_id, q.read_ct, q.message
-        )
-        SELECT array_agg(ROW(l.msg_id, l.read_ct, i.task, i.step)::tasker.leased_message), array_agg(l.message)
-        FROM leased l, tasker.message_identity(l.message) AS i
-    $f$, pgmq.format_table_name(p_queue, 'q'))
-    INTO v_leased, v_messages
-    USING p_mark, p_limit, p_lease, p_worker;
+    EXECUTE format('SELECT * FROM tasker.%I($1, $2, $3, $4)', p_queue || '_lease')
+    INTO v_leased, v_messages USING p_mark, p_limit, p_lease, p_worker;
     IF v_leased IS NOT NULL THEN
         RETURN QUERY SELECT * FROM tasker.leased_steps(v_leased);
         GET DIAGNOSTICS v_runnable = ROW_COUNT;

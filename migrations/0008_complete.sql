@@ -67,18 +67,8 @@ BEGIN
         PERFORM 1 FROM tasker.tasks t WHERE t.id = ANY (p_shared) ORDER BY t.id FOR NO KEY UPDATE;
     END IF;
 
-    -- As little as can be in the statement that is planned at every call, because the queue's name is in it.
-    EXECUTE format($f$
-        WITH gone AS (
-            DELETE FROM pgmq.%1$I q
-            USING (SELECT * FROM unnest($1, $2, $3, $4, $5) AS u(id, fence, task, step, result) ORDER BY u.id) AS r
-            WHERE q.msg_id = r.id AND q.read_ct = r.fence
-            RETURNING r.id, r.task, r.step, r.result, q.last_read_at
-        )
-        SELECT array_agg(id), array_agg(task), array_agg(step), array_agg(result), array_agg(last_read_at) FROM gone
-    $f$, pgmq.format_table_name(p_queue, 'q'))
-    INTO v_ids, v_tasks, v_steps, v_results, v_started
-    USING p_ids, p_fences, p_tasks, p_steps, p_results;
+    EXECUTE format('SELECT * FROM tasker.%I($1, $2, $3, $4, $5)', p_queue || '_delete')
+    INTO v_ids, v_tasks, v_steps, v_results, v_started USING p_ids, p_fences, p_tasks, p_steps, p_results;
 
     WITH done AS (
         UPDATE tasker.steps s
@@ -97,8 +87,7 @@ BEGIN
     END IF;
 
     IF p_room > 0 THEN
-        EXECUTE format('SELECT EXISTS (SELECT FROM pgmq.%I WHERE msg_id > $1 AND vt <= clock_timestamp())', pgmq.format_table_name(p_queue, 'q'))
-        INTO v_waits USING p_ids[cardinality(p_ids)];
+        EXECUTE format('SELECT tasker.%I($1)', p_queue || '_waits') INTO v_waits USING p_ids[cardinality(p_ids)];
     END IF;
     v_taken := tasker.advance_tasks(v_tasks, v_steps, ROW(p_queue, p_worker, CASE WHEN v_waits THEN 0 ELSE p_room END, p_lease));
     RETURN QUERY SELECT unnest(v_ids), NULL::tasker.leased_step;

@@ -1,8 +1,5 @@
 -- How steps get into queues: the roots of a claimed task, and a step whose retry is due.
 
--- A message under a lease, and the step it stands for.
-CREATE TYPE tasker.leased_message AS (msg_id bigint, fence int, task uuid, step smallint);
-
 -- A worker that takes steps of a queue as they become ready, at most so many, without leaving them to the next lease.
 CREATE TYPE tasker.taker AS (queue text, worker int, room int, lease interval);
 
@@ -28,17 +25,8 @@ BEGIN
         GROUP BY r.queue ORDER BY r.queue
     LOOP
         v_room := CASE WHEN v_queue = p_taker.queue THEN p_taker.room ELSE 0 END;
-        -- What pgmq.send_batch does, in one statement less, and with the first v_room of them leased.
-        EXECUTE format($f$
-            WITH sent AS (
-                INSERT INTO pgmq.%I (message, vt, read_ct, last_read_at, headers)
-                SELECT m.message, CASE WHEN m.n <= $2 THEN $3 + $4 ELSE $3 END, (m.n <= $2)::int,
-                       CASE WHEN m.n <= $2 THEN $3 END, CASE WHEN m.n <= $2 THEN jsonb_build_object('worker', $5) END
-                FROM unnest($1) WITH ORDINALITY AS m(message, n)
-                RETURNING msg_id
-            ) SELECT array_agg(msg_id) FROM sent
-        $f$, pgmq.format_table_name(v_queue, 'q'))
-        INTO v_ids USING v_messages, v_room, v_now, p_taker.lease, p_taker.worker;
+        EXECUTE format('SELECT tasker.%I($1, $2, $3, $4, $5)', v_queue || '_send')
+        INTO v_ids USING v_messages, v_room, p_taker.worker, p_taker.lease, v_now;
         IF v_room > 0 THEN
             v_taken := ARRAY(SELECT ROW(m.id, 1, m.task, m.step)::tasker.leased_message
                              FROM unnest(v_ids[1:v_room], v_tasks[1:v_room], v_steps[1:v_room]) AS m(id, task, step));
@@ -116,10 +104,8 @@ BEGIN
                       WHERE t.namespace_id = n.id AND t.claim_order IS NOT NULL AND t.created_at <= v_before)
         ORDER BY n.id
     LOOP
-        EXECUTE format('SELECT count(*), min(msg_id) FROM (SELECT msg_id FROM pgmq.%I WHERE msg_id >= $1 ORDER BY msg_id LIMIT $2) AS live',
-                       pgmq.format_table_name(v_namespace.queue, 'q'))
-        INTO v_depth, head
-        USING coalesce((p_marks ->> v_namespace.name)::bigint, 0), p_target;
+        EXECUTE format('SELECT * FROM tasker.%I($1, $2)', v_namespace.queue || '_depth')
+        INTO v_depth, head USING coalesce((p_marks ->> v_namespace.name)::bigint, 0), p_target;
         claimed := (tasker.admit_tasks(v_namespace.id, p_member, p_batch, p_target - v_depth, v_before)).claimed;
         namespace := v_namespace.name;
         RETURN NEXT;

@@ -153,7 +153,10 @@ pub(crate) async fn with_history(site: &Site, language: Language, tasks: usize) 
         sqlx::raw_sql(statement).execute(&place.pool).await.expect("makes a history");
     }
     fill(&place, tasks).await;
-    sqlx::raw_sql("CHECKPOINT; ANALYZE tasker.tasks").execute(&place.pool).await.expect("prepares");
+    sqlx::raw_sql("CHECKPOINT; ANALYZE tasker.tasks")
+        .execute(&place.pool)
+        .await
+        .expect("prepares");
     let crew = place.work(language, 1).await;
     let seconds = place.drained().await;
     crew.stop().await;

@@ -46,7 +46,7 @@ pub const CREATE_WITHIN: &str = "
 pub struct Submitter {
     db: Db,
     templates: Arc<Templates>,
-    door: Arc<OnceLock<UnboundedSender<Call>>>,
+    door: Arc<OnceLock<Door>>,
 }
 
 impl Submitter {
@@ -98,24 +98,22 @@ impl Submitter {
     }
 
     async fn create(&self, flow: Flow, inputs: Vec<String>, tasks: &[NewTask]) -> Result<Vec<Submitted>> {
-        let (reply, answer) = oneshot::channel();
         let call = Call {
             flow,
             inputs,
             keys: tasks.iter().map(|task| task.key.clone()).collect(),
             priorities: tasks.iter().map(|task| task.priority.map(Priority::name)).collect(),
-            reply,
         };
-        let door = self.door.get_or_init(|| {
-            let (door, calls) = mpsc::unbounded_channel();
-            tokio::spawn(admit(self.db.clone(), calls));
-            door
-        });
+        let door = self.door.get_or_init(|| Door::open(&self.db));
+        if let Ok(_permit) = door.commits.try_acquire() {
+            return create_tasks(&self.db, &[&call]).await;
+        }
+        let (reply, answer) = oneshot::channel();
         let stopping = || Error::Unreachable {
             target: self.db.target().into(),
             reason: "this process is stopping".into(),
         };
-        door.send(call).map_err(|_| stopping())?;
+        door.calls.send(Waiting { call, reply }).map_err(|_| stopping())?;
         answer.await.map_err(|_| stopping())?
     }
 }
@@ -136,7 +134,36 @@ struct Call {
     inputs: Vec<String>,
     keys: Vec<Option<String>>,
     priorities: Vec<Option<&'static str>>,
+}
+
+/// A call that found others before it.
+#[derive(Debug)]
+struct Waiting {
+    call: Call,
     reply: oneshot::Sender<Result<Vec<Submitted>>>,
+}
+
+impl Waiting {
+    fn answer(self, answer: Result<Vec<Submitted>>) {
+        // Whoever does not wait any more does not want to know.
+        self.reply.send(answer).ok();
+    }
+}
+
+/// Where calls come in: one that finds nobody before it goes through by itself, the others in groups.
+#[derive(Debug)]
+struct Door {
+    calls: UnboundedSender<Waiting>,
+    commits: Arc<Semaphore>,
+}
+
+impl Door {
+    fn open(db: &Db) -> Door {
+        let commits = Arc::new(Semaphore::new(CONCURRENT_COMMITS));
+        let (calls, waiting) = mpsc::unbounded_channel();
+        tokio::spawn(admit(db.clone(), waiting, commits.clone()));
+        Door { calls, commits }
+    }
 }
 
 /// So many tasks are created together at most, as long as no single call has more.
@@ -144,21 +171,20 @@ const TOGETHER: usize = 1_000;
 /// While one commit waits for the disk, the next one is prepared.
 const CONCURRENT_COMMITS: usize = 2;
 
-/// Creates what comes in. A call that finds nobody before it is not made to wait; those that come while commits are under way go together.
-async fn admit(db: Db, mut calls: UnboundedReceiver<Call>) {
-    let commits = Arc::new(Semaphore::new(CONCURRENT_COMMITS));
-    while let Some(first) = calls.recv().await {
+/// Creates what waits: all that came in while the commits before were under way goes together.
+async fn admit(db: Db, mut waiting: UnboundedReceiver<Waiting>, commits: Arc<Semaphore>) {
+    while let Some(first) = waiting.recv().await {
         let Ok(permit) = commits.clone().acquire_owned().await else {
             return;
         };
-        let mut count = first.inputs.len();
+        let mut count = first.call.inputs.len();
         let mut groups = vec![vec![first]];
         while count < TOGETHER {
-            let Ok(call) = calls.try_recv() else { break };
-            count += call.inputs.len();
-            match groups.iter_mut().find(|group| group[0].flow == call.flow) {
-                Some(group) => group.push(call),
-                None => groups.push(vec![call]),
+            let Ok(next) = waiting.try_recv() else { break };
+            count += next.call.inputs.len();
+            match groups.iter_mut().find(|group| group[0].call.flow == next.call.flow) {
+                Some(group) => group.push(next),
+                None => groups.push(vec![next]),
             }
         }
         let db = db.clone();
@@ -172,33 +198,34 @@ async fn admit(db: Db, mut calls: UnboundedReceiver<Call>) {
 }
 
 /// One transaction for all of these calls; where PostgreSQL refuses that, one for each: a bad one must not hold up the others.
-async fn create_together(db: &Db, calls: Vec<Call>) {
+async fn create_together(db: &Db, group: Vec<Waiting>) {
+    let calls: Vec<&Call> = group.iter().map(|waiting| &waiting.call).collect();
     match create_tasks(db, &calls).await {
         Ok(mut submitted) => {
-            for call in calls {
-                let rest = submitted.split_off(call.inputs.len().min(submitted.len()));
-                call.reply.send(Ok(std::mem::replace(&mut submitted, rest))).ok();
+            for waiting in group {
+                let rest = submitted.split_off(waiting.call.inputs.len().min(submitted.len()));
+                waiting.answer(Ok(std::mem::replace(&mut submitted, rest)));
             }
         }
         // Who knows whether it was committed: whoever wants to try again has to know that.
         Err(Error::Database(error)) if !Error::Database(error.clone()).is_bad_data() => {
-            for call in calls {
-                call.reply.send(Err(Error::Database(error.clone()))).ok();
+            for waiting in group {
+                waiting.answer(Err(Error::Database(error.clone())));
             }
         }
-        Err(error) => match <[Call; 1]>::try_from(calls) {
-            Ok([call]) => drop(call.reply.send(Err(error))),
-            Err(calls) => {
-                for call in calls {
-                    let done = create_tasks(db, std::slice::from_ref(&call)).await;
-                    call.reply.send(done).ok();
+        Err(error) => match <[Waiting; 1]>::try_from(group) {
+            Ok([waiting]) => waiting.answer(Err(error)),
+            Err(group) => {
+                for waiting in group {
+                    let done = create_tasks(db, &[&waiting.call]).await;
+                    waiting.answer(done);
                 }
             }
         },
     }
 }
 
-async fn create_tasks(db: &Db, calls: &[Call]) -> Result<Vec<Submitted>> {
+async fn create_tasks(db: &Db, calls: &[&Call]) -> Result<Vec<Submitted>> {
     let flow = &calls[0].flow;
     let inputs: Vec<&str> = calls.iter().flat_map(|call| &call.inputs).map(String::as_str).collect();
     let keys: Vec<Option<&str>> = calls.iter().flat_map(|call| &call.keys).map(Option::as_deref).collect();

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod claims;
+mod compare;
 mod latency;
 mod raw;
 mod report;
@@ -32,7 +33,10 @@ struct Options {
     /// Seconds of each raw pgmq measurement
     #[arg(long, default_value_t = 5)]
     raw_seconds: u32,
-    /// Only this: raw, submit, rust, ruby, latency, claims, history, scale, idle
+    /// Measure what others do, too (bench/compare/setup installs them)
+    #[arg(long)]
+    compare: bool,
+    /// Only this: raw, submit, rust, ruby, latency, claims, history, scale, idle, compare
     #[arg(long)]
     only: Option<String>,
     /// Passed by cargo
@@ -46,6 +50,13 @@ async fn main() {
     let wanted = |name: &str| options.only.as_deref().is_none_or(|only| name == only);
     let site = Site::open().await;
     let mut report = Report::new(site.machine().await);
+
+    let languages = [
+        Language::Rust,
+        Language::Ruby {
+            threads: options.ruby_threads,
+        },
+    ];
 
     if wanted("raw") {
         report.section("Raw pgmq, by pgbench, 2 clients, batches of 100", &["messages/s"]);
@@ -64,12 +75,7 @@ async fn main() {
             &[median(options.runs, async || throughput::submit_singly(&site, options.steps / 10).await).await],
         );
     }
-    for language in [
-        Language::Rust,
-        Language::Ruby {
-            threads: options.ruby_threads,
-        },
-    ] {
+    for language in languages {
         if wanted(language.name()) {
             report.section(
                 &format!("Throughput, no-op handlers in {}, one process", language.name()),
@@ -80,17 +86,12 @@ async fn main() {
                 for _ in 0..options.runs {
                     runs.push(throughput::drain(&site, shape, language, options.steps).await);
                 }
-                runs.sort_by(|a, b| a[0].as_f64().unwrap_or_default().total_cmp(&b[0].as_f64().unwrap_or_default()));
+                runs.sort_by(|a, b| rate(a).total_cmp(&rate(b)));
                 report.row(shape.name(), &runs[runs.len() / 2]);
             }
         }
     }
-    for language in [
-        Language::Rust,
-        Language::Ruby {
-            threads: options.ruby_threads,
-        },
-    ] {
+    for language in languages {
         if wanted("latency") {
             report.section(
                 &format!("Latency on an idle system, handlers in {}, ms", language.name()),
@@ -129,6 +130,28 @@ async fn main() {
             report.row(name, &[figure]);
         }
     }
+    if options.compare && wanted("compare") {
+        report.section(
+            "Beside others, one process each: steps a second, and ms on an idle system",
+            &compare::COLUMNS,
+        );
+        for language in languages {
+            let mut figures = Vec::new();
+            for shape in [Shape::Jobs, Shape::Linear4] {
+                figures.push(
+                    median(options.runs, async || {
+                        rate(&throughput::drain(&site, shape, language, options.steps).await)
+                    })
+                    .await,
+                );
+            }
+            figures.extend(latency::measure(&site, language).await.into_iter().flat_map(|(_, figures)| figures));
+            report.row(&format!("tasker, {} handlers", language.name()), &figures);
+        }
+        for peer in &compare::PEERS {
+            report.row(peer.name, &compare::measure(&site, peer, options.runs).await);
+        }
+    }
     report.ratio(
         "linear-4 (rust) to the raw cycle",
         ("rust, one", "linear-4"),
@@ -148,6 +171,10 @@ async fn main() {
         ("rust, one", "jobs (1 step)"),
     );
     report.finish();
+}
+
+fn rate(figures: &[Value]) -> f64 {
+    figures[0].as_f64().expect("a rate")
 }
 
 async fn median(runs: usize, measure: impl AsyncFn() -> f64) -> Value {

@@ -102,8 +102,8 @@ impl Site {
         self.url.parse().expect("our own URL")
     }
 
-    /// A fresh, migrated database with these templates.
-    pub(crate) async fn place(&self, templates: &[String]) -> Place {
+    /// The URL of an empty database.
+    pub(crate) async fn database(&self) -> String {
         let name = format!("bench_{}", uuid::Uuid::new_v4().simple());
         let mut admin = self.options().connect().await.expect("connects");
         sqlx::raw_sql(&format!("CREATE DATABASE {name}"))
@@ -111,7 +111,12 @@ impl Site {
             .await
             .expect("creates a database");
         let (server, _) = self.url.rsplit_once('/').expect("our own URL");
-        let url = format!("{server}/{name}");
+        format!("{server}/{name}")
+    }
+
+    /// A fresh, migrated database with these templates.
+    pub(crate) async fn place(&self, templates: &[String]) -> Place {
+        let url = self.database().await;
         let db = Db::connect(&url, 10).await.expect("connects");
         db.migrate().await.expect("migrates");
         let pool = PgPool::connect_lazy(&url).expect("our own URL");

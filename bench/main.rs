@@ -6,6 +6,7 @@
 
 mod claims;
 mod compare;
+mod horizon;
 mod latency;
 mod raw;
 mod report;
@@ -36,7 +37,10 @@ struct Options {
     /// Measure what others do, too (bench/compare/setup installs them)
     #[arg(long)]
     compare: bool,
-    /// Only this: raw, submit, rust, ruby, latency, claims, history, scale, idle, compare
+    /// Minutes of steady load, with the xmin horizon held back for a quarter of them; 0: leave it out
+    #[arg(long, default_value_t = 0)]
+    horizon: u32,
+    /// Only this: raw, submit, rust, ruby, latency, claims, history, scale, idle, compare, horizon
     #[arg(long)]
     only: Option<String>,
     /// Passed by cargo
@@ -71,7 +75,7 @@ async fn main() {
             &[median(options.runs, async || throughput::submit_in_bulk(&site, options.steps).await).await],
         );
         report.row(
-            "one by one, 8 callers",
+            "one by one, 8 Ruby threads",
             &[median(options.runs, async || throughput::submit_singly(&site, options.steps / 10).await).await],
         );
     }
@@ -129,6 +133,10 @@ async fn main() {
         for (name, figure) in latency::idle(&site, options.ruby_threads).await {
             report.row(name, &[figure]);
         }
+    }
+    if options.horizon > 0 && wanted("horizon") {
+        report.section("linear-4 with the xmin horizon held back, handlers in rust", &horizon::COLUMNS);
+        horizon::measure(&site, options.horizon, |name, figures| report.row(name, figures)).await;
     }
     if options.compare && wanted("compare") {
         report.section(

@@ -223,6 +223,18 @@ impl Place {
         ruby.expect("ruby runs")
     }
 
+    /// What a Ruby program prints.
+    pub(crate) fn run_ruby(&self, program: &str, arguments: &[&str]) -> String {
+        let ruby = Command::new("ruby")
+            .args(["-I", "lib", program])
+            .args(arguments)
+            .env("DATABASE_URL", &self.url)
+            .output()
+            .expect("ruby runs");
+        assert!(ruby.status.success(), "{program}: {}", String::from_utf8_lossy(&ruby.stderr));
+        String::from_utf8_lossy(&ruby.stdout).trim().to_owned()
+    }
+
     /// An orchestrator in a process of its own.
     pub(crate) fn serve(&self) -> Child {
         Command::new(env!("CARGO_BIN_EXE_tasker"))

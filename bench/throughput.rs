@@ -84,22 +84,9 @@ pub(crate) async fn submit_in_bulk(site: &Site, tasks: usize) -> f64 {
 
 pub(crate) async fn submit_singly(site: &Site, tasks: usize) -> f64 {
     let place = site.place(&[Shape::Linear4.template()]).await;
-    let submitter = Submitter::new(place.db.clone());
-    let began = Instant::now();
-    let callers = (0..8).map(|caller| {
-        let submitter = submitter.clone();
-        tokio::spawn(async move {
-            for n in (caller..tasks).step_by(8) {
-                submitter.submit("flow", None, &[task(n)]).await.expect("submits");
-            }
-        })
-    });
-    for caller in callers.collect::<Vec<_>>() {
-        caller.await.expect("no caller panics");
-    }
-    let rate = tasks as f64 / began.elapsed().as_secs_f64();
+    let rate = place.run_ruby("bench/submit.rb", &[&tasks.to_string()]);
     place.leave().await;
-    rate
+    rate.parse().expect("a rate")
 }
 
 /// Drains as many tasks as make `steps` steps. The figures of [`COLUMNS`].

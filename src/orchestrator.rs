@@ -26,8 +26,8 @@ use crate::health::Beats;
 pub struct OrchestratorConfig {
     /// Whose tasks to admit; empty, the default, means all.
     pub namespaces: Vec<String>,
-    /// A namespace's tasks wait, where priority counts, while its queue holds this many messages. More feeds faster workers; fewer lets
-    /// an urgent task overtake more. Default 1,000.
+    /// A namespace's tasks wait, where priority counts, while its queue holds this many messages. Its idle workers admit what they have room
+    /// for by themselves; this is what waits for those that are busy. Fewer lets an urgent task overtake more. Default 100.
     pub queue_target: u32,
     /// How many tasks one cycle admits in each namespace at most. Default 200.
     pub batch: u32,
@@ -44,7 +44,7 @@ impl Default for OrchestratorConfig {
     fn default() -> Self {
         OrchestratorConfig {
             namespaces: Vec::new(),
-            queue_target: 1_000,
+            queue_target: 100,
             batch: 200,
             poll: Duration::from_secs(1),
             lease: Duration::from_secs(30),

@@ -46,7 +46,7 @@ pub struct WorkerConfig {
     pub lease: Duration,
     /// How long a finished step may wait for others to be reported with. A step with nothing else in flight does not wait. Default 2 ms.
     pub linger: Duration,
-    /// How many reports are committed together at most. Default 200.
+    /// How many steps are leased, or reports committed, together at most. Default 500.
     pub batch: usize,
     /// How often to look for steps when no notification came. Default 1 s.
     pub poll: Duration,
@@ -62,7 +62,7 @@ impl Default for WorkerConfig {
             max_prefetch: 1_000,
             lease: Duration::from_secs(30),
             linger: Duration::from_millis(2),
-            batch: 200,
+            batch: 500,
             poll: Duration::from_secs(1),
             max_crashes: 5,
         }

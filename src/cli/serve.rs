@@ -31,7 +31,7 @@ pub(super) struct Options {
     #[arg(long = "namespace", env = "NAMESPACE", value_delimiter = ',')]
     namespaces: Vec<String>,
     /// Leave tasks waiting, where priority counts, while their queue holds this many messages
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value_t = 100)]
     queue_target: u32,
     /// Where alerts on dead letters are posted as JSON
     #[arg(long, env = "TASKER_ALERT_WEBHOOK", hide_env_values = true)]

@@ -33,7 +33,7 @@ pub(crate) async fn measure(site: &Site, pending: usize) -> Vec<Value> {
     let mut seconds = Vec::new();
     for round in 0..WARM_UP + ROUNDS {
         let began = Instant::now();
-        let claimed: i64 = sqlx::query_scalar("SELECT sum(claimed) FROM tasker.claim_tasks($1, NULL, '{}', 1000, 5)")
+        let claimed: i64 = sqlx::query_scalar("SELECT sum(claimed) FROM tasker.claim_tasks($1, NULL, 1000, 5)")
             .bind(member)
             .fetch_one(&mut *connection)
             .await

@@ -89,6 +89,7 @@ BEGIN
                        'autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0)',
                        pgmq.format_table_name(v_queue, 'q'));
         PERFORM tasker.make_queue_functions(v_queue);
+        INSERT INTO tasker.marks (namespace_id) SELECT ns.id FROM tasker.namespaces ns WHERE ns.queue = v_queue;
     END LOOP;
 END
 $$;

@@ -7,7 +7,7 @@ CREATE TABLE tasker.tasks (
     namespace_id smallint NOT NULL,
     priority     smallint NOT NULL,
     state        tasker.task_state NOT NULL,
-    -- Set only while the task is pending: created_at - priority * aging. Ordering by it is ordering by priority + age / aging,
+    -- Set only while the task is pending: when it came in - priority * aging. Ordering by it is ordering by priority + age / aging,
     -- and it never changes. The claim's partial index is on this column and not on state, so that later changes of state stay HOT.
     claim_order  timestamptz,
     claimed_by   int,
@@ -22,7 +22,7 @@ CREATE TABLE tasker.tasks (
     started_at   timestamptz,
     finished_at  timestamptz
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
-CREATE INDEX tasks_claim ON tasker.tasks (namespace_id, claim_order) WHERE claim_order IS NOT NULL;
+CREATE INDEX tasks_claim ON tasker.tasks (namespace_id, priority, claim_order) WHERE claim_order IS NOT NULL;
 CREATE INDEX tasks_look ON tasker.tasks (look_at) WHERE look_at IS NOT NULL;
 CREATE UNIQUE INDEX tasks_key ON tasker.tasks (template_id, key) WHERE key IS NOT NULL;
 
@@ -155,7 +155,7 @@ BEGIN
 
     INSERT INTO tasker.tasks (id, template_id, version_id, namespace_id, priority, state, claim_order, input, key, trace, deadline_at, look_at, created_at)
     SELECT w.id, v_version.template_id, v_version.id, v_namespace.id, w.priority, 'pending',
-           now() - w.priority * tasker.aging(), w.input, w.key, p_trace, now() + v_version.deadline,
+           clock_timestamp() - w.priority * tasker.aging(), w.input, w.key, p_trace, now() + v_version.deadline,
            now() + least(v_version.deadline, tasker.shortest_limit(v_version)), now()
     FROM (SELECT u.id, u.input, u.key, u.n, coalesce(tasker.priority_number(u.priority), v_version.priority) AS priority
           FROM unnest(v_new, p_inputs, p_keys, p_priorities) WITH ORDINALITY AS u(id, input, key, priority, n)) AS w

@@ -10,7 +10,7 @@ CREATE TYPE tasker.leased_message AS (msg_id bigint, fence int, task uuid, step 
 --   <queue>_lease   leases the first p_limit visible messages from p_mark on; skips those that another worker is leasing or reporting.
 --   <queue>_delete  deletes the messages that are held under these fences. Returns what was passed along with them, and when they were leased.
 --   <queue>_waits   whether a visible message waits after this one.
---   <queue>_depth   how many messages there are from p_mark on, counting no further than p_target, and the first of them.
+--   <queue>_depth   how many messages there are from p_mark on, counting no further than p_target.
 CREATE FUNCTION tasker.make_queue_functions(p_queue text) RETURNS void
 LANGUAGE plpgsql AS $make$
 DECLARE
@@ -74,11 +74,10 @@ DECLARE
         END
         $$;
 
-        CREATE OR REPLACE FUNCTION tasker.{queue}_depth(p_mark bigint, p_target int, OUT depth int, OUT head bigint)
+        CREATE OR REPLACE FUNCTION tasker.{queue}_depth(p_mark bigint, p_target int) RETURNS int
         LANGUAGE plpgsql AS $$
         BEGIN
-            SELECT count(*), min(msg_id) INTO depth, head
-            FROM (SELECT msg_id FROM {table} WHERE msg_id >= p_mark ORDER BY msg_id LIMIT p_target) AS live;
+            RETURN (SELECT count(*) FROM (SELECT FROM {table} WHERE msg_id >= p_mark ORDER BY msg_id LIMIT p_target) AS live);
         END
         $$;
     $functions$;
@@ -86,3 +85,72 @@ BEGIN
     EXECUTE replace(replace(v_functions, '{queue}', p_queue), '{table}', format('pgmq.%I', pgmq.format_table_name(p_queue, 'q')));
 END
 $make$;
+
+-- Where to begin reading. Dead entries, which vacuum may not take while any session holds back the xmin horizon, are so not walked again and
+-- again: no live message of a namespace's queue is below `message`, and none of its pending tasks of priority n has a claim_order before lanes[n].
+-- (A design rule of DESIGN section 3.)
+CREATE TABLE tasker.marks (
+    namespace_id smallint PRIMARY KEY,
+    message      bigint NOT NULL DEFAULT 0,
+    lanes        timestamptz[] NOT NULL DEFAULT array_fill('-infinity'::timestamptz, ARRAY[4]),
+    -- What the marks may become once all that were writing when it was seen have ended: they may yet commit something before it.
+    next_message bigint NOT NULL DEFAULT 0,
+    next_lanes   timestamptz[] NOT NULL DEFAULT array_fill('-infinity'::timestamptz, ARRAY[4]),
+    writers      text[] NOT NULL DEFAULT '{}',
+    -- the last message id that was given out then
+    sent         bigint NOT NULL DEFAULT 0,
+    swept_at     timestamptz NOT NULL DEFAULT clock_timestamp()
+) WITH (fillfactor = 20);
+
+-- Moves the marks on. Once a minute it looks from the very beginning, in case a clock went backwards.
+-- Returns whether anything moved. Locks: an advisory lock; who does not get it leaves the work to who has it.
+CREATE FUNCTION tasker.move_marks() RETURNS boolean
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_marks   tasker.marks;
+    v_queue   text;
+    v_now     timestamptz;
+    v_sent    bigint;
+    v_head    bigint;
+    v_lanes   timestamptz[];
+    v_pending boolean;
+    v_writers text[];
+    v_sweep   boolean;
+    v_moved   boolean := false;
+BEGIN
+    IF NOT pg_try_advisory_xact_lock(hashtext('tasker.marks')) THEN
+        RETURN false;
+    END IF;
+    FOR v_marks IN SELECT * FROM tasker.marks ORDER BY namespace_id LOOP
+        SELECT format('pgmq.%I', pgmq.format_table_name(n.queue, 'q')) INTO v_queue FROM tasker.namespaces n WHERE n.id = v_marks.namespace_id;
+        v_sweep := v_marks.swept_at < clock_timestamp() - interval '1 minute';
+        v_now := clock_timestamp();
+        v_sent := coalesce(pg_sequence_last_value(pg_get_serial_sequence(v_queue, 'msg_id')::regclass), 0);
+        EXECUTE format('SELECT msg_id FROM %s WHERE msg_id >= $1 ORDER BY msg_id LIMIT 1', v_queue)
+        INTO v_head USING CASE WHEN v_sweep THEN 0 ELSE v_marks.message END;
+        SELECT array_agg(coalesce(h.claim_order, v_now - l.priority * tasker.aging()) ORDER BY l.priority), bool_or(h.claim_order IS NOT NULL)
+        INTO v_lanes, v_pending
+        FROM generate_series(1, 4) AS l(priority)
+        LEFT JOIN LATERAL (
+            SELECT t.claim_order FROM tasker.tasks t
+            WHERE t.namespace_id = v_marks.namespace_id AND t.priority = l.priority AND t.claim_order IS NOT NULL
+              AND t.claim_order >= CASE WHEN v_sweep THEN '-infinity' ELSE v_marks.lanes[l.priority] END
+            ORDER BY t.claim_order LIMIT 1) AS h ON true;
+        -- After the heads were seen: whoever wrote then and has not ended by now is among them.
+        v_writers := ARRAY(
+            SELECT DISTINCT l.virtualtransaction FROM pg_locks l
+            WHERE l.locktype = 'relation' AND l.relation IN (v_queue::regclass, 'tasker.tasks'::regclass)
+              AND l.mode = 'RowExclusiveLock' AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
+              AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()));
+        CONTINUE WHEN NOT (v_sweep OR v_pending OR v_sent <> v_marks.sent) OR v_marks.writers && v_writers;
+        UPDATE tasker.marks m
+        SET message = least(m.next_message, v_head),
+            lanes = ARRAY(SELECT least(u.next, u.head) FROM unnest(m.next_lanes, v_lanes) WITH ORDINALITY AS u(next, head, n) ORDER BY u.n),
+            next_message = coalesce(v_head, v_sent + 1), next_lanes = v_lanes, writers = v_writers, sent = v_sent,
+            swept_at = CASE WHEN v_sweep THEN clock_timestamp() ELSE m.swept_at END
+        WHERE m.namespace_id = v_marks.namespace_id;
+        v_moved := true;
+    END LOOP;
+    RETURN v_moved;
+END
+$$;

@@ -42,10 +42,16 @@ BEGIN
 END
 $$;
 
+-- The pending tasks of a namespace are in four lanes, one for each priority; in each, none is before its mark.
+CREATE FUNCTION tasker.lanes(p_namespace smallint) RETURNS TABLE (priority smallint, mark timestamptz)
+LANGUAGE sql STABLE ROWS 4 AS $$
+    SELECT l.priority::smallint, m.lanes[l.priority] FROM tasker.marks m, generate_series(1, 4) AS l(priority) WHERE m.namespace_id = p_namespace
+$$;
+
 -- Claims the first pending tasks of a namespace, and enqueues their root steps: at most p_batch tasks, and no more once those before have
 -- p_room roots. p_before: what came in later is left to others.
 -- Returns how many it claimed, and what p_taker has taken of their roots (see enqueue_steps).
--- Locks: the tasks it claims, skipping those that somebody else is claiming; then only rows it creates.
+-- Locks: as many tasks of each priority, skipping those that somebody else is claiming; then only rows it creates.
 CREATE FUNCTION tasker.admit_tasks(
     p_namespace smallint, p_member int, p_batch int, p_room int, p_before timestamptz, p_taker tasker.taker DEFAULT NULL,
     OUT claimed int, OUT taken tasker.leased_message[]
@@ -57,10 +63,13 @@ DECLARE
     v_queues text[];
 BEGIN
     WITH first AS (
-        SELECT t.id, t.version_id, t.claim_order FROM tasker.tasks t
-        WHERE t.namespace_id = p_namespace AND t.claim_order IS NOT NULL AND t.created_at <= p_before
-        ORDER BY t.claim_order LIMIT least(p_batch, p_room)
-        FOR UPDATE SKIP LOCKED
+        SELECT h.* FROM tasker.lanes(p_namespace) AS l
+        CROSS JOIN LATERAL (
+            SELECT t.id, t.version_id, t.claim_order FROM tasker.tasks t
+            WHERE t.namespace_id = p_namespace AND t.priority = l.priority AND t.claim_order >= l.mark AND t.created_at <= p_before
+            ORDER BY t.claim_order LIMIT least(p_batch, p_room)
+            FOR UPDATE SKIP LOCKED) AS h
+        ORDER BY h.claim_order LIMIT least(p_batch, p_room)
     ), counted AS (
         SELECT f.id, sum(tv.roots) OVER (ORDER BY f.claim_order, f.id) - tv.roots AS before
         FROM first f JOIN tasker.template_versions tv ON tv.id = f.version_id
@@ -73,21 +82,22 @@ BEGIN
     SELECT array_agg(c.id), array_agg(s.step), array_agg(s.queue), count(DISTINCT c.id)
     INTO v_tasks, v_steps, v_queues, claimed
     FROM claim c JOIN tasker.template_steps s ON s.version_id = c.version_id AND s.parents = '{}';
-    taken := tasker.enqueue_steps(v_tasks, v_steps, v_queues, p_taker);
+    IF claimed > 0 THEN
+        taken := tasker.enqueue_steps(v_tasks, v_steps, v_queues, p_taker);
+    END IF;
 END
 $$;
 
 -- Claims pending tasks and enqueues their root steps in one transaction: there is no moment in which an orchestrator holds a task
 -- that is not yet under way, so a dead one holds up nobody. Tasks wait here, where priority counts, until their queue is shallow.
 -- p_member: the orchestrator's membership, its lease and its fence. p_namespaces: null for all.
--- p_marks: per namespace, a msg_id that no live message of its queue is below (see lease_steps); missing means 0.
 -- p_target: claim only while the namespace's queue holds fewer messages than this. p_batch: at most so many tasks per namespace.
 -- p_left: tasks that came in so shortly ago are left to workers that have nothing else to do (see lease_steps).
--- Returns a row per namespace that has other pending tasks: how many it claimed, and the lowest live message of its queue.
+-- Returns a row per namespace that has other pending tasks: how many it claimed.
 -- Errors: TK005 when the membership is no longer held.
 -- Locks: those of admit_tasks, one namespace after the other.
-CREATE FUNCTION tasker.claim_tasks(p_member int, p_namespaces text[], p_marks jsonb, p_target int, p_batch int, p_left interval DEFAULT '0')
-RETURNS TABLE (namespace text, claimed int, head bigint)
+CREATE FUNCTION tasker.claim_tasks(p_member int, p_namespaces text[], p_target int, p_batch int, p_left interval DEFAULT '0')
+RETURNS TABLE (namespace text, claimed int)
 LANGUAGE plpgsql AS $$
 DECLARE
     v_namespace tasker.namespaces;
@@ -100,12 +110,14 @@ BEGIN
     FOR v_namespace IN
         SELECT n.* FROM tasker.namespaces n
         WHERE (p_namespaces IS NULL OR n.name = ANY (p_namespaces))
-          AND EXISTS (SELECT 1 FROM tasker.tasks t
-                      WHERE t.namespace_id = n.id AND t.claim_order IS NOT NULL AND t.created_at <= v_before)
+          AND EXISTS (SELECT FROM tasker.lanes(n.id) AS l, LATERAL (
+                  SELECT FROM tasker.tasks t
+                  WHERE t.namespace_id = n.id AND t.priority = l.priority AND t.claim_order >= l.mark AND t.created_at <= v_before
+                  LIMIT 1) AS h)
         ORDER BY n.id
     LOOP
-        EXECUTE format('SELECT * FROM tasker.%I($1, $2)', v_namespace.queue || '_depth')
-        INTO v_depth, head USING coalesce((p_marks ->> v_namespace.name)::bigint, 0), p_target;
+        EXECUTE format('SELECT tasker.%I($1, $2)', v_namespace.queue || '_depth')
+        INTO v_depth USING (SELECT m.message FROM tasker.marks m WHERE m.namespace_id = v_namespace.id), p_target;
         claimed := (tasker.admit_tasks(v_namespace.id, p_member, p_batch, p_target - v_depth, v_before)).claimed;
         namespace := v_namespace.name;
         RETURN NEXT;

@@ -43,12 +43,10 @@ $$;
 
 -- Leases the first p_limit visible messages of a queue. A worker that has room for more than there are admits tasks itself, and leases their
 -- roots as it sends them: so a task that finds a worker idle waits for nobody else.
--- p_mark: where to start; no live message may be below it. Dead entries below it, which vacuum may not take while any session
--- holds back the xmin horizon, are then not walked. 0 is always right. (A design rule of DESIGN section 3.)
 -- A message that is not ours, or names a task or step that is not there, goes to the dead-letter queue; one whose row disagrees is removed;
 -- both are counted, neither is returned.
 -- Locks: the messages, skipping those that another worker is leasing or reporting; then the rows of stale steps; then those of admit_tasks.
-CREATE FUNCTION tasker.lease_steps(p_queue text, p_worker int, p_mark bigint, p_limit int, p_lease interval) RETURNS SETOF tasker.leased_step
+CREATE FUNCTION tasker.lease_steps(p_queue text, p_worker int, p_limit int, p_lease interval) RETURNS SETOF tasker.leased_step
 LANGUAGE plpgsql AS $$
 DECLARE
     v_leased    tasker.leased_message[];
@@ -56,9 +54,12 @@ DECLARE
     v_runnable  int;
     v_room      int;
     v_namespace smallint;
+    v_mark      bigint;
 BEGIN
+    SELECT n.id, m.message INTO v_namespace, v_mark
+    FROM tasker.namespaces n JOIN tasker.marks m ON m.namespace_id = n.id WHERE n.queue = p_queue;
     EXECUTE format('SELECT * FROM tasker.%I($1, $2, $3, $4)', p_queue || '_lease')
-    INTO v_leased, v_messages USING p_mark, p_limit, p_lease, p_worker;
+    INTO v_leased, v_messages USING v_mark, p_limit, p_lease, p_worker;
     IF v_leased IS NOT NULL THEN
         RETURN QUERY SELECT * FROM tasker.leased_steps(v_leased);
         GET DIAGNOSTICS v_runnable = ROW_COUNT;
@@ -68,11 +69,9 @@ BEGIN
     END IF;
 
     v_room := p_limit - coalesce(cardinality(v_leased), 0);
-    SELECT n.id INTO v_namespace FROM tasker.namespaces n
-    WHERE n.queue = p_queue AND v_room > 0
-      AND EXISTS (SELECT FROM tasker.tasks t WHERE t.namespace_id = n.id AND t.claim_order IS NOT NULL)
-      AND EXISTS (SELECT FROM tasker.members m WHERE m.id = p_worker AND m.left_at IS NULL AND m.lease_until > clock_timestamp());
-    IF FOUND THEN
+    IF v_room > 0 AND EXISTS (
+        SELECT FROM tasker.members m WHERE m.id = p_worker AND m.left_at IS NULL AND m.lease_until > clock_timestamp())
+    THEN
         v_leased := (tasker.admit_tasks(v_namespace, p_worker, v_room, v_room, 'infinity', ROW(p_queue, p_worker, v_room, p_lease))).taken;
         RETURN QUERY SELECT * FROM tasker.leased_steps(v_leased);
     END IF;
@@ -112,18 +111,6 @@ BEGIN
         PERFORM pgmq.send_batch(p_queue || '_dlq', v_foreign);
         PERFORM tasker.count_event('foreign_messages', cardinality(v_foreign));
     END IF;
-END
-$$;
-
--- The lowest live message of a queue at or above p_mark; null when there is none.
-CREATE FUNCTION tasker.queue_head(p_queue text, p_mark bigint) RETURNS bigint
-LANGUAGE plpgsql AS $$
-DECLARE
-    v_head bigint;
-BEGIN
-    EXECUTE format('SELECT msg_id FROM pgmq.%I WHERE msg_id >= $1 ORDER BY msg_id LIMIT 1', pgmq.format_table_name(p_queue, 'q'))
-    INTO v_head USING p_mark;
-    RETURN v_head;
 END
 $$;
 
@@ -225,22 +212,21 @@ $$;
 
 -- Counts leases that ran out in each queue (their holder died or is cut off) and wakes its workers.
 -- The messages are visible again by themselves; this only makes the wait short and the event seen.
-CREATE FUNCTION tasker.wake_expired_leases(p_marks jsonb) RETURNS TABLE (namespace text, expired int, head bigint)
+CREATE FUNCTION tasker.wake_expired_leases() RETURNS TABLE (namespace text, expired int)
 LANGUAGE plpgsql AS $$
 DECLARE
     v_namespace tasker.namespaces;
 BEGIN
     FOR v_namespace IN SELECT * FROM tasker.namespaces ORDER BY id LOOP
-        EXECUTE format('SELECT count(*) FILTER (WHERE read_ct > 0 AND vt <= clock_timestamp()), min(msg_id) '
+        EXECUTE format('SELECT count(*) FILTER (WHERE read_ct > 0 AND vt <= clock_timestamp()) '
                        'FROM (SELECT msg_id, read_ct, vt FROM pgmq.%I WHERE msg_id >= $1 ORDER BY msg_id LIMIT 1000) AS live',
                        pgmq.format_table_name(v_namespace.queue, 'q'))
-        INTO expired, head
-        USING coalesce((p_marks ->> v_namespace.name)::bigint, 0);
+        INTO expired USING (SELECT m.message FROM tasker.marks m WHERE m.namespace_id = v_namespace.id);
         IF expired > 0 THEN
             PERFORM tasker.notify('tasker_steps', v_namespace.queue);
+            namespace := v_namespace.name;
+            RETURN NEXT;
         END IF;
-        namespace := v_namespace.name;
-        RETURN NEXT;
     END LOOP;
 END
 $$;

@@ -4,6 +4,7 @@
 
 mod admission;
 mod alerts;
+mod marks;
 mod reconciliation;
 mod recovery;
 mod retention;
@@ -87,6 +88,7 @@ impl Orchestrator {
         loops.spawn(admission::Admission::new(db, &config, &membership, &beats, wakes.subscribe()).run(stop.clone()));
         loops.spawn(retries::Retries::new(db, &beats, wakes.subscribe()).run(stop.clone()));
         loops.spawn(rounds::run(recovery::Recovery::new(db), beats.clone(), stop.clone()));
+        loops.spawn(rounds::run(marks::Marks::new(db), beats.clone(), stop.clone()));
         loops.spawn(rounds::run(reconciliation::Reconciliation::new(db), beats.clone(), stop.clone()));
         loops.spawn(alerts::Alerts::new(db, config.alert_webhook.clone(), &beats, wakes.subscribe()).run(stop.clone()));
         loops.spawn(rounds::run(retention::Retention::new(db), beats.clone(), stop.clone()));

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-use super::LowWaterMarks;
 use crate::db::Db;
 use crate::error::Result;
 
@@ -15,7 +14,6 @@ pub struct Claimed {
     pub namespace: String,
     /// How many of its tasks are now running.
     pub claimed: i32,
-    head: Option<i64>,
 }
 
 /// Claims pending tasks by time-weighted priority and enqueues their root steps, in one transaction.
@@ -28,19 +26,16 @@ pub(crate) async fn claim_tasks(
     db: &Db,
     member: i32,
     namespaces: &[String],
-    marks: &mut LowWaterMarks,
     target: i32,
     batch: i32,
     left: Duration,
 ) -> Result<Vec<Claimed>> {
     let filter = (!namespaces.is_empty()).then_some(namespaces);
-    let marks_now = marks.as_json();
-    let claimed: Vec<Claimed> = super::again_on_conflict(|| async {
+    super::again_on_conflict(|| async {
         Ok(
-            sqlx::query_as("SELECT namespace, claimed, head FROM tasker.claim_tasks($1, $2, $3, $4, $5, make_interval(secs => $6))")
+            sqlx::query_as("SELECT namespace, claimed FROM tasker.claim_tasks($1, $2, $3, $4, make_interval(secs => $5))")
                 .bind(member)
                 .bind(filter)
-                .bind(&marks_now)
                 .bind(target)
                 .bind(batch)
                 .bind(left.as_secs_f64())
@@ -48,13 +43,7 @@ pub(crate) async fn claim_tasks(
                 .await?,
         )
     })
-    .await?;
-    for entry in &claimed {
-        if let Some(head) = entry.head {
-            marks.saw(&entry.namespace, head);
-        }
-    }
-    Ok(claimed)
+    .await
 }
 
 /// What one cycle of enqueuing retries did.

@@ -6,7 +6,6 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::complete::Lease;
-use super::LowWaterMarks;
 use crate::db::Db;
 use crate::error::Result;
 
@@ -94,40 +93,14 @@ pub(crate) async fn record_progress(db: &Db, queue: &str, words: &[Word]) -> Res
     Ok(query.fetch_all(db.pool()).await?)
 }
 
-/// Leases at most `limit` steps of `queue` for `lease`. Never waits.
-pub(crate) async fn lease_steps(
-    db: &Db,
-    queue: &str,
-    worker: i32,
-    marks: &mut LowWaterMarks,
-    limit: i32,
-    lease: Duration,
-) -> Result<Vec<LeasedStep>> {
-    let mark = marks.get(queue);
-    let leased: Vec<LeasedStep> = super::again_on_conflict(|| async {
-        Ok(
-            sqlx::query_as("SELECT * FROM tasker.lease_steps($1, $2, $3, $4, make_interval(secs => $5))")
-                .bind(queue)
-                .bind(worker)
-                .bind(mark)
-                .bind(limit)
-                .bind(lease.as_secs_f64())
-                .fetch_all(db.pool())
-                .await?,
-        )
+/// Leases at most `limit` steps of `queue` for `lease`, and admits tasks if it holds fewer. Never waits.
+pub(crate) async fn lease_steps(db: &Db, queue: &str, worker: i32, limit: i32, lease: Duration) -> Result<Vec<LeasedStep>> {
+    super::again_on_conflict(|| async {
+        let query = sqlx::query_as("SELECT * FROM tasker.lease_steps($1, $2, $3, make_interval(secs => $4))");
+        let query = query.bind(queue).bind(worker).bind(limit).bind(lease.as_secs_f64());
+        Ok(query.fetch_all(db.pool()).await?)
     })
-    .await?;
-    if !leased.is_empty() && marks.is_due(queue) {
-        let head: Option<i64> = sqlx::query_scalar("SELECT tasker.queue_head($1, $2)")
-            .bind(queue)
-            .bind(mark)
-            .fetch_one(db.pool())
-            .await?;
-        if let Some(head) = head {
-            marks.saw(queue, head);
-        }
-    }
-    Ok(leased)
+    .await
 }
 
 /// Counts that a suspect begins; false when its lease is no longer the caller's.
@@ -177,19 +150,13 @@ pub(crate) async fn release_steps(db: &Db, queue: &str, leases: &[Lease]) -> Res
 }
 
 /// Wakes the workers of queues in which leases ran out. Returns (namespace, how many) where there were any.
-pub(crate) async fn wake_expired(db: &Db, marks: &mut LowWaterMarks) -> Result<Vec<(String, i64)>> {
-    let rows: Vec<(String, i32, Option<i64>)> = sqlx::query_as("SELECT namespace, expired, head FROM tasker.wake_expired_leases($1)")
-        .bind(marks.as_json())
+pub(crate) async fn wake_expired(db: &Db) -> Result<Vec<(String, i32)>> {
+    Ok(sqlx::query_as("SELECT namespace, expired FROM tasker.wake_expired_leases()")
         .fetch_all(db.pool())
-        .await?;
-    let mut expired = Vec::new();
-    for (namespace, count, head) in rows {
-        if let Some(head) = head {
-            marks.saw(&namespace, head);
-        }
-        if count > 0 {
-            expired.push((namespace, count.into()));
-        }
-    }
-    Ok(expired)
+        .await?)
+}
+
+/// Moves on the marks below which no live message and no pending task is, for all processes. Returns whether anything moved.
+pub(crate) async fn move_marks(db: &Db) -> Result<bool> {
+    Ok(sqlx::query_scalar("SELECT tasker.move_marks()").fetch_one(db.pool()).await?)
 }

@@ -11,7 +11,6 @@ use crate::backoff::Backoff;
 use crate::db::{self, channel, Db, Wake};
 use crate::engine::claim::claim_tasks;
 use crate::engine::member::Membership;
-use crate::engine::LowWaterMarks;
 use crate::error::{Error, Result};
 use crate::health::{Beat, Beats};
 
@@ -22,7 +21,6 @@ pub(super) struct Admission {
     db: Db,
     config: OrchestratorConfig,
     membership: Arc<Membership>,
-    marks: LowWaterMarks,
     wakes: broadcast::Receiver<Wake>,
     beat: Beat,
 }
@@ -50,7 +48,6 @@ impl Admission {
             db: db.clone(),
             config: config.clone(),
             membership: membership.clone(),
-            marks: LowWaterMarks::default(),
             wakes,
             beat,
         }
@@ -93,7 +90,6 @@ impl Admission {
             &self.db,
             self.membership.id(),
             &config.namespaces,
-            &mut self.marks,
             config.queue_target as i32,
             config.batch as i32,
             LEFT_TO_WORKERS,

@@ -6,7 +6,7 @@ use super::rounds::Round;
 use crate::db::Db;
 use crate::engine::claim::expire_tasks;
 use crate::engine::lease::wake_expired;
-use crate::engine::{member, LowWaterMarks};
+use crate::engine::member;
 use crate::error::Result;
 
 /// How many tasks one round gives up at most.
@@ -14,15 +14,11 @@ const BATCH: i32 = 1_000;
 
 pub(super) struct Recovery {
     db: Db,
-    marks: LowWaterMarks,
 }
 
 impl Recovery {
     pub(super) fn new(db: &Db) -> Self {
-        Recovery {
-            db: db.clone(),
-            marks: LowWaterMarks::default(),
-        }
+        Recovery { db: db.clone() }
     }
 }
 
@@ -41,7 +37,7 @@ impl Round for Recovery {
                 "tasks or steps of them were given up: their deadline is over, or they are stuck"
             );
         }
-        for (namespace, count) in wake_expired(&self.db, &mut self.marks).await? {
+        for (namespace, count) in wake_expired(&self.db).await? {
             tracing::info!(namespace, count, "steps wait in the queue whose lease ran out or was handed back");
         }
         Ok(Self::EVERY)

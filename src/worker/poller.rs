@@ -11,7 +11,6 @@ use crate::backoff::Backoff;
 use crate::db::{self, channel, Wake};
 use crate::engine::fail::{fail_steps, Failure};
 use crate::engine::lease::{lease_steps, LeasedStep};
-use crate::engine::LowWaterMarks;
 use crate::health::Beat;
 
 /// A step whose lease ran out this often is a suspect. Once happens to all that a worker held when it was killed.
@@ -27,7 +26,6 @@ pub(super) struct Outlets {
 pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut wakes: broadcast::Receiver<Wake>, beat: Beat) {
     let name = &shared.queues[queue];
     let config = &shared.config;
-    let mut marks = LowWaterMarks::default();
     let mut backoff = Backoff::default();
     let mut poll = config.poll;
     let concerns = |on: &str, payload: &str| match on {
@@ -45,7 +43,7 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
         // Not cancelled by `stop`: what was leased must reach the buffer, to be handed back from there.
         let limit = room.min(config.batch);
         let asked = Instant::now();
-        let leased = lease_steps(&shared.db, name, shared.membership.id(), &mut marks, limit as i32, config.lease).await;
+        let leased = lease_steps(&shared.db, name, shared.membership.id(), limit as i32, config.lease).await;
         beat.beat();
         let wait = match leased {
             Ok(steps) if !steps.is_empty() => {

@@ -382,7 +382,7 @@ async fn a_claim_reads_no_more_of_a_deep_queue_than_its_target() {
             .fetch_one(&mut *transaction)
             .await
             .unwrap();
-        let claimed: i32 = sqlx::query_scalar("SELECT claimed FROM tasker.claim_tasks($1, NULL, '{}', 1000, 200)")
+        let claimed: i32 = sqlx::query_scalar("SELECT claimed FROM tasker.claim_tasks($1, NULL, 1000, 200)")
             .bind(member)
             .fetch_one(&mut *transaction)
             .await

@@ -1,15 +1,19 @@
-//! What a step may cost, in counts that no slow machine can change: rows written, transactions, and the rows that a claim reads. The figures
+//! What a step may cost, in counts that no slow machine can change: rows written, transactions, bytes of write-ahead log, the rows that a
+//! claim reads, and what is asked when nothing is to be done. The figures
 //! behind the bounds are in bench/NOTES.md.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{json, Value};
 use sqlx::{Acquire, Executor};
 use tasker::engine::submit::{NewTask, Submitter};
 use tasker::orchestrator::{Orchestrator, OrchestratorConfig};
 use tasker::worker::{Handlers, Worker, WorkerConfig};
 use tasker::Db;
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::world::World;
 
@@ -113,7 +117,7 @@ async fn a_claim_reads_no_more_rows_when_a_hundred_thousand_tasks_wait() {
                 "SELECT (sum(seq_tup_read) + sum(idx_tup_fetch))::bigint FROM pg_stat_xact_user_tables WHERE relname IN ('tasks', 'steps')";
             let mut transaction = connection.begin().await.unwrap();
             let before: i64 = sqlx::query_scalar(rows).fetch_one(&mut *transaction).await.unwrap();
-            let claimed: i64 = sqlx::query_scalar("SELECT sum(claimed) FROM tasker.claim_tasks($1, NULL, '{}', 1000, 25)")
+            let claimed: i64 = sqlx::query_scalar("SELECT sum(claimed) FROM tasker.claim_tasks($1, NULL, 1000, 25)")
                 .bind(world.orchestrator)
                 .fetch_one(&mut *transaction)
                 .await
@@ -124,6 +128,79 @@ async fn a_claim_reads_no_more_rows_when_a_hundred_thousand_tasks_wait() {
             read.push(after - before);
         }
         assert!(read[0] >= 100 && read[1] <= read[0] * 3 / 2, "rows read: {read:?}");
+    })
+    .await;
+}
+
+/// One statement as the benchmark's sessions run it; the records, and bytes without full pages, that it wrote to the write-ahead log.
+async fn logged(connection: &mut sqlx::PgConnection, statement: &str) -> (f64, f64) {
+    let plan: Value = sqlx::query_scalar(&format!("EXPLAIN (ANALYZE, WAL, FORMAT JSON) {statement}"))
+        .fetch_one(connection)
+        .await
+        .unwrap();
+    let figure = |name: &str| plan[0]["Plan"][name].as_f64().unwrap();
+    (figure("WAL Records"), figure("WAL Bytes") - 8192.0 * figure("WAL FPI"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_writes_no_more_to_the_write_ahead_log_than_its_rows_need() {
+    World::with(async |world| {
+        world.register(LINEAR).await;
+        let mut connection = world.pool.acquire().await.unwrap();
+        connection.execute(tasker::PLANS).await.unwrap();
+        let create = "SELECT count(*) FROM tasker.create_tasks('linear', array_fill('{}'::jsonb, ARRAY[200]))";
+        connection.execute(create).await.unwrap();
+        let claim = format!("SELECT * FROM tasker.claim_tasks({}, NULL, 1000, 200)", world.orchestrator);
+        let (mut records, mut bytes) = logged(&mut connection, &claim).await;
+        for _ in 0..4 {
+            let lease = "CREATE TEMP TABLE leased AS SELECT * FROM tasker.lease_steps('here_queue', 0, 200, '1 minute')";
+            let complete =
+                "SELECT count(*) FROM (SELECT array_agg(msg_id ORDER BY msg_id) AS ids, array_agg(fence ORDER BY msg_id) AS fences,
+                array_agg(task_id ORDER BY msg_id) AS tasks, array_agg(step ORDER BY msg_id) AS steps FROM leased) AS l,
+                tasker.complete_steps('here_queue', 0, l.ids, l.fences, l.tasks, l.steps, array_fill('null'::text, ARRAY[200]), '{}')";
+            for statement in [lease, complete] {
+                let (more_records, more_bytes) = logged(&mut connection, statement).await;
+                (records, bytes) = (records + more_records, bytes + more_bytes);
+            }
+            assert_eq!(world.count("SELECT count(*) FROM pgmq.q_here_queue WHERE read_ct > 0").await, 0);
+            connection.execute("DROP TABLE leased").await.unwrap();
+        }
+        assert_eq!(world.count("SELECT count(*) FROM tasker.tasks WHERE state = 'complete'").await, 200);
+        let steps = 800.0;
+        assert!(records / steps < 11.0, "{} records a step", records / steps);
+        assert!(bytes / steps < 1_300.0, "{} bytes a step", bytes / steps);
+    })
+    .await;
+}
+
+/// Counts the statements that are sent on this thread.
+struct Statements(Arc<AtomicUsize>);
+
+impl<S: tracing::Subscriber> Layer<S> for Statements {
+    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+        self.0
+            .fetch_add(usize::from(event.metadata().target() == "sqlx::query"), Ordering::Relaxed);
+    }
+}
+
+// On one thread, so that nobody else's statements are counted.
+#[tokio::test]
+async fn an_idle_process_asks_less_than_two_queries_a_second() {
+    World::with(async |world| {
+        world.register(LINEAR).await;
+        let count = Arc::new(AtomicUsize::new(0));
+        let _counting = tracing_subscriber::registry().with(Statements(count.clone())).set_default();
+        let (db, orchestrator, worker) = crew(world).await;
+        // Polls begin short.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let before = count.load(Ordering::Relaxed);
+        assert!(before > 0, "statements are counted");
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let asked = count.load(Ordering::Relaxed) - before;
+        assert!((1..40).contains(&asked), "{asked} queries of two processes in 10 s");
+        worker.shutdown(Duration::from_secs(5)).await;
+        orchestrator.shutdown().await;
+        db.close().await;
     })
     .await;
 }

@@ -82,7 +82,7 @@ async fn an_orchestrator_that_lost_its_membership_claims_nothing() {
             .execute(&world.pool)
             .await
             .unwrap();
-        let refused = sqlx::query("SELECT * FROM tasker.claim_tasks((SELECT max(id) FROM tasker.members), NULL, '{}', 100, 100)")
+        let refused = sqlx::query("SELECT * FROM tasker.claim_tasks((SELECT max(id) FROM tasker.members), NULL, 100, 100)")
             .execute(&world.pool)
             .await
             .expect_err("the membership is over");

@@ -10,6 +10,7 @@ mod dag_properties;
 mod dead_letters;
 mod failures;
 mod leases;
+mod marks;
 mod priorities;
 mod submitting;
 mod templates;

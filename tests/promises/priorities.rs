@@ -38,7 +38,7 @@ async fn urgent_tasks_go_first_and_a_task_gains_one_priority_for_every_minute_it
         let mut order = Vec::new();
         for _ in 0..6 {
             let claimed: i32 =
-                sqlx::query_scalar("SELECT claimed FROM tasker.claim_tasks((SELECT max(id) FROM tasker.members), NULL, '{}', 100, 1)")
+                sqlx::query_scalar("SELECT claimed FROM tasker.claim_tasks((SELECT max(id) FROM tasker.members), NULL, 100, 1)")
                     .fetch_one(&world.pool)
                     .await
                     .unwrap();
@@ -60,7 +60,7 @@ async fn the_backlog_waits_where_priority_counts_while_the_queue_is_full() {
             world.submit("one", json!({})).await;
         }
         let claim = async || -> i32 {
-            sqlx::query_scalar("SELECT claimed FROM tasker.claim_tasks((SELECT max(id) FROM tasker.members), NULL, '{}', 3, 100)")
+            sqlx::query_scalar("SELECT claimed FROM tasker.claim_tasks((SELECT max(id) FROM tasker.members), NULL, 3, 100)")
                 .fetch_one(&world.pool)
                 .await
                 .unwrap()

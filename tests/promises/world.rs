@@ -105,7 +105,7 @@ impl World {
 
     /// Claims every pending task.
     pub(crate) async fn claim(&self) -> i64 {
-        sqlx::query_scalar("SELECT coalesce(sum(claimed), 0) FROM tasker.claim_tasks($1, NULL, '{}', 1000000, 10000)")
+        sqlx::query_scalar("SELECT coalesce(sum(claimed), 0) FROM tasker.claim_tasks($1, NULL, 1000000, 10000)")
             .bind(self.orchestrator)
             .fetch_one(&self.pool)
             .await
@@ -113,7 +113,7 @@ impl World {
     }
 
     pub(crate) async fn lease(&self, queue: &str, limit: i32) -> Vec<Leased> {
-        let leased: Vec<Leased> = sqlx::query_as("SELECT * FROM tasker.lease_steps($1, 7, 0, $2, interval '1 hour')")
+        let leased: Vec<Leased> = sqlx::query_as("SELECT * FROM tasker.lease_steps($1, 7, $2, interval '1 hour')")
             .bind(queue)
             .bind(limit)
             .fetch_all(&self.pool)

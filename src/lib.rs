@@ -9,8 +9,8 @@
 //! where priority counts: in the table `tasker.tasks`.
 //!
 //! An [`orchestrator`] claims it ([`engine::claim`]), the most urgent first, as soon as its queue is shallow, and in the same transaction sends
-//! the first steps as messages to the pgmq queues of their namespaces. The task is `running`. The orchestrator does not meet it again, unless a
-//! step waits for a retry, or a worker dies.
+//! the first steps as messages to the pgmq queues of their namespaces. Or an idle worker does, a moment earlier, and has leased the first steps
+//! by the same call. The task is `running`. The orchestrator does not meet it again, unless a step waits for a retry, or a worker dies.
 //!
 //! A [`worker`] leases the step ([`engine::lease`]) with everything its handler needs: the task's input, the results of the steps it depends
 //! on, its configuration. The message's visibility timeout is the lease, its read count is the fence: whoever leases it next makes every report
@@ -21,8 +21,8 @@
 //! the same call, and goes on with it. Or the handler failed, and [`engine::fail`] schedules the retry; or, when there
 //! is none left, moves the step to the dead letters with all that is known, and the task is `blocked`. Or [`engine::cancel`] got there first.
 //!
-//! Nothing holds a task between these transactions: an orchestrator's claim ends with the one that sends the first steps, so there is no claim
-//! to renew, or to free when an orchestrator dies. What no transaction of ours can leave behind (somebody deleted a message by hand), a
+//! Nothing holds a task between these transactions: a claim ends with the one that sends the first steps, so there is no claim to
+//! renew, or to free when its holder dies. What no transaction of ours can leave behind (somebody deleted a message by hand), a
 //! round of [`engine::reconcile`] finds, mends and counts.
 //!
 //! [`engine::read`] shows all of it, at any time.

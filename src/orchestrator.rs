@@ -1,6 +1,6 @@
 //! The orchestrator: admits tasks, enqueues due retries, notices what died. Any number run side by side, all equal.
 //!
-//! It is seven loops of one shape: repeat a cycle, beat, and wait: for a wake (admission, retries, alerts) or for the next of its `rounds`.
+//! It is eight loops of one shape: repeat a cycle, beat, and wait: for a wake (admission, retries, alerts) or for the next of its `rounds`.
 
 mod admission;
 mod alerts;

@@ -19,6 +19,7 @@ def now = Process.clock_gettime(Process::CLOCK_MONOTONIC)
 # When handlers began, and chains ended.
 EVENTS = Queue.new
 
+# One job of a chain of so many that are left.
 class Step
   include Sidekiq::Worker
 
@@ -66,7 +67,9 @@ Dir.mktmpdir do |folder|
     retry
   end
   steps = WORKLOAD == "linear" ? 4 : 1
-  COUNT.times.each_slice(1000) { |slice| Sidekiq::Client.push_bulk("class" => Step, "args" => slice.map { [steps] }) } if WORKLOAD != "latency"
+  if WORKLOAD != "latency"
+    COUNT.times.each_slice(1000) { |slice| Sidekiq::Client.push_bulk("class" => Step, "args" => slice.map { [steps] }) }
+  end
   launcher = Sidekiq::Launcher.new(Sidekiq.options.merge(queues: ["default"], concurrency: 10))
   launcher.run
   if WORKLOAD == "latency"

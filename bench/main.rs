@@ -40,7 +40,7 @@ struct Options {
     /// Minutes of steady load, with the xmin horizon held back for a quarter of them; 0: leave it out
     #[arg(long, default_value_t = 0)]
     horizon: u32,
-    /// Only this: raw, submit, rust, ruby, latency, claims, history, scale, idle, compare, horizon
+    /// Only this: raw, submit, rust, ruby, latency, claims, history, profile, scale, idle, compare, horizon
     #[arg(long)]
     only: Option<String>,
     /// Passed by cargo
@@ -118,6 +118,16 @@ async fn main() {
             throughput::with_history(&site, Language::Rust, options.steps).await
         });
         report.row("jobs (1 step)", &[kept.await]);
+    }
+    if wanted("profile") {
+        report.section(
+            "A step in the Ruby worker, all its threads, with an empty handler",
+            &["µs of processor"],
+        );
+        let time = median(options.runs, async || {
+            throughput::processor_time(&site, languages[1], options.steps).await
+        });
+        report.row("linear-4", &[time.await]);
     }
     if wanted("scale") {
         report.section("linear-4, Ruby handlers that wait 5 ms, ten threads a process", &["steps/s"]);

@@ -283,6 +283,21 @@ impl Place {
 }
 
 impl Crew {
+    /// Seconds of processor time that the Ruby workers have used.
+    pub(crate) fn processor_time(&self) -> f64 {
+        let of = |hand: &Hand| match hand {
+            Hand::Rust(_) => 0.0,
+            Hand::Ruby(child) => {
+                let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).expect("the process runs");
+                // After the name, which may contain anything: state is field 3, utime and stime are 14 and 15, in ticks of 10 ms (proc(5)).
+                let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
+                let ticks = |n: usize| fields[n - 3].parse::<f64>().expect("a number");
+                (ticks(14) + ticks(15)) / 100.0
+            }
+        };
+        self.workers.iter().map(of).sum()
+    }
+
     pub(crate) async fn stop(self) {
         for worker in self.workers {
             match worker {

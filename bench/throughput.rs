@@ -114,6 +114,19 @@ pub(crate) async fn drain(site: &Site, shape: Shape, language: Language, steps: 
     ]
 }
 
+/// Microseconds of processor time a step in a Ruby worker: its Ruby and its native threads, the empty handler included.
+pub(crate) async fn processor_time(site: &Site, language: Language, steps: usize) -> f64 {
+    let place = site.place(&[Shape::Linear4.template()]).await;
+    fill(&place, steps / 4).await;
+    let crew = place.work(language, 1).await;
+    let before = crew.processor_time();
+    place.drained().await;
+    let seconds = crew.processor_time() - before;
+    crew.stop().await;
+    place.leave().await;
+    1e6 * seconds / steps as f64
+}
+
 /// Steps a second of waiting handlers (5 ms each, ten threads a process), by the number of Ruby worker processes.
 pub(crate) async fn scale(site: &Site, processes: usize) -> f64 {
     let place = site.place(&[Shape::Linear4.template_with("Pause")]).await;

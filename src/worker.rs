@@ -23,9 +23,8 @@ use uuid::Uuid;
 
 use crate::db::{channel, Db};
 use crate::engine::check_payload;
-use crate::engine::complete::Lease;
 use crate::engine::fail::Failure;
-use crate::engine::lease::{record_progress, release_steps, LeasedStep, Word};
+use crate::engine::lease::{record_progress, release_steps, Lease, LeasedStep, Word};
 use crate::engine::member::{self, Kind, Membership};
 use crate::error::{Error, Result};
 use crate::health::Beats;

@@ -6,20 +6,9 @@ use sqlx::postgres::PgRow;
 use sqlx::{FromRow, Row};
 use uuid::Uuid;
 
-use super::lease::LeasedStep;
+use super::lease::{Lease, LeasedStep};
 use crate::db::Db;
 use crate::error::Result;
-
-/// The lease under which a report is made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Lease {
-    pub(crate) msg_id: i64,
-    pub(crate) fence: i32,
-    pub(crate) task_id: Uuid,
-    pub(crate) step: i16,
-    /// Whether reports of the task's other steps could decide the same thing: its row is locked first.
-    pub(crate) shared: bool,
-}
 
 /// Completes a step inside the caller's transaction; see [`crate::worker::Worker::completion`]. The last parameter is the result, as JSON.
 pub const COMPLETE_WITHIN: &str =

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::types::Json;
 use uuid::Uuid;
 
-use super::complete::Lease;
+use super::lease::Lease;
 use crate::db::Db;
 use crate::error::Result;
 

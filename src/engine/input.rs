@@ -1,13 +1,24 @@
-//! What templates accept: their versions and input schemas, remembered, and inputs checked against them.
+//! New tasks, and what templates accept: their versions and input schemas, remembered, and inputs checked against them.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
 
-use super::submit::NewTask;
 use crate::db::Db;
 use crate::error::{Error, Result};
+use crate::template::Priority;
+
+/// A task to be created.
+#[derive(Debug, Clone, Default)]
+pub struct NewTask {
+    /// A JSON object that satisfies the template's `input_schema`.
+    pub input: Value,
+    /// None: the template's.
+    pub priority: Option<Priority>,
+    /// Idempotency key, unique within the template: the same key is the same task.
+    pub key: Option<String>,
+}
 
 /// The templates that this process has asked for.
 #[derive(Debug)]

@@ -5,9 +5,19 @@ use std::time::Duration;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::complete::Lease;
 use crate::db::Db;
 use crate::error::Result;
+
+/// The lease under which a report is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Lease {
+    pub(crate) msg_id: i64,
+    pub(crate) fence: i32,
+    pub(crate) task_id: Uuid,
+    pub(crate) step: i16,
+    /// Whether reports of the task's other steps could decide the same thing: its row is locked first.
+    pub(crate) shared: bool,
+}
 
 /// A step as it is leased: all that its handler needs. The JSON is as PostgreSQL wrote it.
 #[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]

@@ -3,26 +3,15 @@
 use std::sync::{Arc, OnceLock};
 
 use serde::Serialize;
-use serde_json::Value;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::sync::{oneshot, Semaphore};
 use uuid::Uuid;
 
+pub use super::input::NewTask;
 use super::input::Templates;
 use crate::db::Db;
 use crate::error::{Error, Result};
 use crate::template::Priority;
-
-/// A task to be created.
-#[derive(Debug, Clone, Default)]
-pub struct NewTask {
-    /// A JSON object that satisfies the template's `input_schema`.
-    pub input: Value,
-    /// None: the template's.
-    pub priority: Option<Priority>,
-    /// Idempotency key, unique within the template: the same key is the same task.
-    pub key: Option<String>,
-}
 
 /// What became of a [`NewTask`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, sqlx::FromRow)]

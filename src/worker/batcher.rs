@@ -9,9 +9,9 @@ use tokio::time::{timeout_at, Instant};
 
 use super::{Outcome, Shared, Step};
 use crate::backoff::Backoff;
-use crate::engine::complete::{complete_steps, Completed, Completion, Lease};
+use crate::engine::complete::{complete_steps, Completed, Completion};
 use crate::engine::fail::{fail_steps, Failure};
-use crate::engine::lease::lease_holders;
+use crate::engine::lease::{lease_holders, Lease};
 use crate::error::{Error, Result};
 
 /// Two commits may be under way for a queue: while one waits for the disk, the next one is prepared.

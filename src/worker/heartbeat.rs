@@ -8,8 +8,7 @@ use tokio::sync::broadcast;
 
 use super::Shared;
 use crate::db::{self, channel, Wake};
-use crate::engine::complete::Lease;
-use crate::engine::lease::{extend_leases, record_progress};
+use crate::engine::lease::{extend_leases, record_progress, Lease};
 use crate::health::Beat;
 
 /// How many leases one call renews.

@@ -9,8 +9,7 @@ use serde_json::Value;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::complete::Lease;
-use crate::engine::lease::Word;
+use crate::engine::lease::{Lease, Word};
 
 #[derive(Debug, Default)]
 pub(super) struct Held {

@@ -1,11 +1,11 @@
 //! The same workloads through what a user would pick instead, each at its best documented settings: the programs in bench/compare/.
 
 use std::process::Command;
-use std::time::Duration;
 
 use serde_json::{json, Value};
 
 use crate::latency::percentiles;
+use crate::median;
 use crate::site::Site;
 
 /// Where the same is measured of us, these are the columns: steps a second, and milliseconds.
@@ -20,7 +20,7 @@ pub(crate) const COLUMNS: [&str; 6] = [
 
 /// Another system, and how many tasks of each kind take it some seconds.
 pub(crate) struct Peer {
-    /// Its name, and what of it survives a crash.
+    /// Its name and version.
     pub(crate) name: &'static str,
     program: [&'static str; 2],
     jobs: Option<usize>,
@@ -61,17 +61,17 @@ pub(crate) const PEERS: [Peer; 5] = [
 ];
 
 const ROUNDS: usize = 100;
+/// Seconds for one program, as timeout(1) reads it.
+const TIMEOUT: &str = "120";
 
 /// The figures of [`COLUMNS`].
 pub(crate) async fn measure(site: &Site, peer: &Peer, runs: usize) -> Vec<Value> {
     let mut figures = Vec::new();
     for (workload, count) in [("jobs", peer.jobs), ("linear", peer.linear)] {
-        let mut rates = Vec::new();
-        for _ in 0..count.map_or(0, |_| runs) {
-            rates.push(run(site, peer, workload, count.unwrap_or_default()).await.as_f64().expect("a rate"));
-        }
-        rates.sort_by(f64::total_cmp);
-        figures.push(rates.get(rates.len() / 2).map_or(json!("-"), |rate| json!(rate)));
+        figures.push(match count {
+            None => json!("-"),
+            Some(count) => median(runs, async || run(site, peer, workload, count).await.as_f64().expect("a rate")).await,
+        });
     }
     let latency = run(site, peer, "latency", ROUNDS).await;
     for name in ["begin", "end"] {
@@ -87,7 +87,7 @@ pub(crate) async fn measure(site: &Site, peer: &Peer, runs: usize) -> Vec<Value>
 async fn run(site: &Site, peer: &Peer, workload: &str, count: usize) -> Value {
     let database = site.database().await;
     let done = Command::new("timeout")
-        .arg(Duration::from_secs(120).as_secs().to_string())
+        .arg(TIMEOUT)
         .args(peer.program)
         .args([workload, &count.to_string()])
         .env("DATABASE_URL", database)

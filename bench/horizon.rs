@@ -43,15 +43,15 @@ pub(crate) async fn measure(site: &Site, minutes: u32, mut row: impl FnMut(&str,
         let crew = place.work(Language::Rust, 1).await;
         let began = Instant::now();
         let mut holder: Option<PgConnection> = None;
-        let (mut done, mut at) = (0.0, began);
+        let (mut steps, mut at) = (0, began);
         for half_minute in 1..=2 * minutes {
             tokio::time::sleep_until((began + Duration::from_secs(30) * half_minute).into()).await;
-            let (now, figures) = (Instant::now(), sizes(&place.pool).await);
-            let rate = (figures[0] - done) / (now - at).as_secs_f64();
-            (done, at) = (figures[0], now);
+            let (now, steps_now) = (Instant::now(), done(&place.pool).await);
+            let rate = (steps_now - steps) as f64 / (now - at).as_secs_f64();
+            (steps, at) = (steps_now, now);
             let held = if holder.is_some() { ", xmin held" } else { "" };
             let mut cells = vec![json!(rate)];
-            cells.extend(figures[1..].iter().map(|figure| json!(figure)));
+            cells.extend(sizes(&place.pool).await.map(|figure| json!(figure)));
             row(&format!("minute {}{held}", f64::from(half_minute) / 2.0), &cells);
             if half_minute == minutes / 2 {
                 holder = Some(hold(&place.pool).await);
@@ -86,11 +86,10 @@ async fn hold(pool: &PgPool) -> PgConnection {
     session
 }
 
-/// The steps done so far, and the figures of [`COLUMNS`] after the first.
-async fn sizes(pool: &PgPool) -> [f64; 6] {
-    let row: (f64, f64, f64, f64, f64, f64) = sqlx::query_as(
-        "SELECT (SELECT n_tup_del::float8 FROM pg_stat_user_tables WHERE relname = 'q_bench_queue'),
-                (SELECT n_dead_tup::float8 FROM pg_stat_user_tables WHERE relname = 'q_bench_queue'),
+/// The figures of [`COLUMNS`] after the first.
+async fn sizes(pool: &PgPool) -> [f64; 5] {
+    let row: (f64, f64, f64, f64, f64) = sqlx::query_as(
+        "SELECT (SELECT n_dead_tup::float8 FROM pg_stat_user_tables WHERE relname = 'q_bench_queue'),
                 (SELECT n_dead_tup::float8 FROM pg_stat_user_tables WHERE relid = 'tasker.steps'::regclass),
                 (SELECT n_dead_tup::float8 FROM pg_stat_user_tables WHERE relid = 'tasker.tasks'::regclass),
                 pg_indexes_size('pgmq.q_bench_queue')::float8 / 1e6, pg_relation_size('tasker.tasks_claim')::float8 / 1e6",

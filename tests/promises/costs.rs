@@ -1,6 +1,5 @@
 //! What a step may cost, in counts that no slow machine can change: rows written, transactions, bytes of write-ahead log, the rows that a
-//! claim reads, and what is asked when nothing is to be done. The figures
-//! behind the bounds are in bench/NOTES.md.
+//! claim reads, and what is asked when nothing is to be done. The figures behind the bounds are in bench/NOTES.md.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;

@@ -16,7 +16,7 @@ INSERT INTO tasker.installation DEFAULT VALUES;
 CREATE TABLE tasker.namespaces (
     id         smallint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     name       text NOT NULL UNIQUE CHECK (name ~ '^[a-z][a-z0-9_]{0,36}$'),
-    queue      text NOT NULL GENERATED ALWAYS AS (name || '_queue') STORED,
+    queue      text NOT NULL UNIQUE GENERATED ALWAYS AS (name || '_queue') STORED,
     created_at timestamptz NOT NULL DEFAULT now(),
     -- The rules of its steps where neither the step nor its template says otherwise (tasker namespace set).
     max_attempts    int NOT NULL DEFAULT 5 CHECK (max_attempts BETWEEN 1 AND 1000),

@@ -37,6 +37,9 @@ CREATE TABLE tasker.template_steps (
     version_id   int NOT NULL REFERENCES tasker.template_versions,
     step         smallint NOT NULL,
     name         text NOT NULL,
+    -- the names of its template and version, so that a lease finds all of a step in one row
+    template     text NOT NULL,
+    version      text NOT NULL,
     handler      text NOT NULL,
     namespace    text NOT NULL,
     queue        text NOT NULL,
@@ -58,7 +61,8 @@ CREATE TABLE tasker.template_steps (
     timeout_ms      bigint,
     config       jsonb NOT NULL,
     PRIMARY KEY (version_id, step),
-    UNIQUE (version_id, name)
+    -- Not the version first: a plan made while the table is small would be as glad of this index as of the key, and read all of a version.
+    UNIQUE (name, version_id)
 );
 
 -- Registers a template, already validated by the library, and makes it the current one for callers that name no version.
@@ -112,7 +116,7 @@ BEGIN
                 tasker.duration(p_definition -> 'stuck_after' -> 'in_progress'))
         RETURNING tv.id INTO version_id;
         INSERT INTO tasker.template_steps
-        SELECT register_template.version_id, s.step, s.name, s.handler, s.namespace, s.namespace || '_queue', s.parents, s.children,
+        SELECT register_template.version_id, s.step, s.name, p_name, register_template.version, s.handler, s.namespace, s.namespace || '_queue', s.parents, s.children,
                cardinality(v_sinks) > 1 AND s.children = '{}' OR s.joins,
                s.max_attempts, s.backoff, s.multiplier, s.base_seconds, s.max_seconds, s.jitter, s.retention_days, s.alert_threshold,
                s.transactional, s.timeout_ms, s.config

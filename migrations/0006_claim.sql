@@ -118,7 +118,8 @@ BEGIN
     LOOP
         EXECUTE format('SELECT tasker.%I($1, $2)', v_namespace.queue || '_depth')
         INTO v_depth USING (SELECT m.message FROM tasker.marks m WHERE m.namespace_id = v_namespace.id), p_target;
-        claimed := (tasker.admit_tasks(v_namespace.id, p_member, p_batch, p_target - v_depth, v_before)).claimed;
+        claimed := CASE WHEN v_depth < p_target
+                   THEN (tasker.admit_tasks(v_namespace.id, p_member, p_batch, p_target - v_depth, v_before)).claimed ELSE 0 END;
         namespace := v_namespace.name;
         RETURN NEXT;
     END LOOP;

@@ -20,13 +20,15 @@ CREATE TYPE tasker.leased_step AS (
 -- The steps behind leased messages, as their handlers need them. A message that no runnable step's row stands behind is left out.
 CREATE FUNCTION tasker.leased_steps(p_messages tasker.leased_message[]) RETURNS SETOF tasker.leased_step
 LANGUAGE sql STABLE AS $$
-    SELECT m.msg_id, m.fence, m.task, m.step, ts.name, ts.handler, tp.name, tv.version,
-           s.failures + 1, coalesce(s.max_attempts, ts.max_attempts, n.max_attempts), m.fence - 1 - s.released, s.kills::int, ts.timeout_ms,
+    SELECT m.msg_id, m.fence, m.task, m.step, ts.name, ts.handler, ts.template, ts.version,
+           s.failures + 1,
+           coalesce(s.max_attempts, ts.max_attempts, (SELECT n.max_attempts FROM tasker.namespaces n WHERE n.name = ts.namespace)),
+           m.fence - 1 - s.released, s.kills::int, ts.timeout_ms,
            t.input::text, ts.config::text,
            CASE WHEN ts.parents = '{}' THEN '{}' ELSE (
                SELECT jsonb_object_agg(pts.name, ps.result)::text
                FROM tasker.template_steps pts
-               JOIN tasker.steps ps ON ps.task_id = m.task AND ps.step = pts.step
+               CROSS JOIN LATERAL (SELECT * FROM tasker.steps WHERE task_id = m.task AND step = pts.step OFFSET 0) AS ps
                WHERE pts.version_id = t.version_id AND pts.step = ANY (ts.parents)) END,
            t.trace::text, s.checkpoint::text, ts.transactional, ts.shared
     FROM unnest(p_messages) AS m
@@ -34,9 +36,6 @@ LANGUAGE sql STABLE AS $$
     CROSS JOIN LATERAL (SELECT * FROM tasker.steps WHERE task_id = m.task AND step = m.step OFFSET 0) AS s
     CROSS JOIN LATERAL (SELECT * FROM tasker.tasks WHERE id = m.task OFFSET 0) AS t
     CROSS JOIN LATERAL (SELECT * FROM tasker.template_steps WHERE version_id = t.version_id AND step = m.step OFFSET 0) AS ts
-    JOIN tasker.template_versions tv ON tv.id = t.version_id
-    JOIN tasker.templates tp ON tp.id = t.template_id
-    JOIN tasker.namespaces n ON n.name = ts.namespace
     WHERE s.msg_id = m.msg_id AND s.state = 'enqueued' AND t.state IN ('running', 'blocked', 'failed')
     ORDER BY m.msg_id
 $$;

@@ -32,10 +32,11 @@ BEGIN
 
     FOR v_queue, v_ids, v_numbers, v_old, v_attempts IN
         SELECT ts.queue, array_agg(s.task_id), array_agg(s.step), array_agg(s.msg_id), array_agg(s.failures + 1)
-        FROM tasker.steps s
-        JOIN tasker.tasks t ON t.id = s.task_id
+        FROM unnest(v_tasks) AS l(task)
+        CROSS JOIN LATERAL (SELECT * FROM tasker.tasks WHERE id = l.task OFFSET 0) AS t
+        CROSS JOIN LATERAL (SELECT * FROM tasker.steps WHERE task_id = l.task OFFSET 0) AS s
         JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = s.step
-        WHERE s.task_id = ANY (v_tasks) AND s.state = 'enqueued'
+        WHERE s.state = 'enqueued'
         GROUP BY ts.queue ORDER BY ts.queue
     LOOP
         EXECUTE format($f$
@@ -58,7 +59,7 @@ BEGIN
         END IF;
     END LOOP;
 
-    PERFORM 1 FROM tasker.tasks t WHERE t.id IN (SELECT s.task_id FROM tasker.standing_still(v_tasks) s) ORDER BY t.id FOR NO KEY UPDATE;
+    PERFORM 1 FROM tasker.tasks t WHERE t.id = ANY (ARRAY(SELECT s.task_id FROM tasker.standing_still(v_tasks) s)) ORDER BY t.id FOR NO KEY UPDATE;
     SELECT array_agg(s.task_id), array_agg(s.step), count(DISTINCT s.task_id) INTO v_ids, v_numbers, v_mended
     FROM tasker.standing_still(v_tasks) s;
     IF v_mended > 0 THEN
@@ -74,11 +75,13 @@ $$;
 CREATE FUNCTION tasker.standing_still(p_tasks uuid[]) RETURNS TABLE (task_id uuid, step smallint)
 LANGUAGE sql STABLE AS $$
     SELECT s.task_id, s.step
-    FROM tasker.steps s
-    JOIN tasker.tasks t ON t.id = s.task_id AND t.state IN ('running', 'blocked', 'failed')
+    FROM unnest(p_tasks) AS l(task)
+    -- OFFSET 0: from the tasks that are asked for, whatever the planner believes of the sizes of these tables.
+    CROSS JOIN LATERAL (SELECT * FROM tasker.tasks WHERE id = l.task OFFSET 0) AS t
+    CROSS JOIN LATERAL (SELECT * FROM tasker.steps WHERE task_id = l.task OFFSET 0) AS s
     JOIN tasker.template_versions tv ON tv.id = t.version_id
     JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = s.step
-    WHERE s.task_id = ANY (p_tasks) AND s.state IN ('complete', 'skipped') AND (
+    WHERE t.state IN ('running', 'blocked', 'failed') AND s.state IN ('complete', 'skipped') AND (
         EXISTS (
             SELECT 1 FROM tasker.template_steps c
             WHERE c.version_id = t.version_id AND c.step = ANY (ts.children)

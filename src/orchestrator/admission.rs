@@ -66,7 +66,7 @@ impl Admission {
                         backoff.reset();
                         match next {
                             Next::Now => poll = Duration::from_millis(2),
-                            Next::Soon => tokio::time::sleep(Duration::from_millis(5)).await,
+                            Next::Soon => tokio::time::sleep(LEFT_TO_WORKERS).await,
                             Next::Wake => {
                                 db::wait(&mut self.wakes, poll, |name, _| name == channel::TASKS).await;
                                 tokio::time::sleep(LEFT_TO_WORKERS).await;

@@ -58,7 +58,7 @@ impl Default for WorkerConfig {
         WorkerConfig {
             namespaces: Vec::new(),
             concurrency: 8,
-            max_prefetch: 1_000,
+            max_prefetch: 2_000,
             lease: Duration::from_secs(30),
             linger: Duration::from_millis(2),
             batch: 500,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use tokio::sync::broadcast;
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -15,6 +16,9 @@ use crate::health::Beat;
 
 /// A step whose lease ran out this often is a suspect. Once happens to all that a worker held when it was killed.
 const SUSPICIOUS: i32 = 2;
+
+/// Calls at once while there is room for what each may return: one session alone leases more slowly than two report.
+const CONCURRENT_LEASES: usize = 2;
 
 /// Where leased steps go.
 #[derive(Clone)]
@@ -40,31 +44,41 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
             // A full buffer is no reason to be called late.
             () = tokio::time::sleep(Duration::from_secs(5)) => { beat.beat(); continue }
         };
-        // Not cancelled by `stop`: what was leased must reach the buffer, to be handed back from there.
         let limit = room.min(config.batch);
+        let calls = (room / limit).min(CONCURRENT_LEASES);
         let asked = Instant::now();
-        let leased = lease_steps(&shared.db, name, shared.membership.id(), limit as i32, config.lease).await;
+        // Not cancelled by `stop`: what was leased must reach the buffer, to be handed back from there.
+        let lease = |_| lease_steps(&shared.db, name, shared.membership.id(), limit as i32, config.lease);
+        let answers = join_all((0..calls).map(lease)).await;
         beat.beat();
-        let wait = match leased {
-            Ok(steps) if !steps.is_empty() => {
-                let full = steps.len() == limit;
-                for leased in steps {
-                    accept(&shared, queue, &outlets, leased, asked).await;
+        let (mut leased, mut failure) = (0, None);
+        for answer in answers {
+            match answer {
+                Ok(steps) => {
+                    leased += steps.len();
+                    for step in steps {
+                        accept(&shared, queue, &outlets, step, asked).await;
+                    }
                 }
-                backoff.reset();
-                poll = Duration::from_millis(2);
-                if full {
-                    continue;
-                } else {
-                    None
-                }
+                Err(error) => failure = Some(error),
             }
-            Ok(_) => None,
-            Err(error) => {
+        }
+        let wait = match failure {
+            Some(error) => {
                 tracing::error!(%error, queue = name, "leasing failed");
                 Some(backoff.next_delay())
             }
+            None => {
+                backoff.reset();
+                if leased > 0 {
+                    poll = Duration::from_millis(2);
+                }
+                None
+            }
         };
+        if wait.is_none() && leased == limit * calls {
+            continue;
+        }
         tokio::select! {
             () = shared.stop.cancelled() => return,
             () = async {

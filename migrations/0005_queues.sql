@@ -18,11 +18,14 @@ DECLARE
         CREATE OR REPLACE FUNCTION tasker.{queue}_send(
             p_messages jsonb[], p_room int, p_worker int, p_lease interval, p_now timestamptz, OUT ids bigint[])
         LANGUAGE plpgsql AS $$
+        DECLARE
+            v_until   timestamptz := p_now + p_lease;
+            v_headers jsonb := jsonb_build_object('worker', p_worker);
         BEGIN
             WITH sent AS (
                 INSERT INTO {table} (message, vt, read_ct, last_read_at, headers)
-                SELECT m.message, CASE WHEN m.n <= p_room THEN p_now + p_lease ELSE p_now END, (m.n <= p_room)::int,
-                       CASE WHEN m.n <= p_room THEN p_now END, CASE WHEN m.n <= p_room THEN jsonb_build_object('worker', p_worker) END
+                SELECT m.message, CASE WHEN m.n <= p_room THEN v_until ELSE p_now END, (m.n <= p_room)::int,
+                       CASE WHEN m.n <= p_room THEN p_now END, CASE WHEN m.n <= p_room THEN v_headers END
                 FROM unnest(p_messages) WITH ORDINALITY AS m(message, n)
                 RETURNING msg_id
             )

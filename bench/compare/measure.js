@@ -15,7 +15,7 @@ export function chain() {
 
 // Seconds from the first handler's beginning until nothing is open any more.
 export async function drained(times, open) {
-  while (times.first === undefined || (await open())) await sleep(20);
+  while (times.first === undefined || (await open())) await sleep(50);
   return (now() - times.first) / 1000;
 }
 

@@ -42,6 +42,7 @@ if (workload === "latency") {
   }
   await client.destroy();
   await pool.query("CHECKPOINT");
+  await pool.query("ANALYZE");
   DBOS.setConfig({ name: "bench", systemDatabaseUrl, systemDatabasePoolSize: 20, logLevel: "error", runAdminServer: false });
   await DBOS.launch();
   await DBOS.registerQueue("queue", { workerConcurrency: 200, minPollingIntervalMs: 10 });

@@ -43,6 +43,7 @@ if (workload === "latency") {
   const left = workload === "linear" ? 4 : 1;
   for (let added = 0; added < count; added += 1000) await add(Math.min(1000, count - added), left);
   await pool.query("CHECKPOINT");
+  await pool.query("ANALYZE");
   const runner = await run({ preset, taskList });
   const open = async () => (await pool.query("SELECT EXISTS (SELECT FROM (SELECT FROM graphile_worker._private_jobs ORDER BY id DESC LIMIT 1) AS newest) AS open")).rows[0].open;
   console.log(JSON.stringify((left * count) / (await drained(times, open))));

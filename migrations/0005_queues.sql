@@ -9,6 +9,9 @@ CREATE TYPE tasker.leased_message AS (msg_id bigint, fence int, task uuid, step 
 --   <queue>_send    sends messages, as pgmq.send_batch does; the first p_room of them are p_worker's from the beginning. Returns their ids.
 --   <queue>_lease   leases the first p_limit visible messages from p_mark on; skips those that another worker is leasing or reporting.
 --   <queue>_delete  deletes the messages that are held under these fences. Returns what was passed along with them, and when they were leased.
+--   <queue>_hold    locks the messages that are held under these fences, in order. Returns their ids.
+--   <queue>_extend  renews the leases that are held under these fences, but for what is being reported at this moment: that needs none.
+--                   Returns the ids that are not held.
 --   <queue>_waits   whether a visible message waits after this one.
 --   <queue>_depth   how many messages there are from p_mark on, counting no further than p_target.
 CREATE FUNCTION tasker.make_queue_functions(p_queue text) RETURNS void
@@ -44,7 +47,7 @@ DECLARE
                 UPDATE {table} q
                 SET vt = clock_timestamp() + p_lease, read_ct = q.read_ct + 1, last_read_at = clock_timestamp(),
                     headers = jsonb_build_object('worker', p_worker)
-                -- An array, because a join could begin at the queue.
+                -- An array, because a join could begin at the queue, and walk through all that is dead there.
                 WHERE q.msg_id = ANY (ARRAY(SELECT msg_id FROM head))
                 RETURNING q.msg_id, q.read_ct, q.message
             )
@@ -67,6 +70,29 @@ DECLARE
             SELECT array_agg(g.id), array_agg(g.task), array_agg(g.step), array_agg(g.result), array_agg(g.last_read_at)
             INTO ids, tasks, steps, results, started
             FROM gone g;
+        END
+        $$;
+
+        -- Each message by its id, here and below, for the same reason.
+        CREATE OR REPLACE FUNCTION tasker.{queue}_hold(p_ids bigint[], p_fences int[], OUT held bigint[])
+        LANGUAGE plpgsql AS $$
+        BEGIN
+            SELECT array_agg(h.msg_id) INTO held
+            FROM (SELECT * FROM unnest(p_ids, p_fences) AS u(id, fence) ORDER BY u.id) AS r
+            CROSS JOIN LATERAL (SELECT m.msg_id FROM {table} m WHERE m.msg_id = r.id AND m.read_ct = r.fence FOR UPDATE) AS h;
+        END
+        $$;
+
+        CREATE OR REPLACE FUNCTION tasker.{queue}_extend(p_ids bigint[], p_fences int[], p_lease interval) RETURNS SETOF bigint
+        LANGUAGE plpgsql AS $$
+        BEGIN
+            UPDATE {table} q SET vt = clock_timestamp() + p_lease
+            WHERE q.msg_id = ANY (ARRAY(
+                SELECT h.msg_id FROM unnest(p_ids, p_fences) AS r(id, fence)
+                CROSS JOIN LATERAL (SELECT m.msg_id FROM {table} m WHERE m.msg_id = r.id AND m.read_ct = r.fence FOR UPDATE SKIP LOCKED) AS h));
+            RETURN QUERY
+            SELECT r.id FROM unnest(p_ids, p_fences) AS r(id, fence)
+            WHERE NOT EXISTS (SELECT FROM {table} m WHERE m.msg_id = r.id AND m.read_ct = r.fence OFFSET 0);
         END
         $$;
 

@@ -114,20 +114,11 @@ END
 $$;
 
 -- Renews leases. Returns the messages that are no longer the caller's, to be abandoned.
--- Locks: the messages, skipping those whose completion or failure is being committed at this moment: they need no renewal.
+-- Locks: the messages, skipping those whose completion or failure is being committed at this moment.
 CREATE FUNCTION tasker.extend_leases(p_queue text, p_ids bigint[], p_fences int[], p_lease interval) RETURNS SETOF bigint
 LANGUAGE plpgsql AS $$
 BEGIN
-    EXECUTE format($f$
-        UPDATE pgmq.%1$I q SET vt = clock_timestamp() + $3
-        WHERE q.msg_id IN (
-            SELECT h.msg_id FROM pgmq.%1$I h JOIN unnest($1, $2) AS r(id, fence) ON h.msg_id = r.id AND h.read_ct = r.fence
-            FOR UPDATE OF h SKIP LOCKED)
-    $f$, pgmq.format_table_name(p_queue, 'q')) USING p_ids, p_fences, p_lease;
-    RETURN QUERY EXECUTE format($f$
-        SELECT r.id FROM unnest($1, $2) AS r(id, fence)
-        WHERE NOT EXISTS (SELECT 1 FROM pgmq.%1$I h WHERE h.msg_id = r.id AND h.read_ct = r.fence)
-    $f$, pgmq.format_table_name(p_queue, 'q')) USING p_ids, p_fences;
+    RETURN QUERY EXECUTE format('SELECT tasker.%I($1, $2, $3)', p_queue || '_extend') USING p_ids, p_fences, p_lease;
 END
 $$;
 
@@ -171,11 +162,7 @@ LANGUAGE plpgsql AS $$
 DECLARE
     v_held bigint[];
 BEGIN
-    EXECUTE format($f$
-        SELECT array_agg(h.msg_id) FROM (
-            SELECT q.msg_id FROM pgmq.%I q JOIN unnest($1, $2) AS r(id, fence) ON q.msg_id = r.id AND q.read_ct = r.fence
-            ORDER BY q.msg_id FOR NO KEY UPDATE OF q) AS h
-    $f$, pgmq.format_table_name(p_queue, 'q')) INTO v_held USING p_ids, p_fences;
+    EXECUTE format('SELECT tasker.%I($1, $2)', p_queue || '_hold') INTO v_held USING p_ids, p_fences;
     UPDATE tasker.steps s SET progress = coalesce(r.progress, s.progress), checkpoint = coalesce(r.checkpoint, s.checkpoint)
     FROM unnest(p_ids, p_tasks, p_steps, p_progress, p_checkpoints) AS r(id, task, step, progress, checkpoint)
     WHERE s.task_id = r.task AND s.step = r.step AND s.msg_id = r.id AND r.id = ANY (v_held);
@@ -188,19 +175,18 @@ $$;
 CREATE FUNCTION tasker.release_steps(p_queue text, p_ids bigint[], p_fences int[]) RETURNS int
 LANGUAGE plpgsql AS $$
 DECLARE
+    v_held     bigint[];
     v_released int;
 BEGIN
+    EXECUTE format('SELECT tasker.%I($1, $2)', p_queue || '_hold') INTO v_held USING p_ids, p_fences;
     EXECUTE format($f$
-        WITH held AS (
-            SELECT h.msg_id FROM pgmq.%1$I h JOIN unnest($1, $2) AS r(id, fence) ON h.msg_id = r.id AND h.read_ct = r.fence
-            ORDER BY h.msg_id FOR UPDATE OF h
-        ), visible AS (
-            UPDATE pgmq.%1$I q SET vt = clock_timestamp() FROM held WHERE q.msg_id = held.msg_id RETURNING q.msg_id, q.read_ct, q.message
+        WITH visible AS (
+            UPDATE pgmq.%I q SET vt = clock_timestamp() WHERE q.msg_id = ANY ($1) RETURNING q.msg_id, q.read_ct, q.message
         )
         UPDATE tasker.steps s SET released = released + 1, kills = kills - (suspected IS NOT DISTINCT FROM v.read_ct)::int
         FROM visible v, tasker.message_identity(v.message) AS i
         WHERE s.task_id = i.task AND s.step = i.step AND s.msg_id = v.msg_id
-    $f$, pgmq.format_table_name(p_queue, 'q')) USING p_ids, p_fences;
+    $f$, pgmq.format_table_name(p_queue, 'q')) USING v_held;
     GET DIAGNOSTICS v_released = ROW_COUNT;
     IF v_released > 0 THEN
         PERFORM tasker.notify('tasker_steps', p_queue);

@@ -28,7 +28,7 @@ BEGIN
         GROUP BY ts.queue ORDER BY ts.queue
     LOOP
         EXECUTE format($f$
-            DELETE FROM pgmq.%1$I WHERE msg_id IN (SELECT h.msg_id FROM pgmq.%1$I h WHERE h.msg_id = ANY ($1) FOR UPDATE SKIP LOCKED)
+            DELETE FROM pgmq.%1$I WHERE msg_id = ANY (ARRAY(SELECT h.msg_id FROM pgmq.%1$I h WHERE h.msg_id = ANY ($1) FOR UPDATE SKIP LOCKED))
         $f$, pgmq.format_table_name(v_queue, 'q')) USING v_messages;
     END LOOP;
 

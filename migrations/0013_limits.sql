@@ -64,18 +64,20 @@ BEGIN
     LOOP
         EXECUTE format($f$
             WITH over AS (
-                SELECT q.msg_id, CASE
-                    WHEN d.late THEN NULL
-                    WHEN q.vt > clock_timestamp() THEN 'in_progress' ELSE 'enqueued' END AS state
-                FROM pgmq.%1$I q JOIN unnest($1, $2, $3, $4, $5) AS d(id, late, since, enqueued_limit, in_progress_limit) ON d.id = q.msg_id
-                WHERE d.late OR CASE WHEN q.vt > clock_timestamp()
-                    THEN q.last_read_at + d.in_progress_limit ELSE d.since + d.enqueued_limit END <= clock_timestamp()
-                FOR UPDATE OF q SKIP LOCKED
+                SELECT h.* FROM unnest($1, $2, $3, $4, $5) AS d(id, late, since, enqueued_limit, in_progress_limit)
+                CROSS JOIN LATERAL (
+                    SELECT q.msg_id, CASE
+                        WHEN d.late THEN NULL
+                        WHEN q.vt > clock_timestamp() THEN 'in_progress' ELSE 'enqueued' END AS state
+                    FROM pgmq.%1$I q
+                    WHERE q.msg_id = d.id AND (d.late OR CASE WHEN q.vt > clock_timestamp()
+                        THEN q.last_read_at + d.in_progress_limit ELSE d.since + d.enqueued_limit END <= clock_timestamp())
+                    FOR UPDATE SKIP LOCKED) AS h
             ), gone AS (
-                DELETE FROM pgmq.%1$I q USING over o WHERE q.msg_id = o.msg_id RETURNING q.message, o.state
+                DELETE FROM pgmq.%1$I q WHERE q.msg_id = ANY (ARRAY(SELECT o.msg_id FROM over o)) RETURNING q.msg_id, q.message
             )
-            SELECT $6 || array_agg(i.task), $7 || array_agg(i.step), $8 || array_agg(g.state), $9 || array_agg(g.message)
-            FROM gone g, tasker.message_identity(g.message) AS i
+            SELECT $6 || array_agg(i.task), $7 || array_agg(i.step), $8 || array_agg(o.state), $9 || array_agg(g.message)
+            FROM gone g JOIN over o ON o.msg_id = g.msg_id, tasker.message_identity(g.message) AS i
         $f$, pgmq.format_table_name(v_queue, 'q'))
         INTO v_tasks, v_steps, v_states, v_messages
         USING v_ids, v_late, v_since, v_limits, v_runs, v_tasks, v_steps, v_states, v_messages;

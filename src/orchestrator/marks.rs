@@ -8,7 +8,7 @@ use crate::engine::lease::move_marks;
 use crate::error::Result;
 
 /// How long the dead pile up above the marks while there is work.
-const BUSY: Duration = Duration::from_millis(250);
+const BUSY: Duration = Duration::from_millis(100);
 
 pub(super) struct Marks {
     db: Db,

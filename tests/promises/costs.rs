@@ -26,6 +26,15 @@ steps:
   - { name: d, handler: H, depends_on: [c] }
 ";
 
+/// Where [`LEASE`] puts what it leased, and [`COMPLETE`] finds what it completes. Both count their steps.
+const LEASED: &str = "CREATE TEMP TABLE leased OF tasker.leased_step";
+const LEASE: &str = "WITH new AS (INSERT INTO leased SELECT * FROM tasker.lease_steps('here_queue', 0, 500, '1 minute') RETURNING 1)
+    SELECT count(*) FROM new";
+const COMPLETE: &str = "SELECT count(c.counted) FROM (
+    SELECT array_agg(msg_id ORDER BY msg_id) AS ids, array_agg(fence ORDER BY msg_id) AS fences, array_agg(task_id ORDER BY msg_id) AS tasks,
+           array_agg(step ORDER BY msg_id) AS steps, array_agg('null'::text) AS results FROM leased) AS l,
+    tasker.complete_steps('here_queue', 0, l.ids, l.fences, l.tasks, l.steps, l.results, '{}') AS c";
+
 /// What the sessions of this test's database did, as far as they have ended.
 async fn done(world: &World) -> (i64, i64) {
     let rows = "SELECT tup_inserted + tup_updated + tup_deleted FROM pg_stat_database WHERE datname = current_database()";
@@ -112,23 +121,97 @@ async fn a_claim_reads_no_more_rows_when_a_hundred_thousand_tasks_wait() {
         let mut read = Vec::new();
         for more in [250, 24_750] {
             add(&mut connection, more).await;
-            let rows =
-                "SELECT (sum(seq_tup_read) + sum(idx_tup_fetch))::bigint FROM pg_stat_xact_user_tables WHERE relname IN ('tasks', 'steps')";
-            let mut transaction = connection.begin().await.unwrap();
-            let before: i64 = sqlx::query_scalar(rows).fetch_one(&mut *transaction).await.unwrap();
-            let claimed: i64 = sqlx::query_scalar("SELECT sum(claimed) FROM tasker.claim_tasks($1, NULL, 1000, 25)")
-                .bind(world.orchestrator)
-                .fetch_one(&mut *transaction)
-                .await
-                .unwrap();
+            let claim = format!(
+                "SELECT sum(claimed) FROM tasker.claim_tasks({}, NULL, 1000, 25)",
+                world.orchestrator
+            );
+            let (claimed, rows) = rows_read(&mut connection, &claim).await;
             assert_eq!(claimed, 100);
-            let after: i64 = sqlx::query_scalar(rows).fetch_one(&mut *transaction).await.unwrap();
-            transaction.commit().await.unwrap();
-            read.push(after - before);
+            read.push(rows);
         }
         assert!(read[0] >= 100 && read[1] <= read[0] * 3 / 2, "rows read: {read:?}");
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_step_of_a_wide_workflow_reads_no_more_rows_than_its_own() {
+    World::with(async |world| {
+        let roots: Vec<String> = (0..300).map(|n| format!("s{n}")).collect();
+        let mut steps: Vec<Value> = roots.iter().map(|name| json!({ "name": name, "handler": "H" })).collect();
+        steps.push(json!({ "name": "last", "handler": "H", "depends_on": roots }));
+        world
+            .register(&json!({ "name": "wide", "namespace": "here", "steps": steps }).to_string())
+            .await;
+        let mut connection = world.pool.acquire().await.unwrap();
+        connection.execute(tasker::PLANS).await.unwrap();
+        connection.execute("SELECT tasker.create_task('wide', '{}')").await.unwrap();
+        connection.execute(LEASED).await.unwrap();
+        let claim = format!("SELECT * FROM tasker.claim_tasks({}, NULL, 1000, 1)", world.orchestrator);
+        connection.execute(&*claim).await.unwrap();
+        for steps in [300, 1] {
+            let (leased, by_lease) = rows_read(&mut connection, LEASE).await;
+            assert_eq!(leased, steps);
+            let (completed, by_completion) = rows_read(&mut connection, COMPLETE).await;
+            assert_eq!(completed, steps);
+            connection.execute("TRUNCATE leased").await.unwrap();
+            // The last one reads what the 300 before it returned.
+            assert!(by_lease < 2_500, "{by_lease} rows read to lease {steps} steps");
+            assert!(by_completion < 2_500, "{by_completion} rows read to complete {steps} steps");
+        }
+        assert_eq!(world.count("SELECT count(*) FROM tasker.tasks WHERE state = 'complete'").await, 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn renewing_ten_leases_reads_ten_messages() {
+    World::with(async |world| {
+        world.register(LINEAR).await;
+        let mut connection = world.pool.acquire().await.unwrap();
+        connection.execute(tasker::PLANS).await.unwrap();
+        let create = "SELECT count(*) FROM tasker.create_tasks('linear', array_fill('{}'::jsonb, ARRAY[500]))";
+        connection.execute(create).await.unwrap();
+        let claim = format!("SELECT * FROM tasker.claim_tasks({}, NULL, 1000, 500)", world.orchestrator);
+        connection.execute(&*claim).await.unwrap();
+        connection.execute(LEASED).await.unwrap();
+        let (leased, _) = rows_read(&mut connection, LEASE).await;
+        assert_eq!(leased, 500);
+        let renew = "SELECT count(*) FROM (SELECT array_agg(l.msg_id) AS ids, array_agg(l.fence) AS fences FROM (SELECT * FROM leased LIMIT 10) AS l) AS held,
+            tasker.extend_leases('here_queue', held.ids, held.fences, '1 minute')";
+        let (lost, rows) = rows_read(&mut connection, renew).await;
+        assert_eq!(lost, 0);
+        assert!((10..100).contains(&rows), "{rows} rows read");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn reconciliation_reads_the_tasks_it_looks_at_and_no_others() {
+    World::with(async |world| {
+        world.register(LINEAR).await;
+        let mut connection = world.pool.acquire().await.unwrap();
+        connection.execute(tasker::PLANS).await.unwrap();
+        let create = "SELECT count(*) FROM tasker.create_tasks('linear', array_fill('{}'::jsonb, ARRAY[1000]))";
+        connection.execute(create).await.unwrap();
+        let reconcile = "SELECT mended::bigint FROM tasker.reconcile('00000000-0000-0000-0000-000000000000', 10)";
+        let (mended, rows) = rows_read(&mut connection, reconcile).await;
+        assert_eq!(mended, 0);
+        assert!((10..50).contains(&rows), "{rows} rows read");
+    })
+    .await;
+}
+
+/// What a statement counts, and how many rows of ours it read for that.
+async fn rows_read(connection: &mut sqlx::PgConnection, statement: &str) -> (i64, i64) {
+    let rows =
+        "SELECT (sum(seq_tup_read) + sum(idx_tup_fetch))::bigint FROM pg_stat_xact_user_tables WHERE schemaname IN ('tasker', 'pgmq')";
+    let mut transaction = connection.begin().await.unwrap();
+    let before: i64 = sqlx::query_scalar(rows).fetch_one(&mut *transaction).await.unwrap();
+    let counted = sqlx::query_scalar(statement).fetch_one(&mut *transaction).await.unwrap();
+    let after: i64 = sqlx::query_scalar(rows).fetch_one(&mut *transaction).await.unwrap();
+    transaction.commit().await.unwrap();
+    (counted, after - before)
 }
 
 /// One statement as the benchmark's sessions run it; the records, and bytes without full pages, that it wrote to the write-ahead log.
@@ -149,20 +232,16 @@ async fn a_step_writes_no_more_to_the_write_ahead_log_than_its_rows_need() {
         connection.execute(tasker::PLANS).await.unwrap();
         let create = "SELECT count(*) FROM tasker.create_tasks('linear', array_fill('{}'::jsonb, ARRAY[200]))";
         connection.execute(create).await.unwrap();
+        connection.execute(LEASED).await.unwrap();
         let claim = format!("SELECT * FROM tasker.claim_tasks({}, NULL, 1000, 200)", world.orchestrator);
         let (mut records, mut bytes) = logged(&mut connection, &claim).await;
         for _ in 0..4 {
-            let lease = "CREATE TEMP TABLE leased AS SELECT * FROM tasker.lease_steps('here_queue', 0, 200, '1 minute')";
-            let complete =
-                "SELECT count(*) FROM (SELECT array_agg(msg_id ORDER BY msg_id) AS ids, array_agg(fence ORDER BY msg_id) AS fences,
-                array_agg(task_id ORDER BY msg_id) AS tasks, array_agg(step ORDER BY msg_id) AS steps FROM leased) AS l,
-                tasker.complete_steps('here_queue', 0, l.ids, l.fences, l.tasks, l.steps, array_fill('null'::text, ARRAY[200]), '{}')";
-            for statement in [lease, complete] {
+            for statement in [LEASE, COMPLETE] {
                 let (more_records, more_bytes) = logged(&mut connection, statement).await;
                 (records, bytes) = (records + more_records, bytes + more_bytes);
             }
             assert_eq!(world.count("SELECT count(*) FROM pgmq.q_here_queue WHERE read_ct > 0").await, 0);
-            connection.execute("DROP TABLE leased").await.unwrap();
+            connection.execute("TRUNCATE leased").await.unwrap();
         }
         assert_eq!(world.count("SELECT count(*) FROM tasker.tasks WHERE state = 'complete'").await, 200);
         let steps = 800.0;

@@ -9,7 +9,7 @@ use crate::latency::percentiles;
 use crate::site::{Place, Site};
 
 const NAMESPACES: usize = 20;
-const ROUNDS: usize = 200;
+const ROUNDS: usize = 1_000;
 /// Not measured.
 const WARM_UP: usize = 20;
 
@@ -20,10 +20,10 @@ pub(crate) async fn measure(site: &Site, pending: usize) -> Vec<Value> {
     let templates: Vec<String> = (0..NAMESPACES).map(|n| template(n).to_string()).collect();
     let place = site.place(&templates).await;
     add(&place, pending / NAMESPACES).await;
-    sqlx::raw_sql("VACUUM ANALYZE tasker.tasks")
+    sqlx::raw_sql("CHECKPOINT; ANALYZE tasker.tasks")
         .execute(&place.pool)
         .await
-        .expect("vacuums");
+        .expect("prepares");
     let member: i32 = sqlx::query_scalar("SELECT tasker.join_members('orchestrator', 'bench', 'bench', '{}', interval '1 hour')")
         .fetch_one(&place.pool)
         .await

@@ -43,6 +43,11 @@ pub(crate) async fn measure(site: &Site, pending: usize) -> Vec<Value> {
         }
         assert_eq!(claimed, 100);
         add(&place, 100 / NAMESPACES).await;
+        // What an orchestrator does ten times a second.
+        sqlx::raw_sql("SELECT tasker.move_marks()")
+            .execute(&place.pool)
+            .await
+            .expect("moves");
         // The queues stay shallow.
         for n in 0..NAMESPACES {
             sqlx::raw_sql(&format!("DELETE FROM pgmq.q_bench{n}_queue"))

@@ -116,7 +116,8 @@ BEGIN
                 tasker.duration(p_definition -> 'stuck_after' -> 'in_progress'))
         RETURNING tv.id INTO version_id;
         INSERT INTO tasker.template_steps
-        SELECT register_template.version_id, s.step, s.name, p_name, register_template.version, s.handler, s.namespace, s.namespace || '_queue', s.parents, s.children,
+        SELECT register_template.version_id, s.step, s.name, p_name, register_template.version, s.handler, s.namespace, s.namespace || '_queue',
+               s.parents, s.children,
                cardinality(v_sinks) > 1 AND s.children = '{}' OR s.joins,
                s.max_attempts, s.backoff, s.multiplier, s.base_seconds, s.max_seconds, s.jitter, s.retention_days, s.alert_threshold,
                s.transactional, s.timeout_ms, s.config

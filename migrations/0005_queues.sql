@@ -8,7 +8,7 @@ CREATE TYPE tasker.leased_message AS (msg_id bigint, fence int, task uuid, step 
 -- Makes the functions of a queue, or makes them anew:
 --   <queue>_send    sends messages, as pgmq.send_batch does; the first p_room of them are p_worker's from the beginning. Returns their ids.
 --   <queue>_lease   leases the first p_limit visible messages from p_mark on; skips those that another worker is leasing or reporting.
---   <queue>_delete  deletes the messages that are held under these fences. Returns what was passed along with them, and when they were leased.
+--   <queue>_delete  deletes the messages that are held under these fences; the ids are in order. Returns what was passed along with them, and when they were leased.
 --   <queue>_hold    locks the messages that are held under these fences, in order. Returns their ids.
 --   <queue>_extend  renews the leases that are held under these fences, but for what is being reported at this moment: that needs none.
 --                   Returns the ids that are not held.
@@ -64,7 +64,8 @@ DECLARE
             WITH gone AS (
                 DELETE FROM {table} q
                 USING (SELECT * FROM unnest(ids, p_fences, tasks, steps, results) AS u(id, fence, task, step, result) ORDER BY u.id) AS r
-                WHERE q.msg_id = r.id AND q.read_ct = r.fence
+                -- Within their range, in case PostgreSQL believes the queue to be nearly empty, and begins there.
+                WHERE q.msg_id = r.id AND q.read_ct = r.fence AND q.msg_id BETWEEN ids[1] AND ids[cardinality(ids)]
                 RETURNING r.id, r.task, r.step, r.result, q.last_read_at
             )
             SELECT array_agg(g.id), array_agg(g.task), array_agg(g.step), array_agg(g.result), array_agg(g.last_read_at)

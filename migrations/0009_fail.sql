@@ -73,6 +73,7 @@ BEGIN
             DELETE FROM pgmq.%1$I q
             USING (SELECT * FROM unnest($1, $2) AS u(id, fence) ORDER BY u.id) AS r
             WHERE q.msg_id = r.id AND q.read_ct = r.fence
+              AND q.msg_id BETWEEN (SELECT min(u.id) FROM unnest($1) AS u(id)) AND (SELECT max(u.id) FROM unnest($1) AS u(id))
             RETURNING q.msg_id, q.read_ct, q.last_read_at, q.message
         ), verdict AS (
             SELECT gone.*, r.task, r.step, r.error, r.permanent, r.permanent OR s.failures + 1 >= coalesce(s.max_attempts, ts.max_attempts, n.max_attempts) AS dead,

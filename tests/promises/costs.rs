@@ -166,7 +166,7 @@ async fn a_step_of_a_wide_workflow_reads_no_more_rows_than_its_own() {
 }
 
 #[tokio::test]
-async fn renewing_ten_leases_reads_ten_messages() {
+async fn what_is_done_to_ten_of_many_steps_reads_no_others() {
     World::with(async |world| {
         world.register(LINEAR).await;
         let mut connection = world.pool.acquire().await.unwrap();
@@ -179,11 +179,25 @@ async fn renewing_ten_leases_reads_ten_messages() {
         connection.execute(LEASED).await.unwrap();
         let (leased, _) = rows_read(&mut connection, LEASE).await;
         assert_eq!(leased, 500);
-        let renew = "SELECT count(*) FROM (SELECT array_agg(l.msg_id) AS ids, array_agg(l.fence) AS fences FROM (SELECT * FROM leased LIMIT 10) AS l) AS held,
-            tasker.extend_leases('here_queue', held.ids, held.fences, '1 minute')";
-        let (lost, rows) = rows_read(&mut connection, renew).await;
-        assert_eq!(lost, 0);
-        assert!((10..100).contains(&rows), "{rows} rows read");
+        connection.execute("ALTER TABLE leased RENAME TO all_leased").await.unwrap();
+        for (function, arguments, counted) in [
+            ("extend_leases", "l.ids, l.fences, '1 minute'", 0),
+            ("record_progress", "l.ids, l.fences, l.tasks, l.steps, l.progress, l.progress", 0),
+            ("release_steps", "l.ids, l.fences", 1),
+            ("complete_steps", "0, l.ids, l.fences, l.tasks, l.steps, l.results, '{}'", 10),
+            ("fail_steps", "0, l.ids, l.fences, l.tasks, l.steps, l.progress, l.permanent, l.retry_after", 10),
+        ] {
+            let statement = format!(
+                "WITH ten AS (DELETE FROM all_leased WHERE msg_id IN (SELECT msg_id FROM all_leased ORDER BY msg_id DESC LIMIT 10) RETURNING *),
+                      l AS (SELECT array_agg(msg_id) AS ids, array_agg(fence) AS fences, array_agg(task_id) AS tasks, array_agg(step) AS steps,
+                                   array_agg('null'::text) AS results, array_agg('{{}}'::jsonb) AS progress, array_agg(false) AS permanent,
+                                   array_agg(1::float8) AS retry_after FROM (SELECT * FROM ten ORDER BY msg_id) AS t)
+                 SELECT count(*) FROM l, tasker.{function}('here_queue', {arguments})"
+            );
+            let (count, rows) = rows_read(&mut connection, &statement).await;
+            assert_eq!(count, counted, "{function}");
+            assert!((10..250).contains(&rows), "{rows} rows read by {function}");
+        }
     })
     .await;
 }

@@ -60,17 +60,21 @@ DECLARE
         CREATE OR REPLACE FUNCTION tasker.{queue}_delete(
             INOUT ids bigint[], p_fences int[], INOUT tasks uuid[], INOUT steps smallint[], INOUT results text[], OUT started timestamptz[])
         LANGUAGE plpgsql AS $$
+        DECLARE
+            v_places int[];
         BEGIN
+            -- No join, which could begin at the queue: width_bucket says where in the ordered ids a message's own is.
             WITH gone AS (
                 DELETE FROM {table} q
-                USING (SELECT * FROM unnest(ids, p_fences, tasks, steps, results) AS u(id, fence, task, step, result) ORDER BY u.id) AS r
-                -- Within their range, in case PostgreSQL believes the queue to be nearly empty, and begins there.
-                WHERE q.msg_id = r.id AND q.read_ct = r.fence AND q.msg_id BETWEEN ids[1] AND ids[cardinality(ids)]
-                RETURNING r.id, r.task, r.step, r.result, q.last_read_at
+                WHERE q.msg_id = ANY (ids) AND q.read_ct = p_fences[width_bucket(q.msg_id, ids)]
+                RETURNING width_bucket(q.msg_id, ids) AS place, q.last_read_at
             )
-            SELECT array_agg(g.id), array_agg(g.task), array_agg(g.step), array_agg(g.result), array_agg(g.last_read_at)
-            INTO ids, tasks, steps, results, started
-            FROM gone g;
+            SELECT array_agg(g.place ORDER BY g.place), array_agg(g.last_read_at ORDER BY g.place) INTO v_places, started FROM gone g;
+            IF cardinality(v_places) IS DISTINCT FROM cardinality(ids) THEN
+                SELECT array_agg(ids[p.place]), array_agg(tasks[p.place]), array_agg(steps[p.place]), array_agg(results[p.place])
+                INTO ids, tasks, steps, results
+                FROM unnest(v_places) AS p(place);
+            END IF;
         END
         $$;
 

@@ -50,7 +50,7 @@ $$;
 -- Fails steps: in one transaction deletes their messages, records the errors and schedules the retry; or, where the error is permanent or
 -- the attempts are used up, sends the dead letter, marks the step dead and the task blocked or failed. Branches that do not depend on it
 -- go on.
--- Each error is {class, message, backtrace, reason}; retry_after (seconds, may be null) takes the place of the backoff.
+-- The arrays are parallel and in msg_id order. Each error is {class, message, backtrace, reason}; retry_after (seconds, may be null) takes the place of the backoff.
 -- Returns the messages whose report counted; the others were stale and changed nothing.
 -- Locks: the tasks in id order, then messages in order, then steps.
 CREATE FUNCTION tasker.fail_steps(
@@ -71,9 +71,7 @@ BEGIN
     EXECUTE format($f$
         WITH gone AS (
             DELETE FROM pgmq.%1$I q
-            USING (SELECT * FROM unnest($1, $2) AS u(id, fence) ORDER BY u.id) AS r
-            WHERE q.msg_id = r.id AND q.read_ct = r.fence
-              AND q.msg_id BETWEEN (SELECT min(u.id) FROM unnest($1) AS u(id)) AND (SELECT max(u.id) FROM unnest($1) AS u(id))
+            WHERE q.msg_id = ANY ($1) AND q.read_ct = ($2)[width_bucket(q.msg_id, $1)]
             RETURNING q.msg_id, q.read_ct, q.last_read_at, q.message
         ), verdict AS (
             SELECT gone.*, r.task, r.step, r.error, r.permanent, r.permanent OR s.failures + 1 >= coalesce(s.max_attempts, ts.max_attempts, n.max_attempts) AS dead,

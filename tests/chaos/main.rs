@@ -74,7 +74,7 @@ const COMPLETE: &str = "complete_steps(text,integer,bigint[],integer[],uuid[],sm
 fn the_checker_finds_an_engine_without_fences() {
     must_find(Bug {
         function: "make_queue_functions(text)",
-        now: "AND q.read_ct = r.fence",
+        now: "AND q.read_ct = p_fences[width_bucket(q.msg_id, ids)]",
         then: "",
         only_freezes: true,
     });

@@ -20,10 +20,7 @@ pub(crate) async fn measure(site: &Site, pending: usize) -> Vec<Value> {
     let templates: Vec<String> = (0..NAMESPACES).map(|n| template(n).to_string()).collect();
     let place = site.place(&templates).await;
     add(&place, pending / NAMESPACES).await;
-    sqlx::raw_sql("CHECKPOINT; ANALYZE tasker.tasks")
-        .execute(&place.pool)
-        .await
-        .expect("prepares");
+    place.settle().await;
     let member: i32 = sqlx::query_scalar("SELECT tasker.join_members('orchestrator', 'bench', 'bench', '{}', interval '1 hour')")
         .fetch_one(&place.pool)
         .await

@@ -245,6 +245,14 @@ impl Place {
             .expect("tasker serves")
     }
 
+    /// Nothing is left to be written of what was made for a measurement, and PostgreSQL knows how much it is.
+    pub(crate) async fn settle(&self) {
+        sqlx::raw_sql("CHECKPOINT; ANALYZE tasker.tasks")
+            .execute(&self.pool)
+            .await
+            .expect("settles");
+    }
+
     /// Waits until every task is complete. Seconds from the first admission to the last completion.
     pub(crate) async fn drained(&self) -> f64 {
         let mut open = true;

@@ -94,10 +94,7 @@ pub(crate) async fn drain(site: &Site, shape: Shape, language: Language, steps: 
     let place = site.place(&[shape.template()]).await;
     let tasks = steps.div_ceil(shape.steps());
     fill(&place, tasks).await;
-    sqlx::raw_sql("CHECKPOINT; ANALYZE tasker.tasks")
-        .execute(&place.pool)
-        .await
-        .expect("prepares");
+    place.settle().await;
     let before = place.costs().await;
     let crew = place.work(language, 1).await;
     let seconds = place.drained().await;
@@ -153,10 +150,7 @@ pub(crate) async fn with_history(site: &Site, language: Language, tasks: usize) 
         sqlx::raw_sql(statement).execute(&place.pool).await.expect("makes a history");
     }
     fill(&place, tasks).await;
-    sqlx::raw_sql("CHECKPOINT; ANALYZE tasker.tasks")
-        .execute(&place.pool)
-        .await
-        .expect("prepares");
+    place.settle().await;
     let crew = place.work(language, 1).await;
     let seconds = place.drained().await;
     crew.stop().await;

@@ -73,12 +73,12 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
                 if leased > 0 {
                     poll = Duration::from_millis(2);
                 }
+                if leased == limit * calls {
+                    continue;
+                }
                 None
             }
         };
-        if wait.is_none() && leased == limit * calls {
-            continue;
-        }
         tokio::select! {
             () = shared.stop.cancelled() => return,
             () = async {

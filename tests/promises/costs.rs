@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{json, Value};
-use sqlx::{Acquire, Executor};
+use sqlx::pool::PoolConnection;
+use sqlx::{Acquire, Executor, Postgres};
 use tasker::engine::submit::{NewTask, Submitter};
 use tasker::orchestrator::{Orchestrator, OrchestratorConfig};
 use tasker::worker::{Handlers, Worker, WorkerConfig};
@@ -26,8 +27,7 @@ steps:
   - { name: d, handler: H, depends_on: [c] }
 ";
 
-/// Where [`LEASE`] puts what it leased, and [`COMPLETE`] finds what it completes. Both count their steps.
-const LEASED: &str = "CREATE TEMP TABLE leased OF tasker.leased_step";
+/// Leases what waits, and puts it into the session's table; [`COMPLETE`] completes what is there. Both count their steps.
 const LEASE: &str = "WITH new AS (INSERT INTO leased SELECT * FROM tasker.lease_steps('here_queue', 0, 500, '1 minute') RETURNING 1)
     SELECT count(*) FROM new";
 const COMPLETE: &str = "SELECT count(c.counted) FROM (
@@ -103,8 +103,7 @@ async fn a_claim_reads_no_more_rows_when_a_hundred_thousand_tasks_wait() {
         for n in 0..4 {
             world.register(&LINEAR.replace("here", &format!("n{n}"))).await;
         }
-        let mut connection = world.pool.acquire().await.unwrap();
-        connection.execute(tasker::PLANS).await.unwrap();
+        let mut connection = session(world).await;
         let add = async |connection: &mut sqlx::PgConnection, tasks: i32| {
             for n in 0..4 {
                 let priorities = "SELECT array_agg((ARRAY['low', 'normal', 'high', 'urgent'])[1 + i % 4]) FROM generate_series(1, $2) AS i";
@@ -125,7 +124,7 @@ async fn a_claim_reads_no_more_rows_when_a_hundred_thousand_tasks_wait() {
                 "SELECT sum(claimed) FROM tasker.claim_tasks({}, NULL, 1000, 25)",
                 world.orchestrator
             );
-            let (claimed, rows) = rows_read(&mut connection, &claim).await;
+            let (claimed, rows) = rows_read(&mut connection, "relname IN ('tasks', 'steps')", &claim).await;
             assert_eq!(claimed, 100);
             read.push(rows);
         }
@@ -143,17 +142,15 @@ async fn a_step_of_a_wide_workflow_reads_no_more_rows_than_its_own() {
         world
             .register(&json!({ "name": "wide", "namespace": "here", "steps": steps }).to_string())
             .await;
-        let mut connection = world.pool.acquire().await.unwrap();
-        connection.execute(tasker::PLANS).await.unwrap();
+        let mut connection = session(world).await;
         emptied(&mut connection).await;
         connection.execute("SELECT tasker.create_task('wide', '{}')").await.unwrap();
-        connection.execute(LEASED).await.unwrap();
         let claim = format!("SELECT * FROM tasker.claim_tasks({}, NULL, 1000, 1)", world.orchestrator);
         connection.execute(&*claim).await.unwrap();
         for steps in [300, 1] {
-            let (leased, by_lease) = rows_read(&mut connection, LEASE).await;
+            let (leased, by_lease) = rows_read(&mut connection, OURS, LEASE).await;
             assert_eq!(leased, steps);
-            let (completed, by_completion) = rows_read(&mut connection, COMPLETE).await;
+            let (completed, by_completion) = rows_read(&mut connection, OURS, COMPLETE).await;
             assert_eq!(completed, steps);
             connection.execute("TRUNCATE leased").await.unwrap();
             // The last one reads what the 300 before it returned.
@@ -169,15 +166,13 @@ async fn a_step_of_a_wide_workflow_reads_no_more_rows_than_its_own() {
 async fn what_is_done_to_ten_of_many_steps_reads_no_others() {
     World::with(async |world| {
         world.register(LINEAR).await;
-        let mut connection = world.pool.acquire().await.unwrap();
-        connection.execute(tasker::PLANS).await.unwrap();
+        let mut connection = session(world).await;
         emptied(&mut connection).await;
         let create = "SELECT count(*) FROM tasker.create_tasks('linear', array_fill('{}'::jsonb, ARRAY[500]))";
         connection.execute(create).await.unwrap();
         let claim = format!("SELECT * FROM tasker.claim_tasks({}, NULL, 1000, 500)", world.orchestrator);
         connection.execute(&*claim).await.unwrap();
-        connection.execute(LEASED).await.unwrap();
-        let (leased, _) = rows_read(&mut connection, LEASE).await;
+        let (leased, _) = rows_read(&mut connection, OURS, LEASE).await;
         assert_eq!(leased, 500);
         connection.execute("ALTER TABLE leased RENAME TO all_leased").await.unwrap();
         for (function, arguments, counted) in [
@@ -194,7 +189,7 @@ async fn what_is_done_to_ten_of_many_steps_reads_no_others() {
                                    array_agg(1::float8) AS retry_after FROM (SELECT * FROM ten ORDER BY msg_id) AS t)
                  SELECT count(*) FROM l, tasker.{function}('here_queue', {arguments})"
             );
-            let (count, rows) = rows_read(&mut connection, &statement).await;
+            let (count, rows) = rows_read(&mut connection, OURS, &statement).await;
             assert_eq!(count, counted, "{function}");
             assert!((10..250).contains(&rows), "{rows} rows read by {function}");
         }
@@ -206,16 +201,23 @@ async fn what_is_done_to_ten_of_many_steps_reads_no_others() {
 async fn reconciliation_reads_the_tasks_it_looks_at_and_no_others() {
     World::with(async |world| {
         world.register(LINEAR).await;
-        let mut connection = world.pool.acquire().await.unwrap();
-        connection.execute(tasker::PLANS).await.unwrap();
+        let mut connection = session(world).await;
         let create = "SELECT count(*) FROM tasker.create_tasks('linear', array_fill('{}'::jsonb, ARRAY[1000]))";
         connection.execute(create).await.unwrap();
         let reconcile = "SELECT mended::bigint FROM tasker.reconcile('00000000-0000-0000-0000-000000000000', 10)";
-        let (mended, rows) = rows_read(&mut connection, reconcile).await;
+        let (mended, rows) = rows_read(&mut connection, OURS, reconcile).await;
         assert_eq!(mended, 0);
         assert!((10..50).contains(&rows), "{rows} rows read");
     })
     .await;
+}
+
+/// A session as the engine's own are, with a table for what [`LEASE`] leases.
+async fn session(world: &World) -> PoolConnection<Postgres> {
+    let mut connection = world.pool.acquire().await.unwrap();
+    connection.execute(tasker::PLANS).await.unwrap();
+    connection.execute("CREATE TEMP TABLE leased OF tasker.leased_step").await.unwrap();
+    connection
 }
 
 /// PostgreSQL believes that the queue is empty, as it does now and then of one that is emptied as fast as it is filled.
@@ -226,10 +228,12 @@ async fn emptied(connection: &mut sqlx::PgConnection) {
     }
 }
 
-/// What a statement counts, and how many rows of ours it read for that.
-async fn rows_read(connection: &mut sqlx::PgConnection, statement: &str) -> (i64, i64) {
-    let rows =
-        "SELECT (sum(seq_tup_read) + sum(idx_tup_fetch))::bigint FROM pg_stat_xact_user_tables WHERE schemaname IN ('tasker', 'pgmq')";
+/// The tables of tasker and its queues.
+const OURS: &str = "schemaname IN ('tasker', 'pgmq')";
+
+/// What a statement counts, and how many rows of these tables it read for that.
+async fn rows_read(connection: &mut sqlx::PgConnection, tables: &str, statement: &str) -> (i64, i64) {
+    let rows = &format!("SELECT (sum(seq_tup_read) + sum(idx_tup_fetch))::bigint FROM pg_stat_xact_user_tables WHERE {tables}");
     let mut transaction = connection.begin().await.unwrap();
     let before: i64 = sqlx::query_scalar(rows).fetch_one(&mut *transaction).await.unwrap();
     let counted = sqlx::query_scalar(statement).fetch_one(&mut *transaction).await.unwrap();
@@ -252,11 +256,9 @@ async fn logged(connection: &mut sqlx::PgConnection, statement: &str) -> (f64, f
 async fn a_step_writes_no_more_to_the_write_ahead_log_than_its_rows_need() {
     World::with(async |world| {
         world.register(LINEAR).await;
-        let mut connection = world.pool.acquire().await.unwrap();
-        connection.execute(tasker::PLANS).await.unwrap();
+        let mut connection = session(world).await;
         let create = "SELECT count(*) FROM tasker.create_tasks('linear', array_fill('{}'::jsonb, ARRAY[200]))";
         connection.execute(create).await.unwrap();
-        connection.execute(LEASED).await.unwrap();
         let claim = format!("SELECT * FROM tasker.claim_tasks({}, NULL, 1000, 200)", world.orchestrator);
         let (mut records, mut bytes) = logged(&mut connection, &claim).await;
         for _ in 0..4 {

@@ -48,13 +48,13 @@ LANGUAGE sql STABLE ROWS 4 AS $$
     SELECT l.priority::smallint, m.lanes[l.priority] FROM tasker.marks m, generate_series(1, 4) AS l(priority) WHERE m.namespace_id = p_namespace
 $$;
 
--- Claims the first pending tasks of a namespace, and enqueues their root steps: at most p_batch tasks, and no more once those before have
--- p_room roots. p_before: what came in later is left to others.
--- Returns how many it claimed, and what p_taker has taken of their roots (see enqueue_steps).
+-- Claims the first pending tasks of each of these namespaces, and enqueues their root steps: at most p_batch tasks of each, and no more once
+-- those before have as many roots as there is room for (p_rooms, parallel). p_before: what came in later is left to others.
+-- Returns the namespace of each task that it claimed, and what p_taker has taken of their roots (see enqueue_steps).
 -- Locks: as many tasks of each priority, skipping those that somebody else is claiming; then only rows it creates.
 CREATE FUNCTION tasker.admit_tasks(
-    p_namespace smallint, p_member int, p_batch int, p_room int, p_before timestamptz, p_taker tasker.taker DEFAULT NULL,
-    OUT claimed int, OUT taken tasker.leased_message[]
+    p_namespaces smallint[], p_rooms int[], p_member int, p_batch int, p_before timestamptz, p_taker tasker.taker DEFAULT NULL,
+    OUT claimed smallint[], OUT taken tasker.leased_message[]
 )
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -63,26 +63,28 @@ DECLARE
     v_queues text[];
 BEGIN
     WITH first AS (
-        SELECT h.* FROM tasker.lanes(p_namespace) AS l
+        SELECT n.room, h.* FROM unnest(p_namespaces, p_rooms) AS n(namespace, room)
         CROSS JOIN LATERAL (
-            SELECT t.id, t.version_id, t.claim_order FROM tasker.tasks t
-            WHERE t.namespace_id = p_namespace AND t.priority = l.priority AND t.claim_order >= l.mark AND t.created_at <= p_before
-            ORDER BY t.claim_order LIMIT least(p_batch, p_room)
-            FOR UPDATE SKIP LOCKED) AS h
-        ORDER BY h.claim_order LIMIT least(p_batch, p_room)
+            SELECT p.* FROM tasker.lanes(n.namespace) AS l
+            CROSS JOIN LATERAL (
+                SELECT t.id, t.namespace_id, t.version_id, t.claim_order FROM tasker.tasks t
+                WHERE t.namespace_id = n.namespace AND t.priority = l.priority AND t.claim_order >= l.mark AND t.created_at <= p_before
+                ORDER BY t.claim_order LIMIT least(p_batch, n.room)
+                FOR UPDATE SKIP LOCKED) AS p
+            ORDER BY p.claim_order LIMIT least(p_batch, n.room)) AS h
     ), counted AS (
-        SELECT f.id, sum(tv.roots) OVER (ORDER BY f.claim_order, f.id) - tv.roots AS before
+        SELECT f.id, f.room, sum(tv.roots) OVER (PARTITION BY f.namespace_id ORDER BY f.claim_order, f.id) - tv.roots AS before
         FROM first f JOIN tasker.template_versions tv ON tv.id = f.version_id
     ), claim AS (
         UPDATE tasker.tasks t
         SET state = 'running', claim_order = NULL, claimed_by = p_member, started_at = clock_timestamp()
-        FROM counted WHERE t.id = counted.id AND counted.before < p_room
-        RETURNING t.id, t.version_id
+        FROM counted WHERE t.id = counted.id AND counted.before < counted.room
+        RETURNING t.id, t.namespace_id, t.version_id
     )
-    SELECT array_agg(c.id), array_agg(s.step), array_agg(s.queue), count(DISTINCT c.id)
+    SELECT array_agg(c.id), array_agg(s.step), array_agg(s.queue), (SELECT array_agg(namespace_id) FROM claim)
     INTO v_tasks, v_steps, v_queues, claimed
     FROM claim c JOIN tasker.template_steps s ON s.version_id = c.version_id AND s.parents = '{}';
-    IF claimed > 0 THEN
+    IF claimed IS NOT NULL THEN
         taken := tasker.enqueue_steps(v_tasks, v_steps, v_queues, p_taker);
     END IF;
 END
@@ -95,20 +97,23 @@ $$;
 -- p_left: tasks that came in so shortly ago are left to workers that have nothing else to do (see lease_steps).
 -- Returns a row per namespace that has other pending tasks: how many it claimed.
 -- Errors: TK005 when the membership is no longer held.
--- Locks: those of admit_tasks, one namespace after the other.
+-- Locks: those of admit_tasks.
 CREATE FUNCTION tasker.claim_tasks(p_member int, p_namespaces text[], p_target int, p_batch int, p_left interval DEFAULT '0')
 RETURNS TABLE (namespace text, claimed int)
 LANGUAGE plpgsql AS $$
 DECLARE
-    v_namespace tasker.namespaces;
-    v_depth     int;
-    v_before    timestamptz := clock_timestamp() - p_left;
+    v_before     timestamptz := clock_timestamp() - p_left;
+    v_namespace  record;
+    v_depth      int;
+    v_namespaces smallint[];
+    v_rooms      int[];
+    v_claimed    smallint[];
 BEGIN
     IF NOT EXISTS (SELECT 1 FROM tasker.members m WHERE m.id = p_member AND m.left_at IS NULL AND m.lease_until > clock_timestamp()) THEN
         RAISE EXCEPTION 'orchestrator % no longer holds its membership', p_member USING ERRCODE = 'TK005';
     END IF;
     FOR v_namespace IN
-        SELECT n.* FROM tasker.namespaces n
+        SELECT n.id, n.queue, m.message AS mark FROM tasker.namespaces n JOIN tasker.marks m ON m.namespace_id = n.id
         WHERE (p_namespaces IS NULL OR n.name = ANY (p_namespaces))
           AND EXISTS (SELECT FROM tasker.lanes(n.id) AS l, LATERAL (
                   SELECT FROM tasker.tasks t
@@ -116,13 +121,16 @@ BEGIN
                   LIMIT 1) AS h)
         ORDER BY n.id
     LOOP
-        EXECUTE format('SELECT tasker.%I($1, $2)', v_namespace.queue || '_depth')
-        INTO v_depth USING (SELECT m.message FROM tasker.marks m WHERE m.namespace_id = v_namespace.id), p_target;
-        claimed := CASE WHEN v_depth < p_target
-                   THEN (tasker.admit_tasks(v_namespace.id, p_member, p_batch, p_target - v_depth, v_before)).claimed ELSE 0 END;
-        namespace := v_namespace.name;
-        RETURN NEXT;
+        EXECUTE format('SELECT tasker.%I($1, $2)', v_namespace.queue || '_depth') INTO v_depth USING v_namespace.mark, p_target;
+        v_namespaces := v_namespaces || v_namespace.id;
+        v_rooms := v_rooms || p_target - v_depth;
     END LOOP;
+    IF 0 < ANY (v_rooms) THEN
+        v_claimed := (tasker.admit_tasks(v_namespaces, v_rooms, p_member, p_batch, v_before)).claimed;
+    END IF;
+    RETURN QUERY
+    SELECT n.name, (SELECT count(*)::int FROM unnest(v_claimed) AS c(id) WHERE c.id = n.id)
+    FROM tasker.namespaces n WHERE n.id = ANY (v_namespaces);
 END
 $$;
 

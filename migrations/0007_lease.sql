@@ -71,7 +71,8 @@ BEGIN
     IF v_room > 0 AND EXISTS (
         SELECT FROM tasker.members m WHERE m.id = p_worker AND m.left_at IS NULL AND m.lease_until > clock_timestamp())
     THEN
-        v_leased := (tasker.admit_tasks(v_namespace, p_worker, v_room, v_room, 'infinity', ROW(p_queue, p_worker, v_room, p_lease))).taken;
+        v_leased := (tasker.admit_tasks(
+            ARRAY[v_namespace], ARRAY[v_room], p_worker, v_room, 'infinity', ROW(p_queue, p_worker, v_room, p_lease))).taken;
         RETURN QUERY SELECT * FROM tasker.leased_steps(v_leased);
     END IF;
 END

@@ -32,6 +32,8 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
     let config = &shared.config;
     let mut backoff = Backoff::default();
     let mut poll = config.poll;
+    // One lease finds what little there is; more at once only add to what it waits for.
+    let mut concurrency = 1;
     let concerns = |on: &str, payload: &str| match on {
         channel::STEPS => payload == name,
         channel::TASKS => name.strip_suffix("_queue") == Some(payload),
@@ -45,7 +47,7 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
             () = tokio::time::sleep(Duration::from_secs(5)) => { beat.beat(); continue }
         };
         let limit = room.min(config.batch);
-        let calls = (room / limit).min(CONCURRENT_LEASES);
+        let calls = (room / limit).min(concurrency);
         let asked = Instant::now();
         // Not cancelled by `stop`: what was leased must reach the buffer, to be handed back from there.
         let lease = |_| lease_steps(&shared.db, name, shared.membership.id(), limit as i32, config.lease);
@@ -74,8 +76,10 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
                     poll = Duration::from_millis(2);
                 }
                 if leased == limit * calls {
+                    concurrency = CONCURRENT_LEASES;
                     continue;
                 }
+                concurrency = 1;
                 None
             }
         };

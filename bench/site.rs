@@ -193,7 +193,7 @@ impl Place {
                 .await
                 .expect("asks");
         }
-        let db = Db::connect(&self.url, 5).await.expect("connects");
+        let db = Db::connect(&self.url, 6).await.expect("connects");
         let orchestrator = Orchestrator::start(&db, OrchestratorConfig::default())
             .await
             .expect("the orchestrator starts");
@@ -205,7 +205,7 @@ impl Place {
             namespaces: vec![NAMESPACE.into()],
             ..WorkerConfig::default()
         };
-        let db = Db::connect(&self.url, 5).await.expect("connects");
+        let db = Db::connect(&self.url, 6).await.expect("connects");
         let worker = Arc::new(Worker::start(&db, config).await.expect("the worker starts"));
         worker.handle_with(Handlers::default().with("Noop", |_| async { Ok(json!(now())) }));
         Hand::Rust(worker)

@@ -4,12 +4,14 @@ require_relative "tasker_core/version"
 require_relative "tasker_core/errors"
 require "tasker_core/tasker_core" # the native extension
 require_relative "tasker_core/configuration"
+require_relative "tasker_core/instrumentation"
 require_relative "tasker_core/step_handler"
 require_relative "tasker_core/workflow"
 require_relative "tasker_core/client"
 require_relative "tasker_core/task"
 require_relative "tasker_core/dlq"
 require_relative "tasker_core/worker"
+require_relative "tasker_core/local"
 require_relative "tasker_core/railtie" if defined?(Rails::Railtie)
 
 # Workflows for Ruby, on nothing but PostgreSQL.
@@ -32,7 +34,10 @@ module TaskerCore
     # @return [void]
     def configure
       yield configuration
-      @lock.synchronize { @client = nil }
+      @lock.synchronize do
+        @client = nil
+        @configured = true
+      end
     end
 
     # This process's client: connected on first use, and anew in a forked child.
@@ -81,13 +86,26 @@ module TaskerCore
     # @return [Hash{String => String}] their statuses by id, in one query; ids that do not exist are left out
     def statuses(tasks) = client.statuses(tasks)
 
-    # Whether this process works: the database answers and, where a worker runs here, all of its threads are alive and its loops beat.
-    # Never raises. As a probe: +exit(TaskerCore.healthy?)+; note that +exit 0 if TaskerCore.healthy?+ exits with 0 even when it is not.
+    # Whether it works, for liveness probes (see {.health}). Never raises. As a probe: +exit(TaskerCore.healthy?)+; note that
+    # +exit 0 if TaskerCore.healthy?+, as often written, exits with 0 even when it is not.
     # @return [Boolean]
-    def healthy?
-      client.answers?(timeout: 2) && (Worker.current.nil? || Worker.current.healthy?)
-    rescue Error
-      false
+    def healthy? = health.fetch(:healthy)
+
+    # How it is. In a worker, in Rails, and in any process that has configured or used this library, of that process: its loops come round,
+    # its memory is under the limit, and the database has not been away for longer than TASKER_DATABASE_GRACE (default +5m+). In any other,
+    # such as an exec probe, of the workers that run in the same container, found by their sockets in TASKER_RUN_DIR: that there is one, and
+    # that all of them answer in time and are healthy. Never raises.
+    # @return [Hash{Symbol => Object}] +:healthy+, +:failed+ (what has failed, in words), and what else is known
+    def health
+      return Worker.current.health if Worker.current&.own?
+
+      takes_part? ? client.health : Local.health
+    rescue Error => e
+      { healthy: false, failed: [e.message] }
     end
+
+    private
+
+    def takes_part? = @configured || !@client.nil? || (defined?(Rails.application) && !Rails.application.nil?)
   end
 end

@@ -12,8 +12,20 @@ CREATE TABLE tasker.members (
     heartbeat_at timestamptz NOT NULL DEFAULT now(),
     lease_until  timestamptz NOT NULL,
     -- set by a clean leave, or by whoever notices that the lease ran out
-    left_at      timestamptz
+    left_at      timestamptz,
+    -- what it last said of itself: memory, connections, room
+    report       jsonb
 ) WITH (fillfactor = 50);
+
+-- What workers did, every ten seconds: for rates, not for accounts. What a killed worker did since its last heartbeat is missing.
+CREATE TABLE tasker.activity (
+    at           timestamptz,
+    namespace_id smallint REFERENCES tasker.namespaces,
+    member       int,
+    completed    bigint NOT NULL,
+    failed       bigint NOT NULL,
+    PRIMARY KEY (at, namespace_id, member)
+);
 
 CREATE FUNCTION tasker.join_members(p_kind text, p_name text, p_version text, p_namespaces text[], p_lease interval) RETURNS int
 LANGUAGE sql AS $$
@@ -22,15 +34,28 @@ LANGUAGE sql AS $$
     RETURNING id
 $$;
 
+-- Renews a membership, and takes down what the member says of itself, and did since it last said so:
+-- p_activity is {namespace: {completed, failed}}.
 -- False: the membership was lost; nothing was renewed.
-CREATE FUNCTION tasker.renew_membership(p_id int, p_lease interval) RETURNS boolean
+CREATE FUNCTION tasker.renew_membership(p_id int, p_lease interval, p_report jsonb DEFAULT NULL, p_activity jsonb DEFAULT NULL) RETURNS boolean
 LANGUAGE sql AS $$
     WITH renewed AS (
-        UPDATE tasker.members SET heartbeat_at = clock_timestamp(), lease_until = clock_timestamp() + p_lease
+        UPDATE tasker.members SET heartbeat_at = clock_timestamp(), lease_until = clock_timestamp() + p_lease, report = coalesce(p_report, report)
         WHERE id = p_id AND left_at IS NULL AND lease_until > clock_timestamp()
-        RETURNING 1
+        RETURNING id
+    ), noted AS (
+        INSERT INTO tasker.activity AS a (at, namespace_id, member, completed, failed)
+        SELECT date_bin('10 s', clock_timestamp(), 'epoch'), n.id, r.id, (e.value ->> 'completed')::bigint, (e.value ->> 'failed')::bigint
+        FROM renewed r, jsonb_each(p_activity) AS e JOIN tasker.namespaces n ON n.name = e.key
+        ON CONFLICT (at, namespace_id, member) DO UPDATE SET completed = a.completed + excluded.completed, failed = a.failed + excluded.failed
     )
     SELECT EXISTS (SELECT 1 FROM renewed)
+$$;
+
+-- Nobody asks for rates over more than fifteen minutes.
+CREATE FUNCTION tasker.forget_activity() RETURNS void
+LANGUAGE sql AS $$
+    DELETE FROM tasker.activity WHERE at < clock_timestamp() - interval '20 minutes'
 $$;
 
 CREATE FUNCTION tasker.leave_members(p_id int) RETURNS void

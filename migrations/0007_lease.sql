@@ -14,7 +14,7 @@ $$;
 CREATE TYPE tasker.leased_step AS (
     msg_id bigint, fence int, task_id uuid, step smallint, name text, handler text, template text, version text,
     attempt int, max_attempts int, crashes int, kills int, timeout_ms bigint, input text, config text, results text, trace text,
-    checkpoint text, transactional boolean, shared boolean
+    checkpoint text, transactional boolean, shared boolean, waited float8
 );
 
 -- The steps behind leased messages, as their handlers need them. A message that no runnable step's row stands behind is left out.
@@ -30,7 +30,8 @@ LANGUAGE sql STABLE AS $$
                FROM tasker.template_steps pts
                CROSS JOIN LATERAL (SELECT * FROM tasker.steps WHERE task_id = m.task AND step = pts.step OFFSET 0) AS ps
                WHERE pts.version_id = t.version_id AND pts.step = ANY (ts.parents)) END,
-           t.trace::text, s.checkpoint::text, ts.transactional, ts.shared
+           t.trace::text, s.checkpoint::text, ts.transactional, ts.shared,
+           extract(epoch FROM clock_timestamp() - s.enqueued_at)::float8
     FROM unnest(p_messages) AS m
     -- OFFSET 0: each row by its whole key, whatever the planner believes of the sizes of these tables.
     CROSS JOIN LATERAL (SELECT * FROM tasker.steps WHERE task_id = m.task AND step = m.step OFFSET 0) AS s

@@ -1,9 +1,16 @@
 -- Completion: where a result lands, the task advances. No second queue, no orchestrator between two steps.
 
+-- Tasks of one template that are complete now, and how long each took since it was created, in seconds.
+CREATE TYPE tasker.finished_tasks AS (namespace text, template text, seconds float8[]);
+
 -- Steps have just become complete or skipped: finalises the tasks that are done, and enqueues the dependents that are now ready.
--- A failed task's other branches still finish, but it stays failed. Returns what p_taker has taken of them (see enqueue_steps).
+-- A failed task's other branches still finish, but it stays failed. Returns what p_taker has taken of the dependents (see enqueue_steps), and the
+-- tasks that are done.
 -- Locks: the caller's (see complete_steps).
-CREATE FUNCTION tasker.advance_tasks(p_tasks uuid[], p_steps smallint[], p_taker tasker.taker DEFAULT NULL) RETURNS tasker.leased_message[]
+CREATE FUNCTION tasker.advance_tasks(
+    p_tasks uuid[], p_steps smallint[], p_taker tasker.taker DEFAULT NULL,
+    OUT taken tasker.leased_message[], OUT done tasker.finished_tasks[]
+)
 LANGUAGE plpgsql AS $$
 DECLARE
     v_tasks  uuid[];
@@ -23,11 +30,15 @@ BEGIN
           AND (cardinality(last.sinks) = 1 OR cardinality(last.sinks) = (
               SELECT count(*) FROM tasker.steps s
               WHERE s.task_id = t.id AND s.step = ANY (last.sinks) AND s.state IN ('complete', 'skipped')))
+        RETURNING t.template_id, extract(epoch FROM t.finished_at - t.created_at)::float8 AS seconds
     ), child AS (
         SELECT DISTINCT f.task, c.step, f.version_id FROM finished f CROSS JOIN unnest(f.children) AS c(step)
     )
-    SELECT array_agg(ready.task), array_agg(ready.step), array_agg(ready.queue)
-    INTO v_tasks, v_steps, v_queues
+    SELECT array_agg(ready.task), array_agg(ready.step), array_agg(ready.queue), (
+        SELECT array_agg(ROW((SELECT n.name FROM tasker.namespaces n WHERE n.id = tp.namespace_id), tp.name, f.seconds)::tasker.finished_tasks)
+        FROM (SELECT template_id, array_agg(seconds) AS seconds FROM finalised GROUP BY template_id) AS f
+        CROSS JOIN LATERAL (SELECT * FROM tasker.templates WHERE id = f.template_id OFFSET 0) AS tp)
+    INTO v_tasks, v_steps, v_queues, done
     FROM (
         SELECT child.task, child.step, cs.queue
         FROM child
@@ -37,14 +48,16 @@ BEGIN
             WHERE s.task_id = child.task AND s.step = ANY (cs.parents) AND s.state IN ('complete', 'skipped'))
         ORDER BY child.task, child.step) AS ready;
 
-    RETURN CASE WHEN v_tasks IS NOT NULL THEN tasker.enqueue_steps(v_tasks, v_steps, v_queues, p_taker) END;
+    IF v_tasks IS NOT NULL THEN
+        taken := tasker.enqueue_steps(v_tasks, v_steps, v_queues, p_taker);
+    END IF;
 END
 $$;
 
 -- Completes steps: in one transaction deletes their messages, records their results, enqueues the dependents that are now ready and
 -- finalises the tasks that are done. Returns the messages whose report counted (the others were stale and changed nothing), and
 -- the steps that the worker has leased by the same call: at most p_room of those that are ready now in this queue, and none when
--- others wait there, which would be overtaken.
+-- others wait there, which would be overtaken; and the tasks that are done. Each row is one of these.
 -- The arrays are parallel and in msg_id order: (message, fence, task, step, result).
 -- p_shared: the tasks of which a step's siblings could decide the same thing (leased_step.shared); more are right, too.
 -- Locks: first, in id order, p_shared; then messages in order; then steps. The update that finalises a task with a single last step comes last without having locked it first: no other
@@ -52,7 +65,7 @@ $$;
 CREATE FUNCTION tasker.complete_steps(
     p_queue text, p_worker int, p_ids bigint[], p_fences int[], p_tasks uuid[], p_steps smallint[], p_results text[],
     p_shared uuid[], p_room int DEFAULT 0, p_lease interval DEFAULT NULL
-) RETURNS TABLE (counted bigint, next tasker.leased_step)
+) RETURNS TABLE (counted bigint, next tasker.leased_step, done tasker.finished_tasks)
 LANGUAGE plpgsql AS $$
 DECLARE
     v_ids     bigint[];
@@ -61,6 +74,7 @@ DECLARE
     v_results text[];
     v_started timestamptz[];
     v_taken   tasker.leased_message[];
+    v_done    tasker.finished_tasks[];
     v_waits   boolean;
 BEGIN
     IF p_shared <> '{}' THEN
@@ -89,10 +103,14 @@ BEGIN
     IF p_room > 0 THEN
         EXECUTE format('SELECT tasker.%I($1)', p_queue || '_waits') INTO v_waits USING p_ids[cardinality(p_ids)];
     END IF;
-    v_taken := tasker.advance_tasks(v_tasks, v_steps, ROW(p_queue, p_worker, CASE WHEN v_waits THEN 0 ELSE p_room END, p_lease));
-    RETURN QUERY SELECT unnest(v_ids), NULL::tasker.leased_step;
+    SELECT a.taken, a.done INTO v_taken, v_done
+    FROM tasker.advance_tasks(v_tasks, v_steps, ROW(p_queue, p_worker, CASE WHEN v_waits THEN 0 ELSE p_room END, p_lease)) AS a;
+    RETURN QUERY SELECT unnest(v_ids), NULL::tasker.leased_step, NULL::tasker.finished_tasks;
     IF v_taken IS NOT NULL THEN
-        RETURN QUERY SELECT NULL::bigint, l FROM tasker.leased_steps(v_taken) AS l;
+        RETURN QUERY SELECT NULL::bigint, l, NULL::tasker.finished_tasks FROM tasker.leased_steps(v_taken) AS l;
+    END IF;
+    IF v_done IS NOT NULL THEN
+        RETURN QUERY SELECT NULL::bigint, NULL::tasker.leased_step, d FROM unnest(v_done) AS d;
     END IF;
 END
 $$;

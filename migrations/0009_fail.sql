@@ -51,15 +51,17 @@ $$;
 -- the attempts are used up, sends the dead letter, marks the step dead and the task blocked or failed. Branches that do not depend on it
 -- go on.
 -- The arrays are parallel and in msg_id order. Each error is {class, message, backtrace, reason}; retry_after (seconds, may be null) takes the place of the backoff.
--- Returns the messages whose report counted; the others were stale and changed nothing.
+-- Returns the messages whose report counted, and what has become of their steps; the others were stale and changed nothing.
 -- Locks: the tasks in id order, then messages in order, then steps.
 CREATE FUNCTION tasker.fail_steps(
     p_queue text, p_worker int, p_ids bigint[], p_fences int[], p_tasks uuid[], p_steps smallint[],
     p_errors jsonb[], p_permanent boolean[], p_retry_after float8[]
-) RETURNS SETOF bigint
+) RETURNS TABLE (counted bigint, state tasker.step_state)
 LANGUAGE plpgsql AS $$
+#variable_conflict use_column
 DECLARE
     v_ids      bigint[];
+    v_states   tasker.step_state[];
     v_tasks    uuid[];
     v_steps    smallint[];
     v_reasons  text[];
@@ -98,7 +100,7 @@ BEGIN
             RETURNING s.msg_id, s.task_id, s.step, s.state, v.message,
                       coalesce(v.error ->> 'reason', CASE WHEN v.permanent THEN 'permanent_error' ELSE 'attempts_exhausted' END) AS reason
         )
-        SELECT array_agg(f.msg_id),
+        SELECT array_agg(f.msg_id), array_agg(f.state),
                count(*) FILTER (WHERE f.state = 'waiting_retry'),
                array_agg(f.task_id) FILTER (WHERE f.state = 'dead'),
                array_agg(f.step) FILTER (WHERE f.state = 'dead'),
@@ -106,7 +108,7 @@ BEGIN
                array_agg(f.message) FILTER (WHERE f.state = 'dead')
         FROM failed f
     $f$, pgmq.format_table_name(p_queue, 'q'))
-    INTO v_ids, v_retrying, v_tasks, v_steps, v_reasons, v_messages
+    INTO v_ids, v_states, v_retrying, v_tasks, v_steps, v_reasons, v_messages
     USING p_ids, p_fences, p_tasks, p_steps, p_errors, p_permanent, p_retry_after, p_worker;
 
     IF coalesce(cardinality(v_ids), 0) < cardinality(p_ids) THEN
@@ -118,6 +120,6 @@ BEGIN
     IF v_retrying > 0 THEN
         PERFORM tasker.notify('tasker_retries', '');
     END IF;
-    RETURN QUERY SELECT unnest(v_ids);
+    RETURN QUERY SELECT * FROM unnest(v_ids, v_states);
 END
 $$;

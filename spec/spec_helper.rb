@@ -11,6 +11,9 @@ require_relative "support/database"
 require_relative "support/processes"
 require_relative "support/workflows"
 
+# Probes of this suite find its own workers only.
+ENV["TASKER_RUN_DIR"] = Dir.mktmpdir
+
 RSpec.configure do |config|
   config.disable_monkey_patching!
   config.expect_with(:rspec) { |expectations| expectations.syntax = :expect }

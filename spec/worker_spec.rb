@@ -184,24 +184,4 @@ RSpec.describe TaskerCore::Worker do
     expect { described_class.new(namespaces: ["n"], threads: 0).start }.to raise_error(TaskerCore::ConfigurationError, /1 to 10,000/)
     expect { described_class.new(namespaces: ["Team A"]).start }.to raise_error(TaskerCore::Error)
   end
-
-  describe "TaskerCore.healthy?" do
-    it "is true while the database answers and the worker's threads live" do
-      handler("Work") { nil }
-      workflow { step :work, "Work" }
-      expect(TaskerCore).to be_healthy
-      working do |worker|
-        expect(TaskerCore).to be_healthy
-        worker.instance_variable_get(:@supervisor).kill.join
-        expect(TaskerCore).not_to be_healthy
-      end
-      expect(TaskerCore).to be_healthy
-    end
-
-    it "is false when the database is away, in time" do
-      output, code = run(RbConfig.ruby, "-I", File.join(Processes::ROOT, "lib"), "-rtasker_core", "-e", "exit TaskerCore.healthy?",
-                         environment: { "DATABASE_URL" => "postgres://nobody:x@127.0.0.1:1/x" })
-      expect([output, code]).to eq(["", 1])
-    end
-  end
 end

@@ -5,6 +5,7 @@
 
 mod dev;
 mod dlq;
+mod health;
 mod namespace;
 mod serve;
 mod task;
@@ -33,6 +34,8 @@ enum Command {
     Serve(serve::Serve),
     /// Create or bring up to date the schema in the database
     Migrate(Connection),
+    /// Ask the orchestrators and workers of this host how they are; exits with 1 unless all that are asked are well
+    Health(health::Health),
     /// Create, show, list, watch and cancel tasks
     #[command(subcommand)]
     Task(task::Task),
@@ -66,7 +69,7 @@ struct Connection {
 impl Connection {
     /// For a command that does one thing after the other.
     async fn open(&self) -> Result<Db> {
-        self.open_with(3).await
+        self.open_with(4).await
     }
 
     async fn open_with(&self, max_connections: u32) -> Result<Db> {
@@ -103,6 +106,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> i32 {
                 Ok(0)
             }
             Command::Task(task) => task.run().await,
+            Command::Health(health) => Ok(health.run()),
             Command::Dlq(dlq) => dlq.run().await,
             Command::Namespace(namespace) => namespace.run().await,
             Command::Template(template) => template.run().await,

@@ -6,18 +6,22 @@ mod wake;
 pub(crate) use wake::{channel, wait, Wake};
 
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection, Executor, PgPool};
 use tokio_util::sync::CancellationToken;
 
-use bounded::Bounded;
+use bounded::{Bounded, Waits};
 
 use crate::error::{Error, Result};
 
 /// How long to wait for a connection.
 const ACQUIRE: Duration = Duration::from_secs(10);
+
+/// How long a call can take, from wanting a connection to giving up on an answer.
+pub(crate) const LONGEST_CALL: Duration = Duration::from_secs(30);
 
 /// What bounds every session on the server's side: a peer that is cut off holds its locks for seconds, not for the hours that TCP allows.
 const BOUNDS: &str = "
@@ -68,8 +72,11 @@ fn pool(options: &PgConnectOptions, connections: u32) -> PgPool {
         .connect_lazy_with(options.clone())
 }
 
-/// How many connections are kept apart from the pool: one for upkeep, one to LISTEN.
-const APART: u32 = 2;
+/// How many connections are kept apart from the pool: one for upkeep, one for probes, one to LISTEN.
+const APART: u32 = 3;
+
+/// After a call had to wait too long for a connection, the pool is too small for that long.
+const PRESSED: Duration = Duration::from_secs(10);
 
 /// How many connections of a pool are there, and how many of them wait for work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -87,13 +94,15 @@ pub struct PoolUse {
 /// # How many
 ///
 /// Each queue of a worker keeps at most three busy, however many handlers it runs: one leases, two commit reports. An orchestrator's
-/// loops are short, and three connections serve them all. Two more are kept apart: one for heartbeats and probes, which must not wait while
-/// all the others are in use, and one to LISTEN. So an orchestrator wants 5, and a worker 2 + 3 × its queues; with fewer, from 3 on, work
-/// waits for its turn, for 10 s at most. PostgreSQL must allow the sum over all processes (`max_connections`).
+/// loops are short, and three connections serve them all. Three more are kept apart, because they must not wait while all the others are in
+/// use: one for heartbeats, one for probes (made when the first of them comes), and one to LISTEN. So an orchestrator wants 6, and a worker
+/// 3 + 3 × its queues; with fewer, from 4 on, work waits for its turn, for 10 s at most. PostgreSQL must allow the sum over all processes (`max_connections`).
 #[derive(Debug, Clone)]
 pub struct Db {
     pool: PgPool,
     upkeep: PgPool,
+    probes: PgPool,
+    waits: Arc<Waits>,
     options: PgConnectOptions,
     closing: CancellationToken,
     target: String,
@@ -102,7 +111,7 @@ pub struct Db {
 impl Db {
     /// Connects, and proves it with one connection.
     ///
-    /// `url` is `postgres://user:password@host:port/database`; `max_connections`, at least 3, is never exceeded while one orchestrator
+    /// `url` is `postgres://user:password@host:port/database`; `max_connections`, at least 4, is never exceeded while one orchestrator
     /// or one worker runs on it. Errors: [`Error::Config`] for a URL that cannot be read or too few connections, [`Error::Unreachable`]
     /// when there is no answer within 10 s or a refusal.
     pub async fn connect(url: &str, max_connections: u32) -> Result<Db> {
@@ -116,7 +125,7 @@ impl Db {
         }
         if max_connections <= APART {
             return Err(Error::Config(format!(
-                "{max_connections} database connections are too few: expected at least {}, one of them for heartbeats and one to LISTEN",
+                "{max_connections} database connections are too few: expected at least {}, one of them for heartbeats, one for probes and one to LISTEN",
                 APART + 1
             )));
         }
@@ -158,6 +167,8 @@ impl Db {
         Ok(Db {
             pool: pool(&options, max_connections - APART),
             upkeep: pool(&options, 1),
+            probes: pool(&options, 1),
+            waits: Arc::default(),
             options,
             closing: CancellationToken::new(),
             target,
@@ -166,12 +177,26 @@ impl Db {
 
     /// The pool, for [`crate::engine`]: no call through it waits for ever.
     pub(crate) fn pool(&self) -> Bounded<'_> {
-        Bounded(&self.pool)
+        self.bounded(&self.pool)
     }
 
     /// The same for heartbeats, on the connection that is kept for them.
     pub(crate) fn upkeep(&self) -> Bounded<'_> {
-        Bounded(&self.upkeep)
+        self.bounded(&self.upkeep)
+    }
+
+    /// The same for probes.
+    pub(crate) fn probes(&self) -> Bounded<'_> {
+        self.bounded(&self.probes)
+    }
+
+    fn bounded<'p>(&'p self, pool: &'p PgPool) -> Bounded<'p> {
+        Bounded { pool, waits: &self.waits }
+    }
+
+    /// Whether a call had to wait too long for a connection, within the last 10 s.
+    pub(crate) fn is_pressed(&self) -> bool {
+        self.waits.were_long(PRESSED)
     }
 
     /// How much of the pool is in use.
@@ -193,21 +218,13 @@ impl Db {
         self.closing.cancel();
         let all = async {
             // Twice, because sqlx forgets a connection that comes back while it waits for the last one.
-            for pool in [&self.upkeep, &self.pool, &self.upkeep, &self.pool] {
+            for pool in [&self.probes, &self.upkeep, &self.pool, &self.probes, &self.upkeep, &self.pool] {
                 pool.close().await;
             }
         };
         if tokio::time::timeout(ACQUIRE, all).await.is_err() {
             tracing::warn!(database = self.target, "connections to the database could not be closed in time");
         }
-    }
-
-    /// Whether the database answers within `timeout`.
-    pub async fn answers(&self, timeout: Duration) -> bool {
-        matches!(
-            tokio::time::timeout(timeout, sqlx::query("SELECT 1").execute(self.upkeep())).await,
-            Ok(Ok(_))
-        )
     }
 
     /// Installs pgmq where it is missing and brings the schema `tasker` up to this binary's version. Safe to run from many processes
@@ -253,13 +270,9 @@ impl Db {
 
     /// Errors with [`Error::NotMigrated`] unless the schema is the one this binary was built with.
     pub async fn check_schema(&self) -> Result<()> {
-        let applied: i64 = match sqlx::query_scalar("SELECT max(version) FROM tasker._sqlx_migrations WHERE success")
-            .fetch_one(&self.pool)
-            .await
-        {
-            Ok(version) => version,
-            Err(error) => return Err(error.into()),
-        };
+        let applied: i64 = sqlx::query_scalar("SELECT max(version) FROM tasker._sqlx_migrations WHERE success")
+            .fetch_one(self.upkeep())
+            .await?;
         let needed = MIGRATIONS.iter().map(|m| m.version).max().unwrap_or_default();
         if applied < needed {
             return Err(Error::NotMigrated(format!(

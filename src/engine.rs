@@ -1,7 +1,7 @@
 //! The verbs of the engine, each a thin, batched call of the SQL function that does the work in one transaction (`migrations/`).
 //!
 //! Read them in the order in which a task meets them: [`register`], [`submit`], [`claim`], [`lease`], [`complete`] or [`fail`],
-//! [`dead_letters`], [`cancel`], [`read`]; [`member`] is who does it, and [`reconcile`] what looks after it all.
+//! [`dead_letters`], [`cancel`], [`read`]; [`member`] is who does it, and [`reconcile`] what looks after it all. The fleet as a whole is in `fleet`.
 
 pub(crate) mod alerts;
 pub mod cancel;
@@ -9,6 +9,7 @@ pub mod claim;
 pub mod complete;
 pub mod dead_letters;
 pub mod fail;
+pub(crate) mod fleet;
 mod input;
 pub mod lease;
 pub mod member;

@@ -1,79 +1,264 @@
-//! Liveness: every loop beats, and one that has not beaten within its bound is named.
+//! Health: what a process says of itself, and of the fleet, to those who ask. Three levels:
+//!
+//! - **live**: does it work, or must it be started again? Its loops beat, its memory is under the limit, and the database has not been away
+//!   for longer than a grace: a database that is away is not mended by starting all workers again at once.
+//! - **ready**: should it be given work now? The database answers and has the schema that this program needs, the queues can be worked with,
+//!   calls do not wait for connections, and it is not shutting down.
+//! - **detailed**: what an operator wants to know of it and of the fleet.
+//!
+//! Each answers in bounded time, whatever the database does, on a connection of its own; and however many ask at once, the
+//! database is asked once a second at most.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+mod beats;
+mod database;
+mod fresh;
+pub mod local;
+mod memory;
+mod reports;
 
-/// The beats of one process's loops. Cheap to clone.
+pub use beats::{Beat, Beats};
+pub use memory::Memory;
+pub use reports::{Live, Ready};
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::{json, Value};
+use sha2::{Digest, Sha256};
+use tokio_util::sync::CancellationToken;
+
+use crate::db::Db;
+use crate::engine::fleet;
+use crate::engine::member::{Kind, Membership};
+use crate::error::{Error, Result};
+use crate::telemetry;
+use database::Database;
+use fresh::Fresh;
+
+/// How long a question to the database may take, of those that are not about the process alone: less than the second that Kubernetes waits.
+const PATIENCE: Duration = Duration::from_millis(800);
+
+/// The options of health checks, each with its default.
 #[derive(Debug, Clone)]
-pub struct Beats {
-    started: Instant,
-    loops: Arc<Mutex<Vec<Arc<Loop>>>>,
+pub struct HealthConfig {
+    /// How long the database may be away before the process is not live any more. Default 5 minutes.
+    pub database_grace: Duration,
+    /// How many bytes of memory the process may use; beside its cgroup's limit, if that is less. Default none.
+    pub memory_limit: Option<u64>,
 }
 
-#[derive(Debug)]
-struct Loop {
-    name: String,
-    bound: Duration,
-    last: AtomicU64,
-}
-
-/// One loop's own end: it beats once a cycle. Dropping it (the loop ended) takes the loop off the list.
-#[derive(Debug)]
-pub(crate) struct Beat {
-    beats: Beats,
-    of: Arc<Loop>,
-}
-
-impl Default for Beats {
+impl Default for HealthConfig {
     fn default() -> Self {
-        Beats {
-            started: Instant::now(),
-            loops: Arc::default(),
+        HealthConfig {
+            database_grace: Duration::from_secs(300),
+            memory_limit: None,
         }
     }
 }
 
-impl Beats {
-    /// Adds a loop that promises to beat at least once in `bound`.
-    pub(crate) fn register(&self, name: impl Into<String>, bound: Duration) -> Beat {
-        let of = Arc::new(Loop {
-            name: name.into(),
-            bound,
-            last: AtomicU64::new(self.millis()),
-        });
-        self.loops.lock().unwrap_or_else(PoisonError::into_inner).push(of.clone());
-        Beat { beats: self.clone(), of }
-    }
-
-    /// The names of the loops that are late.
-    pub fn late(&self) -> Vec<String> {
-        let now = self.millis();
-        let loops = self.loops.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_late = |l: &&Arc<Loop>| u128::from(now.saturating_sub(l.last.load(Ordering::Relaxed))) > l.bound.as_millis();
-        loops.iter().filter(is_late).map(|l| l.name.clone()).collect()
-    }
-
-    fn millis(&self) -> u64 {
-        self.started.elapsed().as_millis() as u64
-    }
-}
-
-impl Beat {
-    pub(crate) fn beat(&self) {
-        self.of.last.store(self.beats.millis(), Ordering::Relaxed);
-    }
-}
-
-impl Drop for Beat {
-    fn drop(&mut self) {
-        // A loop that panicked stays on the list, and is late before long.
-        if !std::thread::panicking() {
-            self.beats
-                .loops
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .retain(|l| !Arc::ptr_eq(l, &self.of));
+impl HealthConfig {
+    /// As the environment says: TASKER_DATABASE_GRACE (such as `5m`), TASKER_MEMORY_LIMIT (in bytes).
+    /// Errors: [`Error::Config`] for a value that cannot be read.
+    pub fn from_env() -> Result<HealthConfig> {
+        let mut config = HealthConfig::default();
+        if let Ok(grace) = std::env::var("TASKER_DATABASE_GRACE") {
+            config.database_grace = humantime::parse_duration(&grace)
+                .map_err(|error| Error::Config(format!("TASKER_DATABASE_GRACE is {grace:?}: {error}; expected such as 5m or 90s")))?;
         }
+        if let Ok(limit) = std::env::var("TASKER_MEMORY_LIMIT") {
+            let bytes = limit.parse().map_err(|error| {
+                Error::Config(format!(
+                    "TASKER_MEMORY_LIMIT is {limit:?}: {error}; expected bytes, such as 536870912"
+                ))
+            })?;
+            config.memory_limit = Some(bytes);
+        }
+        Ok(config)
+    }
+}
+
+/// The health of one orchestrator, worker or client. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Health(Arc<Inner>);
+
+/// How busy a worker is.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Busy {
+    /// Steps that are leased and not reported.
+    pub(crate) running: usize,
+    /// How many handlers run at once.
+    pub(crate) slots: usize,
+}
+
+struct TellBusy(Box<dyn Fn() -> Option<Busy> + Send + Sync>);
+
+impl fmt::Debug for TellBusy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TellBusy")
+    }
+}
+
+/// What two processes with the same configuration have in common.
+pub(crate) fn fingerprint(config: &impl fmt::Debug) -> String {
+    let digest = Sha256::digest(format!("{config:?}"));
+    digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[derive(Debug)]
+struct Inner {
+    /// Of a client, none.
+    kind: Option<Kind>,
+    db: Db,
+    beats: Beats,
+    namespaces: Vec<String>,
+    config: HealthConfig,
+    configuration: String,
+    busy: OnceLock<TellBusy>,
+    draining: AtomicBool,
+    database: Arc<Database>,
+    ready: Fresh<(Option<String>, Vec<String>)>,
+    fleet: Fresh<std::result::Result<Value, String>>,
+}
+
+impl Health {
+    /// `namespaces` are those whose queues it works with; empty means all.
+    pub(crate) fn new(kind: Kind, db: &Db, namespaces: &[String], config: HealthConfig, configuration: String) -> Health {
+        Health::of(Some(kind), db, namespaces, config, configuration)
+    }
+
+    /// The health of a process that only submits tasks and reads them.
+    pub fn of_client(db: &Db, config: HealthConfig) -> Health {
+        Health::of(None, db, &[], config, String::new())
+    }
+
+    fn of(kind: Option<Kind>, db: &Db, namespaces: &[String], config: HealthConfig, configuration: String) -> Health {
+        Health(Arc::new(Inner {
+            kind,
+            db: db.clone(),
+            beats: Beats::default(),
+            namespaces: namespaces.to_vec(),
+            config,
+            configuration,
+            busy: OnceLock::new(),
+            draining: AtomicBool::new(false),
+            database: Arc::default(),
+            ready: Fresh::default(),
+            fleet: Fresh::default(),
+        }))
+    }
+
+    /// The beats of its loops; others may register theirs.
+    pub fn beats(&self) -> &Beats {
+        &self.0.beats
+    }
+
+    /// It shuts down: it is not ready from now on.
+    pub(crate) fn drain(&self) {
+        self.0.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the process works. Answers within 50 ms; what the database has not said by then is seen by the next probe.
+    pub async fn live(&self) -> Live {
+        let of = &self.0;
+        let away = of.database.away(&of.db).await;
+        Live::new(
+            self.kind(),
+            of.beats.late(),
+            away,
+            of.config.database_grace,
+            Memory::now(of.config.memory_limit),
+        )
+    }
+
+    /// Whether the process should be given work. Answers within a second.
+    pub async fn ready(&self) -> Ready {
+        let of = &self.0;
+        let (database, unreachable) = of.ready.get(|| self.ask_ready()).await;
+        let draining = of.draining.load(Ordering::Relaxed);
+        Ready::new(self.kind(), draining, database, unreachable, of.db.is_pressed(), of.db.pool_use())
+    }
+
+    /// (what is wrong with the database, the queues that cannot be worked with)
+    async fn ask_ready(&self) -> (Option<String>, Vec<String>) {
+        let of = &self.0;
+        let asking = async {
+            of.db.check_schema().await?;
+            fleet::unreachable_queues(&of.db, &of.namespaces).await
+        };
+        match tokio::time::timeout(PATIENCE, asking).await {
+            Ok(Ok(unreachable)) => (None, unreachable),
+            Ok(Err(error)) => (Some(error.to_string()), Vec::new()),
+            Err(_) => (Some(database::NO_ANSWER.to_owned()), Vec::new()),
+        }
+    }
+
+    /// All there is to know: this process, live and ready, and the fleet (an error in its place while the database does not tell).
+    /// Answers within two seconds.
+    pub async fn detailed(&self) -> Value {
+        let (live, ready, fleet) = tokio::join!(self.live(), self.ready(), self.fleet());
+        let fleet = fleet.unwrap_or_else(|error| json!({ "error": error }));
+        json!({ "live": live, "ready": ready, "process": self.process(), "fleet": fleet })
+    }
+
+    /// The fleet, as it was within the last second.
+    pub(crate) async fn fleet(&self) -> std::result::Result<Value, String> {
+        let ask = || async {
+            match tokio::time::timeout(PATIENCE, fleet::fleet(&self.0.db)).await {
+                Ok(fleet) => fleet.map_err(|error| error.to_string()),
+                Err(_) => Err(database::NO_ANSWER.to_owned()),
+            }
+        };
+        self.0.fleet.get(ask).await
+    }
+
+    /// A worker says how busy it is, whenever it is asked.
+    pub(crate) fn tell_busy(&self, busy: impl Fn() -> Option<Busy> + Send + Sync + 'static) {
+        self.0.busy.set(TellBusy(Box::new(busy))).ok();
+    }
+
+    /// This process's resources, which are measured as well.
+    fn process(&self) -> Value {
+        let of = &self.0;
+        let (memory, pool) = (Memory::now(of.config.memory_limit), of.db.pool_use());
+        let busy = of.busy.get().and_then(|busy| busy.0());
+        let metrics = telemetry::metrics();
+        metrics.observe_process(memory.used, memory.limit, memory::cpu_seconds());
+        metrics.observe_pool(pool.open - pool.idle.min(pool.open), pool.idle, pool.max);
+        if let Some(busy) = busy {
+            metrics.worker_running.record(busy.running as f64, &[]);
+            metrics.worker_slots.record(busy.slots as f64, &[]);
+        }
+        json!({ "memory": memory, "pool": pool, "busy": busy, "configuration": of.configuration })
+    }
+
+    /// All metrics of this process, in Prometheus' text format; an orchestrator tells of the fleet as well.
+    pub async fn metrics(&self) -> String {
+        self.process();
+        if self.0.kind == Some(Kind::Orchestrator) {
+            match self.fleet().await {
+                Ok(fleet) => telemetry::metrics().observe_fleet(&fleet),
+                Err(error) => tracing::warn!(error, "no metrics of the fleet"),
+            }
+        }
+        telemetry::prometheus_text()
+    }
+
+    fn kind(&self) -> &'static str {
+        self.0.kind.map_or("client", Kind::name)
+    }
+}
+
+/// Renews a membership at a third of its lease, until `stop`, and with it says how the process is.
+pub(crate) async fn keep_membership(membership: Arc<Membership>, health: Health, stop: CancellationToken) {
+    let beat = health.beats().register("heartbeat", membership.lease() + crate::db::LONGEST_CALL);
+    while !stop.is_cancelled() {
+        if let Err(error) = membership.renew(&health.process()).await {
+            tracing::error!(%error, "the membership's heartbeat failed");
+        }
+        beat.beat();
+        tokio::select! { () = stop.cancelled() => {}, () = tokio::time::sleep(membership.lease() / 3) => {} }
     }
 }

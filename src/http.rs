@@ -1,107 +1,143 @@
-//! The HTTP face: liveness and readiness.
+//! The HTTP face of an orchestrator or a worker: its health and metrics, on a port and on its socket in the run directory (see [`crate::health::local`]).
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
 use axum::http::StatusCode;
+use axum::response::IntoResponse;
 use axum::routing::get;
 use axum::{Json, Router};
-use serde_json::{json, Value};
+use serde::Serialize;
+use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use crate::db::Db;
+use crate::engine::member::Kind;
 use crate::error::{Error, Result};
-use crate::health::Beats;
+use crate::health::local::Socket;
+use crate::health::Health;
 
-/// How long a probe waits for the database.
-const PROBE: Duration = Duration::from_secs(2);
-
-#[derive(Clone)]
-struct Probed {
-    db: Db,
-    beats: Beats,
-    draining: Arc<AtomicBool>,
-}
-
-/// The health endpoints of one process.
+/// Where one process answers.
 #[derive(Debug)]
 pub struct Server {
-    listener: TcpListener,
-    draining: Arc<AtomicBool>,
+    port: Option<TcpListener>,
+    socket: Option<Socket>,
 }
 
 impl Server {
-    /// Takes the address. Errors: [`Error::Listen`].
-    pub async fn bind(address: SocketAddr) -> Result<Server> {
-        let listener = TcpListener::bind(address).await.map_err(|e| Error::Listen {
-            address: address.to_string(),
-            reason: e.to_string(),
-        })?;
-        Ok(Server {
-            listener,
-            draining: Arc::default(),
-        })
-    }
-
-    /// Tells `GET /ready` to answer 503 from now on.
-    pub fn draining(&self) -> Arc<AtomicBool> {
-        self.draining.clone()
-    }
-
-    /// Serves until `stop`.
-    pub async fn serve(self, db: Db, beats: Beats, stop: CancellationToken) {
-        let state = Probed {
-            db,
-            beats,
-            draining: self.draining,
+    /// Takes the address, if one is given, and the socket. Errors: [`Error::Listen`] for the address. Without the socket, which the log
+    /// says, other processes of the host find this one by its address only.
+    pub async fn bind(address: Option<SocketAddr>, kind: Kind) -> Result<Server> {
+        let port = match address {
+            Some(address) => Some(TcpListener::bind(address).await.map_err(|e| Error::Listen {
+                address: address.to_string(),
+                reason: e.to_string(),
+            })?),
+            None => None,
         };
-        let router = Router::new()
-            .route("/health", get(health))
-            .route("/ready", get(ready))
-            .with_state(state);
-        if let Err(error) = axum::serve(self.listener, router)
-            .with_graceful_shutdown(stop.cancelled_owned())
-            .await
-        {
+        let socket = Socket::listen(kind)
+            .inspect_err(|error| {
+                let folder = crate::health::local::folder();
+                tracing::warn!(%error, ?folder, "no socket for local probes: set TASKER_RUN_DIR to a folder of this user's");
+            })
+            .ok();
+        Ok(Server { port, socket })
+    }
+
+    /// The address that was taken.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.port.as_ref()?.local_addr().ok()
+    }
+
+    /// Begins to answer.
+    pub fn start(self, health: Health) -> Serving {
+        tracing::info!(
+            address = self.address().map(tracing::field::display),
+            "answering GET /health, /ready and /health/detailed"
+        );
+        let serving = Serving::default();
+        serving.answering.spawn(self.serve(health, serving.stop.clone()));
+        serving.answering.close();
+        serving
+    }
+
+    async fn serve(self, health: Health, stop: CancellationToken) {
+        let router = router(health);
+        let port = async {
+            if let Some(port) = self.port {
+                axum::serve(port, router.clone())
+                    .with_graceful_shutdown(stop.clone().cancelled_owned())
+                    .await?;
+            }
+            Ok::<_, std::io::Error>(())
+        };
+        let socket = async {
+            if let Some(socket) = self.socket {
+                let Socket { listener, file: _file } = socket;
+                axum::serve(listener, router.clone())
+                    .with_graceful_shutdown(stop.clone().cancelled_owned())
+                    .await?;
+            }
+            Ok(())
+        };
+        if let Err(error) = tokio::try_join!(port, socket) {
             tracing::error!(%error, "the health endpoints ended");
         }
     }
 }
 
-/// Whether the process works: its loops beat and the database answers.
-async fn health(State(probed): State<Probed>) -> (StatusCode, Json<Value>) {
-    let late = probed.beats.late();
-    let database = probed.db.answers(PROBE).await;
-    let status = if late.is_empty() && database {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
-    };
-    (
-        status,
-        Json(json!({ "healthy": status == StatusCode::OK, "database": database, "late_loops": late, "pool": probed.db.pool_use() })),
-    )
+/// A server that answers.
+#[derive(Debug, Default)]
+pub struct Serving {
+    stop: CancellationToken,
+    answering: TaskTracker,
 }
 
-/// Whether the process should be given work: it is not shutting down and the database has the schema it needs.
-async fn ready(State(probed): State<Probed>) -> (StatusCode, Json<Value>) {
-    let draining = probed.draining.load(Ordering::Relaxed);
-    let schema = match tokio::time::timeout(PROBE, probed.db.check_schema()).await {
-        Ok(Ok(())) => None,
-        Ok(Err(error)) => Some(error.to_string()),
-        Err(_) => Some("the database does not answer".to_owned()),
+impl Serving {
+    /// Answers no more; what is being answered has two seconds to end.
+    pub async fn stop(&self) {
+        self.stop.cancel();
+        tokio::time::timeout(Duration::from_secs(2), self.answering.wait()).await.ok();
+    }
+}
+
+fn router(health: Health) -> Router {
+    Router::new()
+        .route("/health", get(live))
+        .route("/health/live", get(live))
+        .route("/health/detailed", get(detailed))
+        .route("/ready", get(ready))
+        .route("/health/ready", get(ready))
+        .route("/metrics", get(metrics))
+        .with_state(health)
+}
+
+async fn live(State(health): State<Health>) -> impl IntoResponse {
+    let live = health.live().await;
+    answer(live.healthy, live)
+}
+
+async fn ready(State(health): State<Health>) -> impl IntoResponse {
+    let ready = health.ready().await;
+    answer(ready.ready, ready)
+}
+
+async fn detailed(State(health): State<Health>) -> Json<Value> {
+    Json(health.detailed().await)
+}
+
+async fn metrics(State(health): State<Health>) -> impl IntoResponse {
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], health.metrics().await)
+}
+
+/// 200 when all is well; 503 otherwise, which is what probes go by.
+fn answer<T: Serialize>(well: bool, report: T) -> (StatusCode, Json<T>) {
+    let status = match well {
+        true => StatusCode::OK,
+        false => StatusCode::SERVICE_UNAVAILABLE,
     };
-    let status = if !draining && schema.is_none() {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
-    };
-    (
-        status,
-        Json(json!({ "ready": status == StatusCode::OK, "draining": draining, "database": schema.unwrap_or_else(|| "ok".into()) })),
-    )
+    (status, Json(report))
 }

@@ -18,9 +18,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::db::{channel, Db};
-use crate::engine::member::{self, Kind, Membership};
+use crate::engine::member::{Kind, Membership};
 use crate::error::{Error, Result};
-use crate::health::Beats;
+use crate::health::{self, Health, HealthConfig};
 
 /// The options of an orchestrator, each with its default.
 #[derive(Debug, Clone)]
@@ -39,6 +39,8 @@ pub struct OrchestratorConfig {
     /// Where alerts on dead letters are posted as JSON, beside the log. Delivered at least once, by one of the orchestrators that have it.
     /// Default none.
     pub alert_webhook: Option<String>,
+    /// How its health is judged.
+    pub health: HealthConfig,
 }
 
 impl Default for OrchestratorConfig {
@@ -50,6 +52,7 @@ impl Default for OrchestratorConfig {
             poll: Duration::from_secs(1),
             lease: Duration::from_secs(30),
             alert_webhook: None,
+            health: HealthConfig::default(),
         }
     }
 }
@@ -70,7 +73,7 @@ impl OrchestratorConfig {
 #[derive(Debug)]
 pub struct Orchestrator {
     membership: Arc<Membership>,
-    beats: Beats,
+    health: Health,
     stop: CancellationToken,
     loops: TaskTracker,
 }
@@ -83,37 +86,41 @@ impl Orchestrator {
         let membership = Arc::new(Membership::join(db, Kind::Orchestrator, &config.namespaces, config.lease).await?);
         let stop = CancellationToken::new();
         let wakes = db.listen(&[channel::TASKS, channel::RETRIES, channel::DEAD_LETTERS], stop.clone());
-        let beats = Beats::default();
+        let health = Health::new(
+            Kind::Orchestrator,
+            db,
+            &config.namespaces,
+            config.health.clone(),
+            health::fingerprint(&config),
+        );
+        let beats = health.beats();
         let loops = TaskTracker::new();
-        loops.spawn(admission::Admission::new(db, &config, &membership, &beats, wakes.subscribe()).run(stop.clone()));
-        loops.spawn(retries::Retries::new(db, &beats, wakes.subscribe()).run(stop.clone()));
+        loops.spawn(admission::Admission::new(db, &config, &membership, beats, wakes.subscribe()).run(stop.clone()));
+        loops.spawn(retries::Retries::new(db, beats, wakes.subscribe()).run(stop.clone()));
         loops.spawn(rounds::run(recovery::Recovery::new(db), beats.clone(), stop.clone()));
         loops.spawn(rounds::run(marks::Marks::new(db), beats.clone(), stop.clone()));
         loops.spawn(rounds::run(reconciliation::Reconciliation::new(db), beats.clone(), stop.clone()));
-        loops.spawn(alerts::Alerts::new(db, config.alert_webhook.clone(), &beats, wakes.subscribe()).run(stop.clone()));
+        loops.spawn(alerts::Alerts::new(db, config.alert_webhook.clone(), beats, wakes.subscribe()).run(stop.clone()));
         loops.spawn(rounds::run(retention::Retention::new(db), beats.clone(), stop.clone()));
-        loops.spawn(member::keep(
-            membership.clone(),
-            beats.register("heartbeat", config.lease),
-            stop.clone(),
-        ));
+        loops.spawn(health::keep_membership(membership.clone(), health.clone(), stop.clone()));
         loops.close();
         tracing::info!(member = membership.id(), "orchestrator started");
         Ok(Orchestrator {
             membership,
-            beats,
+            health,
             stop,
             loops,
         })
     }
 
-    /// The beats of its loops.
-    pub fn beats(&self) -> &Beats {
-        &self.beats
+    /// How it is.
+    pub fn health(&self) -> &Health {
+        &self.health
     }
 
     /// Finishes the cycles that are under way, and leaves.
     pub async fn shutdown(self) {
+        self.health.drain();
         self.stop.cancel();
         self.loops.wait().await;
         if let Err(error) = self.membership.leave().await {

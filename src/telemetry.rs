@@ -1,20 +1,79 @@
-//! Logs. Traces and metrics will join them here.
+//! Telemetry: what operators see of a process from afar. Logs go to standard error; metrics are read at `GET /metrics`.
 
-use tracing_subscriber::EnvFilter;
+mod logging;
+mod metrics;
+mod observed;
 
-/// Logs to standard error: TASKER_LOG says what (a filter such as `info` or `tasker=debug`; default `info`), TASKER_LOG_FORMAT how
-/// (`text`, the default, or `json`). Does nothing where a subscriber is set already.
-pub fn init_logging() {
-    let filter = EnvFilter::try_from_env("TASKER_LOG").unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn"));
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
-    let json = std::env::var("TASKER_LOG_FORMAT").is_ok_and(|format| format == "json");
-    if json {
-        builder.json().try_init().ok()
-    } else {
-        builder.try_init().ok()
-    };
+pub use logging::init_logging;
+pub(crate) use metrics::Metrics;
+pub use metrics::{Described, TABLE};
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use opentelemetry::metrics::MeterProvider;
+use opentelemetry_sdk::metrics::SdkMeterProvider;
+use opentelemetry_sdk::Resource;
+use prometheus::{Registry, TextEncoder};
+
+struct Telemetry {
+    metrics: Arc<Metrics>,
+    registry: Registry,
+    // Kept for its readers.
+    _meters: SdkMeterProvider,
+}
+
+/// Of which process, since a forked child has its own.
+static CURRENT: RwLock<Option<(u32, Arc<Telemetry>)>> = RwLock::new(None);
+
+impl Telemetry {
+    fn start() -> Telemetry {
+        let registry = Registry::new();
+        let resource = Resource::builder().with_service_name("tasker").build();
+        let mut meters = SdkMeterProvider::builder().with_resource(resource);
+        match opentelemetry_prometheus::exporter()
+            .with_registry(registry.clone())
+            .scope_info_enabled(false)
+            .build()
+        {
+            Ok(reader) => meters = meters.with_reader(reader),
+            Err(error) => tracing::warn!(%error, "no metrics for Prometheus"),
+        }
+        let meters = meters.build();
+        Telemetry {
+            metrics: Arc::new(Metrics::new(&meters.meter("tasker"))),
+            registry,
+            _meters: meters,
+        }
+    }
+
+    /// This process's, started on first use.
+    fn current() -> Arc<Telemetry> {
+        let pid = std::process::id();
+        let of_this = |current: &Option<(u32, Arc<Telemetry>)>| current.as_ref().filter(|(owner, _)| *owner == pid).map(|(_, t)| t.clone());
+        if let Some(telemetry) = of_this(&CURRENT.read().unwrap_or_else(PoisonError::into_inner)) {
+            return telemetry;
+        }
+        let mut current = CURRENT.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(telemetry) = of_this(&current) {
+            return telemetry;
+        }
+        let telemetry = Arc::new(Telemetry::start());
+        if let Some(parents) = current.replace((pid, telemetry.clone())) {
+            // Its threads are not in this process: leaked, not dropped.
+            std::mem::forget(parents);
+        }
+        telemetry
+    }
+}
+
+/// The instruments of this process.
+pub(crate) fn metrics() -> Arc<Metrics> {
+    Telemetry::current().metrics.clone()
+}
+
+/// All metrics, in Prometheus' text format.
+pub(crate) fn prometheus_text() -> String {
+    TextEncoder::new()
+        .encode_to_string(&Telemetry::current().registry.gather())
+        .unwrap_or_default()
 }

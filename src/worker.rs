@@ -16,18 +16,20 @@ pub use handler::{Handler, Handlers, Handling};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use opentelemetry::KeyValue;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use crate::db::{channel, Db};
+use crate::db::{self, channel, Db};
 use crate::engine::check_payload;
 use crate::engine::fail::Failure;
 use crate::engine::lease::{record_progress, release_steps, Lease, LeasedStep, Word};
-use crate::engine::member::{self, Kind, Membership};
+use crate::engine::member::{Kind, Membership};
 use crate::error::{Error, Result};
-use crate::health::Beats;
+use crate::health::{self, Busy, Health, HealthConfig};
+use crate::telemetry::{self, Metrics};
 use held::Held;
 
 /// The options of a worker, each with its default.
@@ -51,6 +53,8 @@ pub struct WorkerConfig {
     pub poll: Duration,
     /// How often a step that is suspected (its lease ran out twice before) may take its worker down with it before it is dead-lettered. Default 5.
     pub max_crashes: u32,
+    /// How its health is judged.
+    pub health: HealthConfig,
 }
 
 impl Default for WorkerConfig {
@@ -64,6 +68,7 @@ impl Default for WorkerConfig {
             batch: 500,
             poll: Duration::from_secs(1),
             max_crashes: 5,
+            health: HealthConfig::default(),
         }
     }
 }
@@ -89,6 +94,9 @@ pub struct Step {
     pub leased: LeasedStep,
     queue: usize,
     lost: CancellationToken,
+    received: Instant,
+    /// When its handler began.
+    began: Option<Instant>,
 }
 
 impl Step {
@@ -111,6 +119,15 @@ pub enum Outcome {
     Fail(Failure),
 }
 
+impl Outcome {
+    fn name(&self) -> &'static str {
+        match self {
+            Outcome::Complete(_) => "complete",
+            Outcome::Fail(_) => "failed",
+        }
+    }
+}
+
 /// What all parts of one worker share.
 #[derive(Debug)]
 struct Shared {
@@ -120,6 +137,9 @@ struct Shared {
     held: Held,
     waiting: suspects::Waiting,
     membership: Arc<Membership>,
+    metrics: Arc<Metrics>,
+    /// Of each queue, its namespace as a label.
+    labels: Vec<KeyValue>,
     /// Stop taking steps.
     stop: CancellationToken,
     /// Stop reporting, too: the grace time is over.
@@ -130,7 +150,17 @@ impl Shared {
     /// A step that was leased after the moment `asked` is this worker's from now on.
     fn hold(&self, queue: usize, leased: LeasedStep, asked: Instant) -> Step {
         let lost = self.held.add(queue, leased.lease(), asked);
-        Step { leased, queue, lost }
+        Step {
+            leased,
+            queue,
+            lost,
+            received: Instant::now(),
+            began: None,
+        }
+    }
+
+    fn label(&self, queue: usize) -> &[KeyValue] {
+        std::slice::from_ref(&self.labels[queue])
     }
 
     /// How many steps this worker may go on with by itself when its reports make them ready: as many as it has free handlers.
@@ -146,7 +176,7 @@ impl Shared {
 #[derive(Debug)]
 pub struct Worker {
     shared: Arc<Shared>,
-    beats: Beats,
+    health: Health,
     steps: flume::Receiver<Step>,
     reports: Vec<tokio::sync::mpsc::UnboundedSender<(Lease, Outcome)>>,
     pollers: TaskTracker,
@@ -160,6 +190,13 @@ impl Worker {
         db.check_schema().await?;
         crate::engine::namespaces::ensure(db, &config.namespaces).await?;
         let membership = Arc::new(Membership::join(db, Kind::Worker, &config.namespaces, config.lease).await?);
+        let health = Health::new(
+            Kind::Worker,
+            db,
+            &config.namespaces,
+            config.health.clone(),
+            health::fingerprint(&config),
+        );
         let stop = CancellationToken::new();
         let shared = Arc::new(Shared {
             db: db.clone(),
@@ -167,12 +204,18 @@ impl Worker {
             held: Held::default(),
             waiting: suspects::Waiting::default(),
             membership: membership.clone(),
+            metrics: telemetry::metrics(),
+            labels: config
+                .namespaces
+                .iter()
+                .map(|namespace| KeyValue::new("namespace", namespace.clone()))
+                .collect(),
             config,
             stop: stop.clone(),
             abandon: CancellationToken::new(),
         });
 
-        let beats = Beats::default();
+        let beats = health.beats();
         let wakes = db.listen(&[channel::TASKS, channel::STEPS, channel::CANCELLED], stop);
         let (buffer, steps) = flume::unbounded();
         let (suspects, suspected) = tokio::sync::mpsc::unbounded_channel();
@@ -193,9 +236,16 @@ impl Worker {
         loops.spawn(heartbeat::run(
             shared.clone(),
             wakes.subscribe(),
-            beats.register("step heartbeat", lease),
+            beats.register("step heartbeat", lease + db::LONGEST_CALL),
         ));
-        loops.spawn(member::keep(membership, beats.register("heartbeat", lease), shared.abandon.clone()));
+        let of = Arc::downgrade(&shared);
+        health.tell_busy(move || {
+            of.upgrade().map(|shared| Busy {
+                running: shared.held.count_unreported(),
+                slots: shared.config.concurrency,
+            })
+        });
+        loops.spawn(health::keep_membership(membership, health.clone(), shared.abandon.clone()));
         pollers.spawn(suspects::run(shared.clone(), suspected, buffer));
         drop(outlets);
         pollers.close();
@@ -203,7 +253,7 @@ impl Worker {
         tracing::info!(member = shared.membership.id(), queues = ?shared.queues, "worker started");
         Ok(Worker {
             shared,
-            beats,
+            health,
             steps,
             reports,
             pollers,
@@ -214,6 +264,25 @@ impl Worker {
     /// The leased steps, for whoever handles them. Disconnected once the worker shuts down.
     pub fn steps(&self) -> &flume::Receiver<Step> {
         &self.steps
+    }
+
+    /// A handler begins with a step: from now on its time counts.
+    pub fn begin(&self, step: &mut Step) {
+        step.began = Some(Instant::now());
+        let waited = step.leased.waited + step.received.elapsed().as_secs_f64();
+        self.shared.metrics.step_wait.record(waited, self.shared.label(step.queue));
+    }
+
+    /// The handler is done.
+    fn note_duration(&self, step: &Step, outcome: &'static str) {
+        if let Some(began) = step.began {
+            let labels = [
+                self.shared.labels[step.queue].clone(),
+                KeyValue::new("template", step.leased.template.clone()),
+                KeyValue::new("outcome", outcome),
+            ];
+            self.shared.metrics.step_duration.record(began.elapsed().as_secs_f64(), &labels);
+        }
     }
 
     /// Reports the outcome of a step; it is committed within milliseconds, together with others. Of several reports of one step the first
@@ -231,6 +300,7 @@ impl Worker {
         };
         let taken = self.shared.held.reported(step.queue, &step.lease());
         if taken {
+            self.note_duration(step, outcome.name());
             // The receiver ends only after every step is accounted for.
             self.reports[step.queue].send((step.lease(), outcome)).ok();
         }
@@ -277,6 +347,12 @@ impl Worker {
 
     /// The step needs no report: it is lost, or it was completed inside the handler's own transaction.
     pub fn forget(&self, step: &Step) {
+        if !step.is_lost() {
+            self.note_duration(step, "complete");
+            self.shared
+                .membership
+                .note_activity(&self.shared.config.namespaces[step.queue], 1, 0);
+        }
         self.shared.held.remove(step.queue, [&step.lease()]);
     }
 
@@ -288,9 +364,9 @@ impl Worker {
         }
     }
 
-    /// The beats of its loops.
-    pub fn beats(&self) -> &Beats {
-        &self.beats
+    /// How it is.
+    pub fn health(&self) -> &Health {
+        &self.health
     }
 
     /// The database it works for.
@@ -302,6 +378,7 @@ impl Worker {
     /// leaves. What is still running then can no longer report: its lease is another's.
     pub async fn shutdown(&self, grace: Duration) {
         let shared = &self.shared;
+        self.health.drain();
         shared.stop.cancel();
         tracing::info!(member = shared.membership.id(), ?grace, "worker is stopping");
         self.pollers.wait().await;

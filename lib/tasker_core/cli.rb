@@ -31,7 +31,7 @@ module TaskerCore
       Native.init_logging
       load_application(options.delete(:require))
       namespaces = namespaces(options)
-      Worker.new(namespaces: namespaces, **options.slice(:threads, :grace, :lease)).run
+      Worker.new(namespaces: namespaces, **options.slice(:threads, :grace, :lease, :listen)).run
     rescue OptionParser::ParseError => e
       complain("#{e.message}\n\n#{parser({})}", USAGE)
     rescue LoadError, Error => e
@@ -46,7 +46,7 @@ module TaskerCore
     end
 
     def parse(arguments)
-      options = {}
+      options = { listen: ENV.fetch("TASKER_LISTEN", nil) }
       rest = parser(options).parse(arguments)
       raise OptionParser::InvalidArgument, rest.join(" ") unless rest.empty?
       raise OptionParser::InvalidArgument, "--threads must be at least 1" if options.fetch(:threads, 1) < 1
@@ -65,6 +65,9 @@ module TaskerCore
         opts.on("-t", "--threads COUNT", Integer, "How many handlers run at once; default: 8") { |v| options[:threads] = v }
         opts.on("--grace SECONDS", Float, "How long running handlers get at shutdown; default: 25") { |v| options[:grace] = v }
         opts.on("--lease SECONDS", Float, "When the steps of a killed worker run elsewhere; default: 30") { |v| options[:lease] = v }
+        opts.on("--listen ADDRESS", "Where to answer GET /health, /ready and /health/detailed; default: TASKER_LISTEN, else nowhere") do |v|
+          options[:listen] = v
+        end
         opts.on("--database-url URL", "Default: DATABASE_URL, else the database of `tasker dev` in this folder") do |v|
           TaskerCore.configure { |config| config.database_url = v }
         end

@@ -25,9 +25,8 @@ module TaskerCore
     # @return [void]
     def migrate = @native.migrate
 
-    # @param timeout [Numeric] seconds
-    # @return [Boolean] whether the database answers
-    def answers?(timeout: 2) = @native.answers?(timeout.to_f)
+    # @return [Hash{Symbol => Object}] see {TaskerCore.health}
+    def health = JSON.parse(@native.health, symbolize_names: true)
 
     # Registers a workflow, or the template in a YAML or JSON file, and makes it the current version.
     # @param workflow [Class<Workflow>, String, Pathname] a class, or the path of a file
@@ -48,10 +47,10 @@ module TaskerCore
       name, version = registered(workflow) if workflow.is_a?(Class)
       priorities = inputs.map { |input| (priority.respond_to?(:call) ? priority.call(input) : priority)&.to_s }
       keys = inputs.map { |input| key&.call(input)&.to_s }
-      arguments = [name || workflow.to_s, version&.to_s, inputs, keys, priorities]
-      transaction = TaskerCore.configuration.open_transaction&.call
-      submitted = transaction && same_installation?(transaction) ? submit_within(transaction, *arguments) : @native.submit(*arguments)
-      submitted.map { |id, created| Task.new(self, id, created: created) }
+      name ||= workflow.to_s
+      Instrumentation.instrument("enqueue", { workflow: name, count: inputs.size }) do |payload|
+        payload[:tasks] = submit(name, version&.to_s, inputs, keys, priorities).map { |id, created| Task.new(self, id, created: created) }
+      end
     end
 
     # @param tasks [Enumerable<Task, String>] tasks or their ids
@@ -62,6 +61,11 @@ module TaskerCore
     def close = @native.close
 
     private
+
+    def submit(*arguments)
+      transaction = TaskerCore.configuration.open_transaction&.call
+      transaction && same_installation?(transaction) ? submit_within(transaction, *arguments) : @native.submit(*arguments)
+    end
 
     # Inside the caller's own transaction: the tasks exist if, and only if, it commits.
     def submit_within(connection, name, version, inputs, keys, priorities)

@@ -9,8 +9,8 @@ module TaskerCore
     #   +tasker dev+ runs in this folder.
     attr_accessor :database_url
 
-    # @return [Integer] how many database connections this process makes at most, at least 3. Default 5: a worker wants three for each
-    #   of its queues, however many threads it has, one for heartbeats and one to LISTEN; with fewer, work waits for its turn.
+    # @return [Integer] how many database connections this process makes at most, at least 4. Default 6: a worker wants three for each
+    #   of its queues, however many threads it has, one for heartbeats, one for probes and one to LISTEN; with fewer, work waits.
     attr_accessor :connections
 
     # @return [Array<String>] globs of template files that workers register when they start. Default workflows/*.yml, and in Rails
@@ -35,7 +35,7 @@ module TaskerCore
 
     def initialize
       @database_url = nil
-      @connections = 5
+      @connections = 6
       @templates = ["workflows/*.yml"]
       @logger = Logger.new($stderr, progname: "tasker", level: ENV.fetch("TASKER_LOG", "").include?("debug") ? :debug : :info)
       @around_step = nil

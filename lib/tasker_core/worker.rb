@@ -1,5 +1,6 @@
 # frozen_string_literal: true
 
+require "json"
 require_relative "step"
 require_relative "worker/executor"
 require_relative "worker/slot"
@@ -23,9 +24,11 @@ module TaskerCore
     # @param threads [Integer] how many handlers run at once
     # @param grace [Numeric] how many seconds running handlers get at shutdown
     # @param lease [Numeric] after how many seconds the steps of a worker that was killed run elsewhere
+    # @param listen [String, nil] address and port where to answer GET /health, /ready and /health/detailed, such as "0.0.0.0:8471"
     # @param client [Client]
-    def initialize(namespaces:, threads: 8, grace: 25, lease: 30, client: TaskerCore.client)
-      @options = { namespaces: Array(namespaces).map(&:to_s), threads: threads, lease: lease.to_f }
+    def initialize(namespaces:, threads: 8, grace: 25, lease: 30, listen: nil, client: TaskerCore.client)
+      @options = { namespaces: Array(namespaces).map(&:to_s), threads: threads, lease: lease.to_f, listen: listen }
+      @pid = Process.pid
       @grace = grace
       @client = client
       @slots = []
@@ -72,8 +75,21 @@ module TaskerCore
       self
     end
 
-    # @return [Boolean] whether every thread is alive and every loop of the core beats
-    def healthy? = @supervisor.alive? && @slots.all?(&:alive?) && @native.late_loops.empty?
+    # @return [Hash{Symbol => Object}] see {TaskerCore.health}
+    def health
+      health = JSON.parse(@native.health, symbolize_names: true)
+      failed = health[:failed]
+      failed << "the supervisor of the handlers is dead" unless @supervisor.alive?
+      failed << "a handler's thread is dead" unless @slots.all?(&:alive?)
+      health.merge(healthy: failed.empty?)
+    end
+
+    # @return [Boolean] whether nothing has failed
+    def healthy? = health.fetch(:healthy)
+
+    # @return [Boolean] false in a child that was forked from the worker's process
+    # @api private
+    def own? = @pid == Process.pid
 
     private
 
@@ -85,6 +101,7 @@ module TaskerCore
     # Replaces what a handler took down, or holds on to after its time.
     def supervise
       loop do
+        @native.beat
         @slots.each_with_index do |slot, index|
           next if slot.alive? && !slot.overdue?(STOP_GRACE)
 

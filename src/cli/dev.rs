@@ -36,7 +36,7 @@ impl Dev {
         match self.only {
             Some(Only::StartDatabase) => {
                 let url = postgres.start().await?;
-                Db::connect(&url, 3).await?.migrate().await?;
+                Db::connect(&url, 4).await?.migrate().await?;
                 say(&url);
                 Ok(0)
             }
@@ -48,7 +48,7 @@ impl Dev {
                 let server = self.options.bind().await?;
                 let was_running = postgres.is_running();
                 let url = postgres.start().await?;
-                let db = Db::connect(&url, 5).await?;
+                let db = Db::connect(&url, 6).await?;
                 db.migrate().await?;
                 say(&format!(
                     "PostgreSQL: {url}\nCtrl-C stops everything; the data stays in {}",

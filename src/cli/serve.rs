@@ -1,16 +1,15 @@
 //! `tasker serve`: an orchestrator with its health endpoints.
 
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use clap::Args;
 use tokio::signal::unix::{signal, SignalKind};
-use tokio_util::sync::CancellationToken;
 
 use super::Connection;
 use crate::db::Db;
+use crate::engine::member::Kind;
 use crate::error::{Error, Result};
+use crate::health::HealthConfig;
 use crate::http::Server;
 use crate::orchestrator::{Orchestrator, OrchestratorConfig};
 
@@ -24,7 +23,7 @@ pub(super) struct Serve {
 
 #[derive(Args)]
 pub(super) struct Options {
-    /// Where to answer GET /health and GET /ready
+    /// Where to answer GET /health, /ready and /health/detailed
     #[arg(long, env = "TASKER_LISTEN", default_value = "127.0.0.1:8470")]
     listen: SocketAddr,
     /// Admit the tasks of these namespaces only
@@ -36,15 +35,15 @@ pub(super) struct Options {
     /// Where alerts on dead letters are posted as JSON
     #[arg(long, env = "TASKER_ALERT_WEBHOOK", hide_env_values = true)]
     alert_webhook: Option<String>,
-    /// Database connections at most (three to work, one for heartbeats, one to LISTEN)
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(3..))]
+    /// Database connections at most (three to work, one for heartbeats, one for probes, one to LISTEN)
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(4..))]
     connections: u32,
 }
 
 impl Serve {
     pub(super) async fn run(self) -> Result<i32> {
         // The address first: a port in use should not cost a membership.
-        let server = Server::bind(self.options.listen).await?;
+        let server = self.options.bind().await?;
         let db = self.connection.open_with(self.options.connections).await?;
         serve(db, server, self.options).await
     }
@@ -52,7 +51,7 @@ impl Serve {
 
 impl Options {
     pub(super) async fn bind(&self) -> Result<Server> {
-        Server::bind(self.listen).await
+        Server::bind(Some(self.listen), Kind::Orchestrator).await
     }
 }
 
@@ -62,21 +61,17 @@ pub(super) async fn serve(db: Db, server: Server, options: Options) -> Result<i3
         namespaces: options.namespaces,
         queue_target: options.queue_target,
         alert_webhook: options.alert_webhook,
+        health: HealthConfig::from_env()?,
         ..OrchestratorConfig::default()
     };
     let mut stopping = StopSignals::new()?;
     let orchestrator = Orchestrator::start(&db, config).await?;
-    let draining = server.draining();
-    let stop = CancellationToken::new();
-    let http = tokio::spawn(server.serve(db.clone(), orchestrator.beats().clone(), stop.clone()));
-    tracing::info!(address = %options.listen, "answering GET /health and GET /ready");
+    let serving = server.start(orchestrator.health().clone());
 
     stopping.next().await;
-    draining.store(true, Ordering::Relaxed);
     let finish = async {
         orchestrator.shutdown().await;
-        stop.cancel();
-        tokio::time::timeout(Duration::from_secs(2), http).await.ok();
+        serving.stop().await;
         db.close().await;
     };
     tokio::select! {

@@ -1,7 +1,9 @@
 //! A pool through which no call waits for ever: PostgreSQL may be black-holed, and TCP alone would notice in a quarter of an hour.
 
 use std::io;
-use std::time::Duration;
+use std::pin::pin;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream};
@@ -13,8 +15,43 @@ use sqlx::{Either, Execute, Executor, PgConnection, PgPool, Postgres};
 /// No answer for this long means that there will be none: PostgreSQL itself ends every statement earlier (`BOUNDS` in db.rs).
 const ANSWER: Duration = Duration::from_secs(20);
 
+/// A call that waits so long for a connection waits too long.
+const SLOW: Duration = Duration::from_secs(1);
+
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Bounded<'p>(pub(super) &'p PgPool);
+pub(crate) struct Bounded<'p> {
+    pub(super) pool: &'p PgPool,
+    pub(super) waits: &'p Waits,
+}
+
+/// Whether calls wait too long for a connection.
+#[derive(Debug, Default)]
+pub(super) struct Waits(Mutex<Option<Instant>>);
+
+impl Waits {
+    /// Whether one did, within so long.
+    pub(super) fn were_long(&self, within: Duration) -> bool {
+        let last = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        last.is_some_and(|at| at.elapsed() < within)
+    }
+
+    fn note(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+}
+
+impl Bounded<'_> {
+    async fn acquire(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
+        let mut acquiring = pin!(self.pool.acquire());
+        if let Ok(acquired) = tokio::time::timeout(SLOW, &mut acquiring).await {
+            return acquired;
+        }
+        self.waits.note();
+        let acquired = acquiring.await;
+        self.waits.note();
+        acquired
+    }
+}
 
 /// A connection that goes back to the pool only when its work was finished. Otherwise (no answer, or nobody waits for it any more) it is
 /// closed: who knows what is still to come through it.
@@ -33,9 +70,9 @@ impl Drop for Borrowed {
 
 /// Runs what `$work` makes of a connection, for [`ANSWER`] at most.
 macro_rules! bounded {
-    ($pool:expr, $connection:ident => $work:expr) => {{
+    ($bounded:expr, $connection:ident => $work:expr) => {{
         let mut borrowed = Borrowed {
-            connection: $pool.acquire().await?,
+            connection: $bounded.acquire().await?,
             finished: false,
         };
         let $connection: &mut PgConnection = &mut borrowed.connection;
@@ -58,7 +95,7 @@ impl<'p> Executor<'p> for Bounded<'p> {
         'p: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        let rows = async move { bounded!(self.0, connection => connection.fetch_many(query).try_collect::<Vec<_>>()) };
+        let rows = async move { bounded!(self, connection => connection.fetch_many(query).try_collect::<Vec<_>>()) };
         stream::once(rows)
             .map_ok(|rows| stream::iter(rows.into_iter().map(Ok)))
             .try_flatten()
@@ -70,20 +107,20 @@ impl<'p> Executor<'p> for Bounded<'p> {
         'p: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        Box::pin(async move { bounded!(self.0, connection => connection.fetch_optional(query)) })
+        Box::pin(async move { bounded!(self, connection => connection.fetch_optional(query)) })
     }
 
     fn prepare_with<'e, 'q: 'e>(self, sql: &'q str, parameters: &'e [PgTypeInfo]) -> BoxFuture<'e, Result<PgStatement<'q>, sqlx::Error>>
     where
         'p: 'e,
     {
-        Box::pin(async move { bounded!(self.0, connection => connection.prepare_with(sql, parameters)) })
+        Box::pin(async move { bounded!(self, connection => connection.prepare_with(sql, parameters)) })
     }
 
     fn describe<'e, 'q: 'e>(self, sql: &'q str) -> BoxFuture<'e, Result<sqlx::Describe<Postgres>, sqlx::Error>>
     where
         'p: 'e,
     {
-        Box::pin(async move { bounded!(self.0, connection => connection.describe(sql)) })
+        Box::pin(async move { bounded!(self, connection => connection.describe(sql)) })
     }
 }

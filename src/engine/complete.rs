@@ -13,7 +13,7 @@ use crate::error::Result;
 /// Completes a step inside the caller's transaction; see [`crate::worker::Worker::completion`]. The last parameter is the result, as JSON.
 pub const COMPLETE_WITHIN: &str =
     "SELECT counted FROM tasker.complete_steps($1, $2, ARRAY[$3::bigint], ARRAY[$4::int], ARRAY[$5::uuid], ARRAY[$6::smallint], ARRAY[$7],
-                                               ARRAY[$5::uuid])";
+                                               ARRAY[$5::uuid]) WHERE counted IS NOT NULL";
 
 /// A finished step.
 #[derive(Debug, Clone)]
@@ -30,6 +30,21 @@ pub(crate) struct Completed {
     pub(crate) counted: Vec<i64>,
     /// The steps that are ready now, as far as there was room for them: the worker has leased them.
     pub(crate) next: Vec<LeasedStep>,
+    /// The tasks that are done.
+    pub(crate) done: Vec<Done>,
+}
+
+/// Tasks of one template that are done.
+#[derive(Debug, sqlx::FromRow)]
+pub(crate) struct Done {
+    /// The template's.
+    #[sqlx(rename = "done_namespace")]
+    pub(crate) namespace: String,
+    #[sqlx(rename = "done_template")]
+    pub(crate) template: String,
+    /// For each, since it was created.
+    #[sqlx(rename = "done_seconds")]
+    pub(crate) seconds: Vec<f64>,
 }
 
 /// Completes steps of one queue together, and leases up to `room` of those that are ready now in the same queue, for `lease`.
@@ -49,7 +64,9 @@ pub(crate) async fn complete_steps(
     let steps: Vec<i16> = completions.iter().map(|c| c.lease.step).collect();
     let results: Vec<&str> = completions.iter().map(|c| c.result.as_str()).collect();
     let shared: Vec<Uuid> = completions.iter().filter(|c| c.lease.shared).map(|c| c.lease.task_id).collect();
-    let sql = "SELECT counted, (next).* FROM tasker.complete_steps($1, $2, $3, $4, $5, $6, $7, $8, $9, make_interval(secs => $10))";
+    let sql =
+        "SELECT counted, (next).*, (done).namespace AS done_namespace, (done).template AS done_template, (done).seconds AS done_seconds
+        FROM tasker.complete_steps($1, $2, $3, $4, $5, $6, $7, $8, $9, make_interval(secs => $10))";
     let rows: Vec<PgRow> = super::again_on_conflict(|| async {
         let query = sqlx::query(sql)
             .bind(queue)
@@ -69,9 +86,12 @@ pub(crate) async fn complete_steps(
     .await?;
     let mut completed = Completed::default();
     for row in rows {
-        match row.try_get("counted")? {
-            Some(msg_id) => completed.counted.push(msg_id),
-            None => completed.next.push(LeasedStep::from_row(&row)?),
+        if let Some(msg_id) = row.try_get("counted")? {
+            completed.counted.push(msg_id);
+        } else if row.try_get::<Option<i64>, _>("msg_id")?.is_some() {
+            completed.next.push(LeasedStep::from_row(&row)?);
+        } else {
+            completed.done.push(Done::from_row(&row)?);
         }
     }
     Ok(completed)

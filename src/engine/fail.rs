@@ -81,8 +81,17 @@ impl Failure {
     }
 }
 
+/// A failure that counted.
+#[derive(Debug, sqlx::FromRow)]
+pub(crate) struct Failed {
+    /// The message.
+    pub(crate) counted: i64,
+    /// What the step is now: `waiting_retry`, `dead` or `cancelled`.
+    pub(crate) state: String,
+}
+
 /// Fails steps of one queue together. Returns the messages whose report counted; the others were stale.
-pub(crate) async fn fail_steps(db: &Db, queue: &str, worker: i32, failures: &[(Lease, Failure)]) -> Result<Vec<i64>> {
+pub(crate) async fn fail_steps(db: &Db, queue: &str, worker: i32, failures: &[(Lease, Failure)]) -> Result<Vec<Failed>> {
     let mut failures: Vec<&(Lease, Failure)> = failures.iter().collect();
     failures.sort_by_key(|(lease, _)| *lease);
     let ids: Vec<i64> = failures.iter().map(|(lease, _)| lease.msg_id).collect();
@@ -94,18 +103,20 @@ pub(crate) async fn fail_steps(db: &Db, queue: &str, worker: i32, failures: &[(L
     let retry_after: Vec<Option<f64>> = errors.iter().map(|failure| failure.retry_after).collect();
     let errors: Vec<Json<Failure>> = errors.into_iter().map(Json).collect();
     super::again_on_conflict(|| async {
-        Ok(sqlx::query_scalar("SELECT tasker.fail_steps($1, $2, $3, $4, $5, $6, $7, $8, $9)")
-            .bind(queue)
-            .bind(worker)
-            .bind(&ids)
-            .bind(&fences)
-            .bind(&tasks)
-            .bind(&steps)
-            .bind(&errors)
-            .bind(&permanent)
-            .bind(&retry_after)
-            .fetch_all(db.pool())
-            .await?)
+        Ok(
+            sqlx::query_as("SELECT counted, state::text FROM tasker.fail_steps($1, $2, $3, $4, $5, $6, $7, $8, $9)")
+                .bind(queue)
+                .bind(worker)
+                .bind(&ids)
+                .bind(&fences)
+                .bind(&tasks)
+                .bind(&steps)
+                .bind(&errors)
+                .bind(&permanent)
+                .bind(&retry_after)
+                .fetch_all(db.pool())
+                .await?,
+        )
     })
     .await
 }

@@ -20,7 +20,7 @@ pub(crate) struct Lease {
 }
 
 /// A step as it is leased: all that its handler needs. The JSON is as PostgreSQL wrote it.
-#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+#[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
 pub struct LeasedStep {
     /// The message behind it.
     pub msg_id: i64,
@@ -60,6 +60,8 @@ pub struct LeasedStep {
     pub checkpoint: Option<String>,
     /// Its completion belongs into the handler's own transaction.
     pub transactional: bool,
+    /// How long it waited in the queue, in seconds.
+    pub waited: f64,
     pub(crate) shared: bool,
 }
 

@@ -1,14 +1,16 @@
 //! Membership: who runs. A membership is a lease, and its id is the fence.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::Arc;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio_util::sync::CancellationToken;
+use serde::Serialize;
+use serde_json::Value;
+use sqlx::types::Json;
 
 use crate::db::Db;
 use crate::error::Result;
-use crate::health::Beat;
 
 /// What a member is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +19,23 @@ pub enum Kind {
     Orchestrator,
     /// Leases steps.
     Worker,
+}
+
+impl Kind {
+    /// orchestrator or worker.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Orchestrator => "orchestrator",
+            Kind::Worker => "worker",
+        }
+    }
+}
+
+/// What a worker did in one namespace.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+struct Done {
+    completed: u64,
+    failed: u64,
 }
 
 /// A member whose lease ran out.
@@ -39,6 +58,8 @@ pub struct Membership {
     namespaces: Vec<String>,
     lease: Duration,
     id: AtomicI32,
+    /// By namespace, since the last heartbeat.
+    activity: Mutex<BTreeMap<String, Done>>,
 }
 
 impl Membership {
@@ -52,6 +73,7 @@ impl Membership {
             namespaces: namespaces.to_vec(),
             lease,
             id: AtomicI32::new(0),
+            activity: Mutex::default(),
         };
         membership.rejoin().await?;
         Ok(membership)
@@ -69,12 +91,8 @@ impl Membership {
 
     /// Takes a new membership, after the old one was lost.
     pub async fn rejoin(&self) -> Result<()> {
-        let kind = match self.kind {
-            Kind::Orchestrator => "orchestrator",
-            Kind::Worker => "worker",
-        };
         let id: i32 = sqlx::query_scalar("SELECT tasker.join_members($1, $2, $3, $4, make_interval(secs => $5))")
-            .bind(kind)
+            .bind(self.kind.name())
             .bind(&self.name)
             .bind(env!("CARGO_PKG_VERSION"))
             .bind(&self.namespaces)
@@ -85,11 +103,25 @@ impl Membership {
         Ok(())
     }
 
-    /// Renews the lease; takes a new membership where it was lost.
-    pub async fn renew(&self) -> Result<()> {
-        let held: bool = sqlx::query_scalar("SELECT tasker.renew_membership($1, make_interval(secs => $2))")
+    /// Notes what was done since, for the fleet's rates.
+    pub(crate) fn note_activity(&self, namespace: &str, completed: u64, failed: u64) {
+        let mut activity = self.activity.lock().unwrap_or_else(PoisonError::into_inner);
+        let done = match activity.get_mut(namespace) {
+            Some(done) => done,
+            None => activity.entry(namespace.to_owned()).or_default(),
+        };
+        done.completed += completed;
+        done.failed += failed;
+    }
+
+    /// Renews the lease, and says how this process is; takes a new membership where it was lost.
+    pub async fn renew(&self, report: &Value) -> Result<()> {
+        let activity = std::mem::take(&mut *self.activity.lock().unwrap_or_else(PoisonError::into_inner));
+        let held: bool = sqlx::query_scalar("SELECT tasker.renew_membership($1, make_interval(secs => $2), $3, $4)")
             .bind(self.id())
             .bind(self.lease.as_secs_f64())
+            .bind(report)
+            .bind(Json(activity))
             .fetch_one(self.db.upkeep())
             .await?;
         if !held {
@@ -97,6 +129,11 @@ impl Membership {
             self.rejoin().await?;
         }
         Ok(())
+    }
+
+    /// How long it lasts without a heartbeat.
+    pub(crate) fn lease(&self) -> Duration {
+        self.lease
     }
 
     /// Leaves, so that nobody waits for the lease to run out.
@@ -116,13 +153,8 @@ pub async fn expire(db: &Db) -> Result<Vec<Expired>> {
         .await?)
 }
 
-/// Renews a membership at a third of its lease, until `stop`.
-pub(crate) async fn keep(membership: Arc<Membership>, beat: Beat, stop: CancellationToken) {
-    while !stop.is_cancelled() {
-        if let Err(error) = membership.renew().await {
-            tracing::error!(%error, "the membership's heartbeat failed");
-        }
-        beat.beat();
-        tokio::select! { () = stop.cancelled() => {}, () = tokio::time::sleep(membership.lease / 3) => {} }
-    }
+/// Forgets what workers did so long ago that no rate is of it.
+pub(crate) async fn forget_activity(db: &Db) -> Result<()> {
+    sqlx::query("SELECT tasker.forget_activity()").execute(db.upkeep()).await?;
+    Ok(())
 }

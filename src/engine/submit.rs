@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use opentelemetry::KeyValue;
 use serde::Serialize;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::sync::{oneshot, Semaphore};
@@ -11,6 +12,7 @@ pub use super::input::NewTask;
 use super::input::Templates;
 use crate::db::Db;
 use crate::error::{Error, Result};
+use crate::telemetry::{self, Metrics};
 use crate::template::Priority;
 
 /// What became of a [`NewTask`].
@@ -36,6 +38,7 @@ pub struct Submitter {
     db: Db,
     templates: Arc<Templates>,
     door: Arc<OnceLock<Door>>,
+    metrics: Arc<Metrics>,
 }
 
 impl Submitter {
@@ -45,6 +48,7 @@ impl Submitter {
             templates: Arc::new(Templates::new(db.clone())),
             db,
             door: Arc::default(),
+            metrics: telemetry::metrics(),
         }
     }
 
@@ -87,6 +91,14 @@ impl Submitter {
     }
 
     async fn create(&self, flow: Flow, inputs: Vec<String>, tasks: &[NewTask]) -> Result<Vec<Submitted>> {
+        let label = KeyValue::new("template", flow.template.clone());
+        let submitted = self.create_with_others(flow, inputs, tasks).await?;
+        let created = submitted.iter().filter(|task| task.created).count();
+        self.metrics.tasks_submitted.add(created as u64, &[label]);
+        Ok(submitted)
+    }
+
+    async fn create_with_others(&self, flow: Flow, inputs: Vec<String>, tasks: &[NewTask]) -> Result<Vec<Submitted>> {
         let call = Call {
             flow,
             inputs,

@@ -1,8 +1,9 @@
 //! Admission: claims pending tasks by priority, as long as their queues are shallow. Idle workers admit what has just come in themselves.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use opentelemetry::KeyValue;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
@@ -13,6 +14,7 @@ use crate::engine::claim::claim_tasks;
 use crate::engine::member::Membership;
 use crate::error::{Error, Result};
 use crate::health::{Beat, Beats};
+use crate::telemetry;
 
 /// How long a task is left to workers that have nothing else to do: several times what the notification takes to reach them.
 const LEFT_TO_WORKERS: Duration = Duration::from_millis(20);
@@ -86,6 +88,7 @@ impl Admission {
 
     async fn cycle(&mut self) -> Result<Next> {
         let config = &self.config;
+        let (metrics, began) = (telemetry::metrics(), Instant::now());
         let claimed = claim_tasks(
             &self.db,
             self.membership.id(),
@@ -97,12 +100,18 @@ impl Admission {
         .await;
         let claimed = match claimed {
             Err(Error::Stale(why)) => {
+                metrics.claim_conflicts.add(1, &[KeyValue::new("kind", "claim")]);
                 tracing::warn!(why, "claim refused");
                 self.membership.rejoin().await?;
                 return Ok(Next::Now);
             }
             claimed => claimed?,
         };
+        metrics.claim_duration.record(began.elapsed().as_secs_f64(), &[]);
+        for of in claimed.iter().filter(|of| of.claimed > 0) {
+            let label = KeyValue::new("namespace", of.namespace.clone());
+            metrics.tasks_claimed.add(of.claimed as u64, &[label]);
+        }
         let admitted: i32 = claimed.iter().map(|c| c.claimed).sum();
         if admitted > 0 {
             tracing::debug!(admitted, "tasks admitted");

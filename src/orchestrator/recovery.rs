@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
+use opentelemetry::KeyValue;
+
 use super::rounds::Round;
 use crate::db::Db;
 use crate::engine::claim::expire_tasks;
 use crate::engine::lease::wake_expired;
 use crate::engine::member;
 use crate::error::Result;
+use crate::telemetry;
 
 /// How many tasks one round gives up at most.
 const BATCH: i32 = 1_000;
@@ -28,6 +31,8 @@ impl Round for Recovery {
 
     async fn round(&mut self) -> Result<Duration> {
         for dead in member::expire(&self.db).await? {
+            let label = KeyValue::new("kind", dead.kind.clone());
+            telemetry::metrics().members_lost.add(1, &[label]);
             tracing::warn!(member = dead.id, name = dead.name, kind = dead.kind, "a member's lease ran out");
         }
         let late = expire_tasks(&self.db, BATCH).await?;

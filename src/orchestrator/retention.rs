@@ -1,10 +1,11 @@
-//! Retention: deletes the dead letters whose time is over, and says which.
+//! Retention: deletes the dead letters whose time is over, and says which; and what workers did so long ago that no rate is of it.
 
 use std::time::Duration;
 
 use super::rounds::Round;
 use crate::db::Db;
 use crate::engine::dead_letters::{self, By};
+use crate::engine::member;
 use crate::error::Result;
 
 pub(super) struct Retention {
@@ -27,6 +28,7 @@ impl Round for Retention {
     const EVERY: Duration = Duration::from_secs(600);
 
     async fn round(&mut self) -> Result<Duration> {
+        member::forget_activity(&self.db).await?;
         let purged = dead_letters::purge(&self.db, &self.by).await?;
         if purged > 0 {
             tracing::info!(

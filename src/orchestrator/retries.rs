@@ -10,6 +10,7 @@ use crate::backoff::Backoff;
 use crate::db::{self, channel, Db, Wake};
 use crate::engine::claim::enqueue_due_retries;
 use crate::health::{Beat, Beats};
+use crate::telemetry;
 
 const BATCH: i32 = 200;
 const POLL: Duration = Duration::from_secs(5);
@@ -38,6 +39,7 @@ impl Retries {
                 match retried {
                     Ok(retried) => {
                         backoff.reset();
+                        telemetry::metrics().retries_enqueued.add(retried.enqueued as u64, &[]);
                         if retried.enqueued < BATCH {
                             db::wait(&mut self.wakes, until(retried.next_due), |name, _| name == channel::RETRIES).await;
                         }

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::sync::Arc;
 
+use opentelemetry::KeyValue;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::Semaphore;
 use tokio::time::{timeout_at, Instant};
@@ -91,6 +92,17 @@ impl Commit {
         }
     }
 
+    /// So many counted.
+    fn note(&self, completed: usize, failed: usize) {
+        let shared = &self.shared;
+        let namespace = &shared.config.namespaces[self.queue];
+        shared.membership.note_activity(namespace, completed as u64, failed as u64);
+        shared
+            .metrics
+            .report_size
+            .record((completed + failed) as f64, shared.label(self.queue));
+    }
+
     fn queue_name(&self) -> &str {
         &self.shared.queues[self.queue]
     }
@@ -150,6 +162,10 @@ impl Commit {
         if stale.is_empty() {
             return;
         }
+        self.shared
+            .metrics
+            .claim_conflicts
+            .add(stale.len() as u64, &[KeyValue::new("kind", "report")]);
         let me = self.shared.membership.name();
         match lease_holders(&self.shared.db, self.queue_name(), &stale).await {
             Ok(holders) => {
@@ -177,7 +193,18 @@ impl Report for Completion {
         let shared = &commit.shared;
         let room = shared.room_for_next();
         let (worker, lease) = (shared.membership.id(), shared.config.lease);
-        complete_steps(&shared.db, commit.queue_name(), worker, reports, room, lease).await
+        let completed = complete_steps(&shared.db, commit.queue_name(), worker, reports, room, lease).await?;
+        commit.note(completed.counted.len(), 0);
+        for done in &completed.done {
+            let labels = [
+                KeyValue::new("namespace", done.namespace.clone()),
+                KeyValue::new("template", done.template.clone()),
+            ];
+            for seconds in &done.seconds {
+                shared.metrics.task_duration.record(*seconds, &labels);
+            }
+        }
+        Ok(completed)
     }
 }
 
@@ -188,7 +215,15 @@ impl Report for (Lease, Failure) {
 
     async fn send(commit: &Commit, reports: &[Self]) -> Result<Completed> {
         let shared = &commit.shared;
-        let counted = fail_steps(&shared.db, commit.queue_name(), shared.membership.id(), reports).await?;
-        Ok(Completed { counted, next: Vec::new() })
+        let failed = fail_steps(&shared.db, commit.queue_name(), shared.membership.id(), reports).await?;
+        commit.note(0, failed.len());
+        let with_state = |state: &str| failed.iter().filter(|f| f.state == state).count() as u64;
+        let label = shared.label(commit.queue);
+        shared.metrics.step_retries.add(with_state("waiting_retry"), label);
+        shared.metrics.dead_letters_sent.add(with_state("dead"), label);
+        Ok(Completed {
+            counted: failed.iter().map(|f| f.counted).collect(),
+            ..Completed::default()
+        })
     }
 }

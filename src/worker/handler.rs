@@ -44,7 +44,8 @@ impl Handlers {
 }
 
 pub(super) async fn run(worker: Arc<Worker>, handlers: Arc<Handlers>) {
-    while let Ok(step) = worker.steps.recv_async().await {
+    while let Ok(mut step) = worker.steps.recv_async().await {
+        worker.begin(&mut step);
         let step = Arc::new(step);
         let outcome = match handlers.0.get(&step.leased.handler) {
             None => {

@@ -23,6 +23,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut wakes: broadcast::Receiver<Wake
             for (queue, name) in shared.queues.iter().enumerate() {
                 for leases in shared.held.leases(queue).chunks(BATCH) {
                     renew(&shared, queue, name, leases).await;
+                    beat.beat();
                 }
                 let words = shared.held.take_progress(queue);
                 if !words.is_empty() {
@@ -39,6 +40,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut wakes: broadcast::Receiver<Wake
             tokio::time::sleep(lease / 20).await;
             let lost = shared.held.lose_unrenewed(lease);
             if lost > 0 {
+                shared.metrics.lease_losses.add(lost as u64, &[]);
                 tracing::error!(steps = lost, "leases could not be renewed in time, giving them up");
             }
         }
@@ -56,6 +58,7 @@ async fn renew(shared: &Shared, queue: usize, name: &str, leases: &[Lease]) {
         Ok(Ok(gone)) => {
             let lost = shared.held.renewed(queue, leases, asked, &gone);
             if !lost.is_empty() {
+                shared.metrics.lease_losses.add(lost.len() as u64, &[]);
                 tracing::warn!(queue = name, messages = ?lost, "leases were lost");
             }
         }

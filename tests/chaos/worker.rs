@@ -26,7 +26,7 @@ pub(crate) fn run(url: &str) {
             concurrency: 4,
             ..WorkerConfig::default()
         };
-        let db = Db::connect(url, 5).await.unwrap_or_else(|_| std::process::exit(3));
+        let db = Db::connect(url, 6).await.unwrap_or_else(|_| std::process::exit(3));
         let Ok(worker) = Worker::start(&db, config).await else {
             std::process::exit(3)
         };

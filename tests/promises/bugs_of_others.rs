@@ -253,7 +253,7 @@ async fn leases_are_renewed_while_the_pool_is_exhausted() {
         world.register(ONE).await;
         let tasks = submit_many(world, 1).await;
         world.claim().await;
-        let db = tasker::Db::connect(&world.url, 3).await.unwrap();
+        let db = tasker::Db::connect(&world.url, 4).await.unwrap();
         let lease = Duration::from_secs(1);
         let worker = worker(&db, lease).await;
         let (begin, mut begun) = tokio::sync::mpsc::channel(1);
@@ -461,7 +461,7 @@ async fn every_loop_reconnects() {
             };
             all_complete(world, &[task]).await;
         }
-        assert!(worker.beats().late().is_empty() && orchestrator.beats().late().is_empty());
+        assert!(worker.health().beats().late().is_empty() && orchestrator.health().beats().late().is_empty());
         worker.shutdown(Duration::from_secs(5)).await;
         orchestrator.shutdown().await;
     })

@@ -186,7 +186,7 @@ async fn a_database_that_is_not_as_it_must_be_is_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn serve_answers_probes_and_stops_on_sigterm() {
     World::with(async |world| {
-        refused(&world.url, &["serve", "--connections", "2"], 2, "2 is not in 3..");
+        refused(&world.url, &["serve", "--connections", "3"], 2, "3 is not in 4..");
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = taken.local_addr().unwrap().to_string();
         refused(
@@ -210,7 +210,7 @@ async fn serve_answers_probes_and_stops_on_sigterm() {
             let answer = get(&address, path);
             assert!(answer.starts_with("HTTP/1.1 200"), "{path}: {answer}");
         }
-        assert!(get(&address, "/health").contains(r#""pool":{"idle":"#));
+        assert!(get(&address, "/ready").contains(r#""pool":{"max":3,"#));
         assert_eq!(
             world
                 .count("SELECT count(*) FROM tasker.members WHERE left_at IS NULL AND name <> 'test'")

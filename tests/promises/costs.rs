@@ -58,7 +58,7 @@ async fn crew(world: &World) -> (Db, Orchestrator, Arc<Worker>) {
 async fn a_step_of_a_backlog_costs_less_than_six_row_writes_and_a_small_part_of_a_transaction() {
     World::with(async |world| {
         world.register(LINEAR).await;
-        let db = Db::connect(&world.url, 3).await.unwrap();
+        let db = Db::connect(&world.url, 4).await.unwrap();
         let tasks = vec![
             NewTask {
                 input: json!({}),

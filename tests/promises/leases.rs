@@ -313,7 +313,7 @@ async fn what_a_completion_makes_ready_is_leased_by_the_same_call_as_far_as_ther
         world.claim().await;
         let first = world.lease("here_queue", 1).await.remove(0);
         let completing = "SELECT (next).* FROM tasker.complete_steps('here_queue', 7, ARRAY[$1::bigint], ARRAY[$2::int], ARRAY[$3::uuid], \
-                          ARRAY[$4::smallint], ARRAY['{\"of\": \"first\"}'], ARRAY[$3::uuid], 1, interval '1 hour') WHERE counted IS NULL";
+                          ARRAY[$4::smallint], ARRAY['{\"of\": \"first\"}'], ARRAY[$3::uuid], 1, interval '1 hour') WHERE (next).msg_id IS NOT NULL";
         let completing = sqlx::query_as(completing)
             .bind(first.msg_id)
             .bind(first.fence)

@@ -57,7 +57,7 @@ impl World {
             .get_or_init(|| async {
                 admin(format!("DROP DATABASE IF EXISTS {TEMPLATE} WITH (FORCE)")).await;
                 admin(format!("CREATE DATABASE {TEMPLATE}")).await;
-                let db = Db::connect(server().database(TEMPLATE).to_url_lossy().as_str(), 3)
+                let db = Db::connect(server().database(TEMPLATE).to_url_lossy().as_str(), 4)
                     .await
                     .expect("connects");
                 db.migrate().await.expect("migrates");
@@ -132,7 +132,7 @@ impl World {
     pub(crate) async fn complete(&self, steps: &[Leased], result: &str) -> Vec<i64> {
         let mut steps: Vec<&Leased> = steps.iter().collect();
         steps.sort_by_key(|step| step.msg_id);
-        sqlx::query_scalar("SELECT counted FROM tasker.complete_steps($1, 7, $2, $3, $4, $5, $6, $4)")
+        sqlx::query_scalar("SELECT counted FROM tasker.complete_steps($1, 7, $2, $3, $4, $5, $6, $4) WHERE counted IS NOT NULL")
             .bind(&steps[0].queue)
             .bind(steps.iter().map(|s| s.msg_id).collect::<Vec<_>>())
             .bind(steps.iter().map(|s| s.fence).collect::<Vec<_>>())
@@ -146,7 +146,7 @@ impl World {
 
     /// Reports a failure; whether it counted.
     pub(crate) async fn fail(&self, step: &Leased, message: &str, permanent: bool, retry_after: Option<f64>) -> bool {
-        let counted: Vec<i64> = sqlx::query_scalar("SELECT tasker.fail_steps($1, 7, $2, $3, $4, $5, $6, $7, $8)")
+        let counted: Vec<i64> = sqlx::query_scalar("SELECT counted FROM tasker.fail_steps($1, 7, $2, $3, $4, $5, $6, $7, $8)")
             .bind(&step.queue)
             .bind(vec![step.msg_id])
             .bind(vec![step.fence])
@@ -190,6 +190,13 @@ impl World {
             .fetch_one(&self.pool)
             .await
             .unwrap_or_else(|error| panic!("{sql}: {error}"))
+    }
+
+    pub(crate) async fn run(&self, sql: &str) {
+        sqlx::raw_sql(sql)
+            .execute(&self.pool)
+            .await
+            .unwrap_or_else(|error| panic!("{sql}: {error}"));
     }
 
     pub(crate) async fn counter(&self, name: &str) -> i64 {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use magnus::{function, method, prelude::*, Error, RArray, RModule, Ruby, Value as RubyValue};
 use tasker::engine::submit::{NewTask, Submitter, CREATE_WITHIN};
 use tasker::engine::{cancel, read, register};
+use tasker::health::{Health, HealthConfig};
 use tasker::{Db, Template};
 
 use crate::runtime::Owned;
@@ -12,7 +13,13 @@ use crate::waiting::block_on;
 use crate::{json, raise};
 
 #[magnus::wrap(class = "TaskerCore::Native::Client", free_immediately, size)]
-pub(crate) struct Client(Owned<(Db, Submitter)>);
+pub(crate) struct Client(Owned<Parts>);
+
+struct Parts {
+    db: Db,
+    submitter: Submitter,
+    health: Health,
+}
 
 pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
     let class = native.define_class("Client", ruby.class_object())?;
@@ -23,7 +30,7 @@ pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
     class.const_set("INSTALLATION", read::INSTALLATION)?;
     class.define_singleton_method("connect", function!(Client::connect, 2))?;
     class.define_method("migrate", method!(Client::migrate, 0))?;
-    class.define_method("answers?", method!(Client::answers, 1))?;
+    class.define_method("health", method!(Client::health, 0))?;
     class.define_method("register", method!(Client::register, 2))?;
     class.define_method("submit", method!(Client::submit, 5))?;
     class.define_method("check", method!(Client::check, 5))?;
@@ -39,10 +46,15 @@ pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
 impl Client {
     fn connect(ruby: &Ruby, url: String, max_connections: u32) -> Result<Client, Error> {
         let db = block_on(ruby, async move { Db::connect(&url, max_connections).await })?;
-        Ok(Client(Owned::new((db.clone(), Submitter::new(db)))))
+        let config = HealthConfig::from_env().map_err(|error| raise::error(ruby, &error))?;
+        Ok(Client(Owned::new(Parts {
+            health: Health::of_client(&db, config),
+            submitter: Submitter::new(db.clone()),
+            db,
+        })))
     }
 
-    fn owned(&self, ruby: &Ruby) -> Result<&(Db, Submitter), Error> {
+    fn owned(&self, ruby: &Ruby) -> Result<&Parts, Error> {
         self.0.get().ok_or_else(|| {
             raise::with_class(
                 ruby,
@@ -53,7 +65,7 @@ impl Client {
     }
 
     pub(crate) fn db(&self, ruby: &Ruby) -> Result<Db, Error> {
-        Ok(self.owned(ruby)?.0.clone())
+        Ok(self.owned(ruby)?.db.clone())
     }
 
     fn migrate(ruby: &Ruby, this: &Client) -> Result<(), Error> {
@@ -61,10 +73,11 @@ impl Client {
         block_on(ruby, async move { db.migrate().await })
     }
 
-    fn answers(ruby: &Ruby, this: &Client, seconds: f64) -> Result<bool, Error> {
-        let db = this.db(ruby)?;
-        let timeout = Duration::try_from_secs_f64(seconds).unwrap_or_default();
-        block_on(ruby, async move { Ok(db.answers(timeout).await) })
+    /// How this process is, as JSON.
+    fn health(ruby: &Ruby, this: &Client) -> Result<String, Error> {
+        let health = this.owned(ruby)?.health.clone();
+        let live = block_on(ruby, async move { Ok(health.live().await) })?;
+        Ok(serde_json::json!(live).to_string())
     }
 
     /// "namespace/name" and the version.
@@ -86,7 +99,7 @@ impl Client {
         keys: Vec<Option<String>>,
         priorities: Vec<Option<String>>,
     ) -> Result<Vec<(String, bool)>, Error> {
-        let submitter = this.owned(ruby)?.1.clone();
+        let submitter = this.owned(ruby)?.submitter.clone();
         let tasks = new_tasks(ruby, inputs, keys, priorities)?;
         let submitted = block_on(ruby, async move { submitter.submit(&template, version.as_deref(), &tasks).await })?;
         Ok(submitted.into_iter().map(|task| (task.id.to_string(), task.created)).collect())
@@ -102,7 +115,7 @@ impl Client {
         keys: Vec<Option<String>>,
         priorities: Vec<Option<String>>,
     ) -> Result<(String, Vec<String>), Error> {
-        let submitter = this.owned(ruby)?.1.clone();
+        let submitter = this.owned(ruby)?.submitter.clone();
         let tasks = new_tasks(ruby, inputs, keys, priorities)?;
         let texts = tasks.iter().map(|task| task.input.to_string()).collect();
         let version = block_on(ruby, async move { submitter.check(&template, version.as_deref(), &tasks).await })?;

@@ -15,6 +15,8 @@ mod waiting;
 mod worker;
 
 use magnus::{function, prelude::*, Error, RModule, Ruby};
+use tasker::engine::member::Kind;
+use tasker::health::local::{self, Level};
 
 /// Called by Ruby when the library is loaded; `TaskerCore` and its errors are defined by then.
 #[magnus::init(name = "tasker_core")]
@@ -23,6 +25,7 @@ fn init(ruby: &Ruby) -> Result<(), Error> {
     let native = tasker_core.define_module("Native")?;
     native.define_singleton_method("check_template", function!(check_template, 2))?;
     native.define_singleton_method("database_url", function!(database_url, 1))?;
+    native.define_singleton_method("local_workers", function!(local_workers, 0))?;
     native.define_singleton_method("run_command", function!(run_command, 1))?;
     native.define_singleton_method("init_logging", function!(tasker::telemetry::init_logging, 0))?;
     client::init(ruby, native)?;
@@ -40,6 +43,12 @@ fn check_template(ruby: &Ruby, source: String, origin: String) -> Result<(), Err
 /// The database that is meant: the given one, or that of `tasker dev` in this folder.
 fn database_url(ruby: &Ruby, given: Option<String>) -> Result<String, Error> {
     tasker::config::database_url(given.as_deref()).map_err(|error| raise::error(ruby, &error))
+}
+
+/// The workers of this host: process id, and what has failed there.
+fn local_workers() -> Vec<(String, Vec<String>)> {
+    let answers = waiting::without_gvl(|| local::ask(Some(Kind::Worker), Level::Live), None).unwrap_or_default();
+    answers.into_iter().map(|a| (a.pid.clone(), a.failures())).collect()
 }
 
 /// Runs the command line and returns its exit code. It takes the signals INT and TERM for itself.

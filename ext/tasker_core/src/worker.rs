@@ -1,6 +1,8 @@
 //! TaskerCore::Native::Worker and Step: leases, prefetching, heartbeats and batched reports run on tokio threads without the GVL; Ruby
 //! threads take steps with `next` and give outcomes with `complete` and `fail`.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use magnus::{function, method, prelude::*, Error, RModule, Ruby, Value as RubyValue};
@@ -8,6 +10,9 @@ use serde::Deserialize;
 use tasker::engine::check_payload;
 use tasker::engine::complete::COMPLETE_WITHIN;
 use tasker::engine::fail::Failure;
+use tasker::engine::member::Kind;
+use tasker::health::{Beat, HealthConfig};
+use tasker::http::{Server, Serving};
 use tasker::worker::{Outcome, Step as CoreStep, Worker as CoreWorker, WorkerConfig};
 
 use crate::runtime::Owned;
@@ -15,7 +20,17 @@ use crate::waiting::{block_on, receive};
 use crate::{client, json, raise};
 
 #[magnus::wrap(class = "TaskerCore::Native::Worker", free_immediately, size)]
-struct Worker(Owned<std::sync::Arc<CoreWorker>>);
+struct Worker(Owned<Parts>);
+
+struct Parts {
+    worker: Arc<CoreWorker>,
+    serving: Arc<Serving>,
+    /// Of the Ruby thread that looks after the others.
+    supervisor: Beat,
+}
+
+/// When Ruby has not come round for so long, it stands still: some handler keeps its lock.
+const SUPERVISOR_BOUND: Duration = Duration::from_secs(30);
 
 #[magnus::wrap(class = "TaskerCore::Native::Step", free_immediately, size)]
 struct Step(CoreStep);
@@ -28,6 +43,8 @@ struct Options {
     threads: usize,
     /// Seconds.
     lease: f64,
+    /// Where to answer for its health, beside the socket.
+    listen: Option<SocketAddr>,
 }
 
 pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
@@ -42,7 +59,8 @@ pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
     class.define_method("checkpoint", method!(Worker::checkpoint, 2))?;
     class.define_method("completion", method!(Worker::completion, 2))?;
     class.define_method("forget", method!(Worker::forget, 1))?;
-    class.define_method("late_loops", method!(Worker::late_loops, 0))?;
+    class.define_method("beat", method!(Worker::beat, 0))?;
+    class.define_method("health", method!(Worker::health, 0))?;
     class.define_method("shutdown", method!(Worker::shutdown, 1))?;
 
     let class = native.define_class("Step", ruby.class_object())?;
@@ -76,13 +94,27 @@ impl Worker {
             namespaces: options.namespaces,
             concurrency: options.threads,
             lease: Duration::try_from_secs_f64(options.lease).unwrap_or_default(),
+            health: HealthConfig::from_env().map_err(|error| raise::error(ruby, &error))?,
             ..WorkerConfig::default()
         };
-        let worker = block_on(ruby, async move { CoreWorker::start(&db, config).await })?;
-        Ok(Worker(Owned::new(std::sync::Arc::new(worker))))
+        let parts = block_on(ruby, async move {
+            // The address first: a port in use should not cost a membership.
+            let server = Server::bind(options.listen, Kind::Worker).await?;
+            let worker = CoreWorker::start(&db, config).await?;
+            Ok(Parts {
+                supervisor: worker.health().beats().register("supervisor", SUPERVISOR_BOUND),
+                serving: Arc::new(server.start(worker.health().clone())),
+                worker: Arc::new(worker),
+            })
+        })?;
+        Ok(Worker(Owned::new(parts)))
     }
 
-    fn owned(&self, ruby: &Ruby) -> Result<&std::sync::Arc<CoreWorker>, Error> {
+    fn owned(&self, ruby: &Ruby) -> Result<&Arc<CoreWorker>, Error> {
+        self.parts(ruby).map(|parts| &parts.worker)
+    }
+
+    fn parts(&self, ruby: &Ruby) -> Result<&Parts, Error> {
         self.0.get().ok_or_else(|| {
             raise::with_class(
                 ruby,
@@ -95,7 +127,12 @@ impl Worker {
     /// The next step; nil after that many seconds without one, or when the worker stops (see stopped?).
     fn next(ruby: &Ruby, this: &Worker, seconds: f64) -> Result<Option<Step>, Error> {
         let timeout = Duration::try_from_secs_f64(seconds).unwrap_or_default();
-        Ok(receive(ruby, this.owned(ruby)?.steps(), Some(timeout))?.map(Step))
+        let worker = this.owned(ruby)?;
+        let step = receive(ruby, worker.steps(), Some(timeout))?;
+        Ok(step.map(|mut step| {
+            worker.begin(&mut step);
+            Step(step)
+        }))
     }
 
     fn is_stopped(ruby: &Ruby, this: &Worker) -> Result<bool, Error> {
@@ -151,15 +188,26 @@ impl Worker {
         Ok(())
     }
 
-    fn late_loops(ruby: &Ruby, this: &Worker) -> Result<Vec<String>, Error> {
-        Ok(this.owned(ruby)?.beats().late())
+    /// The supervisor has come round.
+    fn beat(ruby: &Ruby, this: &Worker) -> Result<(), Error> {
+        this.parts(ruby)?.supervisor.beat();
+        Ok(())
+    }
+
+    /// How this worker is, as JSON.
+    fn health(ruby: &Ruby, this: &Worker) -> Result<String, Error> {
+        let worker = this.owned(ruby)?.clone();
+        let live = block_on(ruby, async move { Ok(worker.health().live().await) })?;
+        Ok(serde_json::json!(live).to_string())
     }
 
     fn shutdown(ruby: &Ruby, this: &Worker, grace: f64) -> Result<(), Error> {
-        let worker = this.owned(ruby)?.clone();
+        let parts = this.parts(ruby)?;
+        let (worker, serving) = (parts.worker.clone(), parts.serving.clone());
         let grace = Duration::try_from_secs_f64(grace).unwrap_or_default();
         block_on(ruby, async move {
             worker.shutdown(grace).await;
+            serving.stop().await;
             Ok(())
         })
     }

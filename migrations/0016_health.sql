@@ -1,0 +1,88 @@
+-- What probes and operators ask of the whole fleet. Cheap whatever the backlog: heads of indexes, and counts that go no further than a bound.
+
+-- The queues of these namespaces (null: all), of those that are there, that this session cannot work with: dropped, or without the privileges.
+CREATE FUNCTION tasker.unreachable_queues(p_namespaces text[]) RETURNS SETOF text
+LANGUAGE sql STABLE AS $$
+    SELECT n.queue
+    FROM tasker.namespaces n
+    CROSS JOIN LATERAL to_regclass(format('pgmq.%I', pgmq.format_table_name(n.queue, 'q'))) AS q
+    WHERE (p_namespaces IS NULL OR n.name = ANY (p_namespaces)) AND NOT coalesce(has_table_privilege(q, 'SELECT') AND has_table_privilege(q, 'INSERT')
+                       AND has_table_privilege(q, 'UPDATE') AND has_table_privilege(q, 'DELETE'), false)
+    ORDER BY n.queue
+$$;
+
+-- How many messages a queue has from p_mark on, counted no further than p_count, and how long the first of them is there, in seconds.
+CREATE FUNCTION tasker.queue_health(p_queue text, p_mark bigint, p_count int) RETURNS jsonb
+LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    v_health jsonb;
+BEGIN
+    EXECUTE format($f$
+        SELECT jsonb_build_object('queue', $1, 'depth', count(*), 'oldest_seconds', extract(epoch FROM clock_timestamp() - min(m.enqueued_at)))
+        FROM (SELECT q.enqueued_at FROM pgmq.%I q WHERE q.msg_id >= $2 ORDER BY q.msg_id LIMIT $3) AS m
+    $f$, pgmq.format_table_name(p_queue, 'q')) INTO v_health USING p_queue, p_mark, p_count;
+    RETURN v_health;
+END
+$$;
+
+-- The pending tasks of a namespace by priority, counted no further than p_count each; how long the first of them waits, in seconds, and how many
+-- priorities its age is worth by now.
+CREATE FUNCTION tasker.backlog(p_namespace smallint, p_count int) RETURNS jsonb
+LANGUAGE sql STABLE AS $$
+    SELECT jsonb_object_agg(p.name, jsonb_build_object(
+        'pending', h.pending, 'oldest_seconds', extract(epoch FROM h.waits), 'escalation', extract(epoch FROM h.waits) / extract(epoch FROM tasker.aging())))
+    FROM unnest(ARRAY['low', 'normal', 'high', 'urgent']) WITH ORDINALITY AS p(name, priority)
+    JOIN tasker.lanes(p_namespace) AS l ON l.priority = p.priority
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS pending, clock_timestamp() - min(t.claim_order) - l.priority * tasker.aging() AS waits
+        FROM (SELECT w.claim_order FROM tasker.tasks w
+              WHERE w.namespace_id = p_namespace AND w.priority = l.priority AND w.claim_order >= l.mark
+              ORDER BY w.claim_order LIMIT p_count) AS t) AS h
+$$;
+
+-- What workers did in a namespace, a second, over the last 1, 5 and 15 minutes. The newest ten seconds are not complete and do not count.
+CREATE FUNCTION tasker.rates(p_namespace smallint) RETURNS jsonb
+LANGUAGE sql STABLE AS $$
+    SELECT jsonb_object_agg(w.minutes || 'm', jsonb_build_object('completed', r.completed, 'failed', r.failed))
+    FROM unnest(ARRAY[1, 5, 15]) AS w(minutes)
+    CROSS JOIN date_bin('10 s', clock_timestamp(), 'epoch') AS now
+    CROSS JOIN LATERAL (
+        SELECT coalesce(sum(a.completed), 0) / (w.minutes * 60.0) AS completed, coalesce(sum(a.failed), 0) / (w.minutes * 60.0) AS failed
+        FROM tasker.activity a
+        WHERE a.namespace_id = p_namespace AND a.at >= now - w.minutes * interval '1 minute' AND a.at < now) AS r
+$$;
+
+-- The fleet: namespaces, members, what went wrong, and the server.
+CREATE FUNCTION tasker.fleet(p_count int DEFAULT 10000) RETURNS jsonb
+LANGUAGE sql STABLE AS $$
+    SELECT jsonb_build_object(
+        'counted_to', p_count,
+        'namespaces', (
+            SELECT coalesce(jsonb_object_agg(n.name, jsonb_build_object(
+                'queue', tasker.queue_health(n.queue, m.message, p_count),
+                'dead_letters', tasker.queue_health(n.queue || '_dlq', 0, p_count),
+                'backlog', tasker.backlog(n.id, p_count),
+                'rates', tasker.rates(n.id),
+                'workers', (SELECT count(*) FROM tasker.members w WHERE w.kind = 'worker' AND w.left_at IS NULL
+                            AND w.lease_until > clock_timestamp() AND n.name = ANY (w.namespaces)))), '{}')
+            FROM tasker.namespaces n JOIN tasker.marks m ON m.namespace_id = n.id),
+        'members', (
+            SELECT coalesce(jsonb_agg(jsonb_build_object(
+                'kind', m.kind, 'name', m.name, 'version', m.version, 'namespaces', m.namespaces,
+                'up_seconds', extract(epoch FROM clock_timestamp() - m.started_at),
+                'heartbeat_seconds', extract(epoch FROM clock_timestamp() - m.heartbeat_at), 'report', m.report) ORDER BY m.kind, m.name, m.id), '[]')
+            FROM tasker.members m WHERE m.left_at IS NULL),
+        'counters', (SELECT coalesce(jsonb_object_agg(c.name, c.value), '{}') FROM tasker.counters c),
+        'database', jsonb_build_object(
+            'version', current_setting('server_version'),
+            'connections', (SELECT count(*) FROM pg_stat_activity a WHERE a.backend_type = 'client backend'),
+            'max_connections', current_setting('max_connections')::int,
+            -- The age of what holds back vacuum (see the marks).
+            'oldest_transaction_seconds', (SELECT max(extract(epoch FROM clock_timestamp() - a.xact_start)) FROM pg_stat_activity a
+                                           WHERE a.backend_xmin IS NOT NULL AND a.pid <> pg_backend_pid()),
+            'in_recovery', pg_is_in_recovery(),
+            'replicas', (SELECT coalesce(jsonb_agg(jsonb_build_object(
+                             'name', r.application_name, 'state', r.state, 'lag_seconds', extract(epoch FROM r.replay_lag),
+                             'lag_bytes', pg_wal_lsn_diff(r.sent_lsn, r.replay_lsn)) ORDER BY r.application_name), '[]')
+                         FROM pg_stat_replication r)))
+$$;

@@ -1,0 +1,93 @@
+//! Beats: every loop beats once a cycle, and one that has not within its bound is named.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// The beats of one process's loops. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Beats {
+    started: Instant,
+    loops: Arc<Mutex<Vec<Arc<Loop>>>>,
+}
+
+#[derive(Debug)]
+struct Loop {
+    name: String,
+    bound: Duration,
+    last: AtomicU64,
+}
+
+/// One loop's own end: it beats once a cycle. Dropping it (the loop ended) takes the loop off the list.
+#[derive(Debug)]
+pub struct Beat {
+    beats: Beats,
+    of: Arc<Loop>,
+}
+
+impl Default for Beats {
+    fn default() -> Self {
+        Beats {
+            started: Instant::now(),
+            loops: Arc::default(),
+        }
+    }
+}
+
+impl Beats {
+    /// Adds a loop that promises to beat at least once in `bound`.
+    pub fn register(&self, name: impl Into<String>, bound: Duration) -> Beat {
+        let name = name.into();
+        #[cfg(debug_assertions)]
+        let bound = if is_wedged(&name) { Duration::from_secs(1) } else { bound };
+        let of = Arc::new(Loop {
+            name,
+            bound,
+            last: AtomicU64::new(self.millis()),
+        });
+        self.loops.lock().unwrap_or_else(PoisonError::into_inner).push(of.clone());
+        Beat { beats: self.clone(), of }
+    }
+
+    /// The names of the loops that are late.
+    pub fn late(&self) -> Vec<String> {
+        let now = self.millis();
+        let loops = self.loops.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_late = |l: &&Arc<Loop>| u128::from(now.saturating_sub(l.last.load(Ordering::Relaxed))) > l.bound.as_millis();
+        loops.iter().filter(is_late).map(|l| l.name.clone()).collect()
+    }
+
+    fn millis(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+}
+
+impl Beat {
+    /// The loop has come round.
+    pub fn beat(&self) {
+        #[cfg(debug_assertions)]
+        if is_wedged(&self.of.name) {
+            return;
+        }
+        self.of.last.store(self.beats.millis(), Ordering::Relaxed);
+    }
+}
+
+/// For tests: TASKER_TEST_WEDGED names a loop that stands still, as far as anybody can see, and is late after a second.
+#[cfg(debug_assertions)]
+fn is_wedged(name: &str) -> bool {
+    std::env::var("TASKER_TEST_WEDGED").is_ok_and(|wedged| wedged == name)
+}
+
+impl Drop for Beat {
+    fn drop(&mut self) {
+        // A loop that panicked stays on the list, and is late before long.
+        if !std::thread::panicking() {
+            self.beats
+                .loops
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .retain(|l| !Arc::ptr_eq(l, &self.of));
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Metrics that are not counted where something happens, but looked at when somebody asks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::PoisonError;
+
+use opentelemetry::metrics::Gauge;
+use opentelemetry::KeyValue;
+use serde_json::Value;
+
+use super::Metrics;
+
+impl Metrics {
+    /// This process: bytes and seconds.
+    pub(crate) fn observe_process(&self, memory: u64, memory_limit: Option<u64>, cpu_seconds: f64) {
+        self.memory.record(memory as f64, &[]);
+        if let Some(limit) = memory_limit {
+            self.memory_limit.record(limit as f64, &[]);
+        }
+        let mut counted = self.cpu_counted.lock().unwrap_or_else(PoisonError::into_inner);
+        if cpu_seconds > *counted {
+            self.cpu_time.add(cpu_seconds - *counted, &[]);
+            *counted = cpu_seconds;
+        }
+    }
+
+    /// Its connections.
+    pub(crate) fn observe_pool(&self, used: u32, idle: u32, max: u32) {
+        self.connections.record(used.into(), &[KeyValue::new("state", "used")]);
+        self.connections.record(idle.into(), &[KeyValue::new("state", "idle")]);
+        self.connections_max.record(max.into(), &[]);
+    }
+
+    /// The fleet, as `tasker.fleet()` describes it.
+    pub(crate) fn observe_fleet(&self, fleet: &Value) {
+        for (namespace, of) in fleet["namespaces"].as_object().into_iter().flatten() {
+            let label = || KeyValue::new("namespace", namespace.clone());
+            record(&self.queue_depth, &of["queue"]["depth"], &[label()]);
+            record(&self.queue_age, &of["queue"]["oldest_seconds"], &[label()]);
+            record(&self.dead_letters, &of["dead_letters"]["depth"], &[label()]);
+            record(&self.workers, &of["workers"], &[label()]);
+            for (priority, lane) in of["backlog"].as_object().into_iter().flatten() {
+                let labels = [label(), KeyValue::new("priority", priority.clone())];
+                record(&self.backlog, &lane["pending"], &labels);
+                record(&self.backlog_age, &lane["oldest_seconds"], &labels);
+                record(&self.priority_escalation, &lane["escalation"], &labels);
+            }
+            let (slots, running) = capacity(fleet, namespace);
+            self.capacity.record(slots, &[label()]);
+            self.capacity_used.record(running, &[label()]);
+        }
+        for (kind, (count, configurations)) in members(fleet) {
+            let label = [KeyValue::new("kind", kind)];
+            self.members.record(count as f64, &label);
+            self.configurations.record(configurations.len() as f64, &label);
+        }
+        record(&self.oldest_transaction, &fleet["database"]["oldest_transaction_seconds"], &[]);
+        for replica in fleet["database"]["replicas"].as_array().into_iter().flatten() {
+            let name = replica["name"].as_str().unwrap_or_default().to_owned();
+            record(&self.replication_lag, &replica["lag_seconds"], &[KeyValue::new("replica", name)]);
+        }
+    }
+}
+
+/// What is not there (no oldest message of an empty queue) is none.
+fn record(gauge: &Gauge<f64>, value: &Value, labels: &[KeyValue]) {
+    gauge.record(value.as_f64().unwrap_or_default(), labels);
+}
+
+/// (handlers, steps) of the workers of a namespace together.
+fn capacity(fleet: &Value, namespace: &str) -> (f64, f64) {
+    let workers = fleet["members"].as_array().into_iter().flatten().filter(|member| {
+        let namespaces = member["namespaces"].as_array().into_iter().flatten();
+        member["kind"] == "worker" && namespaces.into_iter().any(|name| name == namespace)
+    });
+    workers.fold((0.0, 0.0), |(slots, running), worker| {
+        let busy = |what: &str| worker["report"]["busy"][what].as_f64().unwrap_or_default();
+        (slots + busy("slots"), running + busy("running"))
+    })
+}
+
+/// By kind: how many there are, and their versions and configurations.
+fn members(fleet: &Value) -> BTreeMap<String, (usize, BTreeSet<String>)> {
+    let mut members: BTreeMap<String, (usize, BTreeSet<String>)> = BTreeMap::new();
+    for member in fleet["members"].as_array().into_iter().flatten() {
+        let (count, configurations) = members.entry(member["kind"].as_str().unwrap_or_default().to_owned()).or_default();
+        *count += 1;
+        configurations.insert(format!("{} {}", member["version"], member["report"]["configuration"]));
+    }
+    members
+}

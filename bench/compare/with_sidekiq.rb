@@ -5,7 +5,6 @@
 require "json"
 require "sidekiq"
 require "sidekiq/launcher"
-require "socket"
 require "tmpdir"
 
 Redis.silence_deprecations = true
@@ -54,12 +53,13 @@ def measure_latency
 end
 
 Dir.mktmpdir do |folder|
-  port = TCPServer.open("127.0.0.1", 0) { |socket| socket.addr[1] }
-  settings = ["--port", port.to_s, "--bind", "127.0.0.1", "--dir", folder, "--appendonly", "yes", "--save", ""]
+  # On a socket: a free port may be another's by the time Redis wants it.
+  socket = File.join(folder, "redis.sock")
+  settings = ["--port", "0", "--unixsocket", socket, "--dir", folder, "--appendonly", "yes", "--save", ""]
   redis = Process.spawn("redis-server", *settings, out: File::NULL)
   Sidekiq.logger.level = Logger::ERROR
-  Sidekiq.configure_server { |config| config.redis = { url: "redis://127.0.0.1:#{port}" } }
-  Sidekiq.configure_client { |config| config.redis = { url: "redis://127.0.0.1:#{port}", size: 20 } }
+  Sidekiq.configure_server { |config| config.redis = { url: "unix://#{socket}" } }
+  Sidekiq.configure_client { |config| config.redis = { url: "unix://#{socket}", size: 20 } }
   begin
     Sidekiq.redis(&:ping)
   rescue Redis::CannotConnectError

@@ -34,8 +34,6 @@ pub(crate) fn percentiles(mut seconds: Vec<f64>) -> Vec<Value> {
 /// a fraction of a millisecond later; asking all the time would slow down what is measured).
 async fn rounds(site: &Site, shape: Shape, language: Language) -> (Vec<f64>, Vec<f64>) {
     let place = site.place(&[shape.template()]).await;
-    // What was measured before may still be written to the disk.
-    place.settle().await;
     let crew = place.work(language, 1).await;
     let submitter = Submitter::new(place.db.clone());
     let (mut began, mut ended) = (Vec::new(), Vec::new());

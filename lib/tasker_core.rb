@@ -3,6 +3,7 @@
 require_relative "tasker_core/version"
 require_relative "tasker_core/errors"
 require "tasker_core/tasker_core" # the native extension
+require_relative "tasker_core/native_logger"
 require_relative "tasker_core/configuration"
 require_relative "tasker_core/instrumentation"
 require_relative "tasker_core/step_handler"

@@ -57,7 +57,7 @@ $$;
 -- Completes steps: in one transaction deletes their messages, records their results, enqueues the dependents that are now ready and
 -- finalises the tasks that are done. Returns the messages whose report counted (the others were stale and changed nothing), and
 -- the steps that the worker has leased by the same call: at most p_room of those that are ready now in this queue, and none when
--- others wait there, which would be overtaken; and the tasks that are done. Each row is one of these.
+-- others wait there, which would be overtaken; and the tasks that are done. The first row has the messages; each of the others is a step or a template's tasks.
 -- The arrays are parallel and in msg_id order: (message, fence, task, step, result).
 -- p_shared: the tasks of which a step's siblings could decide the same thing (leased_step.shared); more are right, too.
 -- Locks: first, in id order, p_shared; then messages in order; then steps. The update that finalises a task with a single last step comes last without having locked it first: no other
@@ -65,7 +65,7 @@ $$;
 CREATE FUNCTION tasker.complete_steps(
     p_queue text, p_worker int, p_ids bigint[], p_fences int[], p_tasks uuid[], p_steps smallint[], p_results text[],
     p_shared uuid[], p_room int DEFAULT 0, p_lease interval DEFAULT NULL
-) RETURNS TABLE (counted bigint, next tasker.leased_step, done tasker.finished_tasks)
+) RETURNS TABLE (counted bigint[], next tasker.leased_step, done tasker.finished_tasks)
 LANGUAGE plpgsql AS $$
 DECLARE
     v_ids     bigint[];
@@ -105,12 +105,12 @@ BEGIN
     END IF;
     SELECT a.taken, a.done INTO v_taken, v_done
     FROM tasker.advance_tasks(v_tasks, v_steps, ROW(p_queue, p_worker, CASE WHEN v_waits THEN 0 ELSE p_room END, p_lease)) AS a;
-    RETURN QUERY SELECT unnest(v_ids), NULL::tasker.leased_step, NULL::tasker.finished_tasks;
+    RETURN QUERY SELECT v_ids, NULL::tasker.leased_step, NULL::tasker.finished_tasks;
     IF v_taken IS NOT NULL THEN
-        RETURN QUERY SELECT NULL::bigint, l, NULL::tasker.finished_tasks FROM tasker.leased_steps(v_taken) AS l;
+        RETURN QUERY SELECT NULL::bigint[], l, NULL::tasker.finished_tasks FROM tasker.leased_steps(v_taken) AS l;
     END IF;
     IF v_done IS NOT NULL THEN
-        RETURN QUERY SELECT NULL::bigint, NULL::tasker.leased_step, d FROM unnest(v_done) AS d;
+        RETURN QUERY SELECT NULL::bigint[], NULL::tasker.leased_step, d FROM unnest(v_done) AS d;
     END IF;
 END
 $$;

@@ -6,7 +6,7 @@ require "net/http"
 RSpec.describe "TaskerCore.healthy?" do
   describe "in a worker's own process" do
     it "is true while the worker's threads live" do
-      handler("Work") { nil }
+      handler("Work") { |_| nil }
       workflow { step :work, "Work" }
       expect(TaskerCore).to be_healthy
       working do |worker|

@@ -27,7 +27,7 @@ RSpec.describe TaskerCore::Instrumentation do
   end
 
   it "tells of the tasks that were created" do
-    handler("Work") { nil }
+    handler("Work") { |_| nil }
     flow = workflow { step :work, "Work" }
     tasks = nil
     events = told("enqueue") { tasks = TaskerCore.enqueue_all(flow, [{}, {}]) }

@@ -238,12 +238,17 @@ impl Health {
     pub async fn metrics(&self) -> String {
         self.process();
         if self.0.kind == Some(Kind::Orchestrator) {
-            match self.fleet().await {
-                Ok(fleet) => telemetry::metrics().observe_fleet(&fleet),
-                Err(error) => tracing::warn!(error, "no metrics of the fleet"),
-            }
+            self.observe_fleet().await;
         }
         telemetry::prometheus_text()
+    }
+
+    /// Measures the fleet.
+    pub(crate) async fn observe_fleet(&self) {
+        match self.fleet().await {
+            Ok(fleet) => telemetry::metrics().observe_fleet(&fleet),
+            Err(error) => tracing::warn!(error, "no metrics of the fleet"),
+        }
     }
 
     fn kind(&self) -> &'static str {

@@ -41,7 +41,7 @@ impl Server {
         let socket = Socket::listen(kind)
             .inspect_err(|error| {
                 let folder = crate::health::local::folder();
-                tracing::warn!(%error, ?folder, "no socket for local probes: set TASKER_RUN_DIR to a folder of this user's");
+                tracing::warn!(%error, folder = %folder.display(), "no socket for local probes: set TASKER_RUN_DIR to a folder of this user's");
             })
             .ok();
         Ok(Server { port, socket })

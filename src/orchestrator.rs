@@ -1,10 +1,11 @@
 //! The orchestrator: admits tasks, enqueues due retries, notices what died. Any number run side by side, all equal.
 //!
-//! It is eight loops of one shape: repeat a cycle, beat, and wait: for a wake (admission, retries, alerts) or for the next of its `rounds`.
+//! It is eight loops of one shape (and a ninth where metrics are pushed): repeat a cycle, beat, and wait: for a wake (admission, retries, alerts) or for the next of its `rounds`.
 
 mod admission;
 mod alerts;
 mod marks;
+mod observation;
 mod reconciliation;
 mod recovery;
 mod retention;
@@ -21,6 +22,7 @@ use crate::db::{channel, Db};
 use crate::engine::member::{Kind, Membership};
 use crate::error::{Error, Result};
 use crate::health::{self, Health, HealthConfig};
+use crate::telemetry;
 
 /// The options of an orchestrator, each with its default.
 #[derive(Debug, Clone)]
@@ -102,6 +104,9 @@ impl Orchestrator {
         loops.spawn(rounds::run(reconciliation::Reconciliation::new(db), beats.clone(), stop.clone()));
         loops.spawn(alerts::Alerts::new(db, config.alert_webhook.clone(), beats, wakes.subscribe()).run(stop.clone()));
         loops.spawn(rounds::run(retention::Retention::new(db), beats.clone(), stop.clone()));
+        if telemetry::pushes_metrics() {
+            loops.spawn(rounds::run(observation::Observation::new(&health), beats.clone(), stop.clone()));
+        }
         loops.spawn(health::keep_membership(membership.clone(), health.clone(), stop.clone()));
         loops.close();
         tracing::info!(member = membership.id(), "orchestrator started");
@@ -126,6 +131,7 @@ impl Orchestrator {
         if let Err(error) = self.membership.leave().await {
             tracing::warn!(%error, "could not leave the members, the lease will run out");
         }
+        telemetry::flush().await;
         tracing::info!("orchestrator stopped");
     }
 }

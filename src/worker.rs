@@ -9,9 +9,11 @@ mod handler;
 mod heartbeat;
 mod held;
 mod poller;
+mod step;
 mod suspects;
 
 pub use handler::{Handler, Handlers, Handling};
+pub use step::{Outcome, Step};
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -83,47 +85,6 @@ impl WorkerConfig {
             c if c.lease < Duration::from_secs(1) => wrong("lease must be at least 1 s"),
             c if c.poll.is_zero() => wrong("poll must be more than 0"),
             _ => Ok(()),
-        }
-    }
-}
-
-/// A leased step on its way through this worker.
-#[derive(Debug, Clone)]
-pub struct Step {
-    /// What the lease brought.
-    pub leased: LeasedStep,
-    queue: usize,
-    lost: CancellationToken,
-    received: Instant,
-    /// When its handler began.
-    began: Option<Instant>,
-}
-
-impl Step {
-    /// Whether the lease is gone (taken by another worker, or the task was cancelled): the outcome will be refused.
-    pub fn is_lost(&self) -> bool {
-        self.lost.is_cancelled()
-    }
-
-    fn lease(&self) -> Lease {
-        self.leased.lease()
-    }
-}
-
-/// What became of a step.
-#[derive(Debug, Clone)]
-pub enum Outcome {
-    /// The handler's result, as JSON.
-    Complete(String),
-    /// The handler failed.
-    Fail(Failure),
-}
-
-impl Outcome {
-    fn name(&self) -> &'static str {
-        match self {
-            Outcome::Complete(_) => "complete",
-            Outcome::Fail(_) => "failed",
         }
     }
 }
@@ -250,7 +211,7 @@ impl Worker {
         drop(outlets);
         pollers.close();
         loops.close();
-        tracing::info!(member = shared.membership.id(), queues = ?shared.queues, "worker started");
+        tracing::info!(member = shared.membership.id(), queues = shared.queues.join(","), "worker started");
         Ok(Worker {
             shared,
             health,
@@ -364,6 +325,16 @@ impl Worker {
         }
     }
 
+    /// Its membership.
+    pub fn id(&self) -> i32 {
+        self.shared.membership.id()
+    }
+
+    /// Whose step it is.
+    pub fn namespace(&self, step: &Step) -> &str {
+        &self.shared.config.namespaces[step.queue]
+    }
+
     /// How it is.
     pub fn health(&self) -> &Health {
         &self.health
@@ -397,6 +368,7 @@ impl Worker {
         if let Err(error) = shared.membership.leave().await {
             tracing::warn!(%error, "could not leave the members, the lease will run out");
         }
+        telemetry::flush().await;
         tracing::info!("worker stopped");
     }
 

@@ -1,7 +1,5 @@
 # frozen_string_literal: true
 
-require "logger"
-
 module TaskerCore
   # The settings of this process. Each has a default that works.
   class Configuration
@@ -17,7 +15,8 @@ module TaskerCore
     #   config/tasker/*.yml.
     attr_accessor :templates
 
-    # @return [Logger] where workers and {Step#logger} write. Default: standard error; in Rails its logger.
+    # @return [Logger] where workers and {Step#logger} write, and where the core's own lines go while a worker runs. Default: standard error
+    #   ({NativeLogger}); in Rails its logger.
     attr_accessor :logger
 
     # @return [Proc, nil] called around every step with a block; Rails' reloader in Rails, so that code reloads in development and
@@ -37,7 +36,7 @@ module TaskerCore
       @database_url = nil
       @connections = 6
       @templates = ["workflows/*.yml"]
-      @logger = Logger.new($stderr, progname: "tasker", level: ENV.fetch("TASKER_LOG", "").include?("debug") ? :debug : :info)
+      @logger = NativeLogger.new
       @around_step = nil
       @transaction = nil
       @open_transaction = nil

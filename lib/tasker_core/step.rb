@@ -73,23 +73,41 @@ module TaskerCore
     end
 
     # @return [Logger] writes to the configured logger; every line names the step, its task and the attempt
-    def logger = @logger ||= StepLogger.new(@base_logger, "[#{workflow}/#{name} #{task_id} ##{attempt}]")
+    def logger = @logger ||= StepLogger.new(@base_logger, @native)
 
     private
 
     def parse(json) = JSON.parse(json, symbolize_names: true, max_nesting: false)
 
-    # A logger that says for which step it speaks.
+    # A logger that says for which step it speaks: in fields, or in front of the line where the logger knows none.
     class StepLogger < SimpleDelegator
-      def initialize(logger, prefix)
+      def initialize(logger, native)
         super(logger)
-        @prefix = prefix
+        @native = native
       end
 
-      %i[debug info warn error fatal unknown].each do |level|
-        define_method(level) do |message = nil, &block|
-          __getobj__.public_send(level) { "#{@prefix} #{message.nil? && block ? block.call : message}" }
-        end
+      Logger::Severity.constants.each do |name|
+        severity = Logger::Severity.const_get(name)
+        define_method(name.downcase) { |message = nil, &block| tell(severity, message.nil? && block ? block : -> { message }) }
+      end
+
+      # An attempt that failed.
+      # @api private
+      def failed(error)
+        logger = __getobj__
+        return logger.write(Logger::WARN, "a step failed", step: @native, error: error) if logger.is_a?(NativeLogger)
+
+        tell(Logger::WARN, -> { "failed: #{error}" })
+      end
+
+      private
+
+      def tell(severity, message)
+        logger = __getobj__
+        return true if severity < logger.level
+        return logger.write(severity, message.call, step: @native) if logger.is_a?(NativeLogger)
+
+        logger.add(severity) { "[#{@native.template}/#{@native.name} #{@native.task_id} ##{@native.attempt}] #{message.call}" }
       end
     end
     private_constant :StepLogger

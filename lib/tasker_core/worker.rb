@@ -3,6 +3,7 @@
 require "json"
 require_relative "step"
 require_relative "worker/executor"
+require_relative "worker/log_pump"
 require_relative "worker/slot"
 
 module TaskerCore
@@ -39,12 +40,17 @@ module TaskerCore
     # @raise [TemplateError, ConfigurationError, DatabaseError]
     def start
       register_templates
+      logger = TaskerCore.configuration.logger
+      @log_pump = LogPump.new(logger) unless logger.is_a?(NativeLogger)
       @native = Native::Worker.start(@client.native, @options)
       @executor = Executor.new(@native, TaskerCore.configuration)
       @slots = Array.new(@options[:threads]) { Slot.new(@native, @executor) }
       @supervisor = Thread.new { supervise }
       self.class.current = self
       self
+    rescue Error
+      @log_pump&.stop
+      raise
     end
 
     # Starts, and runs until TERM or INT; a second signal stops at once.
@@ -71,6 +77,7 @@ module TaskerCore
       @supervisor.kill
       @native.shutdown(grace.to_f)
       @slots.each(&:kill)
+      @log_pump&.stop
       self.class.current = nil if self.class.current.equal?(self)
       self
     end

@@ -86,8 +86,8 @@ pub(crate) async fn complete_steps(
     .await?;
     let mut completed = Completed::default();
     for row in rows {
-        if let Some(msg_id) = row.try_get("counted")? {
-            completed.counted.push(msg_id);
+        if let Some(counted) = row.try_get("counted")? {
+            completed.counted = counted;
         } else if row.try_get::<Option<i64>, _>("msg_id")?.is_some() {
             completed.next.push(LeasedStep::from_row(&row)?);
         } else {

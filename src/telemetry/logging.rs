@@ -1,21 +1,29 @@
-//! Logs: structured, to standard error; each error is counted as well.
+//! Logs: one line for each event, from Rust and from Ruby alike, as text or as JSON, to standard error or to a logger of the application's.
+//!
+//! TASKER_LOG says what is logged (a filter such as `info` or `tasker=debug`; default `info`), TASKER_LOG_FORMAT how (`text`, the default, or `json`),
+//! TASKER_LOG_REDACT which fields are not told (`error,task`). What tasks are given and what they return is never logged.
 
+use std::fmt;
+use std::io::Write;
+use std::sync::{PoisonError, RwLock};
+
+use chrono::{SecondsFormat, Utc};
 use opentelemetry::KeyValue;
+use serde_json::{Map, Value};
+use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::EnvFilter;
 
-/// Logs to standard error: TASKER_LOG says what (a filter such as `info` or `tasker=debug`; default `info`), TASKER_LOG_FORMAT how
-/// (`text`, the default, or `json`). Does nothing where a subscriber is set already.
+/// Begins to log. Does nothing where a subscriber is set already.
 pub fn init_logging() {
     let filter = EnvFilter::try_from_env("TASKER_LOG").unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn"));
-    let lines = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
-    let json = std::env::var("TASKER_LOG_FORMAT").is_ok_and(|format| format == "json");
-    let lines = if json { lines.json().boxed() } else { lines.boxed() };
+    let redacted = std::env::var("TASKER_LOG_REDACT").unwrap_or_default();
+    let lines = Lines {
+        json: std::env::var("TASKER_LOG_FORMAT").is_ok_and(|format| format == "json"),
+        redacted: redacted.split(',').map(|name| name.trim().to_owned()).collect(),
+    };
     tracing_subscriber::registry()
         .with(lines.with_filter(filter))
         .with(CountErrors)
@@ -23,7 +31,161 @@ pub fn init_logging() {
         .ok();
 }
 
-/// Counts what is logged as an error, by the module it comes from.
+/// What a line is about.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct About<'a> {
+    /// The task's id.
+    pub task: Option<&'a str>,
+    /// The step's name.
+    pub step: Option<&'a str>,
+    /// Whose step.
+    pub namespace: Option<&'a str>,
+    /// 1 for the first run.
+    pub attempt: Option<i32>,
+    /// The worker's membership.
+    pub worker: Option<i32>,
+    /// What went wrong.
+    pub error: Option<&'a str>,
+}
+
+/// Logs a line of the application's, or its handlers'.
+pub fn log(level: Level, message: &str, about: &About<'_>) {
+    let About {
+        task,
+        step,
+        namespace,
+        attempt,
+        worker,
+        error,
+    } = *about;
+    macro_rules! at {
+        ($level:expr) => {
+            tracing::event!(target: "application", $level, task, step, namespace, attempt, worker, error, "{message}")
+        };
+    }
+    match level {
+        Level::ERROR => at!(Level::ERROR),
+        Level::WARN => at!(Level::WARN),
+        Level::INFO => at!(Level::INFO),
+        Level::DEBUG => at!(Level::DEBUG),
+        Level::TRACE => at!(Level::TRACE),
+    }
+}
+
+/// Where lines go instead of to standard error: a logger of the process with that id. A child of it writes to standard error again.
+type Logger = (u32, Box<dyn Fn(Level, String) -> bool + Send + Sync>);
+
+static LOGGER: RwLock<Option<Logger>> = RwLock::new(None);
+
+/// Hands lines (as text, without their time and level) to a logger of the application's from now on; what it does not take, because it returns
+/// false, goes to standard error.
+pub fn log_to(logger: impl Fn(Level, String) -> bool + Send + Sync + 'static) {
+    *LOGGER.write().unwrap_or_else(PoisonError::into_inner) = Some((std::process::id(), Box::new(logger)));
+}
+
+/// Lines go to standard error again.
+pub fn log_to_standard_error() {
+    *LOGGER.write().unwrap_or_else(PoisonError::into_inner) = None;
+}
+
+/// Writes lines.
+struct Lines {
+    json: bool,
+    redacted: Vec<String>,
+}
+
+impl<S: Subscriber> Layer<S> for Lines {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let level = *event.metadata().level();
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        for (name, value) in &mut fields.others {
+            if self.redacted.iter().any(|redacted| redacted == name) {
+                *value = Value::from("[redacted]");
+            }
+        }
+        let taken = {
+            let logger = LOGGER.read().unwrap_or_else(PoisonError::into_inner);
+            let own = logger.as_ref().filter(|(owner, _)| *owner == std::process::id());
+            own.is_some_and(|(_, take)| take(level, fields.text()))
+        };
+        if !taken {
+            let now = Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true);
+            let line = match self.json {
+                true => fields.json(level, now),
+                false => format!("{now} {level:>5} {}", fields.text()),
+            };
+            // In one call, so that lines of several threads do not mix.
+            std::io::stderr().write_all(format!("{line}\n").as_bytes()).ok();
+        }
+    }
+}
+
+/// What an event says.
+#[derive(Default)]
+struct Fields {
+    message: String,
+    others: Vec<(&'static str, Value)>,
+}
+
+impl Fields {
+    fn text(&self) -> String {
+        let mut text = self.message.clone();
+        for (name, value) in &self.others {
+            match value {
+                Value::String(value) if !value.contains([' ', '"', '=', '\n']) => text.push_str(&format!(" {name}={value}")),
+                value => text.push_str(&format!(" {name}={value}")),
+            }
+        }
+        text
+    }
+
+    fn json(self, level: Level, now: String) -> String {
+        let mut line = Map::new();
+        line.insert("timestamp".into(), now.into());
+        line.insert("level".into(), level.to_string().into());
+        line.insert("message".into(), self.message.into());
+        line.extend(self.others.into_iter().map(|(name, value)| (name.to_owned(), value)));
+        Value::Object(line).to_string()
+    }
+
+    fn add(&mut self, field: &Field, value: Value) {
+        match (field.name(), value) {
+            ("message", Value::String(message)) => self.message = message,
+            // What a library adds for itself.
+            (name, _) if name.starts_with("log.") => {}
+            (name, value) => self.others.push((name, value)),
+        }
+    }
+}
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.add(field, format!("{value:?}").into());
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.add(field, value.into());
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.add(field, value.into());
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.add(field, value.into());
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.add(field, value.into());
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.add(field, value.into());
+    }
+}
+
+/// Counts what is logged as an error.
 struct CountErrors;
 
 impl<S: Subscriber> Layer<S> for CountErrors {

@@ -158,10 +158,10 @@ impl Commit {
 
     /// Names who has what this worker reported too late.
     async fn tell_stale(&self, sent: &[Lease], counted: &[i64]) {
-        let stale: Vec<Lease> = sent.iter().filter(|lease| !counted.contains(&lease.msg_id)).copied().collect();
-        if stale.is_empty() {
+        if counted.len() == sent.len() {
             return;
         }
+        let stale: Vec<Lease> = sent.iter().filter(|lease| !counted.contains(&lease.msg_id)).copied().collect();
         self.shared
             .metrics
             .claim_conflicts

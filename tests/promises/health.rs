@@ -22,14 +22,14 @@ use crate::world::World;
 const ONE_STEP: &str = "name: one\nnamespace: here\nsteps:\n  - { name: only, handler: H }\n";
 
 /// An orchestrator in a process of its own, with a run directory of its own.
-struct Serve {
+pub(crate) struct Serve {
     process: Child,
     address: String,
     run_dir: TempDir,
 }
 
 impl Serve {
-    fn start(url: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Serve {
+    pub(crate) fn start(url: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Serve {
         let run_dir = tempfile::tempdir().expect("a folder");
         let mut process = Command::new(env!("CARGO_BIN_EXE_tasker"))
             .args(["serve", "--listen", "127.0.0.1:0"])

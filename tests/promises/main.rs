@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod bugs_of_others;
+mod collector;
 mod command_line;
 mod costs;
 mod crowds;

@@ -10,6 +10,8 @@ use tasker::orchestrator::{Orchestrator, OrchestratorConfig};
 use tasker::telemetry::{Described, TABLE};
 use tasker::worker::{Handlers, Step, Worker, WorkerConfig};
 
+use crate::collector::Collector;
+use crate::health::Serve;
 use crate::world::World;
 
 /// As Prometheus has it: https://opentelemetry.io/docs/specs/otel/compatibility/prometheus_and_openmetrics/
@@ -109,6 +111,35 @@ async fn what_happens_is_counted_and_nothing_is_exported_that_is_not_listed() {
 
         worker.shutdown(Duration::from_secs(5)).await;
         orchestrator.shutdown().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_are_pushed_to_a_collector_by_grpc_and_by_http_as_the_standard_variables_say() {
+    World::with(async |world| {
+        world
+            .register("name: one\nnamespace: pushed\nsteps:\n  - { name: only, handler: H }\n")
+            .await;
+        world.submit("one", json!({})).await;
+        for (mut collector, protocol) in [(Collector::grpc().await, "grpc"), (Collector::http().await, "http/protobuf")] {
+            let endpoint = format!("http://{}", collector.address);
+            let _serve = Serve::start(
+                &world.url,
+                &[],
+                &[
+                    ("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint),
+                    ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol),
+                    ("OTEL_METRIC_EXPORT_INTERVAL", "200"),
+                    ("OTEL_SERVICE_NAME", "orders"),
+                ],
+            );
+            let pushed = tokio::time::timeout(Duration::from_secs(30), collector.metric("tasker.queue.depth")).await;
+            let (service, metric) = pushed.unwrap_or_else(|_| panic!("nothing came by {protocol}"));
+            assert!(service.contains("orders"), "{service}");
+            let data = format!("{:?}", metric.data);
+            assert!(data.contains("pushed") && data.contains("AsDouble"), "{data}");
+        }
     })
     .await;
 }

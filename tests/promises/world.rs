@@ -132,7 +132,7 @@ impl World {
     pub(crate) async fn complete(&self, steps: &[Leased], result: &str) -> Vec<i64> {
         let mut steps: Vec<&Leased> = steps.iter().collect();
         steps.sort_by_key(|step| step.msg_id);
-        sqlx::query_scalar("SELECT counted FROM tasker.complete_steps($1, 7, $2, $3, $4, $5, $6, $4) WHERE counted IS NOT NULL")
+        sqlx::query_scalar("SELECT unnest(counted) FROM tasker.complete_steps($1, 7, $2, $3, $4, $5, $6, $4)")
             .bind(&steps[0].queue)
             .bind(steps.iter().map(|s| s.msg_id).collect::<Vec<_>>())
             .bind(steps.iter().map(|s| s.fence).collect::<Vec<_>>())

@@ -9,6 +9,7 @@
 mod client;
 mod dead_letters;
 mod json;
+mod logs;
 mod raise;
 mod runtime;
 mod waiting;
@@ -27,9 +28,9 @@ fn init(ruby: &Ruby) -> Result<(), Error> {
     native.define_singleton_method("database_url", function!(database_url, 1))?;
     native.define_singleton_method("local_workers", function!(local_workers, 0))?;
     native.define_singleton_method("run_command", function!(run_command, 1))?;
-    native.define_singleton_method("init_logging", function!(tasker::telemetry::init_logging, 0))?;
     client::init(ruby, native)?;
     dead_letters::init(native)?;
+    logs::init(native)?;
     worker::init(ruby, native)
 }
 

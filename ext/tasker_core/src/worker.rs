@@ -33,7 +33,12 @@ struct Parts {
 const SUPERVISOR_BOUND: Duration = Duration::from_secs(30);
 
 #[magnus::wrap(class = "TaskerCore::Native::Step", free_immediately, size)]
-struct Step(CoreStep);
+pub(crate) struct Step {
+    pub(crate) core: CoreStep,
+    /// Whose it is, and which worker's: for logs.
+    pub(crate) namespace: Arc<str>,
+    pub(crate) worker: i32,
+}
 
 /// The options that Ruby gives; the others have the core's defaults.
 #[derive(Deserialize)]
@@ -65,23 +70,23 @@ pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
 
     let class = native.define_class("Step", ruby.class_object())?;
     class.undef_default_alloc_func();
-    class.define_method("task_id", method!(|step: &Step| step.0.leased.task_id.to_string(), 0))?;
-    class.define_method("name", method!(|step: &Step| step.0.leased.name.clone(), 0))?;
-    class.define_method("handler", method!(|step: &Step| step.0.leased.handler.clone(), 0))?;
-    class.define_method("template", method!(|step: &Step| step.0.leased.template.clone(), 0))?;
-    class.define_method("version", method!(|step: &Step| step.0.leased.version.clone(), 0))?;
-    class.define_method("attempt", method!(|step: &Step| step.0.leased.attempt, 0))?;
-    class.define_method("max_attempts", method!(|step: &Step| step.0.leased.max_attempts, 0))?;
+    class.define_method("task_id", method!(|step: &Step| step.core.leased.task_id.to_string(), 0))?;
+    class.define_method("name", method!(|step: &Step| step.core.leased.name.clone(), 0))?;
+    class.define_method("handler", method!(|step: &Step| step.core.leased.handler.clone(), 0))?;
+    class.define_method("template", method!(|step: &Step| step.core.leased.template.clone(), 0))?;
+    class.define_method("version", method!(|step: &Step| step.core.leased.version.clone(), 0))?;
+    class.define_method("attempt", method!(|step: &Step| step.core.leased.attempt, 0))?;
+    class.define_method("max_attempts", method!(|step: &Step| step.core.leased.max_attempts, 0))?;
     class.define_method(
         "timeout",
-        method!(|step: &Step| step.0.leased.timeout_ms.map(|ms| ms as f64 / 1000.0), 0),
+        method!(|step: &Step| step.core.leased.timeout_ms.map(|ms| ms as f64 / 1000.0), 0),
     )?;
-    class.define_method("input", method!(|step: &Step| step.0.leased.input.clone(), 0))?;
-    class.define_method("config", method!(|step: &Step| step.0.leased.config.clone(), 0))?;
-    class.define_method("results", method!(|step: &Step| step.0.leased.results.clone(), 0))?;
-    class.define_method("checkpoint", method!(|step: &Step| step.0.leased.checkpoint.clone(), 0))?;
-    class.define_method("transactional?", method!(|step: &Step| step.0.leased.transactional, 0))?;
-    class.define_method("lost?", method!(|step: &Step| step.0.is_lost(), 0))?;
+    class.define_method("input", method!(|step: &Step| step.core.leased.input.clone(), 0))?;
+    class.define_method("config", method!(|step: &Step| step.core.leased.config.clone(), 0))?;
+    class.define_method("results", method!(|step: &Step| step.core.leased.results.clone(), 0))?;
+    class.define_method("checkpoint", method!(|step: &Step| step.core.leased.checkpoint.clone(), 0))?;
+    class.define_method("transactional?", method!(|step: &Step| step.core.leased.transactional, 0))?;
+    class.define_method("lost?", method!(|step: &Step| step.core.is_lost(), 0))?;
     Ok(())
 }
 
@@ -131,7 +136,11 @@ impl Worker {
         let step = receive(ruby, worker.steps(), Some(timeout))?;
         Ok(step.map(|mut step| {
             worker.begin(&mut step);
-            Step(step)
+            Step {
+                namespace: worker.namespace(&step).into(),
+                worker: worker.id(),
+                core: step,
+            }
         }))
     }
 
@@ -143,33 +152,33 @@ impl Worker {
     /// Reports a result. Raises TaskerCore::InvalidInput, and reports nothing, when JSON cannot hold it or it is too large.
     fn complete(ruby: &Ruby, this: &Worker, step: &Step, result: RubyValue) -> Result<(), Error> {
         let result = storable(ruby, result)?;
-        this.owned(ruby)?.report(&step.0, Outcome::Complete(result));
+        this.owned(ruby)?.report(&step.core, Outcome::Complete(result));
         Ok(())
     }
 
     /// Reports a failure: a hash with class, message, backtrace, reason, permanent, retry_after. False: the step was reported before, or handed back.
     fn fail(ruby: &Ruby, this: &Worker, step: &Step, failure: RubyValue) -> Result<bool, Error> {
         let failure: Failure = serde_magnus::deserialize(ruby, failure)?;
-        Ok(this.owned(ruby)?.report(&step.0, Outcome::Fail(failure)))
+        Ok(this.owned(ruby)?.report(&step.core, Outcome::Fail(failure)))
     }
 
     /// Notes progress; it travels with the next heartbeat.
     fn progress(ruby: &Ruby, this: &Worker, step: &Step, progress: RubyValue) -> Result<(), Error> {
         let progress = json::from_ruby(ruby, progress)?;
-        this.owned(ruby)?.progress(&step.0, progress);
+        this.owned(ruby)?.progress(&step.core, progress);
         Ok(())
     }
 
     /// Records a checkpoint before it returns. Raises TaskerCore::LeaseLost.
     fn checkpoint(ruby: &Ruby, this: &Worker, step: &Step, checkpoint: RubyValue) -> Result<(), Error> {
-        let (worker, step, checkpoint) = (this.owned(ruby)?.clone(), step.0.clone(), json::from_ruby(ruby, checkpoint)?);
+        let (worker, step, checkpoint) = (this.owned(ruby)?.clone(), step.core.clone(), json::from_ruby(ruby, checkpoint)?);
         block_on(ruby, async move { worker.checkpoint(&step, checkpoint).await })
     }
 
     /// [SQL, arguments]: what completes the step inside the handler's own transaction.
     fn completion(ruby: &Ruby, this: &Worker, step: &Step, result: RubyValue) -> Result<(&'static str, Vec<String>), Error> {
         let result = storable(ruby, result)?;
-        let (queue, member, msg_id, fence, task, step) = this.owned(ruby)?.completion(&step.0);
+        let (queue, member, msg_id, fence, task, step) = this.owned(ruby)?.completion(&step.core);
         let arguments = vec![
             queue.to_owned(),
             member.to_string(),
@@ -184,7 +193,7 @@ impl Worker {
 
     /// The step was completed inside the handler's own transaction.
     fn forget(ruby: &Ruby, this: &Worker, step: &Step) -> Result<(), Error> {
-        this.owned(ruby)?.forget(&step.0);
+        this.owned(ruby)?.forget(&step.core);
         Ok(())
     }
 

@@ -86,7 +86,7 @@ module TaskerCore
 
       def fail(native_step, step, error)
         failure = failure(error)
-        @native.fail(native_step, failure) and step.logger.warn { "failed: #{failure[:class]}: #{failure[:message]}" }
+        @native.fail(native_step, failure) and step.logger.failed("#{failure[:class]}: #{failure[:message]}")
       end
 
       def failure(error)

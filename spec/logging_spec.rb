@@ -1,0 +1,67 @@
+# frozen_string_literal: true
+
+require "spec_helper"
+require "stringio"
+
+RSpec.describe "Logs" do
+  let(:code) do
+    <<~RUBY
+      class Talk < TaskerCore::StepHandler
+        def call(step)
+          step.logger.info("talking")
+          TaskerCore.configuration.logger.info { "by itself" }
+          step.attempt == 1 ? raise("the password is hunter2") : "a result"
+        end
+      end
+      class Talking < TaskerCore::Workflow
+        namespace #{namespace.inspect}
+        step :talk, Talk, retry: { max_attempts: 2, base: 0.01 }
+      end
+    RUBY
+  end
+
+  # The lines of a worker that ran one task to its end and stopped, and the task.
+  def lines(**environment)
+    start_orchestrator
+    worker = start_worker(code, "--namespace", namespace, **environment)
+    task = TaskerCore.enqueue("#{namespace}/talking", { card: "an input" })
+    task.wait(timeout: 30)
+    worker.signal("TERM")
+    worker.wait_for(/worker stopped.*$/)
+    [worker.output_so_far.lines(chomp: true), task]
+  end
+
+  it "of Ruby and Rust are one stream of JSON, with what a line is about in fields, and without what tasks are given and return" do
+    text, task = lines(TASKER_LOG_FORMAT: "json")
+    parsed = text.map { |line| JSON.parse(line, symbolize_names: true) }
+    expect(parsed).to all(include(:timestamp, :level, :message))
+    started = parsed.find { |line| line[:message] == "worker started" }
+    about = { task: task.id, step: "talk", namespace: namespace, worker: started[:member] }
+    expect(parsed.select { |line| line[:message] == "talking" }.map { |line| line.except(:timestamp) }).to eq(
+      [1, 2].map { |attempt| { level: "INFO", message: "talking", attempt: attempt, **about } }
+    )
+    expect(parsed.find { |line| line[:message] == "a step failed" }).to include(
+      level: "WARN", error: "RuntimeError: the password is hunter2", attempt: 1, **about
+    )
+    expect(parsed.map { |line| line[:message] }).to include("by itself", "worker stopped")
+    expect(text.join).not_to match(/an input|a result/)
+  end
+
+  it "are text unless told otherwise, and do not tell the fields that they should not" do
+    text, task = lines(TASKER_LOG_REDACT: "error, namespace")
+    line = /^\S+Z  WARN a step failed task=#{task.id} step=talk namespace=\[redacted\] .*error=\[redacted\]$/
+    expect(text.grep(/a step failed/)).to match([line])
+    expect(text.join).not_to include("hunter2")
+  end
+
+  it "of the core go to the application's logger while a worker runs" do
+    log = StringIO.new
+    TaskerCore.configuration.logger = Logger.new(log)
+    handler("Work") { |_| nil }
+    flow = workflow { step :work, "Work" }
+    working { TaskerCore.enqueue(flow).wait(timeout: 30) }
+    expect(log.string).to match(/INFO -- : worker started member=\d+/).and include("worker stopped")
+  ensure
+    TaskerCore.configuration.logger = Logger.new(File::NULL)
+  end
+end

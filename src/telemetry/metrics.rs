@@ -161,7 +161,7 @@ metrics! {
     members: Gauge<f64> = "tasker.members", "{process}", "kind",
         "Orchestrators and workers that live";
     configurations: Gauge<f64> = "tasker.configurations", "{configuration}", "kind",
-        "Different versions and configurations among them; more than one for long is drift";
+        "Different versions and configurations among those of the same namespaces, at most; more than one for long is drift";
     replication_lag: Gauge<f64> = "tasker.replication.lag", "s", "replica",
         "How far a replica is behind";
     oldest_transaction: Gauge<f64> = "tasker.database.oldest_transaction", "s", "",

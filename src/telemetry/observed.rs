@@ -51,7 +51,7 @@ impl Metrics {
         for (kind, (count, configurations)) in members(fleet) {
             let label = [KeyValue::new("kind", kind)];
             self.members.record(count as f64, &label);
-            self.configurations.record(configurations.len() as f64, &label);
+            self.configurations.record(configurations as f64, &label);
         }
         record(&self.oldest_transaction, &fleet["database"]["oldest_transaction_seconds"], &[]);
         for replica in fleet["database"]["replicas"].as_array().into_iter().flatten() {
@@ -78,13 +78,20 @@ fn capacity(fleet: &Value, namespace: &str) -> (f64, f64) {
     })
 }
 
-/// By kind: how many there are, and their versions and configurations.
-fn members(fleet: &Value) -> BTreeMap<String, (usize, BTreeSet<String>)> {
-    let mut members: BTreeMap<String, (usize, BTreeSet<String>)> = BTreeMap::new();
+/// By kind: how many there are, and how many different versions and configurations those have that do the same work.
+fn members(fleet: &Value) -> BTreeMap<String, (usize, usize)> {
+    let mut members: BTreeMap<String, (usize, BTreeMap<String, BTreeSet<String>>)> = BTreeMap::new();
     for member in fleet["members"].as_array().into_iter().flatten() {
-        let (count, configurations) = members.entry(member["kind"].as_str().unwrap_or_default().to_owned()).or_default();
+        let kind = member["kind"].as_str().unwrap_or_default().to_owned();
+        let (count, configurations) = members.entry(kind).or_default();
         *count += 1;
-        configurations.insert(format!("{} {}", member["version"], member["report"]["configuration"]));
+        let work = member["namespaces"].to_string();
+        let configuration = format!("{} {}", member["version"], member["report"]["configuration"]);
+        configurations.entry(work).or_default().insert(configuration);
     }
+    let most = |by_work: BTreeMap<String, BTreeSet<String>>| by_work.values().map(BTreeSet::len).max().unwrap_or_default();
     members
+        .into_iter()
+        .map(|(kind, (count, by_work))| (kind, (count, most(by_work))))
+        .collect()
 }

@@ -6,6 +6,7 @@ require "tasker_core/tasker_core" # the native extension
 require_relative "tasker_core/native_logger"
 require_relative "tasker_core/configuration"
 require_relative "tasker_core/instrumentation"
+require_relative "tasker_core/tracing"
 require_relative "tasker_core/step_handler"
 require_relative "tasker_core/workflow"
 require_relative "tasker_core/client"
@@ -110,3 +111,5 @@ module TaskerCore
     def takes_part? = @configured || !@client.nil? || (defined?(Rails.application) && !Rails.application.nil?)
   end
 end
+
+at_exit { TaskerCore::Native.flush_telemetry }

@@ -17,6 +17,7 @@ CREATE TABLE tasker.tasks (
     look_at      timestamptz,
     input        jsonb NOT NULL,
     key          text,
+    -- what W3C Trace Context propagates: {"traceparent": ..., "tracestate": ...}; null: it is part of no trace
     trace        jsonb,
     created_at   timestamptz NOT NULL,
     started_at   timestamptz,
@@ -108,7 +109,21 @@ BEGIN
 END
 $$;
 
+-- Whether this is what tasks.trace may be: strings, of no more than 1 kB altogether (W3C wants 512 bytes of tracestate to be passed on).
+CREATE FUNCTION tasker.is_trace(p_trace jsonb) RETURNS boolean
+LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+    RETURN jsonb_typeof(p_trace) = 'object' AND octet_length(p_trace::text) <= 1024
+       AND NOT EXISTS (SELECT FROM jsonb_each(p_trace) AS e(key, value) WHERE jsonb_typeof(e.value) <> 'string');
+END
+$$;
+
+-- Whether spans of this trace are wanted: the last bit of its flags (W3C Trace Context, 3.2.2.5).
+CREATE FUNCTION tasker.is_sampled(p_trace jsonb) RETURNS boolean
+LANGUAGE sql IMMUTABLE AS $$ SELECT p_trace ->> 'traceparent' ~ '[13579bdf]$' $$;
+
 -- Accepts tasks, in the caller's transaction: they exist, and start, if and only if it commits.
+-- p_traces (may be null, as may each): the trace that each is part of.
 -- p_keys (may be null, as may each key): a task of this template that already has the key is returned instead of a new one.
 -- p_priorities: low, normal, high, urgent; null means the template's.
 -- p_checked: the version that the inputs were checked against, if the caller has only remembered it.
@@ -116,7 +131,7 @@ $$;
 -- Locks: nothing but its own rows; keys are inserted in order, so that batches that share keys cannot deadlock.
 CREATE FUNCTION tasker.create_tasks(
     p_template text, p_inputs jsonb[], p_keys text[] DEFAULT NULL, p_priorities text[] DEFAULT NULL,
-    p_version text DEFAULT NULL, p_trace jsonb DEFAULT NULL, p_checked int DEFAULT NULL
+    p_version text DEFAULT NULL, p_traces jsonb[] DEFAULT NULL, p_checked int DEFAULT NULL
 ) RETURNS TABLE (ordinal int, id uuid, created boolean)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -129,16 +144,17 @@ BEGIN
     IF p_checked <> v_version.id THEN
         RAISE EXCEPTION 'template % has another version by now', p_template USING ERRCODE = 'TK005';
     END IF;
-    IF cardinality(p_keys) <> cardinality(p_inputs) OR cardinality(p_priorities) <> cardinality(p_inputs) THEN
-        v_bad := 'keys and priorities must be as many as the inputs';
+    IF cardinality(p_inputs) <> ANY (ARRAY[cardinality(p_keys), cardinality(p_priorities), cardinality(p_traces)]) THEN
+        v_bad := 'keys, priorities and traces must be as many as the inputs';
     ELSE
         SELECT CASE
             WHEN jsonb_typeof(w.input) IS DISTINCT FROM 'object' THEN 'input ' || w.n || ' is not a JSON object'
             WHEN w.key = '' OR length(w.key) > 255 THEN 'key ' || w.n || ' must have 1 to 255 characters'
             WHEN w.priority IS NOT NULL AND tasker.priority_number(w.priority) IS NULL
             THEN 'unknown priority ' || quote_literal(w.priority) || ': use low, normal, high or urgent'
+            WHEN w.trace IS NOT NULL AND NOT tasker.is_trace(w.trace) THEN 'trace ' || w.n || ' is not a small object of strings'
         END INTO v_bad
-        FROM unnest(p_inputs, p_keys, p_priorities) WITH ORDINALITY AS w(input, key, priority, n)
+        FROM unnest(p_inputs, p_keys, p_priorities, p_traces) WITH ORDINALITY AS w(input, key, priority, trace, n)
         ORDER BY 1 NULLS LAST LIMIT 1;
     END IF;
     IF v_bad IS NOT NULL THEN
@@ -155,10 +171,10 @@ BEGIN
 
     INSERT INTO tasker.tasks (id, template_id, version_id, namespace_id, priority, state, claim_order, input, key, trace, deadline_at, look_at, created_at)
     SELECT w.id, v_version.template_id, v_version.id, v_namespace.id, w.priority, 'pending',
-           clock_timestamp() - w.priority * tasker.aging(), w.input, w.key, p_trace, now() + v_version.deadline,
+           clock_timestamp() - w.priority * tasker.aging(), w.input, w.key, w.trace, now() + v_version.deadline,
            now() + least(v_version.deadline, tasker.shortest_limit(v_version)), now()
-    FROM (SELECT u.id, u.input, u.key, u.n, coalesce(tasker.priority_number(u.priority), v_version.priority) AS priority
-          FROM unnest(v_new, p_inputs, p_keys, p_priorities) WITH ORDINALITY AS u(id, input, key, priority, n)) AS w
+    FROM (SELECT u.id, u.input, u.key, u.trace, u.n, coalesce(tasker.priority_number(u.priority), v_version.priority) AS priority
+          FROM unnest(v_new, p_inputs, p_keys, p_priorities, p_traces) WITH ORDINALITY AS u(id, input, key, priority, trace, n)) AS w
     ORDER BY w.key, w.n
     ON CONFLICT (template_id, key) WHERE key IS NOT NULL DO NOTHING;
     PERFORM tasker.notify('tasker_tasks', v_namespace.name);
@@ -174,8 +190,9 @@ $$;
 
 -- One task, for callers that speak SQL: SELECT tasker.create_task('order_fulfillment', '{"order_id": 1}');
 CREATE FUNCTION tasker.create_task(
-    p_template text, p_input jsonb, p_priority text DEFAULT NULL, p_key text DEFAULT NULL, p_version text DEFAULT NULL
+    p_template text, p_input jsonb, p_priority text DEFAULT NULL, p_key text DEFAULT NULL, p_version text DEFAULT NULL,
+    p_trace jsonb DEFAULT NULL
 ) RETURNS uuid
 LANGUAGE sql AS $$
-    SELECT id FROM tasker.create_tasks(p_template, ARRAY[p_input], ARRAY[p_key], ARRAY[p_priority], p_version)
+    SELECT id FROM tasker.create_tasks(p_template, ARRAY[p_input], ARRAY[p_key], ARRAY[p_priority], p_version, ARRAY[p_trace])
 $$;

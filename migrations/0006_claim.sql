@@ -50,11 +50,12 @@ $$;
 
 -- Claims the first pending tasks of each of these namespaces, and enqueues their root steps: at most p_batch tasks of each, and no more once
 -- those before have as many roots as there is room for (p_rooms, parallel). p_before: what came in later is left to others.
--- Returns the namespace of each task that it claimed, and what p_taker has taken of their roots (see enqueue_steps).
+-- Returns the namespace of each task that it claimed; what p_taker has taken of their roots (see enqueue_steps); and those of the tasks that are
+-- traced (null: none): [{namespace, template, task, trace, created, claimed}], the times in seconds since the epoch.
 -- Locks: as many tasks of each priority, skipping those that somebody else is claiming; then only rows it creates.
 CREATE FUNCTION tasker.admit_tasks(
     p_namespaces smallint[], p_rooms int[], p_member int, p_batch int, p_before timestamptz, p_taker tasker.taker DEFAULT NULL,
-    OUT claimed smallint[], OUT taken tasker.leased_message[]
+    OUT claimed smallint[], OUT taken tasker.leased_message[], OUT traced jsonb
 )
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -79,10 +80,14 @@ BEGIN
         UPDATE tasker.tasks t
         SET state = 'running', claim_order = NULL, claimed_by = p_member, started_at = clock_timestamp()
         FROM counted WHERE t.id = counted.id AND counted.before < counted.room
-        RETURNING t.id, t.namespace_id, t.version_id
+        RETURNING t.id, t.namespace_id, t.template_id, t.version_id, t.trace, t.created_at, t.started_at
     )
-    SELECT array_agg(c.id), array_agg(s.step), array_agg(s.queue), (SELECT array_agg(namespace_id) FROM claim)
-    INTO v_tasks, v_steps, v_queues, claimed
+    SELECT array_agg(c.id), array_agg(s.step), array_agg(s.queue), (SELECT array_agg(namespace_id) FROM claim), (
+        SELECT jsonb_agg(jsonb_build_object('namespace', n.name, 'template', tp.name, 'task', c.id, 'trace', c.trace,
+                                            'created', extract(epoch FROM c.created_at), 'claimed', extract(epoch FROM c.started_at)))
+        FROM claim c JOIN tasker.templates tp ON tp.id = c.template_id JOIN tasker.namespaces n ON n.id = c.namespace_id
+        WHERE tasker.is_sampled(c.trace))
+    INTO v_tasks, v_steps, v_queues, claimed, traced
     FROM claim c JOIN tasker.template_steps s ON s.version_id = c.version_id AND s.parents = '{}';
     IF claimed IS NOT NULL THEN
         taken := tasker.enqueue_steps(v_tasks, v_steps, v_queues, p_taker);
@@ -95,11 +100,11 @@ $$;
 -- p_member: the orchestrator's membership, its lease and its fence. p_namespaces: null for all.
 -- p_target: claim only while the namespace's queue holds fewer messages than this. p_batch: at most so many tasks per namespace.
 -- p_left: tasks that came in so shortly ago are left to workers that have nothing else to do (see lease_steps).
--- Returns a row per namespace that has other pending tasks: how many it claimed.
+-- Returns a row per namespace that has other pending tasks: how many it claimed, and those that are traced (see admit_tasks).
 -- Errors: TK005 when the membership is no longer held.
 -- Locks: those of admit_tasks.
 CREATE FUNCTION tasker.claim_tasks(p_member int, p_namespaces text[], p_target int, p_batch int, p_left interval DEFAULT '0')
-RETURNS TABLE (namespace text, claimed int)
+RETURNS TABLE (namespace text, claimed int, traced jsonb)
 LANGUAGE plpgsql AS $$
 DECLARE
     v_before     timestamptz := clock_timestamp() - p_left;
@@ -108,6 +113,7 @@ DECLARE
     v_namespaces smallint[];
     v_rooms      int[];
     v_claimed    smallint[];
+    v_traced     jsonb;
 BEGIN
     IF NOT EXISTS (SELECT 1 FROM tasker.members m WHERE m.id = p_member AND m.left_at IS NULL AND m.lease_until > clock_timestamp()) THEN
         RAISE EXCEPTION 'orchestrator % no longer holds its membership', p_member USING ERRCODE = 'TK005';
@@ -126,10 +132,11 @@ BEGIN
         v_rooms := v_rooms || p_target - v_depth;
     END LOOP;
     IF 0 < ANY (v_rooms) THEN
-        v_claimed := (tasker.admit_tasks(v_namespaces, v_rooms, p_member, p_batch, v_before)).claimed;
+        SELECT a.claimed, a.traced INTO v_claimed, v_traced FROM tasker.admit_tasks(v_namespaces, v_rooms, p_member, p_batch, v_before) AS a;
     END IF;
     RETURN QUERY
-    SELECT n.name, (SELECT count(*)::int FROM unnest(v_claimed) AS c(id) WHERE c.id = n.id)
+    SELECT n.name, (SELECT count(*)::int FROM unnest(v_claimed) AS c(id) WHERE c.id = n.id),
+           (SELECT jsonb_agg(t.claim) FROM jsonb_array_elements(v_traced) AS t(claim) WHERE t.claim ->> 'namespace' = n.name)
     FROM tasker.namespaces n WHERE n.id = ANY (v_namespaces);
 END
 $$;

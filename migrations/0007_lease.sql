@@ -10,10 +10,11 @@ LANGUAGE sql IMMUTABLE ROWS 1 AS $$
              AND p_message ->> 'task' ~ '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$', false) AS ours) AS shape
 $$;
 
--- A step as it is leased, with all that its handler needs.
+-- A step as it is leased, with all that its handler needs. trace: {context: the task's, parents: the steps that it waited for, and what they
+-- travelled as [[step, msg_id]], previous: what its last failed attempt travelled as}.
 CREATE TYPE tasker.leased_step AS (
     msg_id bigint, fence int, task_id uuid, step smallint, name text, handler text, template text, version text,
-    attempt int, max_attempts int, crashes int, kills int, timeout_ms bigint, input text, config text, results text, trace text,
+    attempt int, max_attempts int, crashes int, kills int, timeout_ms bigint, input text, config text, results text, trace jsonb,
     checkpoint text, transactional boolean, shared boolean, waited float8
 );
 
@@ -30,7 +31,11 @@ LANGUAGE sql STABLE AS $$
                FROM tasker.template_steps pts
                CROSS JOIN LATERAL (SELECT * FROM tasker.steps WHERE task_id = m.task AND step = pts.step OFFSET 0) AS ps
                WHERE pts.version_id = t.version_id AND pts.step = ANY (ts.parents)) END,
-           t.trace::text, s.checkpoint::text, ts.transactional, ts.shared,
+           CASE WHEN t.trace IS NOT NULL THEN jsonb_build_object(
+               'context', t.trace, 'previous', s.errors -> -1 -> 'message_id',
+               'parents', (SELECT jsonb_agg(jsonb_build_array(p.step, p.msg_id) ORDER BY p.step) FROM tasker.steps p
+                           WHERE tasker.is_sampled(t.trace) AND p.task_id = m.task AND p.step = ANY (ts.parents))) END,
+           s.checkpoint::text, ts.transactional, ts.shared,
            extract(epoch FROM clock_timestamp() - s.enqueued_at)::float8
     FROM unnest(p_messages) AS m
     -- OFFSET 0: each row by its whole key, whatever the planner believes of the sizes of these tables.
@@ -42,7 +47,8 @@ LANGUAGE sql STABLE AS $$
 $$;
 
 -- Leases the first p_limit visible messages of a queue. A worker that has room for more than there are admits tasks itself, and leases their
--- roots as it sends them: so a task that finds a worker idle waits for nobody else.
+-- roots as it sends them: so a task that finds a worker idle waits for nobody else. Where tasks that it admits are traced, one more row comes last,
+-- which has nothing but them, as trace (see admit_tasks).
 -- A message that is not ours, or names a task or step that is not there, goes to the dead-letter queue; one whose row disagrees is removed;
 -- both are counted, neither is returned.
 -- Locks: the messages, skipping those that another worker is leasing or reporting; then the rows of stale steps; then those of admit_tasks.
@@ -55,6 +61,7 @@ DECLARE
     v_room      int;
     v_namespace smallint;
     v_mark      bigint;
+    v_traced    jsonb;
 BEGIN
     SELECT n.id, m.message INTO v_namespace, v_mark
     FROM tasker.namespaces n JOIN tasker.marks m ON m.namespace_id = n.id WHERE n.queue = p_queue;
@@ -72,9 +79,12 @@ BEGIN
     IF v_room > 0 AND EXISTS (
         SELECT FROM tasker.members m WHERE m.id = p_worker AND m.left_at IS NULL AND m.lease_until > clock_timestamp())
     THEN
-        v_leased := (tasker.admit_tasks(
-            ARRAY[v_namespace], ARRAY[v_room], p_worker, v_room, 'infinity', ROW(p_queue, p_worker, v_room, p_lease))).taken;
+        SELECT a.taken, a.traced INTO v_leased, v_traced
+        FROM tasker.admit_tasks(ARRAY[v_namespace], ARRAY[v_room], p_worker, v_room, 'infinity', ROW(p_queue, p_worker, v_room, p_lease)) AS a;
         RETURN QUERY SELECT * FROM tasker.leased_steps(v_leased);
+        IF v_traced IS NOT NULL THEN
+            RETURN QUERY SELECT * FROM jsonb_populate_record(NULL::tasker.leased_step, jsonb_build_object('trace', v_traced));
+        END IF;
     END IF;
 END
 $$;

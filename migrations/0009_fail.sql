@@ -94,7 +94,7 @@ BEGIN
                 finished_at = CASE WHEN v.dead OR v.over THEN clock_timestamp() END,
                 retry_at = CASE WHEN NOT (v.dead OR v.over) THEN clock_timestamp() + v.delay * interval '1 second' END,
                 errors = coalesce(s.errors, '[]') || (v.error || jsonb_build_object(
-                    'attempt', s.failures + 1, 'crashes', v.read_ct - 1 - s.released, 'at', clock_timestamp(), 'worker', $8))
+                    'attempt', s.failures + 1, 'message_id', v.msg_id, 'crashes', v.read_ct - 1 - s.released, 'at', clock_timestamp(), 'worker', $8))
             FROM verdict v
             WHERE s.task_id = v.task AND s.step = v.step
             RETURNING s.msg_id, s.task_id, s.step, s.state, v.message,

@@ -1,14 +1,17 @@
 //! Telemetry: what operators see of a process from afar. Logs go to standard error; metrics are read at `GET /metrics`, and pushed to a collector
-//! where OpenTelemetry's standard variables name one.
+//! where OpenTelemetry's standard variables name one, as traces are.
 
 mod logging;
 mod metrics;
 mod observed;
 mod otlp;
+mod traces;
 
 pub use logging::{init_logging, log, log_to, log_to_standard_error, About};
 pub(crate) use metrics::Metrics;
 pub use metrics::{Described, TABLE};
+pub use traces::{extract, inject, Carrier};
+pub(crate) use traces::{sibling, system_time, Span, Traces};
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -27,15 +30,20 @@ struct Telemetry {
     registry: Registry,
     meters: SdkMeterProvider,
     pushes_metrics: bool,
+    /// None: nobody wants them.
+    traces: Option<Arc<Traces>>,
 }
 
 /// Of which process, since a forked child has its own.
-static CURRENT: RwLock<Option<(u32, Arc<Telemetry>)>> = RwLock::new(None);
+type Current = Option<(u32, Arc<Telemetry>)>;
+
+static CURRENT: RwLock<Current> = RwLock::new(None);
 
 impl Telemetry {
     fn start() -> Telemetry {
         let registry = Registry::new();
-        let mut meters = SdkMeterProvider::builder().with_resource(resource());
+        let resource = resource();
+        let mut meters = SdkMeterProvider::builder().with_resource(resource.clone());
         match opentelemetry_prometheus::exporter()
             .with_registry(registry.clone())
             .scope_info_enabled(false)
@@ -53,33 +61,49 @@ impl Telemetry {
             Some(Err(error)) => tracing::warn!(%error, "metrics are not pushed"),
             None => {}
         }
+        let traces = match otlp::traces() {
+            Some(Ok(exporter)) => Some(Arc::new(Traces::new(exporter, &resource))),
+            Some(Err(error)) => {
+                tracing::warn!(%error, "traces are not pushed");
+                None
+            }
+            None => None,
+        };
         let meters = meters.build();
         Telemetry {
             metrics: Arc::new(Metrics::new(&meters.meter("tasker"))),
             registry,
             meters,
             pushes_metrics,
+            traces,
         }
     }
 
-    /// This process's, started on first use.
+    /// This process's, started on first use: on the runtime, which will carry what is pushed.
     fn current() -> Arc<Telemetry> {
-        let pid = std::process::id();
-        let of_this = |current: &Option<(u32, Arc<Telemetry>)>| current.as_ref().filter(|(owner, _)| *owner == pid).map(|(_, t)| t.clone());
-        if let Some(telemetry) = of_this(&CURRENT.read().unwrap_or_else(PoisonError::into_inner)) {
+        if let Some(telemetry) = started() {
             return telemetry;
         }
         let mut current = CURRENT.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(telemetry) = of_this(&current) {
+        if let Some(telemetry) = Telemetry::of_this_process(&current) {
             return telemetry;
         }
         let telemetry = Arc::new(Telemetry::start());
-        if let Some(parents) = current.replace((pid, telemetry.clone())) {
+        if let Some(parents) = current.replace((std::process::id(), telemetry.clone())) {
             // Its threads are not in this process: leaked, not dropped.
             std::mem::forget(parents);
         }
         telemetry
     }
+
+    fn of_this_process(current: &Current) -> Option<Arc<Telemetry>> {
+        let (_, telemetry) = current.as_ref().filter(|(owner, _)| *owner == std::process::id())?;
+        Some(telemetry.clone())
+    }
+}
+
+fn started() -> Option<Arc<Telemetry>> {
+    Telemetry::of_this_process(&CURRENT.read().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// Who we are, as OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say; `tasker` where they do not.
@@ -101,14 +125,32 @@ pub(crate) fn pushes_metrics() -> bool {
     Telemetry::current().pushes_metrics
 }
 
+/// What is done with the spans of this process; None: nobody wants them.
+pub(crate) fn traces() -> Option<Arc<Traces>> {
+    Telemetry::current().traces.clone()
+}
+
+fn pushing() -> Option<Arc<Telemetry>> {
+    started().filter(|telemetry| telemetry.pushes_metrics || telemetry.traces.is_some())
+}
+
+/// Whether this process has begun to push metrics or traces.
+pub fn is_pushing() -> bool {
+    pushing().is_some()
+}
+
 /// Pushes what has not been pushed yet: the process, or a part of it, ends.
-pub(crate) async fn flush() {
-    let telemetry = Telemetry::current();
-    if telemetry.pushes_metrics {
-        let flushing = tokio::task::spawn_blocking(move || telemetry.meters.force_flush());
-        if !matches!(tokio::time::timeout(FLUSH, flushing).await, Ok(Ok(Ok(())))) {
-            tracing::warn!("the last metrics could not be pushed");
+pub async fn flush() {
+    let Some(telemetry) = pushing() else { return };
+    let flushing = tokio::task::spawn_blocking(move || {
+        let traces = telemetry.traces.as_ref().map_or(Ok(()), |traces| traces.flush());
+        match telemetry.pushes_metrics {
+            true => traces.and(telemetry.meters.force_flush()),
+            false => traces,
         }
+    });
+    if !matches!(tokio::time::timeout(FLUSH, flushing).await, Ok(Ok(Ok(())))) {
+        tracing::warn!("the last metrics or traces could not be pushed");
     }
 }
 

@@ -9,6 +9,7 @@ mod handler;
 mod heartbeat;
 mod held;
 mod poller;
+mod spans;
 mod step;
 mod suspects;
 
@@ -33,6 +34,7 @@ use crate::error::{Error, Result};
 use crate::health::{self, Busy, Health, HealthConfig};
 use crate::telemetry::{self, Metrics};
 use held::Held;
+use step::Handled;
 
 /// The options of a worker, each with its default.
 #[derive(Debug, Clone)]
@@ -89,6 +91,23 @@ impl WorkerConfig {
     }
 }
 
+/// Logs what happens to a step, with all that identifies it.
+macro_rules! log_step {
+    ($level:ident, $shared:expr, $queue:expr, $leased:expr, $($rest:tt)+) => {
+        tracing::event!(
+            tracing::Level::$level,
+            task = %$leased.task_id,
+            step = $leased.name,
+            namespace = $shared.config.namespaces[$queue],
+            attempt = $leased.attempt,
+            worker = $shared.membership.id(),
+            trace_id = $leased.trace.as_ref().and_then(|trace| trace.id()),
+            $($rest)+
+        )
+    };
+}
+use log_step;
+
 /// What all parts of one worker share.
 #[derive(Debug)]
 struct Shared {
@@ -110,7 +129,8 @@ struct Shared {
 impl Shared {
     /// A step that was leased after the moment `asked` is this worker's from now on.
     fn hold(&self, queue: usize, leased: LeasedStep, asked: Instant) -> Step {
-        let lost = self.held.add(queue, leased.lease(), asked);
+        let leased = Arc::new(leased);
+        let lost = self.held.add(queue, leased.clone(), asked);
         Step {
             leased,
             queue,
@@ -139,7 +159,7 @@ pub struct Worker {
     shared: Arc<Shared>,
     health: Health,
     steps: flume::Receiver<Step>,
-    reports: Vec<tokio::sync::mpsc::UnboundedSender<(Lease, Outcome)>>,
+    reports: Vec<tokio::sync::mpsc::UnboundedSender<Handled>>,
     pollers: TaskTracker,
     loops: TaskTracker,
 }
@@ -263,7 +283,12 @@ impl Worker {
         if taken {
             self.note_duration(step, outcome.name());
             // The receiver ends only after every step is accounted for.
-            self.reports[step.queue].send((step.lease(), outcome)).ok();
+            let handled = Handled {
+                step: step.clone(),
+                outcome,
+                ended: Instant::now(),
+            };
+            self.reports[step.queue].send(handled).ok();
         }
         taken
     }
@@ -308,8 +333,11 @@ impl Worker {
 
     /// The step needs no report: it is lost, or it was completed inside the handler's own transaction.
     pub fn forget(&self, step: &Step) {
-        if !step.is_lost() {
+        if step.is_lost() {
+            spans::tell_lost(&self.shared, step, Instant::now());
+        } else {
             self.note_duration(step, "complete");
+            spans::tell(&self.shared, step, Instant::now(), &spans::Reporting::within_the_handler());
             self.shared
                 .membership
                 .note_activity(&self.shared.config.namespaces[step.queue], 1, 0);
@@ -354,7 +382,7 @@ impl Worker {
         tracing::info!(member = shared.membership.id(), ?grace, "worker is stopping");
         self.pollers.wait().await;
         let unstarted: Vec<Step> = self.steps.drain().collect();
-        self.hand_back(unstarted.iter().map(|step| (step.queue, step.lease())).collect())
+        self.hand_back(unstarted.into_iter().map(|step| (step.queue, step.leased)).collect())
             .await;
         if tokio::time::timeout(grace, shared.held.emptied()).await.is_err() {
             let running = shared.held.unreported();
@@ -372,9 +400,9 @@ impl Worker {
         tracing::info!("worker stopped");
     }
 
-    async fn hand_back(&self, steps: Vec<(usize, Lease)>) {
+    async fn hand_back(&self, steps: Vec<(usize, Arc<LeasedStep>)>) {
         for (queue, name) in self.shared.queues.iter().enumerate() {
-            let leases: Vec<Lease> = steps.iter().filter(|(q, _)| *q == queue).map(|(_, lease)| *lease).collect();
+            let leases: Vec<Lease> = steps.iter().filter(|(q, _)| *q == queue).map(|(_, step)| step.lease()).collect();
             if leases.is_empty() {
                 continue;
             }

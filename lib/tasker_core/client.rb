@@ -64,15 +64,16 @@ module TaskerCore
 
     def submit(*arguments)
       transaction = TaskerCore.configuration.open_transaction&.call
+      arguments << Tracing.current
       transaction && same_installation?(transaction) ? submit_within(transaction, *arguments) : @native.submit(*arguments)
     end
 
     # Inside the caller's own transaction: the tasks exist if, and only if, it commits.
-    def submit_within(connection, name, version, inputs, keys, priorities)
-      version, texts = @native.check(name, version, inputs, keys, priorities)
-      arguments = [name, version, *[texts, keys, priorities].map { |list| JSON.generate(list) }]
+    def submit_within(connection, name, version, inputs, keys, priorities, trace)
+      accepted, texts = @native.check(name, version, inputs, keys, priorities, trace)
+      arguments = [name, accepted.version, *[texts, keys, priorities].map { |list| JSON.generate(list) }, accepted.trace]
       rows = connection.exec_params(Native::Client::CREATE_WITHIN, arguments)
-      rows.map { |row| [row["id"], row["created"] == "true"] }
+      rows.map { |row| [row["id"], row["created"] == "true"] }.tap { |tasks| @native.created(accepted, tasks) }
     rescue StandardError => e
       # An error of the pg gem, which we do not depend on. "C" is PG_DIAG_SQLSTATE.
       raise e unless e.respond_to?(:result) && e.result&.error_field("C".ord)&.start_with?("TK")

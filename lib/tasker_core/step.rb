@@ -40,6 +40,11 @@ module TaskerCore
     # @return [Hash{Symbol => Object}] the step's +config+ from its workflow
     def config = @config ||= parse(@native.config)
 
+    # Where what the handler does belongs in the task's trace, to be handed on to whom it calls. What it enqueues, and what
+    # OpenTelemetry's gem records, is there by itself.
+    # @return [Hash{String => String}, nil] +traceparent+ and perhaps +tracestate+; nil: the task is part of no trace
+    def trace = @native.trace
+
     # Whether the step is no longer this worker's: its task was cancelled, or it runs elsewhere. Its result will be refused.
     # @return [Boolean]
     def lost? = @native.lost?

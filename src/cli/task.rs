@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
+use opentelemetry::context::FutureExt;
 use serde_json::{json, Value};
 use uuid::Uuid;
 
@@ -14,6 +15,7 @@ use crate::engine::cancel::cancel_tasks;
 use crate::engine::read::{self, TaskFilter, ENDED};
 use crate::engine::submit::{NewTask, Submitter};
 use crate::error::Result;
+use crate::telemetry::{self, Carrier};
 use crate::template::Priority;
 
 #[derive(Subcommand)]
@@ -118,10 +120,13 @@ impl Task {
                     key,
                 };
                 let db = connection.open().await?;
-                let submitted = Submitter::new(db.clone())
+                let submitter = Submitter::new(db.clone());
+                let submitted = submitter
                     .submit(&template, version.as_deref(), &[task])
-                    .await?
-                    .remove(0);
+                    .with_context(telemetry::extract(&carrier()))
+                    .await;
+                telemetry::flush().await;
+                let submitted = submitted?.remove(0);
                 print(json, &json!(submitted), || match submitted.created {
                     true => submitted.id.to_string(),
                     false => format!("{} (the key was known)", submitted.id),
@@ -209,6 +214,15 @@ fn describe(task: &Value) -> String {
         task["input"],
         table(&["STEP", "STATE", "ATTEMPT", "WORKER", "LAST ERROR"], &rows)
     )
+}
+
+/// The trace that whoever runs this command is in
+/// (<https://opentelemetry.io/docs/specs/otel/context/env-carriers/>).
+fn carrier() -> Carrier {
+    let names = ["traceparent", "tracestate"].into_iter();
+    names
+        .filter_map(|name| Some((name.to_owned(), std::env::var(name.to_uppercase()).ok()?)))
+        .collect()
 }
 
 /// Draws a bar (or prints a line for every change, where there is no terminal) until the task ends or is blocked.

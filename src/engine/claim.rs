@@ -4,16 +4,20 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
+use super::trace::TracedTask;
 use crate::db::Db;
 use crate::error::Result;
 
 /// What one cycle of claiming did in one namespace.
-#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+#[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
 pub struct Claimed {
     /// The tasks' namespace.
     pub namespace: String,
     /// How many of its tasks are now running.
     pub claimed: i32,
+    /// Those that are traced.
+    #[sqlx(json(nullable))]
+    pub(crate) traced: Option<Vec<TracedTask>>,
 }
 
 /// Claims pending tasks by time-weighted priority and enqueues their root steps, in one transaction.
@@ -33,7 +37,7 @@ pub(crate) async fn claim_tasks(
     let filter = (!namespaces.is_empty()).then_some(namespaces);
     super::again_on_conflict(|| async {
         Ok(
-            sqlx::query_as("SELECT namespace, claimed FROM tasker.claim_tasks($1, $2, $3, $4, make_interval(secs => $5))")
+            sqlx::query_as("SELECT * FROM tasker.claim_tasks($1, $2, $3, $4, make_interval(secs => $5))")
                 .bind(member)
                 .bind(filter)
                 .bind(target)

@@ -52,11 +52,10 @@ pub(crate) async fn complete_steps(
     db: &Db,
     queue: &str,
     worker: i32,
-    completions: &[Completion],
+    mut completions: Vec<&Completion>,
     room: i32,
     lease: Duration,
 ) -> Result<Completed> {
-    let mut completions: Vec<&Completion> = completions.iter().collect();
     completions.sort_by_key(|c| c.lease);
     let ids: Vec<i64> = completions.iter().map(|c| c.lease.msg_id).collect();
     let fences: Vec<i32> = completions.iter().map(|c| c.lease.fence).collect();

@@ -91,8 +91,7 @@ pub(crate) struct Failed {
 }
 
 /// Fails steps of one queue together. Returns the messages whose report counted; the others were stale.
-pub(crate) async fn fail_steps(db: &Db, queue: &str, worker: i32, failures: &[(Lease, Failure)]) -> Result<Vec<Failed>> {
-    let mut failures: Vec<&(Lease, Failure)> = failures.iter().collect();
+pub(crate) async fn fail_steps(db: &Db, queue: &str, worker: i32, mut failures: Vec<&(Lease, Failure)>) -> Result<Vec<Failed>> {
     failures.sort_by_key(|(lease, _)| *lease);
     let ids: Vec<i64> = failures.iter().map(|(lease, _)| lease.msg_id).collect();
     let fences: Vec<i32> = failures.iter().map(|(lease, _)| lease.fence).collect();

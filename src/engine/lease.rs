@@ -3,8 +3,12 @@
 use std::time::Duration;
 
 use serde_json::Value;
+use sqlx::postgres::PgRow;
+use sqlx::types::Json;
+use sqlx::{FromRow, Row};
 use uuid::Uuid;
 
+use super::trace::{Trace, TracedTask};
 use crate::db::Db;
 use crate::error::Result;
 
@@ -54,8 +58,9 @@ pub struct LeasedStep {
     pub config: String,
     /// The results of the steps it depends on, by name: a JSON object.
     pub results: String,
-    /// W3C trace context, where the submitter gave one.
-    pub trace: Option<String>,
+    /// Where its task is part of a trace.
+    #[sqlx(json(nullable))]
+    pub trace: Option<Trace>,
     /// What an earlier attempt left with a checkpoint, as JSON.
     pub checkpoint: Option<String>,
     /// Its completion belongs into the handler's own transaction.
@@ -105,14 +110,29 @@ pub(crate) async fn record_progress(db: &Db, queue: &str, words: &[Word]) -> Res
     Ok(query.fetch_all(db.pool()).await?)
 }
 
-/// Leases at most `limit` steps of `queue` for `lease`, and admits tasks if it holds fewer. Never waits.
-pub(crate) async fn lease_steps(db: &Db, queue: &str, worker: i32, limit: i32, lease: Duration) -> Result<Vec<LeasedStep>> {
-    super::again_on_conflict(|| async {
-        let query = sqlx::query_as("SELECT * FROM tasker.lease_steps($1, $2, $3, make_interval(secs => $4))");
+/// Leases at most `limit` steps of `queue` for `lease`, and admits tasks if it holds fewer. Never waits. Returns the steps, and those of the tasks
+/// that are traced.
+pub(crate) async fn lease_steps(
+    db: &Db,
+    queue: &str,
+    worker: i32,
+    limit: i32,
+    lease: Duration,
+) -> Result<(Vec<LeasedStep>, Vec<TracedTask>)> {
+    let rows: Vec<PgRow> = super::again_on_conflict(|| async {
+        let query = sqlx::query("SELECT * FROM tasker.lease_steps($1, $2, $3, make_interval(secs => $4))");
         let query = query.bind(queue).bind(worker).bind(limit).bind(lease.as_secs_f64());
         Ok(query.fetch_all(db.pool()).await?)
     })
-    .await
+    .await?;
+    let (mut steps, mut traced) = (Vec::with_capacity(rows.len()), Vec::new());
+    for row in rows {
+        match row.try_get::<Option<i64>, _>("msg_id")? {
+            Some(_) => steps.push(LeasedStep::from_row(&row)?),
+            None => traced = row.try_get::<Json<_>, _>("trace")?.0,
+        }
+    }
+    Ok((steps, traced))
 }
 
 /// Counts that a suspect begins; false when its lease is no longer the caller's.

@@ -4,15 +4,17 @@ use std::sync::{Arc, OnceLock};
 
 use opentelemetry::KeyValue;
 use serde::Serialize;
+use sqlx::types::Json;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::sync::{oneshot, Semaphore};
 use uuid::Uuid;
 
 pub use super::input::NewTask;
 use super::input::Templates;
+use super::trace::Submission;
 use crate::db::Db;
 use crate::error::{Error, Result};
-use crate::telemetry::{self, Metrics};
+use crate::telemetry::{self, Carrier, Metrics};
 use crate::template::Priority;
 
 /// What became of a [`NewTask`].
@@ -25,12 +27,24 @@ pub struct Submitted {
 }
 
 /// Creates tasks inside the caller's own transaction, on the caller's connection, after [`Submitter::check`]: rows of id and created, in the
-/// tasks' order. The parameters: template; version; inputs, keys and priorities, each as a JSON array of strings (or nulls).
+/// tasks' order. The parameters: template; version; inputs, keys and priorities, each as a JSON array of strings (or nulls); the trace, as JSON.
 pub const CREATE_WITHIN: &str = "
     SELECT id, created::text FROM tasker.create_tasks(
         $1, ARRAY(SELECT e::jsonb FROM jsonb_array_elements_text($3::jsonb) WITH ORDINALITY AS a(e, n) ORDER BY n),
         ARRAY(SELECT e FROM jsonb_array_elements_text($4::jsonb) WITH ORDINALITY AS a(e, n) ORDER BY n),
-        ARRAY(SELECT e FROM jsonb_array_elements_text($5::jsonb) WITH ORDINALITY AS a(e, n) ORDER BY n), $2)";
+        ARRAY(SELECT e FROM jsonb_array_elements_text($5::jsonb) WITH ORDINALITY AS a(e, n) ORDER BY n), $2,
+        (SELECT array_agg($6::jsonb) FROM jsonb_array_elements($3::jsonb)))";
+
+/// Tasks that [`Submitter::check`] found acceptable, and that their caller creates.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The version that they would run.
+    pub version: String,
+    /// The trace that they are part of.
+    pub trace: Option<Carrier>,
+    template: String,
+    submission: Submission,
+}
 
 /// Creates tasks. Callers that come at the same time share a transaction. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -52,20 +66,47 @@ impl Submitter {
         }
     }
 
-    /// Checks what [`Submitter::submit`] would check, and returns the version that the tasks would run: for callers that create them by
-    /// themselves, with [`CREATE_WITHIN`].
-    pub async fn check(&self, template: &str, version: Option<&str>, tasks: &[NewTask]) -> Result<String> {
+    /// Checks what [`Submitter::submit`] would check: for callers that create the tasks by themselves, with [`CREATE_WITHIN`], and then say so to
+    /// [`Submitter::created`].
+    pub async fn check(&self, template: &str, version: Option<&str>, tasks: &[NewTask]) -> Result<Accepted> {
+        let submission = Submission::begin();
         let version = self.templates.ask(template, version).await?;
         version.accept(template, tasks)?;
-        Ok(version.name.clone())
+        Ok(Accepted {
+            version: version.name.clone(),
+            trace: submission.carrier(),
+            template: template.into(),
+            submission,
+        })
     }
 
-    /// Creates all of `tasks` or, if one of them is refused, none. The result is in the order of `tasks`.
+    /// The caller has created accepted tasks, though perhaps not yet for good.
+    pub fn created(&self, accepted: Accepted, tasks: &[Submitted]) {
+        self.note(&accepted.template, accepted.submission, &Ok(tasks));
+    }
+
+    /// Creates all of `tasks` or, if one of them is refused, none. The result is in the order of `tasks`. They join the trace of the current
+    /// context ([`opentelemetry::Context::current`]).
     ///
     /// `template` is a name or `namespace/name`; `version` None means the current one.
     /// Errors: [`Error::NotFound`] for an unknown template, [`Error::Invalid`] for an input, key or priority that is not acceptable,
     /// [`Error::TooLarge`] for an input of more than [`MAX_PAYLOAD_BYTES`](super::MAX_PAYLOAD_BYTES).
     pub async fn submit(&self, template: &str, version: Option<&str>, tasks: &[NewTask]) -> Result<Vec<Submitted>> {
+        let submission = Submission::begin();
+        let submitted = self.create(template, version, tasks, submission.carrier()).await;
+        self.note(template, submission, &submitted.as_deref());
+        submitted
+    }
+
+    fn note(&self, template: &str, submission: Submission, submitted: &Result<&[Submitted], &Error>) {
+        let tasks = submitted.unwrap_or_default();
+        let created = tasks.iter().filter(|task| task.created).count();
+        let label = KeyValue::new("template", template.to_owned());
+        self.metrics.tasks_submitted.add(created as u64, &[label]);
+        submission.end(template, tasks.iter().map(|task| task.id), submitted.err());
+    }
+
+    async fn create(&self, template: &str, version: Option<&str>, tasks: &[NewTask], trace: Option<Carrier>) -> Result<Vec<Submitted>> {
         if let Some(known) = self.templates.remembered(template, version) {
             if let Ok(inputs) = known.accept(template, tasks) {
                 let flow = Flow {
@@ -73,7 +114,7 @@ impl Submitter {
                     version: version.map(str::to_owned),
                     checked: Some(known.id),
                 };
-                match self.create(flow, inputs, tasks).await {
+                match self.create_with_others(flow, inputs, tasks, trace.clone()).await {
                     // Another version is the current one by now.
                     Err(Error::Stale(_)) => {}
                     done => return done,
@@ -87,23 +128,22 @@ impl Submitter {
             version: Some(found.name.clone()),
             checked: None,
         };
-        self.create(flow, inputs, tasks).await
+        self.create_with_others(flow, inputs, tasks, trace).await
     }
 
-    async fn create(&self, flow: Flow, inputs: Vec<String>, tasks: &[NewTask]) -> Result<Vec<Submitted>> {
-        let label = KeyValue::new("template", flow.template.clone());
-        let submitted = self.create_with_others(flow, inputs, tasks).await?;
-        let created = submitted.iter().filter(|task| task.created).count();
-        self.metrics.tasks_submitted.add(created as u64, &[label]);
-        Ok(submitted)
-    }
-
-    async fn create_with_others(&self, flow: Flow, inputs: Vec<String>, tasks: &[NewTask]) -> Result<Vec<Submitted>> {
+    async fn create_with_others(
+        &self,
+        flow: Flow,
+        inputs: Vec<String>,
+        tasks: &[NewTask],
+        trace: Option<Carrier>,
+    ) -> Result<Vec<Submitted>> {
         let call = Call {
             flow,
             inputs,
             keys: tasks.iter().map(|task| task.key.clone()).collect(),
             priorities: tasks.iter().map(|task| task.priority.map(Priority::name)).collect(),
+            trace,
         };
         let door = self.door.get_or_init(|| Door::open(&self.db));
         if let Ok(_permit) = door.commits.try_acquire() {
@@ -135,6 +175,8 @@ struct Call {
     inputs: Vec<String>,
     keys: Vec<Option<String>>,
     priorities: Vec<Option<&'static str>>,
+    /// Of all of them.
+    trace: Option<Carrier>,
 }
 
 /// A call that found others before it.
@@ -232,10 +274,17 @@ async fn create_tasks(db: &Db, calls: &[&Call]) -> Result<Vec<Submitted>> {
     let keys: Vec<Option<&str>> = calls.iter().flat_map(|call| &call.keys).map(Option::as_deref).collect();
     let keys = keys.iter().any(Option::is_some).then_some(keys);
     let priorities: Vec<Option<&str>> = calls.iter().flat_map(|call| &call.priorities).copied().collect();
+    let traces = || {
+        calls
+            .iter()
+            .flat_map(|call| call.inputs.iter().map(|_| call.trace.as_ref().map(Json)))
+    };
+    let traces: Option<Vec<_>> = calls.iter().any(|call| call.trace.is_some()).then(|| traces().collect());
     super::again_on_conflict(|| async {
-        let query = sqlx::query_as("SELECT id, created FROM tasker.create_tasks($1, $2::text[]::jsonb[], $3, $4, $5, NULL, $6)");
+        let query = sqlx::query_as("SELECT id, created FROM tasker.create_tasks($1, $2::text[]::jsonb[], $3, $4, $5, $6, $7)");
         let query = query.bind(&flow.template).bind(&inputs).bind(&keys).bind(&priorities);
-        Ok(query.bind(&flow.version).bind(flow.checked).fetch_all(db.pool()).await?)
+        let query = query.bind(&flow.version).bind(&traces).bind(flow.checked);
+        Ok(query.fetch_all(db.pool()).await?)
     })
     .await
 }

@@ -12,6 +12,7 @@ use crate::backoff::Backoff;
 use crate::db::{self, channel, Db, Wake};
 use crate::engine::claim::claim_tasks;
 use crate::engine::member::Membership;
+use crate::engine::trace::tell_claims;
 use crate::error::{Error, Result};
 use crate::health::{Beat, Beats};
 use crate::telemetry;
@@ -111,6 +112,7 @@ impl Admission {
         for of in claimed.iter().filter(|of| of.claimed > 0) {
             let label = KeyValue::new("namespace", of.namespace.clone());
             metrics.tasks_claimed.add(of.claimed as u64, &[label]);
+            tell_claims(of.traced.as_deref().unwrap_or_default(), self.membership.id());
         }
         let admitted: i32 = claimed.iter().map(|c| c.claimed).sum();
         if admitted > 0 {

@@ -44,6 +44,8 @@ pub struct About<'a> {
     pub attempt: Option<i32>,
     /// The worker's membership.
     pub worker: Option<i32>,
+    /// The trace's id, in hex.
+    pub trace_id: Option<&'a str>,
     /// What went wrong.
     pub error: Option<&'a str>,
 }
@@ -56,11 +58,12 @@ pub fn log(level: Level, message: &str, about: &About<'_>) {
         namespace,
         attempt,
         worker,
+        trace_id,
         error,
     } = *about;
     macro_rules! at {
         ($level:expr) => {
-            tracing::event!(target: "application", $level, task, step, namespace, attempt, worker, error, "{message}")
+            tracing::event!(target: "application", $level, task, step, namespace, attempt, worker, trace_id, error, "{message}")
         };
     }
     match level {
@@ -193,7 +196,10 @@ impl<S: Subscriber> Layer<S> for CountErrors {
         let of = event.metadata();
         if *of.level() == Level::ERROR && of.target().starts_with("tasker") {
             let component = of.target().rsplit("::").next().unwrap_or_default();
-            super::metrics().errors.add(1, &[KeyValue::new("component", component)]);
+            // Not what starts telemetry: this may be any thread.
+            if let Some(telemetry) = super::started() {
+                telemetry.metrics.errors.add(1, &[KeyValue::new("component", component)]);
+            }
         }
     }
 }

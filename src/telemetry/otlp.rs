@@ -7,18 +7,20 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
-use opentelemetry_otlp::{ExporterBuildError, MetricExporter, WithHttpConfig};
+use opentelemetry_otlp::{ExporterBuildError, MetricExporter, SpanExporter, WithHttpConfig};
 
 /// What is pushed.
 #[derive(Debug, Clone, Copy)]
 enum Signal {
     Metrics,
+    Traces,
 }
 
 impl Signal {
     fn name(self) -> &'static str {
         match self {
             Signal::Metrics => "METRICS",
+            Signal::Traces => "TRACES",
         }
     }
 
@@ -55,6 +57,15 @@ pub(super) fn metrics() -> Option<Result<MetricExporter, ExporterBuildError>> {
     signal.is_wanted().then(|| match signal.is_grpc() {
         true => MetricExporter::builder().with_tonic().build(),
         false => MetricExporter::builder().with_http().with_http_client(Http::new()).build(),
+    })
+}
+
+/// None: traces are not pushed. For gRPC, as with metrics.
+pub(super) fn traces() -> Option<Result<SpanExporter, ExporterBuildError>> {
+    let signal = Signal::Traces;
+    signal.is_wanted().then(|| match signal.is_grpc() {
+        true => SpanExporter::builder().with_tonic().build(),
+        false => SpanExporter::builder().with_http().with_http_client(Http::new()).build(),
     })
 }
 

@@ -8,7 +8,8 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::Semaphore;
 use tokio::time::{timeout_at, Instant};
 
-use super::{Outcome, Shared, Step};
+use super::spans::{self, Reporting};
+use super::{log_step, Handled, Outcome, Shared, Step};
 use crate::backoff::Backoff;
 use crate::engine::complete::{complete_steps, Completed, Completion};
 use crate::engine::fail::{fail_steps, Failure};
@@ -18,7 +19,7 @@ use crate::error::{Error, Result};
 /// Two commits may be under way for a queue: while one waits for the disk, the next one is prepared.
 const CONCURRENT_COMMITS: usize = 2;
 
-pub(super) async fn run(shared: Arc<Shared>, queue: usize, mut outcomes: UnboundedReceiver<(Lease, Outcome)>, buffer: flume::Sender<Step>) {
+pub(super) async fn run(shared: Arc<Shared>, queue: usize, mut outcomes: UnboundedReceiver<Handled>, buffer: flume::Sender<Step>) {
     let commits = Arc::new(Semaphore::new(CONCURRENT_COMMITS));
     loop {
         let first = tokio::select! {
@@ -44,7 +45,7 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, mut outcomes: Unbound
 }
 
 /// Adds what comes in until the batch is full, the linger is over, or nothing is left to wait for.
-async fn collect(shared: &Shared, first: (Lease, Outcome), outcomes: &mut UnboundedReceiver<(Lease, Outcome)>) -> Vec<(Lease, Outcome)> {
+async fn collect(shared: &Shared, first: Handled, outcomes: &mut UnboundedReceiver<Handled>) -> Vec<Handled> {
     let deadline = Instant::now() + shared.config.linger;
     let mut batch = vec![first];
     while batch.len() < shared.config.batch {
@@ -68,27 +69,36 @@ struct Commit {
 }
 
 impl Commit {
-    async fn run(&self, batch: Vec<(Lease, Outcome)>) {
+    async fn run(&self, batch: Vec<Handled>) {
         let (mut completions, mut failures) = (Vec::new(), Vec::new());
-        for (lease, outcome) in batch {
+        for Handled { step, outcome, ended } in batch {
+            let lease = step.lease();
             match outcome {
-                Outcome::Complete(result) => completions.push(Completion { lease, result }),
-                Outcome::Fail(failure) => failures.push((lease, failure)),
+                Outcome::Complete(result) => completions.push(Reported {
+                    report: Completion { lease, result },
+                    step,
+                    ended,
+                }),
+                Outcome::Fail(failure) => failures.push(Reported {
+                    report: (lease, failure),
+                    step,
+                    ended,
+                }),
             }
         }
         let refused = self.report(completions).await;
-        failures.extend(refused.into_iter().map(|(completion, error)| {
+        failures.extend(refused.into_iter().map(|(reported, error)| {
             let failure = Failure::permanent("ResultRefused", error.to_string());
-            (completion.lease, failure)
+            reported.but(|completion| (completion.lease, failure))
         }));
         let refused = self.report(failures).await;
         let bare = refused
             .into_iter()
-            .map(|((lease, failure), error)| (lease, failure.bare(&error)))
+            .map(|(reported, error)| reported.but(|(lease, failure)| (lease, failure.bare(&error))))
             .collect();
-        for ((lease, _), error) in self.report(bare).await {
-            tracing::error!(%error, task = %lease.task_id, step = lease.step, "PostgreSQL refuses the report, the lease will run out");
-            self.shared.held.remove(self.queue, [&lease]);
+        for (Reported { step, .. }, error) in self.report(bare).await {
+            log_step!(ERROR, self.shared, self.queue, step.leased, %error, "PostgreSQL refuses the report, the lease will run out");
+            self.shared.held.remove(self.queue, [&step.lease()]);
         }
     }
 
@@ -109,7 +119,7 @@ impl Commit {
 
     /// Reports all of them together; where PostgreSQL refuses the data of that, one by one: a bad row must not hold up the others.
     /// Returns those that it refuses alone, with its errors; they are still held.
-    async fn report<R: Report>(&self, reports: Vec<R>) -> Vec<(R, Error)> {
+    async fn report<R: Report>(&self, reports: Vec<Reported<R>>) -> Vec<(Reported<R>, Error)> {
         let mut refused = Vec::new();
         if reports.is_empty() || self.sent(&reports).await.is_none() {
             return refused;
@@ -124,9 +134,9 @@ impl Commit {
 
     /// Sends until the database takes the reports, refuses their data for good (the error), or the worker is out of time. The heartbeat
     /// keeps the leases meanwhile; should they be lost all the same, the fence refuses the reports.
-    async fn sent<R: Report>(&self, reports: &[R]) -> Option<Error> {
+    async fn sent<R: Report>(&self, reports: &[Reported<R>]) -> Option<Error> {
         let held = &self.shared.held;
-        let leases: Vec<Lease> = reports.iter().map(R::lease).collect();
+        let leases: Vec<Lease> = reports.iter().map(|reported| reported.step.lease()).collect();
         let mut backoff = Backoff::default();
         loop {
             let asked = Instant::now().into_std();
@@ -138,7 +148,8 @@ impl Commit {
                         self.buffer.send(step).ok();
                     }
                     held.remove(self.queue, &leases);
-                    self.tell_stale(&leases, &completed.counted).await;
+                    trace(&self.shared, reports, &completed.counted, asked);
+                    self.tell_stale(reports, &completed.counted).await;
                     return None;
                 }
                 Err(error) if error.is_bad_data() => return Some(error),
@@ -157,21 +168,31 @@ impl Commit {
     }
 
     /// Names who has what this worker reported too late.
-    async fn tell_stale(&self, sent: &[Lease], counted: &[i64]) {
-        if counted.len() == sent.len() {
+    async fn tell_stale<R>(&self, reports: &[Reported<R>], counted: &[i64]) {
+        if counted.len() == reports.len() {
             return;
         }
-        let stale: Vec<Lease> = sent.iter().filter(|lease| !counted.contains(&lease.msg_id)).copied().collect();
+        let stale: Vec<&Step> = reports.iter().map(|reported| &reported.step).collect();
+        let stale: Vec<&Step> = stale.into_iter().filter(|step| !counted.contains(&step.leased.msg_id)).collect();
         self.shared
             .metrics
             .claim_conflicts
             .add(stale.len() as u64, &[KeyValue::new("kind", "report")]);
         let me = self.shared.membership.name();
-        match lease_holders(&self.shared.db, self.queue_name(), &stale).await {
+        let leases: Vec<Lease> = stale.iter().map(|step| step.lease()).collect();
+        match lease_holders(&self.shared.db, self.queue_name(), &leases).await {
             Ok(holders) => {
-                for (lease, holder) in stale.iter().zip(holders) {
+                for (step, holder) in stale.iter().zip(holders) {
                     let holder = holder.unwrap_or_else(|| "nobody".into());
-                    tracing::warn!(task = %lease.task_id, step = lease.step, me, holder, "a report was refused: the step is another's by now");
+                    log_step!(
+                        WARN,
+                        self.shared,
+                        self.queue,
+                        step.leased,
+                        me,
+                        holder,
+                        "a report was refused: the step is another's by now"
+                    );
                 }
             }
             Err(error) => tracing::warn!(%error, stale = stale.len(), "reports were refused: the steps are others' by now"),
@@ -179,21 +200,61 @@ impl Commit {
     }
 }
 
-trait Report: Sized + Sync {
-    fn lease(&self) -> Lease;
-    fn send(commit: &Commit, reports: &[Self]) -> impl Future<Output = Result<Completed>> + Send;
+/// A step, and what is reported of it.
+struct Reported<R> {
+    step: Step,
+    ended: std::time::Instant,
+    report: R,
+}
+
+impl<R> Reported<R> {
+    /// The same step, and another report.
+    fn but<Q>(self, other: impl FnOnce(R) -> Q) -> Reported<Q> {
+        Reported {
+            step: self.step,
+            ended: self.ended,
+            report: other(self.report),
+        }
+    }
+}
+
+/// Tells the spans of the steps that are traced.
+fn trace<R: Report>(shared: &Shared, reports: &[Reported<R>], counted: &[i64], began: std::time::Instant) {
+    for Reported { step, ended, report } in reports.iter().filter(|reported| reported.step.leased.trace.is_some()) {
+        if counted.len() < reports.len() && !counted.contains(&step.leased.msg_id) {
+            spans::tell_lost(shared, step, *ended);
+            continue;
+        }
+        let reporting = Reporting {
+            began,
+            function: R::FUNCTION,
+            batch: reports.len(),
+            failure: report.failure(),
+        };
+        spans::tell(shared, step, *ended, &reporting);
+    }
+}
+
+trait Report: Sized + Sync + Send {
+    /// What commits it.
+    const FUNCTION: &'static str;
+    fn failure(&self) -> Option<&Failure>;
+    fn send(commit: &Commit, reports: &[Reported<Self>]) -> impl Future<Output = Result<Completed>> + Send;
 }
 
 impl Report for Completion {
-    fn lease(&self) -> Lease {
-        self.lease
+    const FUNCTION: &'static str = "tasker.complete_steps";
+
+    fn failure(&self) -> Option<&Failure> {
+        None
     }
 
-    async fn send(commit: &Commit, reports: &[Self]) -> Result<Completed> {
+    async fn send(commit: &Commit, reports: &[Reported<Self>]) -> Result<Completed> {
         let shared = &commit.shared;
         let room = shared.room_for_next();
         let (worker, lease) = (shared.membership.id(), shared.config.lease);
-        let completed = complete_steps(&shared.db, commit.queue_name(), worker, reports, room, lease).await?;
+        let completions = reports.iter().map(|reported| &reported.report).collect();
+        let completed = complete_steps(&shared.db, commit.queue_name(), worker, completions, room, lease).await?;
         commit.note(completed.counted.len(), 0);
         for done in &completed.done {
             let labels = [
@@ -209,13 +270,16 @@ impl Report for Completion {
 }
 
 impl Report for (Lease, Failure) {
-    fn lease(&self) -> Lease {
-        self.0
+    const FUNCTION: &'static str = "tasker.fail_steps";
+
+    fn failure(&self) -> Option<&Failure> {
+        Some(&self.1)
     }
 
-    async fn send(commit: &Commit, reports: &[Self]) -> Result<Completed> {
+    async fn send(commit: &Commit, reports: &[Reported<Self>]) -> Result<Completed> {
         let shared = &commit.shared;
-        let failed = fail_steps(&shared.db, commit.queue_name(), shared.membership.id(), reports).await?;
+        let failures = reports.iter().map(|reported| &reported.report).collect();
+        let failed = fail_steps(&shared.db, commit.queue_name(), shared.membership.id(), failures).await?;
         commit.note(0, failed.len());
         let with_state = |state: &str| failed.iter().filter(|f| f.state == state).count() as u64;
         let label = shared.label(commit.queue);

@@ -6,6 +6,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use opentelemetry::context::FutureExt;
+use opentelemetry::trace::TraceContextExt;
+use opentelemetry::Context;
 use serde_json::Value;
 
 use super::{Outcome, Step, Worker};
@@ -76,7 +79,11 @@ fn unknown(message: String) -> Outcome {
 /// None: the lease was lost, and the handler was stopped.
 async fn handle(handler: &Arc<dyn Handler>, step: &Arc<Step>) -> Option<Outcome> {
     // A task of its own, so that a panic ends only the step.
-    let mut handling = tokio::spawn(handler.call(step.clone()));
+    let handling = handler.call(step.clone());
+    let mut handling = match step.context() {
+        Some(context) => tokio::spawn(handling.with_context(Context::new().with_remote_span_context(context))),
+        None => tokio::spawn(handling),
+    };
     let time_is_over = async {
         match step.leased.timeout_ms {
             Some(ms) => tokio::time::sleep(Duration::from_millis(ms.unsigned_abs())).await,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::broadcast;
 
-use super::Shared;
+use super::{log_step, Shared};
 use crate::db::{self, channel, Wake};
 use crate::engine::lease::{extend_leases, record_progress, Lease};
 use crate::health::Beat;
@@ -39,9 +39,9 @@ pub(super) async fn run(shared: Arc<Shared>, mut wakes: broadcast::Receiver<Wake
         loop {
             tokio::time::sleep(lease / 20).await;
             let lost = shared.held.lose_unrenewed(lease);
-            if lost > 0 {
-                shared.metrics.lease_losses.add(lost as u64, &[]);
-                tracing::error!(steps = lost, "leases could not be renewed in time, giving them up");
+            shared.metrics.lease_losses.add(lost.len() as u64, &[]);
+            for (queue, leased) in lost {
+                log_step!(ERROR, shared, queue, leased, "its lease could not be renewed in time, giving it up");
             }
         }
     };
@@ -57,9 +57,15 @@ async fn renew(shared: &Shared, queue: usize, name: &str, leases: &[Lease]) {
     match tokio::time::timeout(patience, extend_leases(&shared.db, name, leases, shared.config.lease)).await {
         Ok(Ok(gone)) => {
             let lost = shared.held.renewed(queue, leases, asked, &gone);
-            if !lost.is_empty() {
-                shared.metrics.lease_losses.add(lost.len() as u64, &[]);
-                tracing::warn!(queue = name, messages = ?lost, "leases were lost");
+            shared.metrics.lease_losses.add(lost.len() as u64, &[]);
+            for leased in lost {
+                log_step!(
+                    WARN,
+                    shared,
+                    queue,
+                    leased,
+                    "its lease was lost: the task was cancelled, or the step is another's"
+                );
             }
         }
         Ok(Err(error)) => tracing::error!(%error, queue = name, "renewing leases failed"),

@@ -2,14 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::lease::{Lease, Word};
+use crate::engine::lease::{Lease, LeasedStep, Word};
 
 #[derive(Debug, Default)]
 pub(super) struct Held {
@@ -33,7 +33,7 @@ type Key = (usize, i64, i32);
 
 #[derive(Debug)]
 struct Entry {
-    lease: Lease,
+    leased: Arc<LeasedStep>,
     /// The lease ends that long after this moment, at the earliest.
     renewed: Instant,
     lost: CancellationToken,
@@ -74,16 +74,17 @@ impl Held {
     }
 
     /// Adds a step that was leased after the moment `asked`; the token is cancelled when its lease is lost.
-    pub(super) fn add(&self, queue: usize, lease: Lease, asked: Instant) -> CancellationToken {
+    pub(super) fn add(&self, queue: usize, leased: Arc<LeasedStep>, asked: Instant) -> CancellationToken {
         let lost = CancellationToken::new();
+        let key = key(queue, &leased.lease());
         let entry = Entry {
-            lease,
+            leased,
             renewed: asked,
             lost: lost.clone(),
             reported: false,
             progress: None,
         };
-        self.entries().by_lease.insert(key(queue, &lease), entry);
+        self.entries().by_lease.insert(key, entry);
         lost
     }
 
@@ -164,12 +165,12 @@ impl Held {
             .by_lease
             .iter()
             .filter(|((q, ..), entry)| *q == queue && !entry.lost.is_cancelled());
-        renewable.map(|(_, entry)| entry.lease).collect()
+        renewable.map(|(_, entry)| entry.leased.lease()).collect()
     }
 
     /// Of `asked`, for which renewal was asked at that moment, all but the messages in `gone` are renewed. Returns those that are lost:
     /// gone without a report of ours.
-    pub(super) fn renewed(&self, queue: usize, asked: &[Lease], at: Instant, gone: &[i64]) -> Vec<i64> {
+    pub(super) fn renewed(&self, queue: usize, asked: &[Lease], at: Instant, gone: &[i64]) -> Vec<Arc<LeasedStep>> {
         let mut entries = self.entries();
         let mut lost = Vec::new();
         for lease in asked {
@@ -178,7 +179,7 @@ impl Held {
                     true if entry.reported => {}
                     true => {
                         entry.lost.cancel();
-                        lost.push(lease.msg_id);
+                        lost.push(entry.leased.clone());
                     }
                     false => entry.renewed = at,
                 }
@@ -187,14 +188,18 @@ impl Held {
         lost
     }
 
-    /// Gives up the steps whose lease was not renewed for `lease`: by now they may be another's. Returns how many.
-    pub(super) fn lose_unrenewed(&self, lease: Duration) -> usize {
+    /// Gives up the steps whose lease was not renewed for `lease`: by now they may be another's. Returns them, with their queues.
+    pub(super) fn lose_unrenewed(&self, lease: Duration) -> Vec<(usize, Arc<LeasedStep>)> {
         let entries = self.entries();
         let over = entries
             .by_lease
-            .values()
-            .filter(|entry| !entry.lost.is_cancelled() && entry.renewed.elapsed() >= lease);
-        over.map(|entry| entry.lost.cancel()).count()
+            .iter()
+            .filter(|(_, entry)| !entry.lost.is_cancelled() && entry.renewed.elapsed() >= lease);
+        let lose = |((queue, ..), entry): (&Key, &Entry)| {
+            entry.lost.cancel();
+            (*queue, entry.leased.clone())
+        };
+        over.map(lose).collect()
     }
 
     /// Notes the progress of a step, for the next heartbeat.
@@ -213,7 +218,7 @@ impl Held {
             .filter(|((q, ..), entry)| *q == queue && !entry.reported);
         let word = |entry: &mut Entry| {
             Some(Word {
-                lease: entry.lease,
+                lease: entry.leased.lease(),
                 progress: Some(entry.progress.take()?),
                 checkpoint: None,
             })
@@ -222,12 +227,12 @@ impl Held {
     }
 
     /// The steps that are not reported, with their queues.
-    pub(super) fn unreported(&self) -> Vec<(usize, Lease)> {
+    pub(super) fn unreported(&self) -> Vec<(usize, Arc<LeasedStep>)> {
         self.entries()
             .by_lease
             .iter()
             .filter(|(_, entry)| !entry.reported)
-            .map(|((queue, ..), entry)| (*queue, entry.lease))
+            .map(|((queue, ..), entry)| (*queue, entry.leased.clone()))
             .collect()
     }
 }

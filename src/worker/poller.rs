@@ -7,11 +7,12 @@ use futures_util::future::join_all;
 use tokio::sync::broadcast;
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::{Shared, Step};
+use super::{log_step, Shared, Step};
 use crate::backoff::Backoff;
 use crate::db::{self, channel, Wake};
 use crate::engine::fail::{fail_steps, Failure};
 use crate::engine::lease::{lease_steps, LeasedStep};
+use crate::engine::trace::tell_claims;
 use crate::health::Beat;
 
 /// A step whose lease ran out this often is a suspect. Once happens to all that a worker held when it was killed.
@@ -56,8 +57,9 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
         let (mut leased, mut failure) = (0, None);
         for answer in answers {
             match answer {
-                Ok(steps) => {
+                Ok((steps, traced)) => {
                     leased += steps.len();
+                    tell_claims(&traced, shared.membership.id());
                     for step in steps {
                         accept(&shared, queue, &outlets, step, asked).await;
                     }
@@ -126,11 +128,11 @@ async fn accept(shared: &Shared, queue: usize, outlets: &Outlets, leased: Leased
                 &shared.db,
                 &shared.queues[queue],
                 shared.membership.id(),
-                &[(step.lease(), failure)],
+                [&(step.lease(), failure)].into(),
             )
             .await;
             if let Err(error) = reported {
-                tracing::error!(%error, "could not dead-letter a poison step, its lease will run out");
+                log_step!(ERROR, shared, queue, step.leased, %error, "could not dead-letter a poison step, its lease will run out");
             }
             shared.held.remove(queue, [&step.lease()]);
         }

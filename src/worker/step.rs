@@ -1,9 +1,12 @@
 //! A step on its way through a worker, and what becomes of it.
 
+use std::sync::Arc;
 use std::time::Instant;
 
+use opentelemetry::trace::SpanContext;
 use tokio_util::sync::CancellationToken;
 
+use super::spans;
 use crate::engine::fail::Failure;
 use crate::engine::lease::{Lease, LeasedStep};
 
@@ -11,7 +14,7 @@ use crate::engine::lease::{Lease, LeasedStep};
 #[derive(Debug, Clone)]
 pub struct Step {
     /// What the lease brought.
-    pub leased: LeasedStep,
+    pub leased: Arc<LeasedStep>,
     pub(super) queue: usize,
     pub(super) lost: CancellationToken,
     pub(super) received: Instant,
@@ -23,6 +26,11 @@ impl Step {
     /// Whether the lease is gone (taken by another worker, or the task was cancelled): the outcome will be refused.
     pub fn is_lost(&self) -> bool {
         self.lost.is_cancelled()
+    }
+
+    /// Where what its handler does belongs in the task's trace; None when the task is part of none.
+    pub fn context(&self) -> Option<SpanContext> {
+        spans::context(self)
     }
 
     pub(super) fn lease(&self) -> Lease {
@@ -46,4 +54,13 @@ impl Outcome {
             Outcome::Fail(_) => "failed",
         }
     }
+}
+
+/// A step whose handler is done, on its way to the commit of its report.
+#[derive(Debug)]
+pub(super) struct Handled {
+    pub(super) step: Step,
+    pub(super) outcome: Outcome,
+    /// When its handler was done.
+    pub(super) ended: Instant,
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::{Shared, Step};
+use super::{log_step, Shared, Step};
 use crate::engine::lease::begin_suspect;
 
 /// How many suspects are held that have not begun.
@@ -31,18 +31,26 @@ impl Waiting {
 pub(super) async fn run(shared: Arc<Shared>, mut suspects: UnboundedReceiver<Step>, buffer: flume::Sender<Step>) {
     while let Some(step) = tokio::select! { () = shared.stop.cancelled() => None, step = suspects.recv() => step } {
         shared.waiting.remove();
-        let lease = step.leased.lease();
+        let leased = step.leased.clone();
+        let lease = leased.lease();
         let queue = step.queue;
         match begin_suspect(&shared.db, &shared.queues[queue], &lease).await {
             Ok(true) => {
-                tracing::warn!(task = %step.leased.task_id, step = step.leased.name, kills = step.leased.kills, "running a step whose worker was lost");
+                log_step!(
+                    WARN,
+                    shared,
+                    queue,
+                    leased,
+                    kills = leased.kills,
+                    "running a step whose worker was lost"
+                );
                 buffer.send(step).ok();
                 let ended = shared.held.until(|| (!shared.held.holds(queue, &lease)).then_some(()));
                 tokio::select! { () = shared.stop.cancelled() => break, () = ended => {} }
             }
             Ok(false) => shared.held.remove(queue, [&lease]),
             Err(error) => {
-                tracing::error!(%error, "a suspect cannot be counted and is not run, its lease will run out");
+                log_step!(ERROR, shared, queue, leased, %error, "a suspect cannot be counted and is not run, its lease will run out");
                 shared.held.remove(queue, [&lease]);
             }
         }

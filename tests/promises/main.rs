@@ -17,5 +17,6 @@ mod metrics;
 mod priorities;
 mod submitting;
 mod templates;
+mod traces;
 mod versions;
 mod world;

@@ -136,7 +136,7 @@ async fn metrics_are_pushed_to_a_collector_by_grpc_and_by_http_as_the_standard_v
             );
             let pushed = tokio::time::timeout(Duration::from_secs(30), collector.metric("tasker.queue.depth")).await;
             let (service, metric) = pushed.unwrap_or_else(|_| panic!("nothing came by {protocol}"));
-            assert!(service.contains("orders"), "{service}");
+            assert_eq!(service, "orders");
             let data = format!("{:?}", metric.data);
             assert!(data.contains("pushed") && data.contains("AsDouble"), "{data}");
         }

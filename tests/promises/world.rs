@@ -192,6 +192,20 @@ impl World {
             .unwrap_or_else(|error| panic!("{sql}: {error}"))
     }
 
+    pub(crate) async fn text(&self, sql: &str) -> String {
+        sqlx::query_scalar(sql)
+            .fetch_one(&self.pool)
+            .await
+            .unwrap_or_else(|error| panic!("{sql}: {error}"))
+    }
+
+    /// Waits until somebody has claimed a task.
+    pub(crate) async fn until_running(&self, id: Uuid) {
+        while self.task(id).await["state"] == "pending" {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    }
+
     pub(crate) async fn run(&self, sql: &str) {
         sqlx::raw_sql(sql)
             .execute(&self.pool)

@@ -2,10 +2,15 @@
 
 use std::time::Duration;
 
+use std::cell::Cell;
+
 use magnus::{function, method, prelude::*, Error, RArray, RModule, Ruby, Value as RubyValue};
-use tasker::engine::submit::{NewTask, Submitter, CREATE_WITHIN};
+use opentelemetry::context::FutureExt;
+use opentelemetry::Context;
+use tasker::engine::submit::{Accepted as CoreAccepted, NewTask, Submitted, Submitter, CREATE_WITHIN};
 use tasker::engine::{cancel, read, register};
 use tasker::health::{Health, HealthConfig};
+use tasker::telemetry::{self, Carrier};
 use tasker::{Db, Template};
 
 use crate::runtime::Owned;
@@ -32,26 +37,35 @@ pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
     class.define_method("migrate", method!(Client::migrate, 0))?;
     class.define_method("health", method!(Client::health, 0))?;
     class.define_method("register", method!(Client::register, 2))?;
-    class.define_method("submit", method!(Client::submit, 5))?;
-    class.define_method("check", method!(Client::check, 5))?;
+    class.define_method("submit", method!(Client::submit, 6))?;
+    class.define_method("check", method!(Client::check, 6))?;
+    class.define_method("created", method!(Client::created, 2))?;
     class.define_method("installation", method!(Client::installation, 0))?;
     class.define_method("read_task", method!(Client::read_task, 1))?;
     class.define_method("task_states", method!(Client::task_states, 1))?;
     class.define_method("wait", method!(Client::wait, 2))?;
     class.define_method("cancel", method!(Client::cancel, 1))?;
     class.define_method("close", method!(Client::close, 0))?;
+
+    let class = native.define_class("Accepted", ruby.class_object())?;
+    class.undef_default_alloc_func();
+    class.define_method("version", method!(|accepted: &Accepted| accepted.version.clone(), 0))?;
+    class.define_method("trace", method!(|accepted: &Accepted| accepted.trace.clone(), 0))?;
     Ok(())
 }
 
 impl Client {
     fn connect(ruby: &Ruby, url: String, max_connections: u32) -> Result<Client, Error> {
-        let db = block_on(ruby, async move { Db::connect(&url, max_connections).await })?;
         let config = HealthConfig::from_env().map_err(|error| raise::error(ruby, &error))?;
-        Ok(Client(Owned::new(Parts {
-            health: Health::of_client(&db, config),
-            submitter: Submitter::new(db.clone()),
-            db,
-        })))
+        let connecting = async move {
+            let db = Db::connect(&url, max_connections).await?;
+            Ok(Parts {
+                health: Health::of_client(&db, config),
+                submitter: Submitter::new(db.clone()),
+                db,
+            })
+        };
+        Ok(Client(Owned::new(block_on(ruby, connecting)?)))
     }
 
     fn owned(&self, ruby: &Ruby) -> Result<&Parts, Error> {
@@ -89,7 +103,7 @@ impl Client {
         Ok((name, registered.version))
     }
 
-    /// [id, created] for each input.
+    /// [id, created] for each input. The trace is what they join, as W3C Trace Context propagates it.
     fn submit(
         ruby: &Ruby,
         this: &Client,
@@ -98,14 +112,16 @@ impl Client {
         inputs: RArray,
         keys: Vec<Option<String>>,
         priorities: Vec<Option<String>>,
+        trace: Option<Carrier>,
     ) -> Result<Vec<(String, bool)>, Error> {
         let submitter = this.owned(ruby)?.submitter.clone();
         let tasks = new_tasks(ruby, inputs, keys, priorities)?;
-        let submitted = block_on(ruby, async move { submitter.submit(&template, version.as_deref(), &tasks).await })?;
+        let submitting = async move { submitter.submit(&template, version.as_deref(), &tasks).await };
+        let submitted = block_on(ruby, submitting.with_context(context(trace)))?;
         Ok(submitted.into_iter().map(|task| (task.id.to_string(), task.created)).collect())
     }
 
-    /// For tasks that are created on another connection: checks them, and returns the version and the inputs as JSON.
+    /// For tasks that are created on another connection: checks them, and returns what to create, and the inputs as JSON.
     fn check(
         ruby: &Ruby,
         this: &Client,
@@ -114,12 +130,36 @@ impl Client {
         inputs: RArray,
         keys: Vec<Option<String>>,
         priorities: Vec<Option<String>>,
-    ) -> Result<(String, Vec<String>), Error> {
+        trace: Option<Carrier>,
+    ) -> Result<(Accepted, Vec<String>), Error> {
         let submitter = this.owned(ruby)?.submitter.clone();
         let tasks = new_tasks(ruby, inputs, keys, priorities)?;
         let texts = tasks.iter().map(|task| task.input.to_string()).collect();
-        let version = block_on(ruby, async move { submitter.check(&template, version.as_deref(), &tasks).await })?;
-        Ok((version, texts))
+        let checking = async move { submitter.check(&template, version.as_deref(), &tasks).await };
+        let accepted = block_on(ruby, checking.with_context(context(trace)))?;
+        Ok((
+            Accepted {
+                version: accepted.version.clone(),
+                trace: accepted.trace.as_ref().map(|trace| serde_json::json!(trace).to_string()),
+                core: Cell::new(Some(accepted)),
+            },
+            texts,
+        ))
+    }
+
+    /// They were created, with these ids; and whether each is new.
+    fn created(ruby: &Ruby, this: &Client, accepted: &Accepted, tasks: Vec<(String, bool)>) -> Result<(), Error> {
+        let submitted = |(id, created): &(String, bool)| {
+            Ok(Submitted {
+                id: parse_id(ruby, id)?,
+                created: *created,
+            })
+        };
+        let tasks = tasks.iter().map(submitted).collect::<Result<Vec<_>, Error>>()?;
+        if let Some(core) = accepted.core.take() {
+            this.owned(ruby)?.submitter.created(core, &tasks);
+        }
+        Ok(())
     }
 
     /// The identity of the installation that this client leads to.
@@ -161,6 +201,19 @@ impl Client {
             Ok(())
         })
     }
+}
+
+/// Tasks that may be created.
+#[magnus::wrap(class = "TaskerCore::Native::Accepted", free_immediately, size)]
+struct Accepted {
+    version: String,
+    /// JSON.
+    trace: Option<String>,
+    core: Cell<Option<CoreAccepted>>,
+}
+
+fn context(trace: Option<Carrier>) -> Context {
+    trace.map(|carrier| telemetry::extract(&carrier)).unwrap_or_default()
 }
 
 fn new_tasks(ruby: &Ruby, inputs: RArray, keys: Vec<Option<String>>, priorities: Vec<Option<String>>) -> Result<Vec<NewTask>, Error> {

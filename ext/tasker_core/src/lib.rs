@@ -27,6 +27,7 @@ fn init(ruby: &Ruby) -> Result<(), Error> {
     native.define_singleton_method("check_template", function!(check_template, 2))?;
     native.define_singleton_method("database_url", function!(database_url, 1))?;
     native.define_singleton_method("local_workers", function!(local_workers, 0))?;
+    native.define_singleton_method("flush_telemetry", function!(flush_telemetry, 0))?;
     native.define_singleton_method("run_command", function!(run_command, 1))?;
     client::init(ruby, native)?;
     dead_letters::init(native)?;
@@ -50,6 +51,17 @@ fn database_url(ruby: &Ruby, given: Option<String>) -> Result<String, Error> {
 fn local_workers() -> Vec<(String, Vec<String>)> {
     let answers = waiting::without_gvl(|| local::ask(Some(Kind::Worker), Level::Live), None).unwrap_or_default();
     answers.into_iter().map(|a| (a.pid.clone(), a.failures())).collect()
+}
+
+/// Pushes what has not been pushed yet of metrics and traces; waits for that no longer than some seconds.
+fn flush_telemetry(ruby: &Ruby) -> Result<(), Error> {
+    if !tasker::telemetry::is_pushing() {
+        return Ok(());
+    }
+    waiting::block_on(ruby, async {
+        tasker::telemetry::flush().await;
+        Ok(())
+    })
 }
 
 /// Runs the command line and returns its exit code. It takes the signals INT and TERM for itself.

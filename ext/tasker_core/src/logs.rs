@@ -42,6 +42,7 @@ fn log(severity: u8, message: String, step: Option<&Step>, error: Option<String>
         namespace: step.map(|step| &*step.namespace),
         attempt: step.map(|step| step.core.leased.attempt),
         worker: step.map(|step| step.worker),
+        trace_id: step.and_then(|step| step.core.leased.trace.as_ref()?.id()),
         error: error.as_deref(),
     };
     telemetry::log(level, &message, &about);

@@ -13,6 +13,7 @@ use tasker::engine::fail::Failure;
 use tasker::engine::member::Kind;
 use tasker::health::{Beat, HealthConfig};
 use tasker::http::{Server, Serving};
+use tasker::telemetry::{self, Carrier};
 use tasker::worker::{Outcome, Step as CoreStep, Worker as CoreWorker, WorkerConfig};
 
 use crate::runtime::Owned;
@@ -86,8 +87,16 @@ pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
     class.define_method("results", method!(|step: &Step| step.core.leased.results.clone(), 0))?;
     class.define_method("checkpoint", method!(|step: &Step| step.core.leased.checkpoint.clone(), 0))?;
     class.define_method("transactional?", method!(|step: &Step| step.core.leased.transactional, 0))?;
+    class.define_method("trace", method!(Step::trace, 0))?;
     class.define_method("lost?", method!(|step: &Step| step.core.is_lost(), 0))?;
     Ok(())
+}
+
+impl Step {
+    /// Where what its handler does belongs, as W3C Trace Context propagates it; nil: in no trace.
+    fn trace(&self) -> Option<Carrier> {
+        self.core.context().as_ref().map(telemetry::inject)
+    }
 }
 
 impl Worker {

@@ -24,7 +24,7 @@ module TaskerCore
         step = Step.new(native_step, @native, @logger)
         report = nil
         begin
-          result = @around.call { limited(native_step) { Instrumentation.instrument("step", { step: step }) { run(native_step, step) } } }
+          result = @around.call { limited(native_step) { observed(step) { run(native_step, step) } } }
           report = native_step.transactional? ? -> { @native.forget(native_step) } : -> { complete(native_step, step, result) }
         rescue Exception => e # rubocop:disable Lint/RescueException
           report = -> { fail(native_step, step, e) }
@@ -53,6 +53,8 @@ module TaskerCore
           end
         end
       end
+
+      def observed(step, &block) = Tracing.within(step.trace) { Instrumentation.instrument("step", { step: step }, &block) }
 
       def limited(native_step, &block)
         seconds = native_step.timeout

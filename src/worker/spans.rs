@@ -1,0 +1,195 @@
+//! What a worker tells of a step that is part of a trace, once it is reported: that it was processed, and of that how long it waited, was handled,
+//! and took to report.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use opentelemetry::trace::{SpanContext, SpanId, SpanKind, TraceContextExt};
+use opentelemetry::KeyValue;
+
+use super::{Shared, Step};
+use crate::engine::fail::Failure;
+use crate::engine::trace::{messaging, span_id, Message, Part, Trace};
+use crate::telemetry::{self, Span, Traces};
+
+/// The report of one step, as it was committed.
+pub(super) struct Reporting<'a> {
+    pub(super) began: Instant,
+    /// The function that took it, and how many at once.
+    pub(super) function: &'static str,
+    pub(super) batch: usize,
+    pub(super) failure: Option<&'a Failure>,
+}
+
+impl Reporting<'_> {
+    /// The handler's own transaction reported it.
+    pub(super) fn within_the_handler() -> Reporting<'static> {
+        Reporting {
+            began: Instant::now(),
+            function: "tasker.complete_steps",
+            batch: 1,
+            failure: None,
+        }
+    }
+}
+
+/// The span in which the handler of this step runs: where what it does belongs. None: no trace.
+pub(super) fn context(step: &Step) -> Option<SpanContext> {
+    let task = telemetry::extract(&step.leased.trace.as_ref()?.context)
+        .span()
+        .span_context()
+        .clone();
+    if !task.is_valid() {
+        return None;
+    }
+    Some(match telemetry::traces() {
+        Some(_) => telemetry::sibling(&task, span_id(step.leased.task_id, handle(step))),
+        // Nobody would ever see it.
+        None => task,
+    })
+}
+
+fn message(step: &Step) -> Message {
+    Message {
+        step: step.leased.step,
+        id: step.leased.msg_id,
+    }
+}
+
+fn handle(step: &Step) -> Part {
+    Part::Handle(message(step), step.leased.fence)
+}
+
+/// Tells a step whose report counted; `ended` is when its handler was done.
+pub(super) fn tell(shared: &Shared, step: &Step, ended: Instant, reporting: &Reporting<'_>) {
+    let Some(spans) = Spans::of(shared, step) else { return };
+    let leased = &step.leased;
+    let error = reporting.failure.map(|failure| (failure.class.clone(), failure.message.clone()));
+    let now = SystemTime::now();
+    let enqueued = telemetry::system_time(step.received) - Duration::from_secs_f64(leased.waited.max(0.0));
+    let began = step.began.unwrap_or(step.received);
+    let flow = format!("{}.{}", leased.template, leased.name);
+    let message = message(step);
+    let (parent, links) = spans.causes();
+
+    let process = spans.id(Part::Process(message));
+    spans.span(
+        format!("process {flow}"),
+        SpanKind::Consumer,
+        process,
+        parent,
+        (enqueued, now),
+        |span| {
+            let mut attributes = messaging("process", shared.queues[step.queue].clone());
+            attributes.push(KeyValue::new("messaging.message.id", message.id.to_string()));
+            attributes.push(KeyValue::new(
+                "messaging.consumer.group.name",
+                shared.config.namespaces[step.queue].clone(),
+            ));
+            span.attributes.extend(attributes);
+            span.links = links;
+            span.error.clone_from(&error);
+        },
+    );
+    let waited = (enqueued, telemetry::system_time(began));
+    let wait = spans.id(Part::Wait(message));
+    spans.span("wait".into(), SpanKind::Internal, wait, process, waited, |_| ());
+    spans.handled(began, ended, process, error.clone());
+    let report = spans.id(Part::Report(message));
+    let name = if error.is_none() { "complete" } else { "fail" };
+    let reported = (telemetry::system_time(reporting.began), now);
+    spans.span(format!("{name} {flow}"), SpanKind::Client, report, process, reported, |span| {
+        span.attributes.extend([
+            KeyValue::new("db.system.name", "postgresql"),
+            KeyValue::new("db.stored_procedure.name", reporting.function),
+            KeyValue::new("db.operation.batch.size", reporting.batch as i64),
+        ]);
+    });
+}
+
+/// Tells only that the handler ran: its step is another's by now, and so is all else there is to tell of it.
+pub(super) fn tell_lost(shared: &Shared, step: &Step, ended: Instant) {
+    let Some(spans) = Spans::of(shared, step) else { return };
+    let process = spans.id(Part::Process(message(step)));
+    let error = Some(("LeaseLost".into(), "the step is another's by now".into()));
+    spans.handled(step.began.unwrap_or(step.received), ended, process, error);
+}
+
+/// What the spans of one step have in common.
+struct Spans<'a> {
+    traces: Arc<Traces>,
+    trace: &'a Trace,
+    task: SpanContext,
+    step: &'a Step,
+    attributes: Vec<KeyValue>,
+}
+
+impl Spans<'_> {
+    /// None: nobody wants them.
+    fn of<'a>(shared: &Shared, step: &'a Step) -> Option<Spans<'a>> {
+        let leased = &step.leased;
+        let trace = leased.trace.as_ref()?;
+        let traces = telemetry::traces()?;
+        let task = telemetry::extract(&trace.context).span().span_context().clone();
+        task.is_sampled().then(|| Spans {
+            traces,
+            trace,
+            task,
+            step,
+            attributes: vec![
+                KeyValue::new("tasker.task.id", leased.task_id.to_string()),
+                KeyValue::new("tasker.template", leased.template.clone()),
+                KeyValue::new("tasker.step", leased.name.clone()),
+                KeyValue::new("tasker.namespace", shared.config.namespaces[step.queue].clone()),
+                KeyValue::new("tasker.attempt", i64::from(leased.attempt)),
+                KeyValue::new("tasker.member", i64::from(shared.membership.id())),
+            ],
+        })
+    }
+
+    fn id(&self, part: Part) -> SpanId {
+        span_id(self.step.leased.task_id, part)
+    }
+
+    /// What enqueued the step, and what else it waited for.
+    fn causes(&self) -> (SpanId, Vec<SpanContext>) {
+        let report = |step, id| self.id(Part::Report(Message { step, id }));
+        let mut parents = self.trace.parents.iter().flatten().map(|&(step, id)| report(step, id));
+        let parent = parents.next().unwrap_or_else(|| self.id(Part::Enqueue));
+        let again = self.trace.previous.map(|id| report(self.step.leased.step, id));
+        let links = parents.chain(again).map(|id| telemetry::sibling(&self.task, id)).collect();
+        (parent, links)
+    }
+
+    fn handled(&self, began: Instant, ended: Instant, process: SpanId, error: Option<(String, String)>) {
+        let name = format!("handle {}", self.step.leased.handler);
+        let times = (telemetry::system_time(began), telemetry::system_time(ended));
+        self.span(name, SpanKind::Internal, self.id(handle(self.step)), process, times, |span| {
+            span.error = error
+        });
+    }
+
+    fn span(
+        &self,
+        name: String,
+        kind: SpanKind,
+        id: SpanId,
+        parent: SpanId,
+        (start, end): (SystemTime, SystemTime),
+        with: impl FnOnce(&mut Span),
+    ) {
+        let mut span = Span {
+            name: name.into(),
+            kind,
+            context: telemetry::sibling(&self.task, id),
+            parent,
+            start,
+            end,
+            attributes: self.attributes.clone(),
+            links: Vec::new(),
+            error: None,
+        };
+        with(&mut span);
+        self.traces.tell(span);
+    }
+}

@@ -69,7 +69,7 @@ async fn rounds(site: &Site, shape: Shape, language: Language) -> (Vec<f64>, Vec
 pub(crate) async fn idle(site: &Site, threads: usize) -> Vec<(&'static str, Value)> {
     const SECONDS: u64 = 20;
     let place: Place = site.place(&[Shape::Jobs.template()]).await;
-    let (mut orchestrator, mut worker) = (place.serve(), place.ruby(threads));
+    let (mut orchestrator, mut worker) = (place.serve(&[]), place.ruby(threads, &[]));
     let mut bare = Command::new("ruby").args(["-e", "sleep"]).spawn().expect("ruby runs");
     tokio::time::sleep(Duration::from_secs(10)).await;
     let before = place.costs().await.0;

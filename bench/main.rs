@@ -11,6 +11,7 @@ mod latency;
 mod raw;
 mod report;
 mod site;
+mod telemetry;
 mod throughput;
 
 use clap::Parser;
@@ -40,7 +41,7 @@ struct Options {
     /// Minutes of steady load, with the xmin horizon held back for a quarter of them; 0: leave it out
     #[arg(long, default_value_t = 0)]
     horizon: u32,
-    /// Only this: raw, submit, rust, ruby, latency, claims, history, profile, scale, idle, compare, horizon
+    /// Only this: raw, submit, rust, ruby, latency, claims, history, profile, scale, telemetry, idle, compare, horizon
     #[arg(long)]
     only: Option<String>,
     /// Passed by cargo
@@ -143,6 +144,24 @@ async fn main() {
                 &format!("{processes} processes"),
                 &[json!(throughput::scale(&site, processes).await)],
             );
+        }
+    }
+    if wanted("telemetry") {
+        report.section(
+            "linear-4, handlers in ruby, by what telemetry is pushed",
+            &["steps/s", "spans that came"],
+        );
+        // In turns, as above.
+        let mut figures = vec![Vec::new(); telemetry::CASES.len()];
+        for _ in 0..options.runs {
+            for ((_, case), figures) in telemetry::CASES.iter().zip(&mut figures) {
+                figures.push(telemetry::measure(&site, options.ruby_threads, options.steps, case).await);
+            }
+        }
+        for ((name, _), mut figures) in telemetry::CASES.iter().zip(figures) {
+            figures.sort_by(|a, b| a.0.total_cmp(&b.0));
+            let (rate, came) = figures[figures.len() / 2];
+            report.row(name, &[json!(rate), json!(came)]);
         }
     }
     if wanted("idle") {

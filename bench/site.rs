@@ -183,7 +183,7 @@ impl Place {
         for _ in 0..processes {
             workers.push(match language {
                 Language::Rust => self.rust().await,
-                Language::Ruby { threads } => Hand::Ruby(self.ruby(threads)),
+                Language::Ruby { threads } => Hand::Ruby(self.ruby(threads, &[])),
             });
         }
         let mut joined = 0;
@@ -212,12 +212,13 @@ impl Place {
     }
 
     /// A Ruby worker in a process of its own.
-    pub(crate) fn ruby(&self, threads: usize) -> Child {
+    pub(crate) fn ruby(&self, threads: usize, environment: &[(&str, &str)]) -> Child {
         let worker = ["-I", "lib", "exe/tasker", "worker", "-r", "bench/noop.rb", "--namespace", NAMESPACE];
         let ruby = Command::new("ruby")
             .args(worker)
             .args(["--threads", &threads.to_string()])
             .env("DATABASE_URL", &self.url)
+            .envs(environment.iter().copied())
             .stderr(Stdio::null())
             .spawn();
         ruby.expect("ruby runs")
@@ -236,10 +237,11 @@ impl Place {
     }
 
     /// An orchestrator in a process of its own.
-    pub(crate) fn serve(&self) -> Child {
+    pub(crate) fn serve(&self, environment: &[(&str, &str)]) -> Child {
         Command::new(env!("CARGO_BIN_EXE_tasker"))
             .args(["serve", "--listen", "127.0.0.1:0"])
             .env("DATABASE_URL", &self.url)
+            .envs(environment.iter().copied())
             .stderr(Stdio::null())
             .spawn()
             .expect("tasker serves")

@@ -40,25 +40,28 @@ RSpec.describe "TaskerCore.healthy?" do
           environment: { "TASKER_RUN_DIR" => run_dir, **environment })
     end
 
+    # As Kubernetes asks several times: on a machine that is busy an answer may not come in time.
+    def until_healthy(*arguments) = 50.times.lazy.map { probe(*arguments) }.find { |answer| answer == ["", 0] }
+
     it "is true for a worker that works, and false for one that stands still, is dead, or is not there" do
       expect(probe).to eq(["", 1])
       working = worker
-      expect(probe).to eq(["", 0])
+      expect(until_healthy).to be_truthy
       working.signal("STOP")
       expect(probe("print TaskerCore.health[:failed]; exit TaskerCore.healthy?"))
         .to eq(["[\"worker #{working.pid}: it stands still: no answer in time\"]", 1])
       working.signal("CONT")
-      expect(probe).to eq(["", 0])
+      expect(until_healthy).to be_truthy
       working.signal("KILL")
       working.wait
       expect(probe).to eq(["", 1])
       worker
-      expect(probe).to eq(["", 0])
+      expect(until_healthy).to be_truthy
     end
 
     it "asks no database, so that one that is away fails nobody before its grace is over" do
       worker
-      expect(probe("exit TaskerCore.healthy?", { "DATABASE_URL" => "postgres://nobody:x@127.0.0.1:1/x" })).to eq(["", 0])
+      expect(until_healthy("exit TaskerCore.healthy?", { "DATABASE_URL" => "postgres://nobody:x@127.0.0.1:1/x" })).to be_truthy
     end
 
     it "is no longer true, and leaves nothing behind, once the worker has stopped" do

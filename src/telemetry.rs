@@ -44,13 +44,16 @@ impl Telemetry {
         let registry = Registry::new();
         let resource = resource();
         let mut meters = SdkMeterProvider::builder().with_resource(resource.clone());
-        match opentelemetry_prometheus::exporter()
-            .with_registry(registry.clone())
-            .scope_info_enabled(false)
-            .build()
-        {
-            Ok(reader) => meters = meters.with_reader(reader),
-            Err(error) => tracing::warn!(%error, "no metrics for Prometheus"),
+        // Without anybody who reads them, instruments do nothing.
+        if !otlp::is_disabled() {
+            match opentelemetry_prometheus::exporter()
+                .with_registry(registry.clone())
+                .scope_info_enabled(false)
+                .build()
+            {
+                Ok(reader) => meters = meters.with_reader(reader),
+                Err(error) => tracing::warn!(%error, "no metrics for Prometheus"),
+            }
         }
         let mut pushes_metrics = false;
         match otlp::metrics() {

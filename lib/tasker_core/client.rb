@@ -45,11 +45,12 @@ module TaskerCore
     def enqueue_all(workflow, inputs, priority: nil, key: nil, version: nil)
       inputs = inputs.to_a
       name, version = registered(workflow) if workflow.is_a?(Class)
-      priorities = inputs.map { |input| (priority.respond_to?(:call) ? priority.call(input) : priority)&.to_s }
-      keys = inputs.map { |input| key&.call(input)&.to_s }
+      tasks = inputs.map do |input|
+        [input, key&.call(input)&.to_s, (priority.respond_to?(:call) ? priority.call(input) : priority)&.to_s]
+      end
       name ||= workflow.to_s
       Instrumentation.instrument("enqueue", { workflow: name, count: inputs.size }) do |payload|
-        payload[:tasks] = submit(name, version&.to_s, inputs, keys, priorities).map { |id, created| Task.new(self, id, created: created) }
+        payload[:tasks] = submit(name, version&.to_s, tasks).map { |id, created| Task.new(self, id, created: created) }
       end
     end
 
@@ -69,11 +70,12 @@ module TaskerCore
     end
 
     # Inside the caller's own transaction: the tasks exist if, and only if, it commits.
-    def submit_within(connection, name, version, inputs, keys, priorities, trace)
-      accepted, texts = @native.check(name, version, inputs, keys, priorities, trace)
-      arguments = [name, accepted.version, *[texts, keys, priorities].map { |list| JSON.generate(list) }, accepted.trace]
+    def submit_within(connection, name, version, tasks, trace)
+      accepted, texts = @native.check(name, version, tasks, trace)
+      lists = [texts, tasks.map { |task| task[1] }, tasks.map(&:last)]
+      arguments = [name, accepted.version, *lists.map { |list| JSON.generate(list) }, accepted.trace]
       rows = connection.exec_params(Native::Client::CREATE_WITHIN, arguments)
-      rows.map { |row| [row["id"], row["created"] == "true"] }.tap { |tasks| @native.created(accepted, tasks) }
+      rows.map { |row| [row["id"], row["created"] == "true"] }.tap { |created| @native.created(accepted, created) }
     rescue StandardError => e
       # An error of the pg gem, which we do not depend on. "C" is PG_DIAG_SQLSTATE.
       raise e unless e.respond_to?(:result) && e.result&.error_field("C".ord)&.start_with?("TK")

@@ -120,16 +120,11 @@ impl Submission {
         if let (1, Some(task)) = (tasks.len(), tasks.next()) {
             attributes.push(KeyValue::new("tasker.task.id", task.to_string()));
         }
+        let (name, times) = (format!("submit {template}"), (self.start, SystemTime::now()));
         traces.tell(Span {
-            name: format!("submit {template}").into(),
-            kind: SpanKind::Producer,
-            context,
-            parent: self.parent,
-            start: self.start,
-            end: SystemTime::now(),
             attributes,
-            links: Vec::new(),
             error: error.map(|error| (format!("{:?}", error.kind()), error.to_string())),
+            ..Span::new(name, SpanKind::Producer, context, self.parent, times)
         });
     }
 }
@@ -166,27 +161,15 @@ pub(crate) fn tell_claims(tasks: &[TracedTask], member: i32) {
         let enqueue = telemetry::sibling(&above, span_id(of.task, Part::Enqueue));
         let mut sending = messaging("send", format!("{}_queue", of.namespace));
         sending.extend(attributes.iter().cloned());
+        let (name, below) = (format!("enqueue {}", of.template), claim.span_id());
         traces.tell(Span {
-            name: format!("claim {}", of.template).into(),
-            kind: SpanKind::Internal,
-            context: claim.clone(),
-            parent: above.span_id(),
-            start: created,
-            end: claimed,
-            attributes,
-            links: Vec::new(),
-            error: None,
-        });
-        traces.tell(Span {
-            name: format!("enqueue {}", of.template).into(),
-            kind: SpanKind::Producer,
-            context: enqueue,
-            parent: claim.span_id(),
-            start: claimed,
-            end: now,
             attributes: sending,
-            links: Vec::new(),
-            error: None,
+            ..Span::new(name, SpanKind::Producer, enqueue, below, (claimed, now))
+        });
+        let (name, below) = (format!("claim {}", of.template), above.span_id());
+        traces.tell(Span {
+            attributes,
+            ..Span::new(name, SpanKind::Internal, claim, below, (created, claimed))
         });
     }
 }

@@ -26,7 +26,7 @@ impl Signal {
 
     /// Pushed when a collector is named, or "otlp" is; not when "none" is, or all of OpenTelemetry is off.
     fn is_wanted(self) -> bool {
-        if variable("OTEL_SDK_DISABLED").is_some_and(|disabled| disabled.eq_ignore_ascii_case("true")) {
+        if is_disabled() {
             return false;
         }
         match variable(&format!("OTEL_{}_EXPORTER", self.name())).as_deref() {
@@ -44,6 +44,11 @@ impl Signal {
     fn setting(self, name: &str) -> Option<String> {
         variable(&format!("OTEL_EXPORTER_OTLP_{}_{name}", self.name())).or_else(|| variable(&format!("OTEL_EXPORTER_OTLP_{name}")))
     }
+}
+
+/// Whether there is to be no telemetry at all.
+pub(super) fn is_disabled() -> bool {
+    variable("OTEL_SDK_DISABLED").is_some_and(|disabled| disabled.eq_ignore_ascii_case("true"))
 }
 
 /// Empty is as good as unset.

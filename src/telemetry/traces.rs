@@ -55,6 +55,22 @@ pub(crate) struct Span {
     pub(crate) error: Option<(String, String)>,
 }
 
+impl Span {
+    pub(crate) fn new(name: String, kind: SpanKind, context: SpanContext, parent: SpanId, (start, end): (SystemTime, SystemTime)) -> Span {
+        Span {
+            name: name.into(),
+            kind,
+            context,
+            parent,
+            start,
+            end,
+            attributes: Vec::new(),
+            links: Vec::new(),
+            error: None,
+        }
+    }
+}
+
 /// What is done with spans.
 #[derive(Debug)]
 pub(crate) struct Traces {

@@ -63,48 +63,42 @@ fn handle(step: &Step) -> Part {
 /// Tells a step whose report counted; `ended` is when its handler was done.
 pub(super) fn tell(shared: &Shared, step: &Step, ended: Instant, reporting: &Reporting<'_>) {
     let Some(spans) = Spans::of(shared, step) else { return };
-    let leased = &step.leased;
+    let message = message(step);
+    let process = spans.id(Part::Process(message));
+    let flow = format!("{}.{}", step.leased.template, step.leased.name);
     let error = reporting.failure.map(|failure| (failure.class.clone(), failure.message.clone()));
     let now = SystemTime::now();
-    let enqueued = telemetry::system_time(step.received) - Duration::from_secs_f64(leased.waited.max(0.0));
+    let enqueued = telemetry::system_time(step.received) - Duration::from_secs_f64(step.leased.waited.max(0.0));
     let began = step.began.unwrap_or(step.received);
-    let flow = format!("{}.{}", leased.template, leased.name);
-    let message = message(step);
-    let (parent, links) = spans.causes();
 
-    let process = spans.id(Part::Process(message));
-    spans.span(
-        format!("process {flow}"),
-        SpanKind::Consumer,
-        process,
-        parent,
-        (enqueued, now),
-        |span| {
-            let mut attributes = messaging("process", shared.queues[step.queue].clone());
-            attributes.push(KeyValue::new("messaging.message.id", message.id.to_string()));
-            attributes.push(KeyValue::new(
-                "messaging.consumer.group.name",
-                shared.config.namespaces[step.queue].clone(),
-            ));
-            span.attributes.extend(attributes);
-            span.links = links;
-            span.error.clone_from(&error);
-        },
-    );
-    let waited = (enqueued, telemetry::system_time(began));
-    let wait = spans.id(Part::Wait(message));
-    spans.span("wait".into(), SpanKind::Internal, wait, process, waited, |_| ());
-    spans.handled(began, ended, process, error.clone());
-    let report = spans.id(Part::Report(message));
-    let name = if error.is_none() { "complete" } else { "fail" };
-    let reported = (telemetry::system_time(reporting.began), now);
-    spans.span(format!("{name} {flow}"), SpanKind::Client, report, process, reported, |span| {
-        span.attributes.extend([
-            KeyValue::new("db.system.name", "postgresql"),
-            KeyValue::new("db.stored_procedure.name", reporting.function),
-            KeyValue::new("db.operation.batch.size", reporting.batch as i64),
-        ]);
-    });
+    let (parent, links) = spans.causes();
+    let mut processing = spans.span(format!("process {flow}"), SpanKind::Consumer, process, parent, (enqueued, now));
+    processing
+        .attributes
+        .extend(messaging("process", shared.queues[step.queue].clone()));
+    processing.attributes.extend([
+        KeyValue::new("messaging.message.id", message.id.to_string()),
+        KeyValue::new("messaging.consumer.group.name", shared.config.namespaces[step.queue].clone()),
+    ]);
+    processing.links = links;
+    processing.error.clone_from(&error);
+    spans.traces.tell(processing);
+
+    let (wait, waited) = (spans.id(Part::Wait(message)), (enqueued, telemetry::system_time(began)));
+    spans
+        .traces
+        .tell(spans.span("wait".into(), SpanKind::Internal, wait, process, waited));
+    spans.tell_handled(began, ended, process, error);
+
+    let name = if reporting.failure.is_some() { "fail" } else { "complete" };
+    let (report, times) = (spans.id(Part::Report(message)), (telemetry::system_time(reporting.began), now));
+    let mut reported = spans.span(format!("{name} {flow}"), SpanKind::Client, report, process, times);
+    reported.attributes.extend([
+        KeyValue::new("db.system.name", "postgresql"),
+        KeyValue::new("db.stored_procedure.name", reporting.function),
+        KeyValue::new("db.operation.batch.size", reporting.batch as i64),
+    ]);
+    spans.traces.tell(reported);
 }
 
 /// Tells only that the handler ran: its step is another's by now, and so is all else there is to tell of it.
@@ -112,7 +106,7 @@ pub(super) fn tell_lost(shared: &Shared, step: &Step, ended: Instant) {
     let Some(spans) = Spans::of(shared, step) else { return };
     let process = spans.id(Part::Process(message(step)));
     let error = Some(("LeaseLost".into(), "the step is another's by now".into()));
-    spans.handled(step.began.unwrap_or(step.received), ended, process, error);
+    spans.tell_handled(step.began.unwrap_or(step.received), ended, process, error);
 }
 
 /// What the spans of one step have in common.
@@ -161,35 +155,17 @@ impl Spans<'_> {
         (parent, links)
     }
 
-    fn handled(&self, began: Instant, ended: Instant, process: SpanId, error: Option<(String, String)>) {
+    fn tell_handled(&self, began: Instant, ended: Instant, process: SpanId, error: Option<(String, String)>) {
         let name = format!("handle {}", self.step.leased.handler);
         let times = (telemetry::system_time(began), telemetry::system_time(ended));
-        self.span(name, SpanKind::Internal, self.id(handle(self.step)), process, times, |span| {
-            span.error = error
-        });
+        let span = self.span(name, SpanKind::Internal, self.id(handle(self.step)), process, times);
+        self.traces.tell(Span { error, ..span });
     }
 
-    fn span(
-        &self,
-        name: String,
-        kind: SpanKind,
-        id: SpanId,
-        parent: SpanId,
-        (start, end): (SystemTime, SystemTime),
-        with: impl FnOnce(&mut Span),
-    ) {
-        let mut span = Span {
-            name: name.into(),
-            kind,
-            context: telemetry::sibling(&self.task, id),
-            parent,
-            start,
-            end,
+    fn span(&self, name: String, kind: SpanKind, id: SpanId, parent: SpanId, times: (SystemTime, SystemTime)) -> Span {
+        Span {
             attributes: self.attributes.clone(),
-            links: Vec::new(),
-            error: None,
-        };
-        with(&mut span);
-        self.traces.tell(span);
+            ..Span::new(name, kind, telemetry::sibling(&self.task, id), parent, times)
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use std::cell::Cell;
 
-use magnus::{function, method, prelude::*, Error, RArray, RModule, Ruby, Value as RubyValue};
+use magnus::{function, method, prelude::*, Error, RArray, RModule, Ruby, TryConvert, Value as RubyValue};
 use opentelemetry::context::FutureExt;
 use opentelemetry::Context;
 use tasker::engine::submit::{Accepted as CoreAccepted, NewTask, Submitted, Submitter, CREATE_WITHIN};
@@ -37,8 +37,8 @@ pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
     class.define_method("migrate", method!(Client::migrate, 0))?;
     class.define_method("health", method!(Client::health, 0))?;
     class.define_method("register", method!(Client::register, 2))?;
-    class.define_method("submit", method!(Client::submit, 6))?;
-    class.define_method("check", method!(Client::check, 6))?;
+    class.define_method("submit", method!(Client::submit, 4))?;
+    class.define_method("check", method!(Client::check, 4))?;
     class.define_method("created", method!(Client::created, 2))?;
     class.define_method("installation", method!(Client::installation, 0))?;
     class.define_method("read_task", method!(Client::read_task, 1))?;
@@ -103,19 +103,17 @@ impl Client {
         Ok((name, registered.version))
     }
 
-    /// [id, created] for each input. The trace is what they join, as W3C Trace Context propagates it.
+    /// [id, created] for each task. The trace is what they join, as W3C Trace Context propagates it.
     fn submit(
         ruby: &Ruby,
         this: &Client,
         template: String,
         version: Option<String>,
-        inputs: RArray,
-        keys: Vec<Option<String>>,
-        priorities: Vec<Option<String>>,
+        tasks: RArray,
         trace: Option<Carrier>,
     ) -> Result<Vec<(String, bool)>, Error> {
         let submitter = this.owned(ruby)?.submitter.clone();
-        let tasks = new_tasks(ruby, inputs, keys, priorities)?;
+        let tasks = new_tasks(ruby, tasks)?;
         let submitting = async move { submitter.submit(&template, version.as_deref(), &tasks).await };
         let submitted = block_on(ruby, submitting.with_context(context(trace)))?;
         Ok(submitted.into_iter().map(|task| (task.id.to_string(), task.created)).collect())
@@ -127,13 +125,11 @@ impl Client {
         this: &Client,
         template: String,
         version: Option<String>,
-        inputs: RArray,
-        keys: Vec<Option<String>>,
-        priorities: Vec<Option<String>>,
+        tasks: RArray,
         trace: Option<Carrier>,
     ) -> Result<(Accepted, Vec<String>), Error> {
         let submitter = this.owned(ruby)?.submitter.clone();
-        let tasks = new_tasks(ruby, inputs, keys, priorities)?;
+        let tasks = new_tasks(ruby, tasks)?;
         let texts = tasks.iter().map(|task| task.input.to_string()).collect();
         let checking = async move { submitter.check(&template, version.as_deref(), &tasks).await };
         let accepted = block_on(ruby, checking.with_context(context(trace)))?;
@@ -216,20 +212,18 @@ fn context(trace: Option<Carrier>) -> Context {
     trace.map(|carrier| telemetry::extract(&carrier)).unwrap_or_default()
 }
 
-fn new_tasks(ruby: &Ruby, inputs: RArray, keys: Vec<Option<String>>, priorities: Vec<Option<String>>) -> Result<Vec<NewTask>, Error> {
-    let mut tasks = Vec::with_capacity(inputs.len());
-    for ((input, key), priority) in inputs.into_iter().zip(keys).zip(priorities) {
-        let priority = priority
-            .map(|name| name.parse())
-            .transpose()
-            .map_err(|problem| raise::with_class(ruby, "InvalidInput", problem))?;
-        tasks.push(NewTask {
+/// Each is given as [input, key, priority].
+fn new_tasks(ruby: &Ruby, given: RArray) -> Result<Vec<NewTask>, Error> {
+    let new_task = |task: RubyValue| {
+        let (input, key, priority) = <(RubyValue, Option<String>, Option<String>)>::try_convert(task)?;
+        let priority = priority.map(|name| name.parse()).transpose();
+        Ok(NewTask {
             input: json::from_ruby(ruby, input)?,
-            priority,
+            priority: priority.map_err(|problem| raise::with_class(ruby, "InvalidInput", problem))?,
             key,
-        });
-    }
-    Ok(tasks)
+        })
+    };
+    given.into_iter().map(new_task).collect()
 }
 
 fn parse_id<T: std::str::FromStr>(ruby: &Ruby, id: &str) -> Result<T, Error> {
@@ -239,5 +233,5 @@ fn parse_id<T: std::str::FromStr>(ruby: &Ruby, id: &str) -> Result<T, Error> {
 
 /// For the other files: a client out of a Ruby value.
 pub(crate) fn unwrap(value: RubyValue) -> Result<magnus::typed_data::Obj<Client>, Error> {
-    magnus::TryConvert::try_convert(value)
+    TryConvert::try_convert(value)
 }

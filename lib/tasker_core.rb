@@ -59,22 +59,26 @@ module TaskerCore
     # @param input [Hash] what JSON can hold; checked against the workflow's input_schema
     # @param priority [Symbol, String, nil] :low, :normal, :high, :urgent; nil: the workflow's own
     # @param key [String, nil] idempotency key: the same key of the same workflow is the same task
+    # @param run_at [Time, nil] not before then; its deadline and its limits count from there
+    # @param wait [Numeric, ActiveSupport::Duration, nil] not before so many seconds from now, in place of +run_at+
     # @param version [String, nil] of a workflow given by name; nil: the current one
     # @return [Task]
-    # @raise [InvalidInput] when the input, the key or the priority is not acceptable
+    # @raise [InvalidInput] when the input, the key, the priority or the time is not acceptable
     # @raise [NotFound] when there is no such workflow
-    def enqueue(workflow, input = {}, priority: nil, key: nil, version: nil)
-      client.enqueue_all(workflow, [input], priority: priority, key: key && ->(_) { key }, version: version).first
+    def enqueue(workflow, input = {}, priority: nil, key: nil, run_at: nil, wait: nil, version: nil)
+      run_at ||= wait && (Time.now + wait)
+      client.enqueue_all(workflow, [input], priority: priority, key: key && ->(_) { key }, run_at: run_at, version: version).first
     end
 
     # Creates many tasks of one workflow in one transaction: all, or none.
     # @param inputs [Enumerable<Hash>]
     # @param priority [Symbol, String, Proc, nil] for all, or called with each input
     # @param key [Proc, nil] called with each input
+    # @param run_at [Time, Proc, nil] for all, or called with each input
     # @return [Array<Task>] in the order of the inputs
     # @raise (see .enqueue)
-    def enqueue_all(workflow, inputs, priority: nil, key: nil, version: nil)
-      client.enqueue_all(workflow, inputs, priority: priority, key: key, version: version)
+    def enqueue_all(workflow, inputs, priority: nil, key: nil, run_at: nil, version: nil)
+      client.enqueue_all(workflow, inputs, priority: priority, key: key, run_at: run_at, version: version)
     end
 
     # @param id [String]

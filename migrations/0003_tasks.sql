@@ -20,10 +20,14 @@ CREATE TABLE tasker.tasks (
     -- what W3C Trace Context propagates: {"traceparent": ..., "tracestate": ...}; null: it is part of no trace
     trace        jsonb,
     created_at   timestamptz NOT NULL,
+    -- not before; null: at once. due_at is the same, as long as the task waits for it, and may be looked for.
+    run_at       timestamptz,
+    due_at       timestamptz,
     started_at   timestamptz,
     finished_at  timestamptz
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX tasks_claim ON tasker.tasks (namespace_id, priority, claim_order) WHERE claim_order IS NOT NULL;
+CREATE INDEX tasks_due ON tasker.tasks (due_at) WHERE due_at IS NOT NULL;
 CREATE INDEX tasks_look ON tasker.tasks (look_at) WHERE look_at IS NOT NULL;
 CREATE UNIQUE INDEX tasks_key ON tasker.tasks (template_id, key) WHERE key IS NOT NULL;
 
@@ -124,6 +128,7 @@ LANGUAGE sql IMMUTABLE AS $$ SELECT p_trace ->> 'traceparent' ~ '[13579bdf]$' $$
 
 -- Accepts tasks, in the caller's transaction: they exist, and start, if and only if it commits.
 -- p_traces (may be null, as may each): the trace that each is part of.
+-- p_run_ats (may be null, as may each): when each may start; until then it waits. Its deadline and its limits count from there.
 -- p_keys (may be null, as may each key): a task of this template that already has the key is returned instead of a new one.
 -- p_priorities: low, normal, high, urgent; null means the template's.
 -- p_checked: the version that the inputs were checked against, if the caller has only remembered it.
@@ -131,7 +136,8 @@ LANGUAGE sql IMMUTABLE AS $$ SELECT p_trace ->> 'traceparent' ~ '[13579bdf]$' $$
 -- Locks: nothing but its own rows; keys are inserted in order, so that batches that share keys cannot deadlock.
 CREATE FUNCTION tasker.create_tasks(
     p_template text, p_inputs jsonb[], p_keys text[] DEFAULT NULL, p_priorities text[] DEFAULT NULL,
-    p_version text DEFAULT NULL, p_traces jsonb[] DEFAULT NULL, p_checked int DEFAULT NULL
+    p_version text DEFAULT NULL, p_traces jsonb[] DEFAULT NULL, p_run_ats timestamptz[] DEFAULT NULL,
+    p_checked int DEFAULT NULL
 ) RETURNS TABLE (ordinal int, id uuid, created boolean)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -144,8 +150,8 @@ BEGIN
     IF p_checked <> v_version.id THEN
         RAISE EXCEPTION 'template % has another version by now', p_template USING ERRCODE = 'TK005';
     END IF;
-    IF cardinality(p_inputs) <> ANY (ARRAY[cardinality(p_keys), cardinality(p_priorities), cardinality(p_traces)]) THEN
-        v_bad := 'keys, priorities and traces must be as many as the inputs';
+    IF cardinality(p_inputs) <> ANY (ARRAY[cardinality(p_keys), cardinality(p_priorities), cardinality(p_traces), cardinality(p_run_ats)]) THEN
+        v_bad := 'keys, priorities, traces and times must be as many as the inputs';
     ELSE
         SELECT CASE
             WHEN jsonb_typeof(w.input) IS DISTINCT FROM 'object' THEN 'input ' || w.n || ' is not a JSON object'
@@ -153,8 +159,9 @@ BEGIN
             WHEN w.priority IS NOT NULL AND tasker.priority_number(w.priority) IS NULL
             THEN 'unknown priority ' || quote_literal(w.priority) || ': use low, normal, high or urgent'
             WHEN w.trace IS NOT NULL AND NOT tasker.is_trace(w.trace) THEN 'trace ' || w.n || ' is not a small object of strings'
+            WHEN NOT isfinite(w.run_at) THEN 'time ' || w.n || ' never comes'
         END INTO v_bad
-        FROM unnest(p_inputs, p_keys, p_priorities, p_traces) WITH ORDINALITY AS w(input, key, priority, trace, n)
+        FROM unnest(p_inputs, p_keys, p_priorities, p_traces, p_run_ats) WITH ORDINALITY AS w(input, key, priority, trace, run_at, n)
         ORDER BY 1 NULLS LAST LIMIT 1;
     END IF;
     IF v_bad IS NOT NULL THEN
@@ -169,15 +176,20 @@ BEGIN
     SELECT n.* INTO v_namespace
     FROM tasker.templates t JOIN tasker.namespaces n ON n.id = t.namespace_id WHERE t.id = v_version.template_id;
 
-    INSERT INTO tasker.tasks (id, template_id, version_id, namespace_id, priority, state, claim_order, input, key, trace, deadline_at, look_at, created_at)
-    SELECT w.id, v_version.template_id, v_version.id, v_namespace.id, w.priority, 'pending',
-           clock_timestamp() - w.priority * tasker.aging(), w.input, w.key, w.trace, now() + v_version.deadline,
-           now() + least(v_version.deadline, tasker.shortest_limit(v_version)), now()
-    FROM (SELECT u.id, u.input, u.key, u.trace, u.n, coalesce(tasker.priority_number(u.priority), v_version.priority) AS priority
-          FROM unnest(v_new, p_inputs, p_keys, p_priorities, p_traces) WITH ORDINALITY AS u(id, input, key, priority, trace, n)) AS w
+    INSERT INTO tasker.tasks (id, template_id, version_id, namespace_id, priority, state, claim_order, input, key, trace, deadline_at, look_at,
+                              created_at, run_at, due_at)
+    SELECT w.id, v_version.template_id, v_version.id, v_namespace.id, w.priority, CASE WHEN w.due THEN 'pending' ELSE 'waiting' END::tasker.task_state,
+           CASE WHEN w.due THEN clock_timestamp() - w.priority * tasker.aging() END, w.input, w.key, w.trace, w.begins + v_version.deadline,
+           w.begins + least(v_version.deadline, tasker.shortest_limit(v_version)), now(), w.run_at, CASE WHEN NOT w.due THEN w.run_at END
+    FROM (SELECT u.id, u.input, u.key, u.trace, u.run_at, u.n, coalesce(tasker.priority_number(u.priority), v_version.priority) AS priority,
+                 greatest(u.run_at, now()) AS begins, coalesce(u.run_at <= now(), true) AS due
+          FROM unnest(v_new, p_inputs, p_keys, p_priorities, p_traces, p_run_ats) WITH ORDINALITY AS u(id, input, key, priority, trace, run_at, n)) AS w
     ORDER BY w.key, w.n
     ON CONFLICT (template_id, key) WHERE key IS NOT NULL DO NOTHING;
     PERFORM tasker.notify('tasker_tasks', v_namespace.name);
+    IF p_run_ats IS NOT NULL THEN
+        PERFORM tasker.notify('tasker_due', '');
+    END IF;
 
     -- A statement of its own: it sees what a concurrent caller committed while the insert waited for it.
     RETURN QUERY
@@ -191,8 +203,8 @@ $$;
 -- One task, for callers that speak SQL: SELECT tasker.create_task('order_fulfillment', '{"order_id": 1}');
 CREATE FUNCTION tasker.create_task(
     p_template text, p_input jsonb, p_priority text DEFAULT NULL, p_key text DEFAULT NULL, p_version text DEFAULT NULL,
-    p_trace jsonb DEFAULT NULL
+    p_trace jsonb DEFAULT NULL, p_run_at timestamptz DEFAULT NULL
 ) RETURNS uuid
 LANGUAGE sql AS $$
-    SELECT id FROM tasker.create_tasks(p_template, ARRAY[p_input], ARRAY[p_key], ARRAY[p_priority], p_version, ARRAY[p_trace])
+    SELECT id FROM tasker.create_tasks(p_template, ARRAY[p_input], ARRAY[p_key], ARRAY[p_priority], p_version, ARRAY[p_trace], ARRAY[p_run_at])
 $$;

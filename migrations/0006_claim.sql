@@ -141,6 +141,29 @@ BEGIN
 END
 $$;
 
+-- Tasks whose time has come are pending from now on, the longest waiting first.
+-- Returns how many, and when the next one will be due (null: none is waiting).
+-- Locks: tasks that wait for their time, skipping those that somebody else has. They wait for no other lock.
+CREATE FUNCTION tasker.begin_due_tasks(p_limit int, OUT begun int, OUT next_due timestamptz)
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_namespaces smallint[];
+BEGIN
+    WITH due AS MATERIALIZED (
+        SELECT t.id FROM tasker.tasks t WHERE t.due_at <= clock_timestamp() ORDER BY t.due_at LIMIT p_limit FOR NO KEY UPDATE SKIP LOCKED
+    ), begun AS (
+        UPDATE tasker.tasks t
+        SET state = 'pending', claim_order = clock_timestamp() - t.priority * tasker.aging(), due_at = NULL
+        FROM due WHERE t.id = due.id
+        RETURNING t.namespace_id
+    )
+    SELECT array_agg(b.namespace_id) INTO v_namespaces FROM begun b;
+    begun := coalesce(cardinality(v_namespaces), 0);
+    PERFORM tasker.notify('tasker_tasks', n.name) FROM tasker.namespaces n WHERE n.id = ANY (v_namespaces);
+    SELECT min(t.due_at) INTO next_due FROM tasker.tasks t WHERE t.due_at IS NOT NULL;
+END
+$$;
+
 -- Enqueues the steps whose retry is due, the longest waiting first.
 -- Returns how many, and when the next one will be due (null: none is waiting).
 -- Locks: steps that wait for a retry, skipping those that another orchestrator has. It wants no task's lock.

@@ -1,6 +1,6 @@
 -- Completion: where a result lands, the task advances. No second queue, no orchestrator between two steps.
 
--- Tasks of one template that are complete now, and how long each took since it was created, in seconds.
+-- Tasks of one template that are complete now, and how long each took since it was created (or its time had come), in seconds.
 CREATE TYPE tasker.finished_tasks AS (namespace text, template text, seconds float8[]);
 
 -- Steps have just become complete or skipped: finalises the tasks that are done, and enqueues the dependents that are now ready.
@@ -30,7 +30,7 @@ BEGIN
           AND (cardinality(last.sinks) = 1 OR cardinality(last.sinks) = (
               SELECT count(*) FROM tasker.steps s
               WHERE s.task_id = t.id AND s.step = ANY (last.sinks) AND s.state IN ('complete', 'skipped')))
-        RETURNING t.template_id, extract(epoch FROM t.finished_at - t.created_at)::float8 AS seconds
+        RETURNING t.template_id, extract(epoch FROM t.finished_at - greatest(t.created_at, t.run_at))::float8 AS seconds
     ), child AS (
         SELECT DISTINCT f.task, c.step, f.version_id FROM finished f CROSS JOIN unnest(f.children) AS c(step)
     )

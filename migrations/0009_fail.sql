@@ -118,7 +118,7 @@ BEGIN
         PERFORM tasker.send_dead_letters(v_tasks, v_steps, v_reasons, v_messages);
     END IF;
     IF v_retrying > 0 THEN
-        PERFORM tasker.notify('tasker_retries', '');
+        PERFORM tasker.notify('tasker_due', '');
     END IF;
     RETURN QUERY SELECT * FROM unnest(v_ids, v_states);
 END

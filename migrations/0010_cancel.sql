@@ -13,7 +13,7 @@ DECLARE
 BEGIN
     PERFORM 1 FROM tasker.tasks t WHERE t.id = ANY (p_tasks) ORDER BY t.id FOR NO KEY UPDATE;
     WITH cancelled AS (
-        UPDATE tasker.tasks t SET state = 'cancelled', claim_order = NULL, finished_at = clock_timestamp()
+        UPDATE tasker.tasks t SET state = 'cancelled', claim_order = NULL, due_at = NULL, finished_at = clock_timestamp()
         WHERE t.id = ANY (p_tasks) AND t.state IN ('pending', 'running', 'waiting', 'blocked', 'paused')
         RETURNING t.id
     )

@@ -1,5 +1,5 @@
--- Reading: what operators and clients see. Two states are not stored but seen: a task waits when all that is left of it waits for a
--- retry, and a step is in progress while its message is leased.
+-- Reading: what operators and clients see. Two states are not stored but seen: a task waits (not only for its time) when all that is left of
+-- it waits for a retry, and a step is in progress while its message is leased.
 
 CREATE FUNCTION tasker.visible_state(p_task tasker.tasks) RETURNS tasker.task_state
 LANGUAGE sql STABLE AS $$
@@ -26,7 +26,7 @@ LANGUAGE sql STABLE AS $$
     SELECT jsonb_build_object(
         'id', t.id, 'template', tp.name, 'namespace', n.name, 'version', tv.version,
         'state', tasker.visible_state(t), 'priority', (ARRAY['low', 'normal', 'high', 'urgent'])[t.priority],
-        'key', t.key, 'input', t.input, 'created_at', t.created_at, 'started_at', t.started_at, 'finished_at', t.finished_at,
+        'key', t.key, 'input', t.input, 'created_at', t.created_at, 'run_at', t.run_at, 'started_at', t.started_at, 'finished_at', t.finished_at,
         'steps', (
             SELECT jsonb_agg(jsonb_build_object(
                 'name', ts.name, 'handler', ts.handler, 'namespace', ts.namespace,

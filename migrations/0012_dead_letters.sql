@@ -154,7 +154,7 @@ BEGIN
     )
     SELECT array_agg(c.id), array_agg(c.task_id) INTO v_replayed, v_tasks FROM scheduled c;
     PERFORM tasker.unblock_tasks(v_tasks);
-    PERFORM tasker.notify('tasker_retries', '');
+    PERFORM tasker.notify('tasker_due', '');
     RETURN QUERY SELECT unnest(v_replayed);
 END
 $$;

@@ -35,10 +35,10 @@ BEGIN
 
     -- A task that never began: its first steps are dead before they were sent. The states: null where it is the deadline that is over.
     WITH begun AS (
-        UPDATE tasker.tasks t SET state = 'running', claim_order = NULL, started_at = clock_timestamp()
+        UPDATE tasker.tasks t SET state = 'running', claim_order = NULL, due_at = NULL, started_at = clock_timestamp()
         FROM tasker.template_versions tv
-        WHERE t.id = ANY (v_due) AND t.state = 'pending' AND tv.id = t.version_id
-          AND (t.deadline_at <= clock_timestamp() OR t.created_at + tv.pending_limit <= clock_timestamp())
+        WHERE t.id = ANY (v_due) AND t.state IN ('pending', 'waiting') AND tv.id = t.version_id
+          AND (t.deadline_at <= clock_timestamp() OR greatest(t.created_at, t.run_at) + tv.pending_limit <= clock_timestamp())
         RETURNING t.id, t.version_id, CASE WHEN t.deadline_at <= clock_timestamp() THEN NULL ELSE 'pending' END AS state
     ), roots AS (
         INSERT INTO tasker.steps (task_id, step, state, enqueued_at)
@@ -105,7 +105,7 @@ BEGIN
     -- What somebody is reporting right now is still open: look at once. A deadline that is over counts once, so that a replay has time.
     UPDATE tasker.tasks t
     SET deadline_at = CASE WHEN t.deadline_at > clock_timestamp() OR o.is_open THEN t.deadline_at END,
-        look_at = CASE WHEN t.state IN ('pending', 'running', 'blocked') THEN
+        look_at = CASE WHEN t.state IN ('waiting', 'pending', 'running', 'blocked') THEN
             least(CASE WHEN t.deadline_at > clock_timestamp() OR o.is_open THEN t.deadline_at END,
                   clock_timestamp() + tasker.shortest_limit(tv) / 4) END
     FROM tasker.template_versions tv, unnest(v_due) AS d(id), LATERAL (

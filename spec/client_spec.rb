@@ -34,6 +34,22 @@ RSpec.describe TaskerCore do
     expect(described_class.statuses(tasks).values).to eq(["pending"] * 25)
   end
 
+  it "enqueues what is not to start before its time, also inside the caller's transaction" do
+    later = Time.now + 3600
+    tasks = [described_class.enqueue(flow, {}, run_at: later), described_class.enqueue(flow, {}, wait: 3600)]
+    PG.connect(Database.url).then do |connection|
+      described_class.configuration.open_transaction = -> { connection }
+      tasks << connection.transaction { described_class.enqueue(flow, {}, run_at: later) }
+    ensure
+      described_class.configuration.open_transaction = nil
+      connection.close
+    end
+    tasks += described_class.enqueue_all(flow, [{ id: 0 }, { id: 1 }], run_at: ->(input) { later if input[:id].zero? })
+    expect(described_class.statuses(tasks).values).to eq((%w[waiting] * 4) + ["pending"])
+    expect(tasks.map { |task| task.to_h[:run_at] }[0..3].map { |time| Time.parse(time) }).to all(be_within(60).of(later))
+    expect { described_class.enqueue(flow, {}, run_at: "soon") }.to raise_error(TaskerCore::InvalidInput, /"soon" is no time/)
+  end
+
   it "refuses bad input with what was expected, and leaves no trace" do
     loop_of_hashes = {}
     loop_of_hashes[:self] = loop_of_hashes

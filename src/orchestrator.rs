@@ -4,12 +4,12 @@
 
 mod admission;
 mod alerts;
+mod due;
 mod marks;
 mod observation;
 mod reconciliation;
 mod recovery;
 mod retention;
-mod retries;
 mod rounds;
 
 use std::sync::Arc;
@@ -87,7 +87,7 @@ impl Orchestrator {
         db.check_schema().await?;
         let membership = Arc::new(Membership::join(db, Kind::Orchestrator, &config.namespaces, config.lease).await?);
         let stop = CancellationToken::new();
-        let wakes = db.listen(&[channel::TASKS, channel::RETRIES, channel::DEAD_LETTERS], stop.clone());
+        let wakes = db.listen(&[channel::TASKS, channel::DUE, channel::DEAD_LETTERS], stop.clone());
         let health = Health::new(
             Kind::Orchestrator,
             db,
@@ -98,7 +98,7 @@ impl Orchestrator {
         let beats = health.beats();
         let loops = TaskTracker::new();
         loops.spawn(admission::Admission::new(db, &config, &membership, beats, wakes.subscribe()).run(stop.clone()));
-        loops.spawn(retries::Retries::new(db, beats, wakes.subscribe()).run(stop.clone()));
+        loops.spawn(due::Due::new(db, beats, wakes.subscribe()).run(stop.clone()));
         loops.spawn(rounds::run(recovery::Recovery::new(db), beats.clone(), stop.clone()));
         loops.spawn(rounds::run(marks::Marks::new(db), beats.clone(), stop.clone()));
         loops.spawn(rounds::run(reconciliation::Reconciliation::new(db), beats.clone(), stop.clone()));

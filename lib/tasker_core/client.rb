@@ -1,6 +1,7 @@
 # frozen_string_literal: true
 
 require "json"
+require "time"
 
 module TaskerCore
   # The connection to one database. {TaskerCore.client} is this process's; others can be made for other databases. Thread-safe.
@@ -42,12 +43,10 @@ module TaskerCore
 
     # @return [Array<Task>]
     # @see TaskerCore.enqueue_all
-    def enqueue_all(workflow, inputs, priority: nil, key: nil, version: nil)
+    def enqueue_all(workflow, inputs, priority: nil, key: nil, run_at: nil, version: nil)
       inputs = inputs.to_a
       name, version = registered(workflow) if workflow.is_a?(Class)
-      tasks = inputs.map do |input|
-        [input, key&.call(input)&.to_s, (priority.respond_to?(:call) ? priority.call(input) : priority)&.to_s]
-      end
+      tasks = inputs.map { |input| [input, key&.call(input)&.to_s, of(priority, input)&.to_s, rfc3339(of(run_at, input))] }
       name ||= workflow.to_s
       Instrumentation.instrument("enqueue", { workflow: name, count: inputs.size }) do |payload|
         payload[:tasks] = submit(name, version&.to_s, tasks).map { |id, created| Task.new(self, id, created: created) }
@@ -72,7 +71,7 @@ module TaskerCore
     # Inside the caller's own transaction: the tasks exist if, and only if, it commits.
     def submit_within(connection, name, version, tasks, trace)
       accepted, texts = @native.check(name, version, tasks, trace)
-      lists = [texts, tasks.map { |task| task[1] }, tasks.map(&:last)]
+      lists = [texts, *(1..3).map { |column| tasks.map { |task| task[column] } }]
       arguments = [name, accepted.version, *lists.map { |list| JSON.generate(list) }, accepted.trace]
       rows = connection.exec_params(Native::Client::CREATE_WITHIN, arguments)
       rows.map { |row| [row["id"], row["created"] == "true"] }.tap { |created| @native.created(accepted, created) }
@@ -81,6 +80,15 @@ module TaskerCore
       raise e unless e.respond_to?(:result) && e.result&.error_field("C".ord)&.start_with?("TK")
 
       raise InvalidInput, e.message
+    end
+
+    # What is meant for this input: a value for all, or a proc.
+    def of(setting, input) = setting.respond_to?(:call) ? setting.call(input) : setting
+
+    def rfc3339(time)
+      time&.to_time&.getutc&.iso8601(6)
+    rescue NoMethodError
+      raise InvalidInput, "#{time.inspect} is no time"
     end
 
     # Asked once for each connection.

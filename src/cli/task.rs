@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 use std::time::Duration;
 
+use chrono::{DateTime, TimeDelta, Utc};
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
 use opentelemetry::context::FutureExt;
@@ -33,6 +34,12 @@ pub(super) enum Task {
         /// The same key returns the same task
         #[arg(long)]
         key: Option<String>,
+        /// Not before then (2030-01-31T08:00:00Z)
+        #[arg(long)]
+        at: Option<DateTime<Utc>>,
+        /// Not before so long from now ("1h 30m")
+        #[arg(long = "in", value_name = "DURATION", conflicts_with = "at", value_parser = humantime::parse_duration)]
+        wait: Option<Duration>,
         /// The template's version; default: the current one
         #[arg(long)]
         version: Option<String>,
@@ -109,6 +116,8 @@ impl Task {
                 input,
                 priority,
                 key,
+                at,
+                wait,
                 version,
                 watch,
                 json,
@@ -118,6 +127,7 @@ impl Task {
                     input: read_json(&input)?,
                     priority,
                     key,
+                    run_at: at.or_else(|| Utc::now().checked_add_signed(TimeDelta::from_std(wait?).ok()?)),
                 };
                 let db = connection.open().await?;
                 let submitter = Submitter::new(db.clone());

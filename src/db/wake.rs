@@ -18,8 +18,8 @@ pub(crate) mod channel {
     pub(crate) const DEAD_LETTERS: &str = "tasker_dead_letters";
     /// Tasks were cancelled.
     pub(crate) const CANCELLED: &str = "tasker_cancelled";
-    /// Steps were told to wait for a retry.
-    pub(crate) const RETRIES: &str = "tasker_retries";
+    /// Steps were told to wait for a retry, or tasks for their time.
+    pub(crate) const DUE: &str = "tasker_due";
 }
 
 /// Something may have happened.

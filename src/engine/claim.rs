@@ -1,4 +1,5 @@
-//! How steps get into queues: from claimed tasks, and when a retry is due. And how a task is given up whose time is over.
+//! How steps get into queues: from claimed tasks, and when a retry is due. How a task begins whose time has come, and how one is given up whose
+//! time is over.
 
 use std::time::Duration;
 
@@ -50,24 +51,22 @@ pub(crate) async fn claim_tasks(
     .await
 }
 
-/// What one cycle of enqueuing retries did.
+/// What was due.
 #[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
-pub struct Retried {
-    /// How many steps are enqueued again.
-    pub enqueued: i32,
-    /// When the next one will be due; None when no step waits for a retry.
-    pub next_due: Option<DateTime<Utc>>,
+pub(crate) struct Due {
+    /// Tasks whose time has come.
+    pub(crate) begun: i32,
+    /// Steps that are enqueued again.
+    pub(crate) enqueued: i32,
+    /// When the next of both will be due; None when nothing waits.
+    pub(crate) next_due: Option<DateTime<Utc>>,
 }
 
-/// Enqueues at most `limit` steps whose retry is due.
-pub(crate) async fn enqueue_due_retries(db: &Db, limit: i32) -> Result<Retried> {
-    super::again_on_conflict(|| async {
-        Ok(sqlx::query_as("SELECT enqueued, next_due FROM tasker.enqueue_due_retries($1)")
-            .bind(limit)
-            .fetch_one(db.pool())
-            .await?)
-    })
-    .await
+/// Begins at most `limit` tasks whose time has come, and enqueues at most `limit` steps whose retry is due.
+pub(crate) async fn begin_what_is_due(db: &Db, limit: i32) -> Result<Due> {
+    let sql = "SELECT t.begun, s.enqueued, least(t.next_due, s.next_due) AS next_due
+               FROM tasker.begin_due_tasks($1) AS t, tasker.enqueue_due_retries($1) AS s";
+    super::again_on_conflict(|| async { Ok(sqlx::query_as(sql).bind(limit).fetch_one(db.pool()).await?) }).await
 }
 
 /// Looks at no more than `limit` tasks that have limits on time, and gives up what is over. Returns how many

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use chrono::{DateTime, Utc};
 use serde_json::Value;
 
 use crate::db::Db;
@@ -18,6 +19,8 @@ pub struct NewTask {
     pub priority: Option<Priority>,
     /// Idempotency key, unique within the template: the same key is the same task.
     pub key: Option<String>,
+    /// Not before; None: at once.
+    pub run_at: Option<DateTime<Utc>>,
 }
 
 /// The templates that this process has asked for.

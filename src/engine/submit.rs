@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use chrono::{DateTime, Utc};
 use opentelemetry::KeyValue;
 use serde::Serialize;
 use sqlx::types::Json;
@@ -27,13 +28,14 @@ pub struct Submitted {
 }
 
 /// Creates tasks inside the caller's own transaction, on the caller's connection, after [`Submitter::check`]: rows of id and created, in the
-/// tasks' order. The parameters: template; version; inputs, keys and priorities, each as a JSON array of strings (or nulls); the trace, as JSON.
+/// tasks' order. The parameters: template; version; inputs, keys, priorities and times, each as a JSON array of strings (or nulls); the trace, as JSON.
 pub const CREATE_WITHIN: &str = "
     SELECT id, created::text FROM tasker.create_tasks(
         $1, ARRAY(SELECT e::jsonb FROM jsonb_array_elements_text($3::jsonb) WITH ORDINALITY AS a(e, n) ORDER BY n),
         ARRAY(SELECT e FROM jsonb_array_elements_text($4::jsonb) WITH ORDINALITY AS a(e, n) ORDER BY n),
         ARRAY(SELECT e FROM jsonb_array_elements_text($5::jsonb) WITH ORDINALITY AS a(e, n) ORDER BY n), $2,
-        (SELECT array_agg($6::jsonb) FROM jsonb_array_elements($3::jsonb)))";
+        (SELECT array_agg($7::jsonb) FROM jsonb_array_elements($3::jsonb)),
+        ARRAY(SELECT e::timestamptz FROM jsonb_array_elements_text($6::jsonb) WITH ORDINALITY AS a(e, n) ORDER BY n))";
 
 /// Tasks that [`Submitter::check`] found acceptable, and that their caller creates.
 #[derive(Debug)]
@@ -143,6 +145,7 @@ impl Submitter {
             inputs,
             keys: tasks.iter().map(|task| task.key.clone()).collect(),
             priorities: tasks.iter().map(|task| task.priority.map(Priority::name)).collect(),
+            run_ats: tasks.iter().map(|task| task.run_at).collect(),
             trace,
         };
         let door = self.door.get_or_init(|| Door::open(&self.db));
@@ -175,6 +178,7 @@ struct Call {
     inputs: Vec<String>,
     keys: Vec<Option<String>>,
     priorities: Vec<Option<&'static str>>,
+    run_ats: Vec<Option<DateTime<Utc>>>,
     /// Of all of them.
     trace: Option<Carrier>,
 }
@@ -274,6 +278,8 @@ async fn create_tasks(db: &Db, calls: &[&Call]) -> Result<Vec<Submitted>> {
     let keys: Vec<Option<&str>> = calls.iter().flat_map(|call| &call.keys).map(Option::as_deref).collect();
     let keys = keys.iter().any(Option::is_some).then_some(keys);
     let priorities: Vec<Option<&str>> = calls.iter().flat_map(|call| &call.priorities).copied().collect();
+    let run_ats: Vec<Option<DateTime<Utc>>> = calls.iter().flat_map(|call| &call.run_ats).copied().collect();
+    let run_ats = run_ats.iter().any(Option::is_some).then_some(run_ats);
     let traces = || {
         calls
             .iter()
@@ -281,9 +287,9 @@ async fn create_tasks(db: &Db, calls: &[&Call]) -> Result<Vec<Submitted>> {
     };
     let traces: Option<Vec<_>> = calls.iter().any(|call| call.trace.is_some()).then(|| traces().collect());
     super::again_on_conflict(|| async {
-        let query = sqlx::query_as("SELECT id, created FROM tasker.create_tasks($1, $2::text[]::jsonb[], $3, $4, $5, $6, $7)");
+        let query = sqlx::query_as("SELECT id, created FROM tasker.create_tasks($1, $2::text[]::jsonb[], $3, $4, $5, $6, $7, $8)");
         let query = query.bind(&flow.template).bind(&inputs).bind(&keys).bind(&priorities);
-        let query = query.bind(&flow.version).bind(&traces).bind(flow.checked);
+        let query = query.bind(&flow.version).bind(&traces).bind(&run_ats).bind(flow.checked);
         Ok(query.fetch_all(db.pool()).await?)
     })
     .await

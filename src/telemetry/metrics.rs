@@ -102,8 +102,10 @@ metrics! {
         "Tasks created by this process";
     tasks_claimed: Counter<u64> = "tasker.tasks.claimed", "{task}", "namespace",
         "Pending tasks that this orchestrator admitted; idle workers admit others";
+    tasks_begun: Counter<u64> = "tasker.tasks.begun", "{task}", "",
+        "Tasks whose time has come, found by this orchestrator";
     task_duration: Histogram<f64> = "tasker.task.duration", "s", "namespace, template",
-        "From a task's creation to its completion by this worker";
+        "From a task's creation, or its time, to its completion by this worker";
     claim_duration: Histogram<f64> = "tasker.claim.duration", "s", "",
         "One claim of pending tasks, in all namespaces";
     claim_conflicts: Counter<u64> = "tasker.claim.conflicts", "{conflict}", "kind",

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use chrono::Utc;
 use fastrand::Rng;
 use serde_json::json;
 use sqlx::PgPool;
@@ -139,6 +140,7 @@ async fn submit(db: Db, mut random: Rng, mix: Mix, stop: CancellationToken) -> H
                 NewTask {
                     input,
                     key: Some(format!("{}-{n}", accepted.len())),
+                    run_at: (random.u32(0..5) == 0).then(|| Utc::now() + Duration::from_millis(random.u64(0..3_000))),
                     priority: None,
                 }
             })

@@ -67,6 +67,11 @@ async fn an_operator_registers_creates_lists_shows_and_cancels() {
         assert_eq!(json_of(url, &["template", "list", "--json"])[0]["steps"], 1);
         assert_eq!(json_of(url, &["template", "show", "one", "--json"])["steps"][0]["handler"], "H");
 
+        let later = json_of(url, &["task", "create", "one", "--in", "1h", "--json"]);
+        let listed = json_of(url, &["task", "list", "--state", "waiting", "--json"]);
+        assert_eq!(listed[0]["id"], later["id"]);
+        refused(url, &["task", "create", "one", "--at", "tomorrow"], 2, "tomorrow");
+
         let created = json_of(
             url,
             &[

@@ -15,6 +15,7 @@ mod leases;
 mod marks;
 mod metrics;
 mod priorities;
+mod scheduling;
 mod submitting;
 mod templates;
 mod traces;

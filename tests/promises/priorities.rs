@@ -17,7 +17,7 @@ async fn urgent_tasks_go_first_and_a_task_gains_one_priority_for_every_minute_it
             let task = NewTask {
                 input: json!({}),
                 priority: Some(priority),
-                key: None,
+                ..NewTask::default()
             };
             let id = submitter.submit("one", None, &[task]).await.unwrap()[0].id;
             sqlx::query("UPDATE tasker.tasks SET claim_order = claim_order - make_interval(secs => $2) WHERE id = $1")

@@ -212,15 +212,17 @@ fn context(trace: Option<Carrier>) -> Context {
     trace.map(|carrier| telemetry::extract(&carrier)).unwrap_or_default()
 }
 
-/// Each is given as [input, key, priority].
+/// Each is given as [input, key, priority, time in RFC 3339].
 fn new_tasks(ruby: &Ruby, given: RArray) -> Result<Vec<NewTask>, Error> {
     let new_task = |task: RubyValue| {
-        let (input, key, priority) = <(RubyValue, Option<String>, Option<String>)>::try_convert(task)?;
+        let (input, key, priority, run_at) = <(RubyValue, Option<String>, Option<String>, Option<String>)>::try_convert(task)?;
+        let run_at = run_at.map(|time| time.parse()).transpose();
         let priority = priority.map(|name| name.parse()).transpose();
         Ok(NewTask {
             input: json::from_ruby(ruby, input)?,
             priority: priority.map_err(|problem| raise::with_class(ruby, "InvalidInput", problem))?,
             key,
+            run_at: run_at.map_err(|problem| raise::with_class(ruby, "InvalidInput", format!("{problem}")))?,
         })
     };
     given.into_iter().map(new_task).collect()

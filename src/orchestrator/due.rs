@@ -1,4 +1,4 @@
-//! Retries: enqueues failed steps again when they are due, to the moment.
+//! What is due, to the moment: tasks that wait for their time begin, and failed steps are enqueued again.
 
 use std::time::Duration;
 
@@ -8,44 +8,45 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
 use crate::db::{self, channel, Db, Wake};
-use crate::engine::claim::enqueue_due_retries;
+use crate::engine::claim::begin_what_is_due;
 use crate::health::{Beat, Beats};
 use crate::telemetry;
 
 const BATCH: i32 = 200;
 const POLL: Duration = Duration::from_secs(5);
 
-pub(super) struct Retries {
+pub(super) struct Due {
     db: Db,
     wakes: broadcast::Receiver<Wake>,
     beat: Beat,
 }
 
-impl Retries {
+impl Due {
     pub(super) fn new(db: &Db, beats: &Beats, wakes: broadcast::Receiver<Wake>) -> Self {
-        Retries {
+        Due {
             db: db.clone(),
             wakes,
-            beat: beats.register("retries", Duration::from_secs(60)),
+            beat: beats.register("due", Duration::from_secs(60)),
         }
     }
 
     pub(super) async fn run(mut self, stop: CancellationToken) {
         let mut backoff = Backoff::default();
         while !stop.is_cancelled() {
-            let retried = enqueue_due_retries(&self.db, BATCH).await;
+            let due = begin_what_is_due(&self.db, BATCH).await;
             self.beat.beat();
             let wait = async {
-                match retried {
-                    Ok(retried) => {
+                match due {
+                    Ok(due) => {
                         backoff.reset();
-                        telemetry::metrics().retries_enqueued.add(retried.enqueued as u64, &[]);
-                        if retried.enqueued < BATCH {
-                            db::wait(&mut self.wakes, until(retried.next_due), |name, _| name == channel::RETRIES).await;
+                        telemetry::metrics().tasks_begun.add(due.begun as u64, &[]);
+                        telemetry::metrics().retries_enqueued.add(due.enqueued as u64, &[]);
+                        if due.begun.max(due.enqueued) < BATCH {
+                            db::wait(&mut self.wakes, until(due.next_due), |name, _| name == channel::DUE).await;
                         }
                     }
                     Err(error) => {
-                        tracing::error!(%error, "enqueuing retries failed");
+                        tracing::error!(%error, "beginning what is due failed");
                         tokio::time::sleep(backoff.next_delay()).await;
                     }
                 }
@@ -55,7 +56,7 @@ impl Retries {
     }
 }
 
-/// How long to wait for a retry that is due at `next`. This machine's clock decides only when to ask; the database's decides what is due.
+/// How long to wait for what is due at `next`. This machine's clock decides only when to ask; the database's decides what is due.
 fn until(next: Option<DateTime<Utc>>) -> Duration {
     match next {
         Some(due) => (due - Utc::now())

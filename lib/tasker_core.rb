@@ -24,6 +24,8 @@ require_relative "tasker_core/railtie" if defined?(Rails::Railtie)
 #   task.wait(timeout: 10) # => "complete"
 #   task.results[:ship]    # => { tracking: "TR-42" }
 module TaskerCore
+  autoload :Jobs, "tasker_core/active_job"
+
   @lock = Mutex.new
   @configuration = Configuration.new
 

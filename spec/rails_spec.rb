@@ -9,6 +9,7 @@ RSpec.describe "a Rails application" do
       write(root, "config/environment.rb", <<~RUBY)
         require "rails"
         require "active_record/railtie"
+        require "active_job/railtie"
         require "tasker_core"
 
         class Shop < Rails::Application
@@ -16,6 +17,7 @@ RSpec.describe "a Rails application" do
           config.load_defaults 6.1
           config.eager_load = false
           config.logger = Logger.new($stderr)
+          config.active_job.queue_adapter = :tasker_core
         end
         Rails.application.initialize!
       RUBY
@@ -43,6 +45,12 @@ RSpec.describe "a Rails application" do
         class RubyFlow < TaskerCore::Workflow
           namespace #{namespace.inspect}
           step :count, CountRows
+        end
+      RUBY
+      write(root, "app/jobs/deposit_job.rb", <<~RUBY)
+        class DepositJob < ActiveJob::Base
+          queue_as #{namespace.inspect}
+          def perform(cents) = ActiveRecord::Base.connection.execute("UPDATE #{namespace}_accounts SET cents = cents + \#{cents}")
         end
       RUBY
       write(root, "config/tasker/yaml_flow.yml", <<~YAML)
@@ -78,6 +86,25 @@ RSpec.describe "a Rails application" do
     expect(task.wait(timeout: 30)).to eq("complete")
     expect(task.steps.first.attempt).to eq(3)
     expect(Database.query("SELECT cents FROM #{namespace}_accounts")).to eq([{ "cents" => "100" }])
+  end
+
+  it "has its jobs run by its worker, those that were enqueued in a transaction if that committed" do
+    Database.query("CREATE TABLE #{namespace}_accounts AS SELECT 0 AS cents")
+    root = application
+    output, code = run(RbConfig.ruby, "-I", File.join(Processes::ROOT, "lib"), "-r./config/environment", "-e", <<~RUBY, folder: root)
+      ids = [DepositJob.perform_later(1).provider_job_id]
+      ActiveRecord::Base.transaction { ids << DepositJob.perform_later(10).provider_job_id }
+      ActiveRecord::Base.transaction do
+        DepositJob.perform_later(100)
+        raise ActiveRecord::Rollback
+      end
+      puts ids
+    RUBY
+    expect(code).to eq(0), output
+    start_orchestrator
+    Dir.chdir(root) { start("worker", "--namespace", namespace).wait_for(/worker started/) }
+    expect(output.lines(chomp: true).last(2).map { |id| TaskerCore.task(id).wait(timeout: 30) }).to eq(%w[complete complete])
+    expect(Database.query("SELECT cents FROM #{namespace}_accounts")).to eq([{ "cents" => "11" }])
   end
 
   it "creates tasks inside ActiveRecord's transaction" do

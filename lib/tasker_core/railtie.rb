@@ -15,6 +15,9 @@ module TaskerCore
       end
     end
 
+    # The adapter has to be known when the application's setting names it.
+    ActiveSupport.on_load(:active_job) { require "tasker_core/active_job" }
+
     class << self
       # @api private
       def transaction(&work)

@@ -33,6 +33,7 @@ module TaskerCore
       @grace = grace
       @client = client
       @slots = []
+      @stopping = false
     end
 
     # Registers the workflows of this process and begins to run steps.
@@ -74,6 +75,7 @@ module TaskerCore
     # @param grace [Numeric] seconds
     # @return [self]
     def stop(grace: @grace)
+      @stopping = true
       @supervisor.kill
       @native.shutdown(grace.to_f)
       @slots.each(&:kill)
@@ -93,6 +95,9 @@ module TaskerCore
 
     # @return [Boolean] whether nothing has failed
     def healthy? = health.fetch(:healthy)
+
+    # @return [Boolean] whether it takes no more steps, and those that run should come to an end
+    def stopping? = @stopping
 
     # @return [Boolean] false in a child that was forked from the worker's process
     # @api private

@@ -1,0 +1,118 @@
+# frozen_string_literal: true
+
+require "active_job"
+require "tasker_core"
+
+module TaskerCore
+  # Runs ActiveJob's jobs: +config.active_job.queue_adapter = :tasker_core+, and a worker for the queues
+  # (+tasker worker --namespace default,mailers+).
+  #
+  # A job is a task of one step, in the namespace of its queue's name, of a workflow that is called as its class. It is retried and
+  # discarded as its class says (+retry_on+, +discard_on+), and by nothing else: an error that its class does not know makes it a dead
+  # letter. One that is enqueued inside a transaction on the application's connection exists if, and only if, that commits.
+  #
+  # Priorities are ActiveJob's, where smaller is more urgent: below -10 is urgent, below 0 high, 0 and none are normal, above 0 is low.
+  module Jobs
+    # What a namespace's name may have.
+    LONGEST_NAME = 37
+    private_constant :LONGEST_NAME
+
+    # The one step of every job.
+    # @api private
+    class Perform < StepHandler
+      # @param step [Step]
+      # @return [nil] what jobs return is not kept
+      def call(step)
+        ActiveJob::Base.execute(step.context.fetch(:job).deep_stringify_keys.merge("provider_job_id" => step.task_id))
+        nil
+      end
+    end
+
+    @workflows = {}
+    @lock = Mutex.new
+
+    class << self
+      # Creates the tasks of some jobs: those of one queue and class in one transaction.
+      # @param jobs [Array<ActiveJob::Base>]
+      # @return [Integer] how many
+      # @raise [Error]
+      def enqueue(jobs)
+        jobs.group_by { |job| workflow(job) }.each do |workflow, alike|
+          by_input = {}.compare_by_identity
+          alike.each { |job| by_input[{ job: job.serialize }] = job }
+          tasks = TaskerCore.enqueue_all(
+            workflow, by_input.keys,
+            priority: ->(input) { priority(by_input[input].priority) },
+            run_at: ->(input) { by_input[input].scheduled_at&.then { |time| Time.at(time.to_f) } }
+          )
+          alike.zip(tasks) { |job, task| accept(job, task) }
+        end
+        jobs.size
+      end
+
+      # @param queue [String] a queue's name
+      # @return [String] that of its namespace: what a namespace's name cannot have is an underscore
+      def namespace(queue)
+        name = queue.downcase.gsub(/[^a-z0-9_]/, "_")
+        (name.match?(/\A[a-z]/) ? name : "q#{name}")[0, LONGEST_NAME]
+      end
+
+      private
+
+      def workflow(job)
+        namespace = namespace(job.queue_name)
+        @lock.synchronize do
+          @workflows[[namespace, job.class.name]] ||= Class.new(Workflow) do
+            namespace namespace
+            template_name job.class.name.underscore.tr("/", "_")
+            step :perform, Perform, retry: { max_attempts: 1 }
+          end
+        end
+      end
+
+      def priority(number)
+        case number.to_i
+        when ...-10 then :urgent
+        when -10...0 then :high
+        when 0 then :normal
+        else :low
+        end
+      end
+
+      def accept(job, task)
+        job.provider_job_id = task.id
+        job.successfully_enqueued = true if job.respond_to?(:successfully_enqueued=)
+      end
+    end
+  end
+end
+
+# Rails' own.
+module ActiveJob
+  # Where Rails looks for what its setting names.
+  module QueueAdapters
+    # See {TaskerCore::Jobs}.
+    class TaskerCoreAdapter < (const_defined?(:AbstractAdapter) ? AbstractAdapter : Object)
+      # @param job [ActiveJob::Base]
+      def enqueue(job) = TaskerCore::Jobs.enqueue([job])
+
+      # @param job [ActiveJob::Base]
+      # @param timestamp [Float] when to run it at the earliest, in seconds since the epoch
+      def enqueue_at(job, timestamp)
+        job.scheduled_at ||= timestamp
+        TaskerCore::Jobs.enqueue([job])
+      end
+
+      # For +perform_all_later+.
+      # @param jobs [Array<ActiveJob::Base>]
+      # @return [Integer] how many were enqueued
+      def enqueue_all(jobs) = TaskerCore::Jobs.enqueue(jobs)
+
+      # Rails need not wait for the transaction's end: the task is part of it.
+      def enqueue_after_transaction_commit? = false
+
+      # For jobs with continuations: whether it is time to stop between two of their steps.
+      def stopping? = TaskerCore::Worker.current&.stopping? || false
+    end
+  end
+end

@@ -10,8 +10,8 @@ LANGUAGE sql IMMUTABLE ROWS 1 AS $$
              AND p_message ->> 'task' ~ '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$', false) AS ours) AS shape
 $$;
 
--- A step as it is leased, with all that its handler needs. trace: {context: the task's, parents: the steps that it waited for, and what they
--- travelled as [[step, msg_id]], previous: what its last failed attempt travelled as}.
+-- A step as it is leased, with all that its handler needs. trace: {context: the task's}, and if that is sampled {parents: the steps that it
+-- waited for, and what they travelled as [[step, msg_id]], previous: what its last failed attempt travelled as}.
 CREATE TYPE tasker.leased_step AS (
     msg_id bigint, fence int, task_id uuid, step smallint, name text, handler text, template text, version text,
     attempt int, max_attempts int, crashes int, kills int, timeout_ms bigint, input text, config text, results text, trace jsonb,
@@ -31,10 +31,12 @@ LANGUAGE sql STABLE AS $$
                FROM tasker.template_steps pts
                CROSS JOIN LATERAL (SELECT * FROM tasker.steps WHERE task_id = m.task AND step = pts.step OFFSET 0) AS ps
                WHERE pts.version_id = t.version_id AND pts.step = ANY (ts.parents)) END,
-           CASE WHEN t.trace IS NOT NULL THEN jsonb_build_object(
-               'context', t.trace, 'previous', s.errors -> -1 -> 'message_id',
-               'parents', (SELECT jsonb_agg(jsonb_build_array(p.step, p.msg_id) ORDER BY p.step) FROM tasker.steps p
-                           WHERE tasker.is_sampled(t.trace) AND p.task_id = m.task AND p.step = ANY (ts.parents))) END,
+           CASE
+               WHEN tasker.is_sampled(t.trace) THEN jsonb_build_object(
+                   'context', t.trace, 'previous', s.errors -> -1 -> 'message_id',
+                   'parents', (SELECT jsonb_agg(jsonb_build_array(p.step, p.msg_id) ORDER BY p.step) FROM tasker.steps p
+                               WHERE p.task_id = m.task AND p.step = ANY (ts.parents)))
+               WHEN t.trace IS NOT NULL THEN jsonb_build_object('context', t.trace) END,
            s.checkpoint::text, ts.transactional, ts.shared,
            extract(epoch FROM clock_timestamp() - s.enqueued_at)::float8
     FROM unnest(p_messages) AS m

@@ -15,7 +15,10 @@ module TaskerCore
         carrier = {}
         OpenTelemetry.propagation.inject(carrier) if open_telemetry?
         carrier = carrier.slice(*KEYS)
-        carrier.empty? ? Thread.current[:tasker_core_trace] : carrier
+        return carrier unless carrier.empty?
+
+        carried = Thread.current[:tasker_core_trace]
+        carried.is_a?(Step) ? carried.trace : carried
       end
 
       # Calls the block in that trace.
@@ -24,16 +27,26 @@ module TaskerCore
       # @example In a Rack application
       #   TaskerCore::Tracing.within("traceparent" => env["HTTP_TRACEPARENT"]) { TaskerCore.enqueue(OrderFulfillment, order_id: 42) }
       def within(carrier, &block)
-        before = Thread.current[:tasker_core_trace]
-        Thread.current[:tasker_core_trace] = carrier&.slice(*KEYS)&.compact
-        return yield unless carrier && open_telemetry?
+        carrying(carrier&.slice(*KEYS)&.compact) do
+          next yield unless carrier && open_telemetry?
 
-        OpenTelemetry::Context.with_current(OpenTelemetry.propagation.extract(carrier), &block)
+          OpenTelemetry::Context.with_current(OpenTelemetry.propagation.extract(carrier), &block)
+        end
+      end
+
+      # Calls the block, a step's handler, in the step's trace: which is written down only for who asks for it.
+      # @api private
+      def during(step, &block) = open_telemetry? ? within(step.trace, &block) : carrying(step, &block)
+
+      private
+
+      def carrying(trace)
+        before = Thread.current[:tasker_core_trace]
+        Thread.current[:tasker_core_trace] = trace
+        yield
       ensure
         Thread.current[:tasker_core_trace] = before
       end
-
-      private
 
       def open_telemetry? = defined?(OpenTelemetry::Context) && OpenTelemetry.respond_to?(:propagation)
     end

@@ -54,7 +54,7 @@ module TaskerCore
         end
       end
 
-      def observed(step, &block) = Tracing.within(step.trace) { Instrumentation.instrument("step", { step: step }, &block) }
+      def observed(step, &block) = Tracing.during(step) { Instrumentation.instrument("step", { step: step }, &block) }
 
       def limited(native_step, &block)
         seconds = native_step.timeout

@@ -35,7 +35,9 @@ RSpec.describe TaskerCore::Worker do
       task.wait(timeout: 30)
       expect(task.results[:tell]).to eq({ name: "tell", workflow: "tell_flow", version: "1", attempt: 2, max: 3, lost: false,
                                           task: task.id })
-      expect(log.string).to include("[tell_flow/tell #{task.id} #1] working", "failed: RuntimeError: again", "#2] working")
+      expect(log.string).to match(/working task=#{task.id} step=tell namespace=#{namespace} attempt=1 worker=\d+$/)
+        .and match(/a step failed task=#{task.id} .* error="RuntimeError: again"$/)
+        .and match(/working task=#{task.id} .* attempt=2 worker=\d+$/)
     end
   ensure
     TaskerCore.configuration.logger = Logger.new(File::NULL)

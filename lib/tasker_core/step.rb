@@ -84,7 +84,7 @@ module TaskerCore
 
     def parse(json) = JSON.parse(json, symbolize_names: true, max_nesting: false)
 
-    # A logger that says for which step it speaks: in fields, or in front of the line where the logger knows none.
+    # A logger that says for which step it speaks: in fields, or behind the message as the core's own lines do, where the logger knows none.
     class StepLogger < SimpleDelegator
       def initialize(logger, native)
         super(logger)
@@ -102,18 +102,27 @@ module TaskerCore
         logger = __getobj__
         return logger.write(Logger::WARN, "a step failed", step: @native, error: error) if logger.is_a?(NativeLogger)
 
-        tell(Logger::WARN, -> { "failed: #{error}" })
+        tell(Logger::WARN, -> { "a step failed" }, error: error)
       end
 
       private
 
-      def tell(severity, message)
+      def tell(severity, message, **more)
         logger = __getobj__
         return true if severity < logger.level
         return logger.write(severity, message.call, step: @native) if logger.is_a?(NativeLogger)
 
-        logger.add(severity) { "[#{@native.template}/#{@native.name} #{@native.task_id} ##{@native.attempt}] #{message.call}" }
+        logger.add(severity) { "#{message.call} #{fields(more)}" }
       end
+
+      def fields(more)
+        redacted = ENV.fetch("TASKER_LOG_REDACT", "").split(",").map(&:strip)
+        fields = { task: @native.task_id, step: @native.name, namespace: @native.namespace, attempt: @native.attempt,
+                   worker: @native.worker, trace_id: @native.trace_id, **more }.compact
+        fields.map { |name, value| "#{name}=#{redacted.include?(name.to_s) ? '[redacted]' : plain(value.to_s)}" }.join(" ")
+      end
+
+      def plain(value) = value.match?(/[ "=\n]/) ? value.to_json : value
     end
     private_constant :StepLogger
   end

@@ -35,6 +35,7 @@ fn log(severity: u8, message: String, step: Option<&Step>, error: Option<String>
         2 => Level::WARN,
         _ => Level::ERROR,
     };
+    let trace_id = step.and_then(Step::trace_id);
     let task = step.map(|step| step.core.leased.task_id.to_string());
     let about = About {
         task: task.as_deref(),
@@ -42,7 +43,7 @@ fn log(severity: u8, message: String, step: Option<&Step>, error: Option<String>
         namespace: step.map(|step| &*step.namespace),
         attempt: step.map(|step| step.core.leased.attempt),
         worker: step.map(|step| step.worker),
-        trace_id: step.and_then(|step| step.core.leased.trace.as_ref()?.id()),
+        trace_id: trace_id.as_deref(),
         error: error.as_deref(),
     };
     telemetry::log(level, &message, &about);

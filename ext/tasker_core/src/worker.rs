@@ -87,12 +87,20 @@ pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
     class.define_method("results", method!(|step: &Step| step.core.leased.results.clone(), 0))?;
     class.define_method("checkpoint", method!(|step: &Step| step.core.leased.checkpoint.clone(), 0))?;
     class.define_method("transactional?", method!(|step: &Step| step.core.leased.transactional, 0))?;
+    class.define_method("namespace", method!(|step: &Step| step.namespace.to_string(), 0))?;
+    class.define_method("worker", method!(|step: &Step| step.worker, 0))?;
+    class.define_method("trace_id", method!(Step::trace_id, 0))?;
     class.define_method("trace", method!(Step::trace, 0))?;
     class.define_method("lost?", method!(|step: &Step| step.core.is_lost(), 0))?;
     Ok(())
 }
 
 impl Step {
+    /// In hex; nil: its task is part of no trace.
+    pub(crate) fn trace_id(&self) -> Option<String> {
+        self.core.leased.trace.as_ref()?.id().map(str::to_owned)
+    }
+
     /// Where what its handler does belongs, as W3C Trace Context propagates it; nil: in no trace.
     fn trace(&self) -> Option<Carrier> {
         self.core.context().as_ref().map(telemetry::inject)

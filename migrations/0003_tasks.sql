@@ -187,7 +187,7 @@ BEGIN
     ORDER BY w.key, w.n
     ON CONFLICT (template_id, key) WHERE key IS NOT NULL DO NOTHING;
     PERFORM tasker.notify('tasker_tasks', v_namespace.name);
-    IF p_run_ats IS NOT NULL THEN
+    IF EXISTS (SELECT FROM unnest(p_run_ats) AS r(run_at) WHERE r.run_at > now()) THEN
         PERFORM tasker.notify('tasker_due', '');
     END IF;
 

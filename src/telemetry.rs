@@ -11,7 +11,7 @@ pub use logging::{init_logging, log, log_to, log_to_standard_error, About};
 pub(crate) use metrics::Metrics;
 pub use metrics::{Described, TABLE};
 pub use traces::{extract, inject, Carrier};
-pub(crate) use traces::{sibling, system_time, Span, Traces};
+pub(crate) use traces::{sibling, span_context, system_time, Span, Traces};
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;

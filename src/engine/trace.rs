@@ -148,8 +148,7 @@ pub(crate) fn tell_claims(tasks: &[TracedTask], member: i32) {
     };
     let now = SystemTime::now();
     for of in tasks {
-        let context = telemetry::extract(&of.trace);
-        let above = context.span().span_context().clone();
+        let above = telemetry::span_context(&of.trace);
         let claim = telemetry::sibling(&above, span_id(of.task, Part::Claim));
         let [created, claimed] = [of.created, of.claimed].map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs_f64(seconds.max(0.0)));
         let attributes = vec![

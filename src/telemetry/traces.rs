@@ -1,6 +1,5 @@
 //! Traces: spans are told when they are over, with the times that they had, and pushed to a collector.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::time::{Instant, SystemTime};
 
@@ -19,6 +18,11 @@ pub type Carrier = HashMap<String, String>;
 /// The context that a carrier brings; without a span when it brings none.
 pub fn extract(carrier: &Carrier) -> Context {
     TraceContextPropagator::new().extract_with_context(&Context::new(), carrier)
+}
+
+/// The span that a carrier brings; [`SpanContext::NONE`] when it brings none.
+pub(crate) fn span_context(carrier: &Carrier) -> SpanContext {
+    extract(carrier).span().span_context().clone()
 }
 
 /// The carrier of a context; empty when it has no span.
@@ -42,7 +46,7 @@ pub(crate) fn system_time(at: Instant) -> SystemTime {
 /// A span that is over.
 #[derive(Debug)]
 pub(crate) struct Span {
-    pub(crate) name: Cow<'static, str>,
+    pub(crate) name: String,
     pub(crate) kind: SpanKind,
     pub(crate) context: SpanContext,
     /// [`SpanId::INVALID`] for the first of a trace.
@@ -58,7 +62,7 @@ pub(crate) struct Span {
 impl Span {
     pub(crate) fn new(name: String, kind: SpanKind, context: SpanContext, parent: SpanId, (start, end): (SystemTime, SystemTime)) -> Span {
         Span {
-            name: name.into(),
+            name,
             kind,
             context,
             parent,
@@ -132,7 +136,7 @@ impl Traces {
             span_context: span.context,
             parent_span_id: span.parent,
             span_kind: span.kind,
-            name: span.name,
+            name: span.name.into(),
             start_time: span.start,
             end_time: span.end.max(span.start),
             attributes,

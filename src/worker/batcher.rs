@@ -172,8 +172,8 @@ impl Commit {
         if counted.len() == reports.len() {
             return;
         }
-        let stale: Vec<&Step> = reports.iter().map(|reported| &reported.step).collect();
-        let stale: Vec<&Step> = stale.into_iter().filter(|step| !counted.contains(&step.leased.msg_id)).collect();
+        let steps = reports.iter().map(|reported| &reported.step);
+        let stale: Vec<&Step> = steps.filter(|step| !counted.contains(&step.leased.msg_id)).collect();
         self.shared
             .metrics
             .claim_conflicts

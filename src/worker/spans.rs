@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use opentelemetry::trace::{SpanContext, SpanId, SpanKind, TraceContextExt};
+use opentelemetry::trace::{SpanContext, SpanId, SpanKind};
 use opentelemetry::KeyValue;
 
 use super::{Shared, Step};
@@ -35,10 +35,7 @@ impl Reporting<'_> {
 
 /// The span in which the handler of this step runs: where what it does belongs. None: no trace.
 pub(super) fn context(step: &Step) -> Option<SpanContext> {
-    let task = telemetry::extract(&step.leased.trace.as_ref()?.context)
-        .span()
-        .span_context()
-        .clone();
+    let task = telemetry::span_context(&step.leased.trace.as_ref()?.context);
     if !task.is_valid() {
         return None;
     }
@@ -124,7 +121,7 @@ impl Spans<'_> {
         let leased = &step.leased;
         let trace = leased.trace.as_ref()?;
         let traces = telemetry::traces()?;
-        let task = telemetry::extract(&trace.context).span().span_context().clone();
+        let task = telemetry::span_context(&trace.context);
         task.is_sampled().then(|| Spans {
             traces,
             trace,

@@ -26,6 +26,8 @@ steps:
   - { name: last, handler: Follow, depends_on: [left, right] }
 ";
 
+const AFTER: &str = "name: after\nnamespace: traced\nsteps:\n  - { name: only, handler: Work }\n";
+
 const HANDLERS: &str = r#"
 class Work < TaskerCore::StepHandler
   def call(step) = step.trace
@@ -118,9 +120,7 @@ async fn spans_until(collector: &mut Collector, names: &[&str]) -> (HashMap<Stri
 async fn one_trace_follows_a_diamond_from_its_caller_through_orchestrator_and_ruby_worker_to_what_it_enqueues() {
     World::with(async |world| {
         world.register(DIAMOND).await;
-        world
-            .register("name: after\nnamespace: traced\nsteps:\n  - { name: only, handler: Work }\n")
-            .await;
+        world.register(AFTER).await;
         for (mut collector, protocol) in [(Collector::grpc().await, "grpc"), (Collector::http().await, "http/protobuf")] {
             let endpoint = format!("http://{}", collector.address);
             let [caller, orchestrator, worker] = ["shop", "orchestrator", "worker"].map(|service| exporting(service, &endpoint, protocol));
@@ -209,9 +209,7 @@ async fn one_trace_follows_a_diamond_from_its_caller_through_orchestrator_and_ru
 #[tokio::test(flavor = "multi_thread")]
 async fn the_sampling_of_the_caller_is_respected_and_without_a_caller_the_sampler_decides() {
     World::with(async |world| {
-        world
-            .register("name: after\nnamespace: traced\nsteps:\n  - { name: only, handler: Work }\n")
-            .await;
+        world.register(AFTER).await;
         let mut collector = Collector::grpc().await;
         let shop = exporting("shop", &format!("http://{}", collector.address), "grpc");
         let serve = exporting("orchestrator", &format!("http://{}", collector.address), "grpc");
@@ -256,9 +254,7 @@ async fn the_sampling_of_the_caller_is_respected_and_without_a_caller_the_sample
 #[tokio::test]
 async fn a_trace_that_is_none_is_refused() {
     World::with(async |world| {
-        world
-            .register("name: after\nnamespace: traced\nsteps:\n  - { name: only, handler: Work }\n")
-            .await;
+        world.register(AFTER).await;
         let long = format!("{{\"tracestate\": \"{}\"}}", "x".repeat(1024));
         for bad in [
             "1",
@@ -285,6 +281,29 @@ async fn a_trace_that_is_none_is_refused() {
             .await;
         world.claim().await;
         assert_eq!(world.lease("traced_queue", 10).await.len(), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_replay_is_linked_to_the_attempt_that_it_replays() {
+    World::with(async |world| {
+        world
+            .register(AFTER)
+            .await;
+        let create = format!("SELECT tasker.create_task('after', '{{}}', p_trace => '{{\"traceparent\": \"{CALLER}\"}}')::text");
+        world.text(&create).await;
+        world.claim().await;
+        let failed = world.lease("traced_queue", 1).await.remove(0);
+        world.fail(&failed, "for good", true, None).await;
+        world
+            .run("SELECT tasker.replay_dead_letters(ARRAY(SELECT 'traced/' || msg_id FROM pgmq.q_traced_queue_dlq), NULL, NULL, NULL, 0, 'me', 'again')")
+            .await;
+        assert_eq!(world.enqueue_due_retries().await, 1);
+        let trace = world.text("SELECT trace::text FROM tasker.lease_steps('traced_queue', 7, 1, '1 hour')").await;
+        let trace: serde_json::Value = serde_json::from_str(&trace).unwrap();
+        let context = json!({ "traceparent": CALLER });
+        assert_eq!(trace, json!({ "context": context, "parents": null, "previous": failed.msg_id }));
     })
     .await;
 }

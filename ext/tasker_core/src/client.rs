@@ -1,8 +1,7 @@
 //! TaskerCore::Native::Client: the engine's verbs for Ruby.
 
-use std::time::Duration;
-
 use std::cell::Cell;
+use std::time::Duration;
 
 use magnus::{function, method, prelude::*, Error, RArray, RModule, Ruby, TryConvert, Value as RubyValue};
 use opentelemetry::context::FutureExt;

@@ -88,7 +88,7 @@ pub(crate) async fn idle(site: &Site, threads: usize) -> Vec<(&'static str, Valu
 }
 
 /// Resident.
-fn megabytes(process: &Child) -> f64 {
+pub(crate) fn megabytes(process: &Child) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", process.id())).expect("the process runs");
     let kilobytes: f64 = status
         .lines()

@@ -8,6 +8,7 @@ mod claims;
 mod compare;
 mod horizon;
 mod latency;
+mod memory;
 mod raw;
 mod report;
 mod site;
@@ -41,7 +42,8 @@ struct Options {
     /// Minutes of steady load, with the xmin horizon held back for a quarter of them; 0: leave it out
     #[arg(long, default_value_t = 0)]
     horizon: u32,
-    /// Only this: raw, submit, rust, ruby, latency, claims, history, profile, scale, telemetry, idle, compare, horizon
+    /// Only this: raw, submit, rust, ruby, latency, claims, history, profile, scale, telemetry, idle, compare, horizon;
+    /// and memory, which is measured only so
     #[arg(long)]
     only: Option<String>,
     /// Passed by cargo
@@ -169,6 +171,10 @@ async fn main() {
         for (name, figure) in latency::idle(&site, options.ruby_threads).await {
             report.row(name, &[figure]);
         }
+    }
+    if options.only.as_deref() == Some("memory") {
+        report.section("A Ruby worker, by the steps of linear-4 that it has run", &["MB"]);
+        memory::measure(&site, options.ruby_threads, |name, figures| report.row(name, figures)).await;
     }
     if options.horizon > 0 && wanted("horizon") {
         report.section("linear-4 with the xmin horizon held back, handlers in rust", &horizon::COLUMNS);

@@ -2,7 +2,9 @@
 
 require_relative "tasker_core/version"
 require_relative "tasker_core/errors"
-require "tasker_core/tasker_core" # the native extension
+# The native extension. A precompiled gem has one for each Ruby.
+abi = RUBY_VERSION[/\d+\.\d+/]
+require File.directory?(File.join(__dir__, "tasker_core", abi)) ? "tasker_core/#{abi}/tasker_core" : "tasker_core/tasker_core"
 require_relative "tasker_core/native_logger"
 require_relative "tasker_core/configuration"
 require_relative "tasker_core/instrumentation"
@@ -12,6 +14,7 @@ require_relative "tasker_core/workflow"
 require_relative "tasker_core/client"
 require_relative "tasker_core/task"
 require_relative "tasker_core/dlq"
+require_relative "tasker_core/orchestrator"
 require_relative "tasker_core/worker"
 require_relative "tasker_core/local"
 require_relative "tasker_core/railtie" if defined?(Rails::Railtie)
@@ -99,15 +102,18 @@ module TaskerCore
     # @return [Boolean]
     def healthy? = health.fetch(:healthy)
 
-    # How it is. In a worker, in Rails, and in any process that has configured or used this library, of that process: its loops come round,
-    # its memory is under the limit, and the database has not been away for longer than TASKER_DATABASE_GRACE (default +5m+). In any other,
-    # such as an exec probe, of the workers that run in the same container, found by their sockets in TASKER_RUN_DIR: that there is one, and
-    # that all of them answer in time and are healthy. Never raises.
+    # How it is. In a worker or orchestrator, in Rails, and in any process that has configured or used this library, of that process: its
+    # loops come round, its memory is under the limit, and the database has not been away for longer than TASKER_DATABASE_GRACE (default
+    # +5m+). In any other, such as an exec probe, of the workers that run in the same container, found by their sockets in TASKER_RUN_DIR:
+    # that there is one, and that all of them answer in time and are healthy. Never raises.
     # @return [Hash{Symbol => Object}] +:healthy+, +:failed+ (what has failed, in words), and what else is known
     def health
-      return Worker.current.health if Worker.current&.own?
+      own = [Orchestrator.current, Worker.current].compact.select(&:own?)
+      return takes_part? ? client.health : Local.health if own.empty?
 
-      takes_part? ? client.health : Local.health
+      healths = own.map(&:health)
+      failed = healths.flat_map { |health| health[:failed] }
+      healths.reduce(:merge).merge(healthy: failed.empty?, failed: failed)
     rescue Error => e
       { healthy: false, failed: [e.message] }
     end

@@ -120,12 +120,13 @@ RSpec.describe TaskerCore::Worker do
   it "tells an unknown handler, a result that is too large, and a handler's own mistakes apart" do
     handler("TooMuch") { |_| "x" * (1 << 20) }
     handler("Mistaken") { |_| NoSuchConstant }
-    flow = workflow do
-      step :unknown, "NobodyHasThis", retry: { max_attempts: 1 }
-      step :too_much, "TooMuch"
-      step :mistaken, "Mistaken", retry: { max_attempts: 1 }
-    end
     working do
+      # Enqueued by a newer version of the code, as it were.
+      flow = workflow do
+        step :unknown, "NobodyHasThis", retry: { max_attempts: 1 }
+        step :too_much, "TooMuch"
+        step :mistaken, "Mistaken", retry: { max_attempts: 1 }
+      end
       task = TaskerCore.enqueue(flow)
       letters = nil
       Timeout.timeout(30) { sleep(0.02) until (letters = TaskerCore::DLQ.list(task: task.id)).size == 3 }
@@ -133,8 +134,23 @@ RSpec.describe TaskerCore::Worker do
         "unknown" => %w[unknown_handler TaskerCore::UnknownHandler], "too_much" => %w[payload_too_large TaskerCore::PermanentError],
         "mistaken" => %w[attempts_exhausted NameError]
       )
+      expect { TaskerCore.enqueue(flow, { note: "x" * (1 << 20) }) }.to raise_error(TaskerCore::PayloadTooLarge, /1048576/)
     end
-    expect { TaskerCore.enqueue(flow, { note: "x" * (1 << 20) }) }.to raise_error(TaskerCore::PayloadTooLarge, /1048576/)
+  end
+
+  it "does not start without the handlers that its own workflows want of it, and says where they do" do
+    workflow do
+      step :here, "NobodyHasThis"
+      step :no_handler, "String"
+      step :elsewhere, "OfAnotherTeam", namespace: "another_team"
+    end
+    line = __LINE__ - 4
+    expect { described_class.new(namespaces: [namespace]).start }.to raise_error(TaskerCore::TemplateError) { |error|
+      expect(error.message.lines(chomp: true)).to eq(
+        ["#{__FILE__}:#{line}: step here: this worker has no handler NobodyHasThis",
+         "#{__FILE__}:#{line + 1}: step no_handler: String is no handler: expected a class with call(step)"]
+      )
+    }
   end
 
   it "stops a handler that asks, when its task is cancelled" do

@@ -88,6 +88,9 @@ pub struct Step {
     pub timeout: Option<Duration>,
     /// Handed to the handler as it is.
     pub config: Value,
+    /// Where it is written, in its file; the first is 1.
+    #[serde(skip)]
+    pub line: u64,
 }
 
 /// When a failed step is tried again. None: what the step's namespace says.

@@ -10,11 +10,19 @@ unless system("cargo", "--version", out: File::NULL, err: File::NULL)
   abort "tasker_core is built by cargo, which is not on the PATH: install Rust 1.89 or newer (and libclang: Debian, Ubuntu: libclang-dev)"
 end
 
+# Where clang-sys looks, roughly: what it finds elsewhere is told to it by LIBCLANG_PATH, and so is this.
+darwin = RbConfig::CONFIG["host_os"].match?(/darwin/)
+folders = ["/usr/lib*", "/usr/lib*/*-linux-*", "/usr/lib*/llvm*/lib*", "/usr/local/lib*", "/usr/local/llvm*/lib*", "/opt/llvm*/lib*"]
+unless darwin || ENV.key?("LIBCLANG_PATH") || Dir.glob(folders.map { |folder| "#{folder}/libclang*.so*" }).any?
+  abort "tasker_core is built with libclang, which was not found: install it (Debian, Ubuntu: libclang-dev; Fedora: clang-devel; " \
+        "Alpine: clang-dev), or set LIBCLANG_PATH to the folder of libclang.so"
+end
+
 given = ENV.fetch("CARGO_TARGET_DIR", "")
 target = given.empty? ? Dir.mktmpdir("tasker_core") : File.expand_path(given)
 clean_up = given.empty? ? "rm -rf '#{target}'" : "true"
 root = File.expand_path("../..", __dir__)
-library = RbConfig::CONFIG["host_os"].match?(/darwin/) ? "libtasker_core.dylib" : "libtasker_core.so"
+library = darwin ? "libtasker_core.dylib" : "libtasker_core.so"
 
 File.write("Makefile", <<~MAKEFILE)
   sitearchdir = #{RbConfig::MAKEFILE_CONFIG['sitearchdir']}

@@ -19,10 +19,20 @@ module TaskerCore
     def self.run(arguments)
       return new.worker(arguments.drop(1)) if arguments.first == "worker"
 
+      take_database_of_rails
       # The native command line has handlers of its own; Ruby's would turn the signal into an exception once it returns.
       %w[INT TERM].each { |signal| trap(signal, "SYSTEM_DEFAULT") }
       Native.run_command(["tasker", *arguments])
     end
+
+    # bin/tasker of a Rails application has loaded its configuration.
+    def self.take_database_of_rails
+      return unless defined?(Rails.application) && Rails.application && !ENV.key?("DATABASE_URL")
+
+      url = Railtie.database_url(Rails.application)
+      ENV["DATABASE_URL"] = url if url
+    end
+    private_class_method :take_database_of_rails
 
     # @return [Integer] the exit code
     def worker(arguments)
@@ -30,8 +40,11 @@ module TaskerCore
       options = parse(arguments)
       Native.init_logging
       load_application(options.delete(:require))
-      namespaces = namespaces(options)
-      Worker.new(namespaces: namespaces, **options.slice(:threads, :grace, :lease, :listen)).run
+      options[:namespaces] ||= named_by_environment
+      options = TaskerCore.configuration.worker.merge(options.compact)
+      raise ConfigurationError, "no namespace: give --namespace, or set NAMESPACE or QUEUE_NAME" unless options[:namespaces]
+
+      Worker.new(**options).run
     rescue OptionParser::ParseError => e
       complain("#{e.message}\n\n#{parser({})}", USAGE)
     rescue LoadError, Error => e
@@ -59,7 +72,7 @@ module TaskerCore
         opts.banner = "Usage: tasker worker [options]"
         opts.on("-r", "--require FILE", "Ruby code to load; default: config/environment.rb, if there is one") { |v| options[:require] = v }
         opts.on("-n", "--namespace NAMES", Array,
-                "Whose steps to run, comma-separated; default: NAMESPACE, or QUEUE_NAME without _queue") do |v|
+                "Whose steps to run, comma-separated; default: NAMESPACE, or QUEUE_NAME without _queue, or config/tasker.yml") do |v|
           options[:namespaces] = v
         end
         opts.on("-t", "--threads COUNT", Integer, "How many handlers run at once; default: 8") { |v| options[:threads] = v }
@@ -93,13 +106,10 @@ module TaskerCore
     end
 
     # Containers are told by NAMESPACE, or by the name of their queue.
-    def namespaces(options)
-      return options[:namespaces] if options[:namespaces]
-
+    def named_by_environment
       by_name = ENV.fetch("NAMESPACE", "").split(",").map(&:strip)
       by_queue = ENV.fetch("QUEUE_NAME", "").split(",").map { |queue| queue.strip.delete_suffix("_queue") }
       found = [by_name, by_queue].reject(&:empty?).uniq
-      raise ConfigurationError, "no namespace: give --namespace, or set NAMESPACE or QUEUE_NAME" if found.empty?
       raise ConfigurationError, "NAMESPACE (#{by_name.join(',')}) and QUEUE_NAME (#{by_queue.join(',')}_queue) disagree" if found.size > 1
 
       found.first

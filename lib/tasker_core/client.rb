@@ -10,7 +10,9 @@ module TaskerCore
     # @raise [ConfigurationError, DatabaseError]
     def initialize(configuration = TaskerCore.configuration)
       @pid = Process.pid
-      url = Native.database_url(configuration.database_url || ENV.fetch("DATABASE_URL", nil))
+      url = configuration.database_url
+      url = url.call if url.respond_to?(:call)
+      url = Native.database_url(url || ENV.fetch("DATABASE_URL", nil))
       @native = Native::Client.connect(url, configuration.connections)
       @registered = {}
     end
@@ -33,13 +35,10 @@ module TaskerCore
     # @param workflow [Class<Workflow>, String, Pathname] a class, or the path of a file
     # @return [Array(String, String)] "namespace/name" and the version
     # @raise [TemplateError] when it is not valid, or its version is registered with other content
-    def register(workflow)
-      return @native.register(*workflow.source) if workflow.is_a?(Class)
+    def register(workflow) = register_source(*(workflow.is_a?(Class) ? workflow.source : Workflow.read(workflow)))
 
-      @native.register(File.read(workflow), workflow.to_s)
-    rescue SystemCallError => e
-      raise TemplateError, "#{workflow}: #{e.message}"
-    end
+    # @api private
+    def register_source(source, origin) = @native.register(source, origin)
 
     # @return [Array<Task>]
     # @see TaskerCore.enqueue_all
@@ -63,9 +62,9 @@ module TaskerCore
     private
 
     def submit(*arguments)
-      transaction = TaskerCore.configuration.open_transaction&.call
+      transaction = Array(TaskerCore.configuration.open_transaction&.call).find { |connection| same_installation?(connection) }
       arguments << Tracing.current
-      transaction && same_installation?(transaction) ? submit_within(transaction, *arguments) : @native.submit(*arguments)
+      transaction ? submit_within(transaction, *arguments) : @native.submit(*arguments)
     end
 
     # Inside the caller's own transaction: the tasks exist if, and only if, it commits.

@@ -3,8 +3,12 @@
 module TaskerCore
   # The settings of this process. Each has a default that works.
   class Configuration
-    # @return [String, nil] postgres://user:password@host:port/database. Default: DATABASE_URL, else the private PostgreSQL that
-    #   +tasker dev+ runs in this folder.
+    # Of a worker.
+    WORKER_OPTIONS = %i[namespaces threads grace lease listen].freeze
+    private_constant :WORKER_OPTIONS
+
+    # @return [String, Proc, nil] postgres://user:password@host:port/database, or what returns it. Default: in Rails that of database.yml;
+    #   elsewhere DATABASE_URL, else the private PostgreSQL that +tasker dev+ runs in this folder.
     attr_accessor :database_url
 
     # @return [Integer] how many database connections this process makes at most, at least 4. Default 6: a worker wants three for each
@@ -29,8 +33,13 @@ module TaskerCore
     #   config.transaction = ->(&work) { Shop.connection.then { |connection| connection.transaction { work.call(connection) } } }
     attr_accessor :transaction
 
-    # @return [Proc, nil] returns the PG::Connection of the transaction that is open on this thread, or nil. ActiveRecord's in Rails.
+    # @return [Proc, nil] returns the PG::Connection of the transaction that is open on this thread, or nil; where there are several
+    #   databases, an array of them. ActiveRecord's in Rails.
     attr_accessor :open_transaction
+
+    # @return [Hash{Symbol => Object}] what +tasker worker+ and the plugin for Puma run: any of the options of {Worker#initialize} but the
+    #   client. In Rails what config/tasker.yml says.
+    attr_reader :worker
 
     def initialize
       @database_url = nil
@@ -40,6 +49,18 @@ module TaskerCore
       @around_step = nil
       @transaction = nil
       @open_transaction = nil
+      @worker = {}
+    end
+
+    # @param options [Hash{Symbol => Object}]
+    # @raise [ConfigurationError]
+    def worker=(options)
+      unknown = options.keys - WORKER_OPTIONS
+      unless unknown.empty?
+        raise ConfigurationError, "no such setting of a worker: #{unknown.join(', ')}; expected any of #{WORKER_OPTIONS.join(', ')}"
+      end
+
+      @worker = options
     end
   end
 end

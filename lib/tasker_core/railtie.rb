@@ -1,16 +1,28 @@
 # frozen_string_literal: true
 
+require_relative "rails_database"
+
 module TaskerCore
-  # In Rails: its logger, its reloader around every step, templates in config/tasker, and ActiveRecord's transactions.
+  # In Rails: config/tasker.yml, the application's database, its logger, its reloader around every step, templates in config/tasker, and
+  # ActiveRecord's transactions.
   class Railtie < Rails::Railtie
+    # What config/tasker.yml may say.
+    SETTINGS = %i[database database_url connections worker].freeze
+    private_constant :SETTINGS
+
     initializer "tasker_core.configure" do |app|
+      settings = Railtie.settings(app)
       TaskerCore.configure do |config|
         config.logger = Rails.logger
         config.templates = [Rails.root.join("config/tasker/*.yml").to_s]
         config.around_step = ->(&block) { app.reloader.wrap(&block) }
+        config.connections = settings[:connections] if settings[:connections]
+        config.worker = settings.fetch(:worker, {})
         if defined?(ActiveRecord::Railtie)
-          config.transaction = Railtie.method(:transaction).to_proc
-          config.open_transaction = Railtie.method(:open_transaction).to_proc
+          database = RailsDatabase.new(app, settings[:database])
+          config.database_url ||= -> { Railtie.database_url(app) }
+          config.transaction = database.method(:transaction).to_proc
+          config.open_transaction = database.method(:open_transactions).to_proc
         end
       end
     end
@@ -18,22 +30,27 @@ module TaskerCore
     # The adapter has to be known when the application's setting names it.
     ActiveSupport.on_load(:active_job) { require "tasker_core/active_job" }
 
+    rake_tasks { load File.expand_path("rails_tasks.rake", __dir__) }
+
     class << self
+      # @return [String, nil] where the application's tasks are
       # @api private
-      def transaction(&work)
-        ActiveRecord::Base.transaction(requires_new: true) { work.call(ActiveRecord::Base.connection.raw_connection) }
+      def database_url(app)
+        settings = settings(app)
+        settings[:database_url] || (RailsDatabase.new(app, settings[:database]).url if defined?(ActiveRecord::Railtie))
       end
 
+      # @return [Hash{Symbol => Object}] what config/tasker.yml says for this environment
+      # @raise [ConfigurationError]
       # @api private
-      def open_transaction
-        return unless ActiveRecord::Base.connection_pool.active_connection?
+      def settings(app)
+        return {} unless app.root.join("config/tasker.yml").exist?
 
-        connection = ActiveRecord::Base.connection
-        return unless connection.adapter_name == "PostgreSQL" && connection.transaction_open?
+        settings = (app.config_for(:tasker) || {}).to_h
+        unknown = settings.keys - SETTINGS
+        return settings if unknown.empty?
 
-        # Rails begins lazily: nothing may have been sent yet.
-        connection.materialize_transactions
-        connection.raw_connection
+        raise ConfigurationError, "config/tasker.yml: unknown #{unknown.join(', ')}; expected any of #{SETTINGS.join(', ')}"
       end
     end
   end

@@ -100,7 +100,7 @@ module TaskerCore
       # @api private
       def failed(error)
         logger = __getobj__
-        return logger.write(Logger::WARN, "a step failed", step: @native, error: error) if logger.is_a?(NativeLogger)
+        return logger.write(Logger::WARN, "a step failed", step: @native, error: error) if core?(logger)
 
         tell(Logger::WARN, -> { "a step failed" }, error: error)
       end
@@ -110,10 +110,12 @@ module TaskerCore
       def tell(severity, message, **more)
         logger = __getobj__
         return true if severity < logger.level
-        return logger.write(severity, message.call, step: @native) if logger.is_a?(NativeLogger)
+        return logger.write(severity, message.call, step: @native) if core?(logger)
 
         logger.add(severity) { "#{message.call} #{fields(more)}" }
       end
+
+      def core?(logger) = logger.is_a?(NativeLogger) && @native.is_a?(Native::Step)
 
       def fields(more)
         redacted = ENV.fetch("TASKER_LOG_REDACT", "").split(",").map(&:strip)

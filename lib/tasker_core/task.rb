@@ -8,12 +8,10 @@ module TaskerCore
     # The states in which a task stays for good.
     ENDED = %w[complete failed cancelled].freeze
 
-    # A step of a task, as an operator sees it.
-    # @!attribute name [Symbol]
-    # @!attribute state [String] pending, enqueued, in_progress, waiting_retry, complete, dead, cancelled, skipped
-    # @!attribute attempt [Integer] 0 before the first one
-    # @!attribute progress [Object, nil] what the handler last said with {Step#heartbeat}
-    # @!attribute errors [Array<Hash>] of the attempts that failed: class, message, backtrace, attempt, at
+    # A step of a task, as an operator sees it: its +name+ (Symbol) and +state+ (pending, enqueued, in_progress, waiting_retry, complete,
+    # dead, cancelled or skipped); +attempt+ (0 before the first one), +max_attempts+; +worker+, the name of who has or had it; +progress+, what
+    # the handler last said with {Step#heartbeat}; +result+; and +errors+ of the attempts that failed, each with class, message, backtrace,
+    # attempt and at.
     StepState = Struct.new(:name, :state, :attempt, :max_attempts, :worker, :progress, :result, :errors, keyword_init: true)
 
     # @return [String] a UUID, version 7

@@ -3,6 +3,7 @@
 require "json"
 require_relative "step"
 require_relative "worker/executor"
+require_relative "worker/handlers"
 require_relative "worker/log_pump"
 require_relative "worker/slot"
 
@@ -38,7 +39,8 @@ module TaskerCore
 
     # Registers the workflows of this process and begins to run steps.
     # @return [self]
-    # @raise [TemplateError, ConfigurationError, DatabaseError]
+    # @raise [TemplateError] also when a workflow wants a handler of this worker's namespaces that does not exist
+    # @raise [ConfigurationError, DatabaseError]
     def start
       register_templates
       logger = TaskerCore.configuration.logger
@@ -106,8 +108,11 @@ module TaskerCore
     private
 
     def register_templates
-      files = TaskerCore.configuration.templates.flat_map { |glob| Dir.glob(glob) }.sort
-      (files + Workflow.loaded).each { |template| @client.register(template) }
+      sources = Workflow.sources(TaskerCore.configuration.templates)
+      missing = Handlers.missing(sources, @options[:namespaces])
+      raise TemplateError, missing.join("\n") if missing.any?
+
+      sources.each { |source| @client.register_source(*source) }
     end
 
     # Replaces what a handler took down, or holds on to after its time.

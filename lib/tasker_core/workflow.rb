@@ -123,6 +123,20 @@ module TaskerCore
         [json << "]}", file]
       end
 
+      # All workflows of this process: those of its classes, and those in the files that the globs find.
+      # @api private
+      # @return [Array<Array(String, String)>]
+      def sources(globs) = globs.flat_map { |glob| Dir.glob(glob) }.map { |file| read(file) } + loaded.map(&:source)
+
+      # @api private
+      # @return [Array(String, String)]
+      # @raise [TemplateError]
+      def read(file)
+        [File.read(file), file.to_s]
+      rescue SystemCallError => e
+        raise TemplateError, "#{file}: #{e.message}"
+      end
+
       # The workflows that this process has loaded; of a reloaded class only the newest.
       # @api private
       def loaded = Workflow.subclasses.flat_map { |workflow| [workflow, *workflow.loaded_below] }.select { |workflow| current?(workflow) }

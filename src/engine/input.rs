@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::db::Db;
 use crate::error::{Error, Result};
-use crate::template::Priority;
+use crate::template::{Priority, Template};
 
 /// A task to be created.
 #[derive(Debug, Clone, Default)]
@@ -84,14 +84,31 @@ impl Templates {
             .bind(id)
             .fetch_one(self.db.pool())
             .await?;
-        let schema = schema.map(|source| jsonschema::validator_for(&source)).transpose();
-        let schema = schema.map_err(|error| Error::Invalid(format!("the template's input_schema is not valid: {error}")))?;
-        Ok(Version { id, name, schema })
+        Ok(Version {
+            id,
+            name,
+            schema: schema.as_ref().map(validator).transpose()?,
+        })
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The inputs of tasks of this template as JSON, if all of them are acceptable: as they are checked when they are created. Errors:
+/// [`Error::Invalid`], [`Error::TooLarge`].
+pub fn check_inputs(template: &Template, tasks: &[NewTask]) -> Result<Vec<String>> {
+    let version = Version {
+        id: 0,
+        name: String::new(),
+        schema: template.input_schema.as_ref().map(validator).transpose()?,
+    };
+    version.accept(&template.name, tasks)
+}
+
+fn validator(schema: &Value) -> Result<jsonschema::Validator> {
+    jsonschema::validator_for(schema).map_err(|error| Error::Invalid(format!("the template's input_schema is not valid: {error}")))
 }
 
 impl Version {

@@ -10,8 +10,8 @@ use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::sync::{oneshot, Semaphore};
 use uuid::Uuid;
 
-pub use super::input::NewTask;
 use super::input::Templates;
+pub use super::input::{check_inputs, NewTask};
 use super::trace::Submission;
 use crate::db::Db;
 use crate::error::{Error, Result};

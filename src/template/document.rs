@@ -119,7 +119,6 @@ impl Document {
             );
         }
 
-        let lines: Vec<u64> = self.steps.value.iter().map(|step| line(&step.name)).collect();
         let steps: Vec<Step> = self
             .steps
             .value
@@ -129,7 +128,7 @@ impl Document {
         if let Some(cycle) = graph::cycle(&steps) {
             let names: Vec<&str> = cycle.iter().chain(cycle.first()).map(|&step| steps[step].name.as_str()).collect();
             found.0.push(Problem {
-                line: lines[cycle[0]],
+                line: steps[cycle[0]].line,
                 message: format!("cycle: {}: expected no step to depend on itself", names.join(" → ")),
             });
         }
@@ -157,6 +156,7 @@ impl Document {
 impl StepDocument {
     /// `rules`: the template's own, for what the step does not say.
     fn validate(self, namespace: &str, rules: &(Retry, DeadLetters), positions: &HashMap<String, usize>, found: &mut Problems) -> Step {
+        let line = line(&self.name);
         let name = found.name(&self.name, "step", 100);
         let handler = match self.handler {
             Some(handler) if !handler.value.trim().is_empty() && handler.value.len() <= 255 => handler.value,
@@ -228,6 +228,7 @@ impl StepDocument {
             handler,
             parents,
             config,
+            line,
         }
     }
 }

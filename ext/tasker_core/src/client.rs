@@ -6,7 +6,7 @@ use std::time::Duration;
 use magnus::{function, method, prelude::*, Error, RArray, RModule, Ruby, TryConvert, Value as RubyValue};
 use opentelemetry::context::FutureExt;
 use opentelemetry::Context;
-use tasker::engine::submit::{Accepted as CoreAccepted, NewTask, Submitted, Submitter, CREATE_WITHIN};
+use tasker::engine::submit::{check_inputs, Accepted as CoreAccepted, NewTask, Submitted, Submitter, CREATE_WITHIN};
 use tasker::engine::{cancel, read, register};
 use tasker::health::{Health, HealthConfig};
 use tasker::telemetry::{self, Carrier};
@@ -205,6 +205,12 @@ struct Accepted {
     /// JSON.
     trace: Option<String>,
     core: Cell<Option<CoreAccepted>>,
+}
+
+/// The inputs, as JSON, of tasks that this template accepts. For tests without a database.
+pub(crate) fn check_tasks(ruby: &Ruby, source: String, origin: String, tasks: RArray) -> Result<Vec<String>, Error> {
+    let template = Template::parse(&source, &origin).map_err(|error| raise::error(ruby, &error.into()))?;
+    check_inputs(&template, &new_tasks(ruby, tasks)?).map_err(|error| raise::error(ruby, &error))
 }
 
 fn context(trace: Option<Carrier>) -> Context {

@@ -10,6 +10,7 @@ mod client;
 mod dead_letters;
 mod json;
 mod logs;
+mod orchestrator;
 mod raise;
 mod runtime;
 mod waiting;
@@ -25,6 +26,8 @@ fn init(ruby: &Ruby) -> Result<(), Error> {
     let tasker_core: RModule = ruby.class_object().const_get("TaskerCore")?;
     let native = tasker_core.define_module("Native")?;
     native.define_singleton_method("check_template", function!(check_template, 2))?;
+    native.define_singleton_method("check_tasks", function!(client::check_tasks, 3))?;
+    native.define_singleton_method("to_json", function!(worker::storable, 1))?;
     native.define_singleton_method("database_url", function!(database_url, 1))?;
     native.define_singleton_method("local_workers", function!(local_workers, 0))?;
     native.define_singleton_method("flush_telemetry", function!(flush_telemetry, 0))?;
@@ -32,14 +35,16 @@ fn init(ruby: &Ruby) -> Result<(), Error> {
     client::init(ruby, native)?;
     dead_letters::init(native)?;
     logs::init(native)?;
+    orchestrator::init(ruby, native)?;
     worker::init(ruby, native)
 }
 
-/// Validates a template; raises TaskerCore::TemplateError with every problem.
-fn check_template(ruby: &Ruby, source: String, origin: String) -> Result<(), Error> {
-    tasker::Template::parse(&source, &origin)
-        .map(drop)
-        .map_err(|error| raise::error(ruby, &error.into()))
+/// [definition, version or nil, lines of its steps] of a valid template, the definition as JSON; raises TaskerCore::TemplateError with
+/// every problem.
+fn check_template(ruby: &Ruby, source: String, origin: String) -> Result<(String, Option<String>, Vec<u64>), Error> {
+    let template = tasker::Template::parse(&source, &origin).map_err(|error| raise::error(ruby, &error.into()))?;
+    let lines = template.steps.iter().map(|step| step.line).collect();
+    Ok((serde_json::json!(template).to_string(), template.version, lines))
 }
 
 /// The database that is meant: the given one, or that of `tasker dev` in this folder.

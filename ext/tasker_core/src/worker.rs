@@ -239,7 +239,8 @@ impl Worker {
     }
 }
 
-fn storable(ruby: &Ruby, result: RubyValue) -> Result<String, Error> {
+/// As JSON, if it can be stored. Raises TaskerCore::InvalidInput.
+pub(crate) fn storable(ruby: &Ruby, result: RubyValue) -> Result<String, Error> {
     let result = json::from_ruby(ruby, result)?.to_string();
     check_payload("the result", &result).map_err(|error| raise::error(ruby, &error))?;
     Ok(result)

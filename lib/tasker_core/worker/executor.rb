@@ -24,7 +24,7 @@ module TaskerCore
         step = Step.new(native_step, @native, @logger)
         report = nil
         begin
-          result = @around.call { limited(native_step) { observed(step) { run(native_step, step) } } }
+          result = around.call { limited(native_step) { observed(step) { run(native_step, step) } } }
           report = native_step.transactional? ? -> { @native.forget(native_step) } : -> { complete(native_step, step, result) }
         rescue Exception => e # rubocop:disable Lint/RescueException
           report = -> { fail(native_step, step, e) }
@@ -40,8 +40,10 @@ module TaskerCore
 
       private
 
+      attr_reader :around
+
       def run(native_step, step)
-        handler = handler(native_step.handler).new
+        handler = Handlers.find(native_step.handler).new
         return handler.call(step) unless native_step.transactional?
         raise PermanentError, "a transactional step needs config.transaction, which is not set" unless @transaction
 
@@ -59,18 +61,6 @@ module TaskerCore
       def limited(native_step, &block)
         seconds = native_step.timeout
         seconds ? Timeout.timeout(seconds, StepTimeout, timeout_message(native_step), &block) : block.call
-      end
-
-      def handler(name)
-        found = Object.const_get(name)
-        return found if found.is_a?(Class) && found.method_defined?(:call)
-
-        raise UnknownHandler, "#{name} is no handler: expected a class with call(step)"
-      rescue NameError => e
-        # One that the handler's own file raises says what it misses there.
-        raise unless e.name && name.split("::").include?(e.name.to_s)
-
-        raise UnknownHandler, "this worker has no handler #{name}"
       end
 
       def complete(native_step, step, result)

@@ -1,0 +1,23 @@
+# frozen_string_literal: true
+
+module TaskerCore
+  module Testing
+    # A client whose database is the memory of this process.
+    # @api private
+    class Client < TaskerCore::Client
+      # Its engine is not the one of a database.
+      # rubocop:disable Lint/MissingSuper
+      def initialize(engine)
+        @native = engine
+        @registered = {}
+      end
+      # rubocop:enable Lint/MissingSuper
+
+      def usable? = true
+
+      private
+
+      def submit(name, _version, tasks) = native.submit(name, tasks, inline: Testing.mode == :inline)
+    end
+  end
+end

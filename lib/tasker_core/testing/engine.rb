@@ -1,0 +1,140 @@
+# frozen_string_literal: true
+
+require_relative "executor"
+require_relative "task_run"
+require_relative "step_run"
+
+module TaskerCore
+  module Testing
+    # Stands for the core: answers what Native::Client and Native::Worker answer, out of memory.
+    # @api private
+    class Engine
+      def initialize
+        @lock = Monitor.new
+        @templates = {}
+        clear
+      end
+
+      def clear
+        @lock.synchronize do
+          @tasks = {}
+          @keys = {}
+        end
+      end
+
+      def ids = @tasks.keys
+
+      # What a client asks.
+
+      def register(source, origin)
+        definition, version = Native.check_template(source, origin)
+        definition = JSON.parse(definition, symbolize_names: true)
+        name = definition.values_at(:namespace, :name).join("/")
+        @templates[name] = { source: source, origin: origin, definition: definition, version: version || "1" }
+        [name, @templates[name][:version]]
+      end
+
+      # @return [Array(String, Boolean)] id and whether it is new, of each
+      def submit(name, tasks, inline:)
+        template = template(name)
+        inputs = Native.check_tasks(template[:source], template[:origin], tasks)
+        submitted = @lock.synchronize { tasks.zip(inputs).map { |task, input| create(template, input, *task.drop(1)) } }
+        submitted.each { |task, created| run(task) if inline && created && task.due? }
+        submitted.map { |task, created| [task.id, created] }
+      end
+
+      def read_task(id) = task(id).to_h.to_json
+
+      def task_states(ids) = @tasks.values_at(*ids).compact.map { |task| [task.id, task.state] }
+
+      def wait(id, _timeout) = task(id).state
+
+      def cancel(id) = task(id).cancel
+
+      def health = { healthy: true, failed: [] }.to_json
+
+      def migrate = nil
+
+      def close = nil
+
+      # What a handler and its executor ask.
+
+      def complete(attempt, result) = attempt.step.complete(Native.to_json(result))
+
+      def fail(attempt, failure) = attempt.step.fail(failure)
+
+      def progress(attempt, value) = attempt.step.progress = Native.to_json(value)
+
+      def checkpoint(attempt, value) = attempt.step.checkpoint = Native.to_json(value)
+
+      # The statement that the handler's own transaction completes the step with: here, none that changes anything.
+      def completion(attempt, result)
+        attempt.step.prepare(Native.to_json(result))
+        ["SELECT 1", []]
+      end
+
+      # It was completed so.
+      def forget(attempt) = attempt.step.complete(attempt.step.prepared)
+
+      # What a test asks.
+
+      # @return [Array<String>] the ids of those that ran
+      def run_due
+        ran = []
+        while (task = @tasks.values.find(&:due?))
+          run(task)
+          ran << task.id
+        end
+        ran
+      end
+
+      # @see Testing.run_step
+      def run_step(handler, context:, results:, config:, attempt:, checkpoint:)
+        step = StepRun.new({ name: "step", handler: handler.name, namespace: "test", config: config }, [])
+        step.checkpoint = checkpoint && Native.to_json(checkpoint)
+        native = StepRun::Attempt.new(
+          step: step, number: attempt, task_id: SecureRandom.uuid, template: "test", version: "1",
+          input: Native.to_json(context), results: Native.to_json(results)
+        )
+        result = handler.new.call(Step.new(native, self, TaskerCore.configuration.logger))
+        JSON.parse(Native.to_json(result), symbolize_names: true)
+      end
+
+      private
+
+      def task(id) = @tasks.fetch(id) { raise NotFound, "no task #{id}" }
+
+      def template(name)
+        found = find(name)
+        # Nobody registers at a test's start what a worker registers at its own.
+        found = register_all && find(name) if found.empty?
+        raise NotFound, "no template #{name}" if found.empty?
+        raise InvalidInput, "several namespaces have a template #{name}: name one, as namespace/#{name}" if found.size > 1
+
+        found.first
+      end
+
+      def find(name) = @templates.filter_map { |full, template| template if full == name || full.split("/").last == name }
+
+      def register_all = Workflow.sources(TaskerCore.configuration.templates).each { |source| register(*source) }
+
+      def create(template, input, key, priority, run_at)
+        known = key && @keys[[template[:definition].values_at(:namespace, :name), key]]
+        return [known, false] if known
+
+        task = TaskRun.new(template, input, key: key, priority: priority, run_at: run_at && Time.iso8601(run_at))
+        @keys[[template[:definition].values_at(:namespace, :name), key]] = task if key
+        [@tasks[task.id] = task, true]
+      end
+
+      def run(task)
+        task.start
+        executor = Executor.new(self, TaskerCore.configuration)
+        while (step = task.next_step)
+          executor.call(task.attempt(step))
+        end
+        task.finish
+      end
+    end
+  end
+end

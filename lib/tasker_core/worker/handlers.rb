@@ -1,0 +1,41 @@
+# frozen_string_literal: true
+
+require "json"
+
+module TaskerCore
+  class Worker
+    # Handlers, by the names that workflows give them.
+    # @api private
+    module Handlers
+      class << self
+        # @return [Class]
+        # @raise [UnknownHandler]
+        def find(name)
+          found = Object.const_get(name)
+          return found if found.is_a?(Class) && found.method_defined?(:call)
+
+          raise UnknownHandler, "#{name} is no handler: expected a class with call(step)"
+        rescue NameError => e
+          # One that the handler's own file raises says what it misses there.
+          raise unless e.name && name.split("::").include?(e.name.to_s)
+
+          raise UnknownHandler, "this worker has no handler #{name}"
+        end
+
+        # @param sources [Array(String, String)] templates and where they are written
+        # @return [Array<String>] which handlers these namespaces' steps want and that do not exist, each with its file and line
+        def missing(sources, namespaces)
+          sources.flat_map do |source, origin|
+            definition, _version, lines = Native.check_template(source, origin)
+            steps = JSON.parse(definition, symbolize_names: true).fetch(:steps).zip(lines)
+            steps.select { |step, _| namespaces.include?(step[:namespace]) }.filter_map do |step, line|
+              find(step[:handler]) && nil
+            rescue UnknownHandler => e
+              "#{origin}:#{line}: step #{step[:name]}: #{e.message}"
+            end
+          end
+        end
+      end
+    end
+  end
+end

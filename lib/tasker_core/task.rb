@@ -9,9 +9,9 @@ module TaskerCore
     ENDED = %w[complete failed cancelled].freeze
 
     # A step of a task, as an operator sees it: its +name+ (Symbol) and +state+ (pending, enqueued, in_progress, waiting_retry, complete,
-    # dead, cancelled or skipped); +attempt+ (0 before the first one), +max_attempts+; +worker+, the name of who has or had it; +progress+, what
-    # the handler last said with {Step#heartbeat}; +result+; and +errors+ of the attempts that failed, each with class, message, backtrace,
-    # attempt and at.
+    # dead, cancelled or skipped); +attempt+ (0 before the first one), +max_attempts+; +worker+, the name of who has or had it; +progress+,
+    # what the handler last said with {Step#heartbeat}; +result+; and +errors+ of the attempts that failed, each with class, message,
+    # backtrace, attempt and at.
     StepState = Struct.new(:name, :state, :attempt, :max_attempts, :worker, :progress, :result, :errors, keyword_init: true)
 
     # @return [String] a UUID, version 7

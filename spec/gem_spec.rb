@@ -29,7 +29,7 @@ RSpec.describe "the built gem" do
     RUBY
     tasker = File.join(home, "gems/bin/tasker")
     running = [["serve", "--listen", "127.0.0.1:0"], ["worker", "-r", "app.rb", "-n", namespace]].map do |arguments|
-      Processes::Running.new([tasker, *arguments], gems.merge("DATABASE_URL" => Database.url), folder: home)
+      launch(tasker, *arguments, environment: gems, folder: home)
     end
     output, code = run(RbConfig.ruby, "-rtasker_core", "-r./app.rb", "-e", <<~RUBY, environment: gems, folder: home)
       task = TaskerCore.enqueue(Greeting, { name: "gem" })
@@ -39,7 +39,6 @@ RSpec.describe "the built gem" do
     running.each { |process| process.signal("TERM") }
     expect(running.map { |process| process.wait.exitstatus }).to eq([0, 0])
   ensure
-    running&.each(&:finish)
     FileUtils.rm_rf(home)
   end
 end

@@ -90,7 +90,7 @@ RSpec.describe "worker processes" do
     expect(tasker("worker", "-r", file, environment: { "NAMESPACE" => "a", "QUEUE_NAME" => "b_queue" })).to eq(
       ["tasker: NAMESPACE (a) and QUEUE_NAME (b_queue) disagree\n", 3]
     )
-    expect(tasker("worker", "-r", file)).to eq(["tasker: no namespace: give --namespace, or set NAMESPACE or QUEUE_NAME\n", 3])
+    expect(tasker("worker", "-r", file)).to match([/\Atasker: no namespace: give --namespace, set NAMESPACE or QUEUE_NAME, or/, 3])
   end
 
   it "refuses wrong usage in one line or with its help, and never with a backtrace" do

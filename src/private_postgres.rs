@@ -83,7 +83,10 @@ impl PrivatePostgres {
                 options.push_str(&format!(" -c {name}={value}"));
             }
             self.pg_ctl(&["start", "-w", "-t", "60", "-l", &log.to_string_lossy(), "-o", &options])?;
-            write_private(&url_file, &format!("postgres://tasker:{}@127.0.0.1:{port}/tasker", password.trim()))?;
+            write_private(
+                &url_file,
+                &format!("postgres://postgres:{}@127.0.0.1:{port}/tasker", password.trim()),
+            )?;
         }
         let url = fs::read_to_string(&url_file).map_err(|source| Error::System {
             what: url_file.display().to_string(),
@@ -131,7 +134,7 @@ impl PrivatePostgres {
                 "-D",
                 &data,
                 "-U",
-                "tasker",
+                "postgres",
                 "--auth=scram-sha-256",
                 "--pwfile",
                 &password,

@@ -25,9 +25,9 @@ module TaskerCore
       Native.run_command(["tasker", *arguments])
     end
 
-    # bin/tasker of a Rails application has loaded its configuration.
+    # bin/tasker of a Rails application has loaded its configuration. Where that says nothing else, Rails itself takes DATABASE_URL.
     def self.take_database_of_rails
-      return unless defined?(Rails.application) && Rails.application && !ENV.key?("DATABASE_URL")
+      return unless defined?(Rails.application) && Rails.application
 
       url = Railtie.database_url(Rails.application)
       ENV["DATABASE_URL"] = url if url
@@ -41,10 +41,7 @@ module TaskerCore
       Native.init_logging
       load_application(options.delete(:require))
       options[:namespaces] ||= named_by_environment
-      options = TaskerCore.configuration.worker.merge(options.compact)
-      raise ConfigurationError, "no namespace: give --namespace, or set NAMESPACE or QUEUE_NAME" unless options[:namespaces]
-
-      Worker.new(**options).run
+      Worker.configured(**options.compact).run
     rescue OptionParser::ParseError => e
       complain("#{e.message}\n\n#{parser({})}", USAGE)
     rescue LoadError, Error => e
@@ -102,7 +99,19 @@ module TaskerCore
         require "tasker_core/railtie"
       end
       require File.expand_path(file)
-      Rails.application.eager_load! if in_rails
+      return unless in_rails
+
+      Rails.application.eager_load!
+      log_to_terminal if Rails.env.development?
+    end
+
+    # As +rails server+ does it.
+    def log_to_terminal
+      logger = Rails.logger
+      return if ActiveSupport::Logger.logger_outputs_to?(logger, $stdout, $stderr)
+
+      terminal = ActiveSupport::Logger.new($stdout, level: logger.level, formatter: logger.formatter)
+      logger.respond_to?(:broadcast_to) ? logger.broadcast_to(terminal) : logger.extend(ActiveSupport::Logger.broadcast(terminal))
     end
 
     # Containers are told by NAMESPACE, or by the name of their queue.

@@ -17,13 +17,21 @@ module TaskerCore
         config.templates = [Rails.root.join("config/tasker/*.yml").to_s]
         config.around_step = ->(&block) { app.reloader.wrap(&block) }
         config.connections = settings[:connections] if settings[:connections]
-        config.worker = settings.fetch(:worker, {})
+        config.worker = settings[:worker] || {}
         if defined?(ActiveRecord::Railtie)
           database = RailsDatabase.new(app, settings[:database])
           config.database_url ||= -> { Railtie.database_url(app) }
           config.transaction = database.method(:transaction).to_proc
           config.open_transaction = database.method(:open_transactions).to_proc
         end
+      end
+    end
+
+    # Whatever is missing is known at the deployment of the web processes, not when a worker starts.
+    config.after_initialize do |app|
+      if app.config.eager_load
+        configuration = TaskerCore.configuration
+        Worker::Handlers.check(Workflow.sources(configuration.templates), configuration.worker[:namespaces])
       end
     end
 

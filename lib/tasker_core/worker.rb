@@ -20,6 +20,16 @@ module TaskerCore
     class << self
       # @return [Worker, nil] the worker that runs in this process
       attr_accessor :current
+
+      # @param options [Hash{Symbol => Object}] as {#initialize}'s, before those of {Configuration#worker}
+      # @return [Worker]
+      # @raise [ConfigurationError] neither names a namespace
+      def configured(**options)
+        options = TaskerCore.configuration.worker.merge(options)
+        return new(**options) if options[:namespaces]
+
+        raise ConfigurationError, "no namespace: give --namespace, set NAMESPACE or QUEUE_NAME, or worker: namespaces in config/tasker.yml"
+      end
     end
 
     # @param namespaces [Array<String>] whose steps to run; at least one
@@ -109,9 +119,7 @@ module TaskerCore
 
     def register_templates
       sources = Workflow.sources(TaskerCore.configuration.templates)
-      missing = Handlers.missing(sources, @options[:namespaces])
-      raise TemplateError, missing.join("\n") if missing.any?
-
+      Handlers.check(sources, @options[:namespaces])
       sources.each { |source| @client.register_source(*source) }
     end
 

@@ -45,17 +45,18 @@ module Processes
   # Runs a program to its end.
   # @return [Array(String, Integer)] its output and exit code
   def run(*command, environment: {}, folder: Dir.pwd)
-    output, status = Open3.capture2e({ "DATABASE_URL" => Database.url, "NAMESPACE" => nil, "QUEUE_NAME" => nil, **environment },
-                                     *command, chdir: folder, stdin_data: "")
+    output, status = Open3.capture2e(environment_with(environment), *command, chdir: folder, stdin_data: "")
     [output, status.exitstatus]
+  end
+
+  # Starts a program, which ends with the example.
+  def launch(*command, environment: {}, folder: Dir.pwd)
+    Running.new(command, environment_with(environment), folder: folder).tap { |process| running << process }
   end
 
   def tasker(*arguments, **options) = run(*TASKER, *arguments, **options)
 
-  def start(*arguments, **environment)
-    environment = { "DATABASE_URL" => Database.url, "NAMESPACE" => nil, "QUEUE_NAME" => nil }.merge(environment.transform_keys(&:to_s))
-    Running.new([*TASKER, *arguments], environment).tap { |process| running << process }
-  end
+  def start(*arguments, **environment) = launch(*TASKER, *arguments, environment: environment.transform_keys(&:to_s))
 
   def start_orchestrator = start("serve", "--listen", "127.0.0.1:0").wait_for(/orchestrator started/)
 
@@ -72,6 +73,8 @@ module Processes
   end
 
   private
+
+  def environment_with(more) = { "DATABASE_URL" => Database.url, "NAMESPACE" => nil, "QUEUE_NAME" => nil, **more }
 
   def running = @running ||= []
 end

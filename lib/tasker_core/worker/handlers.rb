@@ -23,7 +23,14 @@ module TaskerCore
         end
 
         # @param sources [Array(String, String)] templates and where they are written
-        # @return [Array<String>] which handlers these namespaces' steps want and that do not exist, each with its file and line
+        # @raise [TemplateError] which handlers these namespaces' steps want and that do not exist, each with its file and line
+        def check(sources, namespaces)
+          missing = missing(sources, Array(namespaces).map(&:to_s))
+          raise TemplateError, missing.join("\n") if missing.any?
+        end
+
+        private
+
         def missing(sources, namespaces)
           sources.flat_map do |source, origin|
             definition, _version, lines = Native.check_template(source, origin)

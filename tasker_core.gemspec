@@ -1,10 +1,9 @@
 # frozen_string_literal: true
 
-require_relative "lib/tasker_core/version"
-
 Gem::Specification.new do |spec|
   spec.name = "tasker_core"
-  spec.version = TaskerCore::VERSION
+  # The only place where the version is written.
+  spec.version = File.read(File.join(__dir__, "Cargo.toml"))[/^version = "(.+)"/, 1]
   spec.authors = ["The tasker-core authors"]
   spec.summary = "Workflows for Ruby and Rails on nothing but PostgreSQL"
   spec.description = "Durable workflows of steps in Ruby, orchestrated by a Rust core over pgmq queues in your own PostgreSQL. " \

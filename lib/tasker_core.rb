@@ -1,6 +1,5 @@
 # frozen_string_literal: true
 
-require_relative "tasker_core/version"
 require_relative "tasker_core/errors"
 # The native extension. A precompiled gem has one for each Ruby.
 abi = RUBY_VERSION[/\d+\.\d+/]
@@ -27,6 +26,9 @@ require_relative "tasker_core/railtie" if defined?(Rails::Railtie)
 #   task.wait(timeout: 10) # => "complete"
 #   task.results[:ship]    # => { tracking: "TR-42" }
 module TaskerCore
+  # The gem's version, and that of the core inside it.
+  VERSION = Native::VERSION
+
   autoload :Jobs, "tasker_core/active_job"
 
   @lock = Mutex.new

@@ -38,13 +38,6 @@ RSpec.describe "a generated Rails application" do
     write(file, content.sub(old, new))
   end
 
-  def succeed(*command, **options)
-    output, code = run(*command, **options)
-    raise "#{command.join(' ')} exited with #{code}:\n#{output}" unless code.zero?
-
-    output
-  end
-
   def rails(*arguments, **environment)
     succeed("bin/rails", *arguments, folder: @shop, environment: environment.transform_keys(&:to_s))
   end

@@ -229,6 +229,10 @@ RSpec.describe TaskerCore::Testing do
     end
   end
 
+  it "says that it keeps no dead letters" do
+    described_class.fake! { expect { TaskerCore::DLQ.list }.to raise_error(TaskerCore::Error, /keeps no dead letters/) }
+  end
+
   it "says that it is not in use" do
     described_class.disable! { expect { described_class.tasks }.to raise_error(TaskerCore::Error, /fake! or inline!/) }
   end

@@ -6,8 +6,15 @@
 require "rbconfig"
 require "tmpdir"
 
-unless system("cargo", "--version", out: File::NULL, err: File::NULL)
-  abort "tasker_core is built by cargo, which is not on the PATH: install Rust 1.89 or newer (and libclang: Debian, Ubuntu: libclang-dev)"
+root = File.expand_path("../..", __dir__)
+wanted = File.read(File.join(root, "Cargo.toml"))[/^rust-version = "(.+)"/, 1]
+begin
+  found = `cargo --version`[/\d+\.\d+(\.\d+)?/]
+rescue Errno::ENOENT
+  abort "tasker_core is built by cargo, which is not on the PATH: install Rust #{wanted} or newer (https://rustup.rs), and libclang"
+end
+if Gem::Version.new(found) < Gem::Version.new(wanted)
+  abort "tasker_core is built with Rust #{wanted} or newer, and the cargo on the PATH is #{found}: see https://rustup.rs"
 end
 
 # Where clang-sys looks, roughly: what it finds elsewhere is told to it by LIBCLANG_PATH, and so is this.
@@ -21,7 +28,6 @@ end
 given = ENV.fetch("CARGO_TARGET_DIR", "")
 target = given.empty? ? Dir.mktmpdir("tasker_core") : File.expand_path(given)
 clean_up = given.empty? ? "rm -rf '#{target}'" : "true"
-root = File.expand_path("../..", __dir__)
 library = darwin ? "libtasker_core.dylib" : "libtasker_core.so"
 
 File.write("Makefile", <<~MAKEFILE)

@@ -25,7 +25,7 @@ module TaskerCore
       # @param carrier [Hash{String => String, nil}, nil] as {current} returns it; nil: in no trace
       # @return [Object] what the block returns
       # @example In a Rack application
-      #   TaskerCore::Tracing.within("traceparent" => env["HTTP_TRACEPARENT"]) { TaskerCore.enqueue(OrderFulfillment, order_id: 42) }
+      #   TaskerCore::Tracing.within("traceparent" => env["HTTP_TRACEPARENT"]) { TaskerCore.enqueue(OrderFulfillment, { order_id: 42 }) }
       def within(carrier, &block)
         carrying(carrier&.slice(*KEYS)&.compact) do
           next yield unless carrier && open_telemetry?

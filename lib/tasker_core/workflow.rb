@@ -154,7 +154,11 @@ module TaskerCore
         value.nil? ? @settings[key] : @settings[key] = value
       end
 
-      def current?(workflow) = workflow.name && Object.const_defined?(workflow.name) && Object.const_get(workflow.name).equal?(workflow)
+      def current?(workflow)
+        workflow.name && Object.const_defined?(workflow.name) && Object.const_get(workflow.name).equal?(workflow)
+      rescue NameError
+        false # inside a class without a name
+      end
 
       def handler_name(step, handler)
         return handler if handler.is_a?(String)

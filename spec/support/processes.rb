@@ -49,6 +49,15 @@ module Processes
     [output, status.exitstatus]
   end
 
+  # Runs a program that must not fail.
+  # @return [String] its output
+  def succeed(*command, **options)
+    output, code = run(*command, **options)
+    raise "#{command.join(' ')} exited with #{code}:\n#{output}" unless code.zero?
+
+    output
+  end
+
   # Starts a program, which ends with the example.
   def launch(*command, environment: {}, folder: Dir.pwd)
     Running.new(command, environment_with(environment), folder: folder).tap { |process| running << process }

@@ -25,6 +25,7 @@ use tasker::health::local::{self, Level};
 fn init(ruby: &Ruby) -> Result<(), Error> {
     let tasker_core: RModule = ruby.class_object().const_get("TaskerCore")?;
     let native = tasker_core.define_module("Native")?;
+    native.const_set("VERSION", env!("CARGO_PKG_VERSION"))?;
     native.define_singleton_method("check_template", function!(check_template, 2))?;
     native.define_singleton_method("check_tasks", function!(client::check_tasks, 3))?;
     native.define_singleton_method("to_json", function!(worker::storable, 1))?;

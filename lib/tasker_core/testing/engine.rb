@@ -57,6 +57,10 @@ module TaskerCore
 
       def close = nil
 
+      def dead_letters(_request)
+        raise Error, "TaskerCore::Testing keeps no dead letters: look at task.steps, or use TaskerCore::Testing.disable!"
+      end
+
       # What a handler and its executor ask.
 
       def complete(attempt, result) = attempt.step.complete(Native.to_json(result))

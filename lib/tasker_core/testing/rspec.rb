@@ -10,7 +10,7 @@ module TaskerCore
     #
     # @example
     #   expect { post "/orders", params: { item: 7 } }.to have_enqueued_task(OrderFulfillment).with(a_hash_including(item: 7))
-    #   expect(TaskerCore).to have_enqueued_task(OrderFulfillment).with(order_id: 42).with_priority(:high).once
+    #   expect(TaskerCore).to have_enqueued_task(OrderFulfillment).with(item: 7).with_priority(:high).once
     #   expect(TaskerCore).not_to have_enqueued_task(SendReminder)
     #   expect(run_step(ReserveInventory, context: { order_id: 42 })).to eq(reserved: 2)
     module Matchers

@@ -12,7 +12,7 @@ RSpec.describe "a generated Rails application" do
     options = %w[--minimal --skip-bundle --skip-git --skip-listen --skip-javascript --skip-sprockets --database=postgresql]
     succeed("rails", "new", @shop, "--quiet", *options, folder: Dir.tmpdir)
     write("Gemfile", <<~RUBY)
-      %w[railties activerecord actionpack pg puma rspec].each { |name| gem name }
+      %w[railties activerecord actionpack pg puma rspec spring sidekiq].each { |name| gem name }
       gem "tasker_core", path: #{Processes::ROOT.inspect}
     RUBY
     rails("generate", "tasker_core:install")
@@ -156,5 +156,62 @@ RSpec.describe "a generated Rails application" do
     expect(output).to match(%r{config/tasker/gifts.yml:4: step wrap: this worker has no handler WrapGift})
   ensure
     FileUtils.rm_rf(File.join(@shop, "config/tasker"))
+  end
+
+  it "enqueues from the processes that Spring forks, and from Sidekiq's, which end when they are told to" do
+    stopped = { "SPRING_TMP_PATH" => Dir.mktmpdir }
+    enqueue = ->(key) { "TaskerCore.enqueue(OrderFulfillment, {}, key: '#{key}')" }
+    2.times { |n| succeed("spring", "rails", "runner", enqueue.call("spring #{n}"), folder: @shop, environment: stopped) }
+    succeed("spring", "stop", folder: @shop, environment: stopped)
+
+    redis = "unix://#{File.join(Dir.mktmpdir, 'redis')}"
+    launch("redis-server", "--port", "0", "--unixsocket", redis.delete_prefix("unix://"), "--save", "").wait_for(/ready to accept/i)
+    write("app/jobs/order_job.rb", <<~RUBY)
+      class OrderJob
+        include Sidekiq::Worker
+        def perform(key) = TaskerCore.enqueue(OrderFulfillment, {}, key: key)
+      end
+    RUBY
+    sidekiq = launch("sidekiq", folder: @shop, environment: { "REDIS_URL" => redis })
+    start_processes
+    succeed("bin/rails", "runner", "OrderJob.perform_async('sidekiq')", folder: @shop, environment: { "REDIS_URL" => redis })
+    sidekiq.wait_for(/OrderJob.*done/)
+    sidekiq.signal("TERM")
+    expect(sidekiq.wait.exitstatus).to eq(0)
+    ids = ["spring 0", "spring 1", "sidekiq"].map { |key| Database.query("SELECT id FROM tasker.tasks WHERE key = $1", [key]).dig(0, "id") }
+    expect(ids.map { |id| TaskerCore.task(id).wait(timeout: 30) }).to eq(%w[complete] * 3)
+  ensure
+    FileUtils.rm_rf(File.join(@shop, "app/jobs/order_job.rb"))
+  end
+
+  it "keeps its tasks in a database of their own where config/tasker.yml names one, and joins that one's transactions" do
+    own = "#{Database.url}_tasks"
+    files = %w[config/tasker.yml config/database.yml].to_h { |file| [file, File.read(File.join(@shop, file))] }
+    edit("config/tasker.yml", "# database: tasker", "database: tasks")
+    write("config/database.yml", <<~YAML)
+      development:
+        primary: { adapter: postgresql, url: <%= ENV["DATABASE_URL"] %> }
+        tasks: { adapter: postgresql, url: #{own}, migrations_paths: db/tasks }
+    YAML
+    write("app/models/task_record.rb", <<~RUBY)
+      class TaskRecord < ApplicationRecord
+        self.abstract_class = true
+        connects_to database: { writing: :tasks }
+      end
+    RUBY
+    rails("db:create", "tasker_core:migrate")
+    keys = rails("runner", <<~RUBY)
+      enqueue = ->(key) { TaskerCore.enqueue(OrderFulfillment, {}, key: key) }
+      TaskRecord.transaction { enqueue.call("rolled back"); raise ActiveRecord::Rollback }
+      TaskRecord.transaction { enqueue.call("committed") }
+      Order.transaction { enqueue.call("another database's"); raise ActiveRecord::Rollback }
+      print TaskRecord.connection.select_values("SELECT key FROM tasker.tasks ORDER BY id").join(", ")
+    RUBY
+    expect(keys).to eq("committed, another database's")
+    expect(succeed("bin/tasker", "task", "list", folder: @shop).scan("order_fulfillment").size).to eq(2)
+  ensure
+    files.each { |file, content| write(file, content) }
+    FileUtils.rm_f(File.join(@shop, "app/models/task_record.rb"))
+    Database.drop("_tasks")
   end
 end

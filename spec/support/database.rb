@@ -11,7 +11,8 @@ module Database
 
     def create = admin("CREATE DATABASE #{NAME}")
 
-    def drop = admin("DROP DATABASE #{NAME} WITH (FORCE)")
+    # @param suffix [String] to the name: of another one, which an example made
+    def drop(suffix = "") = admin("DROP DATABASE IF EXISTS #{NAME}#{suffix} WITH (FORCE)")
 
     # @return [Array<Hash>]
     def query(sql, values = [])

@@ -9,7 +9,7 @@ RSpec.describe "a generated Rails application" do
 
   before(:context) do
     @shop = File.join(Dir.mktmpdir, "shop")
-    options = %w[--minimal --skip-bundle --skip-git --skip-listen --skip-javascript --skip-sprockets --database=postgresql]
+    options = %w[--minimal --skip-bundle --skip-git --skip-listen --skip-javascript --skip-sprockets --skip-asset-pipeline --database=postgresql]
     succeed("rails", "new", @shop, "--quiet", *options, folder: Dir.tmpdir)
     write("Gemfile", <<~RUBY)
       %w[railties activerecord actionpack pg puma rspec spring sidekiq].each { |name| gem name }

@@ -18,16 +18,18 @@ CREATE TABLE tasker.namespaces (
     name       text NOT NULL UNIQUE CHECK (name ~ '^[a-z][a-z0-9_]{0,36}$'),
     queue      text NOT NULL UNIQUE GENERATED ALWAYS AS (name || '_queue') STORED,
     created_at timestamptz NOT NULL DEFAULT now(),
-    -- The rules of its steps where neither the step nor its template says otherwise (tasker namespace set).
-    max_attempts    int NOT NULL DEFAULT 5 CHECK (max_attempts BETWEEN 1 AND 1000),
-    backoff         text NOT NULL DEFAULT 'exponential' CHECK (backoff IN ('fixed', 'linear', 'exponential')),
-    multiplier      float8 NOT NULL DEFAULT 2 CHECK (multiplier BETWEEN 1 AND 100),
-    base_seconds    float8 NOT NULL DEFAULT 1 CHECK (base_seconds > 0),
-    max_seconds     float8 NOT NULL DEFAULT 600 CHECK (max_seconds > 0),
-    jitter          float8 NOT NULL DEFAULT 0.1 CHECK (jitter BETWEEN 0 AND 1),
+    -- The rules of its steps where neither the step nor its template says otherwise: those of tasker.rules.
+    max_attempts    int NOT NULL,
+    backoff         text NOT NULL CHECK (backoff IN ('fixed', 'linear', 'exponential')),
+    multiplier      float8 NOT NULL CHECK (multiplier BETWEEN 1 AND 100),
+    base_seconds    float8 NOT NULL CHECK (base_seconds > 0),
+    max_seconds     float8 NOT NULL CHECK (max_seconds > 0),
+    jitter          float8 NOT NULL CHECK (jitter BETWEEN 0 AND 1),
     -- null: dead letters are kept for ever, and raise no alert
     retention_days  int CHECK (retention_days BETWEEN 1 AND 36500),
-    alert_threshold int CHECK (alert_threshold > 0)
+    alert_threshold int CHECK (alert_threshold > 0),
+    -- null: the orchestrators' own
+    queue_target    int CHECK (queue_target > 0)
 );
 
 -- A length of time as the library's JSON writes it: {"secs": 1, "nanos": 500000000}; null for none.
@@ -75,8 +77,11 @@ BEGIN
     END IF;
     PERFORM pg_advisory_xact_lock(hashtext('tasker.namespaces'));
     FOR v_queue IN
-        INSERT INTO tasker.namespaces (name)
-        SELECT DISTINCT n.name FROM unnest(p_names) AS n(name)
+        INSERT INTO tasker.namespaces (name, max_attempts, backoff, multiplier, base_seconds, max_seconds, jitter, retention_days, alert_threshold,
+                                       queue_target)
+        SELECT n.name, r.max_attempts, r.backoff, r.multiplier, r.base_seconds, r.max_seconds, r.jitter, r.retention_days, r.alert_threshold,
+               r.queue_target
+        FROM (SELECT DISTINCT name FROM unnest(p_names) AS u(name)) AS n, tasker.rules(n.name) AS r
         WHERE NOT EXISTS (SELECT 1 FROM tasker.namespaces ns WHERE ns.name = n.name)
         ORDER BY n.name
         RETURNING queue
@@ -96,19 +101,3 @@ $$;
 
 CREATE FUNCTION tasker.list_namespaces() RETURNS SETOF jsonb
 LANGUAGE sql STABLE AS $$ SELECT to_jsonb(n) - 'id' FROM tasker.namespaces n ORDER BY n.name $$;
-
--- Changes the rules of a namespace that p_rules names; null when there is no such namespace.
--- Errors: 23514 (check violation) when a value is out of bounds.
-CREATE FUNCTION tasker.set_namespace(p_name text, p_rules jsonb) RETURNS jsonb
-LANGUAGE sql AS $$
-    UPDATE tasker.namespaces n
-    SET (max_attempts, backoff, multiplier, base_seconds, max_seconds, jitter, retention_days, alert_threshold) = (
-        SELECT coalesce(r.max_attempts, n.max_attempts), coalesce(r.backoff, n.backoff), coalesce(r.multiplier, n.multiplier),
-               coalesce(r.base_seconds, n.base_seconds), coalesce(r.max_seconds, n.max_seconds), coalesce(r.jitter, n.jitter),
-               coalesce(r.retention_days, n.retention_days), coalesce(r.alert_threshold, n.alert_threshold)
-        FROM jsonb_to_record(p_rules) AS r(
-            max_attempts int, backoff text, multiplier float8, base_seconds float8, max_seconds float8, jitter float8,
-            retention_days int, alert_threshold int))
-    WHERE n.name = p_name
-    RETURNING to_jsonb(n) - 'id'
-$$;

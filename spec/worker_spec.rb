@@ -198,8 +198,8 @@ RSpec.describe TaskerCore::Worker do
   end
 
   it "refuses options that make no sense" do
-    expect { described_class.new(namespaces: []).start }.to raise_error(TaskerCore::ConfigurationError, /at least one namespace/)
-    expect { described_class.new(namespaces: ["n"], threads: 0).start }.to raise_error(TaskerCore::ConfigurationError, /1 to 10,000/)
+    expect { described_class.new(namespaces: []).start }.to raise_error(TaskerCore::ConfigurationError, /no namespace/)
+    expect { described_class.new(namespaces: ["n"], threads: 0).start }.to raise_error(TaskerCore::ConfigurationError, /1 to 10000/)
     expect { described_class.new(namespaces: ["Team A"]).start }.to raise_error(TaskerCore::Error)
   end
 end

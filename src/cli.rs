@@ -3,6 +3,7 @@
 //! Exit codes: 0 done; 1 refused, or the task ended otherwise than complete; 2 wrong usage; 3 the database or the configuration is not as it
 //! must be; 4 what was named does not exist; 130 stopped by a second signal.
 
+mod config;
 mod dev;
 mod dlq;
 mod health;
@@ -13,10 +14,13 @@ mod template;
 
 use std::ffi::OsString;
 use std::io::{Read, Write};
+use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use serde_json::{json, Value};
 
-use crate::config::database_url;
+use crate::config::distributed::Author;
+use crate::config::{database_url, Given, Local};
 use crate::db::Db;
 use crate::error::{Error, ErrorKind, Result};
 use crate::telemetry;
@@ -42,6 +46,9 @@ enum Command {
     /// Look at dead letters, replay, resolve, skip and discard them
     #[command(subcommand)]
     Dlq(dlq::Dlq),
+    /// Show, check and change the configuration
+    #[command(subcommand)]
+    Config(config::Config),
     /// List namespaces and change their rules
     #[command(subcommand)]
     Namespace(namespace::Namespace),
@@ -61,19 +68,53 @@ enum Command {
 /// Which database.
 #[derive(Args, Clone)]
 struct Connection {
-    /// postgres://user:password@host:port/database; default: the private one of `tasker dev`, if it runs
-    #[arg(long, env = "DATABASE_URL", hide_env_values = true, global = true)]
+    /// postgres://user:password@host:port/database; default: DATABASE_URL, or tasker.yml, or the private one of `tasker dev`, if it runs
+    #[arg(long, global = true)]
     database_url: Option<String>,
 }
 
 impl Connection {
     /// For a command that does one thing after the other.
     async fn open(&self) -> Result<Db> {
-        self.open_with(4).await
+        self.connect(&self.local(None, json!({}))?, 4).await
     }
 
-    async fn open_with(&self, max_connections: u32) -> Result<Db> {
-        Db::connect(&database_url(self.database_url.as_deref())?, max_connections).await
+    /// What this process is told where it runs, and by these flags.
+    fn local(&self, file: Option<PathBuf>, mut flags: Value) -> Result<Local> {
+        if let Some(url) = &self.database_url {
+            flags["database_url"] = json!(url);
+        }
+        let given = Given {
+            file,
+            flags,
+            ..Given::default()
+        };
+        Local::read(given)
+    }
+
+    async fn connect(&self, local: &Local, connections: u32) -> Result<Db> {
+        let effective = local.with(0, &json!({}))?;
+        Db::connect(&database_url(effective.settings.database_url.as_deref())?, connections).await
+    }
+}
+
+/// Who changes the configuration, and why.
+#[derive(Args)]
+struct By {
+    /// Who does it
+    #[arg(long, env = "USER", default_value = "unknown")]
+    who: String,
+    /// Why
+    #[arg(long)]
+    why: Option<String>,
+}
+
+impl By {
+    fn author(self) -> Author {
+        Author {
+            who: self.who,
+            why: self.why,
+        }
     }
 }
 
@@ -108,6 +149,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> i32 {
             Command::Task(task) => task.run().await,
             Command::Health(health) => Ok(health.run()),
             Command::Dlq(dlq) => dlq.run().await,
+            Command::Config(config) => config.run().await,
             Command::Namespace(namespace) => namespace.run().await,
             Command::Template(template) => template.run().await,
             Command::Worker { .. } => Err(Error::Config(

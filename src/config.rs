@@ -1,4 +1,27 @@
-//! Where settings come from: a flag, else the environment, else what `tasker dev` left in this folder.
+//! Configuration: layers of settings, of which the nearest wins and each value knows where it comes from, and a coordinator for what a fleet
+//! shares and changes while it runs.
+//!
+//! `defaults` → `tasker.yml` (`shared`, then the environment's section) → environment variables → flags, in each process ([`Local`]); above them, in
+//! the coordinator, what is set for all, for namespaces, and for single instances ([`distributed`]). [`Live`] is what comes out, now and after
+//! every change.
+
+mod check;
+pub mod distributed;
+pub mod drift;
+mod layers;
+mod live;
+pub mod schema;
+mod settings;
+mod sources;
+mod span;
+#[cfg(test)]
+mod tests;
+
+pub use check::Problem;
+pub use layers::{Effective, Given, Local};
+pub use live::Live;
+pub use settings::{Backoff, HealthConfig, LogConfig, LogFormat, OrchestratorConfig, Rules, Settings, TracesConfig, WorkerConfig};
+pub use sources::{check_file, read_source};
 
 use std::path::Path;
 
@@ -7,7 +30,7 @@ use crate::error::{Error, Result};
 /// Where `tasker dev` keeps its database, relative to the working folder.
 pub const DEV_FOLDER: &str = ".tasker";
 
-/// The database to use: `given` (a flag or DATABASE_URL, which may be empty), or the private one of `tasker dev`.
+/// The database to use: `given` (a setting, which may be empty), or the private one of `tasker dev`.
 ///
 /// Errors: [`Error::Config`] when there is neither.
 pub fn database_url(given: Option<&str>) -> Result<String> {

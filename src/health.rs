@@ -27,58 +27,18 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::{json, Value};
-use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
+use crate::config::{self, drift};
 use crate::db::Db;
 use crate::engine::fleet;
 use crate::engine::member::{Kind, Membership};
-use crate::error::{Error, Result};
 use crate::telemetry;
 use database::Database;
 use fresh::Fresh;
 
 /// How long a question to the database may take, of those that are not about the process alone: less than the second that Kubernetes waits.
 const PATIENCE: Duration = Duration::from_millis(800);
-
-/// The options of health checks, each with its default.
-#[derive(Debug, Clone)]
-pub struct HealthConfig {
-    /// How long the database may be away before the process is not live any more. Default 5 minutes.
-    pub database_grace: Duration,
-    /// How many bytes of memory the process may use; beside its cgroup's limit, if that is less. Default none.
-    pub memory_limit: Option<u64>,
-}
-
-impl Default for HealthConfig {
-    fn default() -> Self {
-        HealthConfig {
-            database_grace: Duration::from_secs(300),
-            memory_limit: None,
-        }
-    }
-}
-
-impl HealthConfig {
-    /// As the environment says: TASKER_DATABASE_GRACE (such as `5m`), TASKER_MEMORY_LIMIT (in bytes).
-    /// Errors: [`Error::Config`] for a value that cannot be read.
-    pub fn from_env() -> Result<HealthConfig> {
-        let mut config = HealthConfig::default();
-        if let Ok(grace) = std::env::var("TASKER_DATABASE_GRACE") {
-            config.database_grace = humantime::parse_duration(&grace)
-                .map_err(|error| Error::Config(format!("TASKER_DATABASE_GRACE is {grace:?}: {error}; expected such as 5m or 90s")))?;
-        }
-        if let Ok(limit) = std::env::var("TASKER_MEMORY_LIMIT") {
-            let bytes = limit.parse().map_err(|error| {
-                Error::Config(format!(
-                    "TASKER_MEMORY_LIMIT is {limit:?}: {error}; expected bytes, such as 536870912"
-                ))
-            })?;
-            config.memory_limit = Some(bytes);
-        }
-        Ok(config)
-    }
-}
 
 /// The health of one orchestrator, worker or client. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -101,12 +61,6 @@ impl fmt::Debug for TellBusy {
     }
 }
 
-/// What two processes with the same configuration have in common.
-pub(crate) fn fingerprint(config: &impl fmt::Debug) -> String {
-    let digest = Sha256::digest(format!("{config:?}"));
-    digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
-}
-
 #[derive(Debug)]
 struct Inner {
     /// Of a client, none.
@@ -114,8 +68,7 @@ struct Inner {
     db: Db,
     beats: Beats,
     namespaces: Vec<String>,
-    config: HealthConfig,
-    configuration: String,
+    live: config::Live,
     busy: OnceLock<TellBusy>,
     draining: AtomicBool,
     database: Arc<Database>,
@@ -125,23 +78,22 @@ struct Inner {
 
 impl Health {
     /// `namespaces` are those whose queues it works with; empty means all.
-    pub(crate) fn new(kind: Kind, db: &Db, namespaces: &[String], config: HealthConfig, configuration: String) -> Health {
-        Health::of(Some(kind), db, namespaces, config, configuration)
+    pub(crate) fn new(kind: Kind, db: &Db, namespaces: &[String], live: &config::Live) -> Health {
+        Health::of(Some(kind), db, namespaces, live.clone())
     }
 
     /// The health of a process that only submits tasks and reads them.
-    pub fn of_client(db: &Db, config: HealthConfig) -> Health {
-        Health::of(None, db, &[], config, String::new())
+    pub fn of_client(db: &Db, settings: config::Settings) -> Health {
+        Health::of(None, db, &[], settings.into())
     }
 
-    fn of(kind: Option<Kind>, db: &Db, namespaces: &[String], config: HealthConfig, configuration: String) -> Health {
+    fn of(kind: Option<Kind>, db: &Db, namespaces: &[String], live: config::Live) -> Health {
         Health(Arc::new(Inner {
             kind,
             db: db.clone(),
             beats: Beats::default(),
             namespaces: namespaces.to_vec(),
-            config,
-            configuration,
+            live,
             busy: OnceLock::new(),
             draining: AtomicBool::new(false),
             database: Arc::default(),
@@ -164,12 +116,13 @@ impl Health {
     pub async fn live(&self) -> Live {
         let of = &self.0;
         let away = of.database.away(&of.db).await;
+        let bounds = &of.live.effective().settings.health;
         Live::new(
             self.kind(),
             of.beats.late(),
             away,
-            of.config.database_grace,
-            Memory::now(of.config.memory_limit),
+            bounds.database_grace,
+            Memory::now(bounds.memory_limit),
         )
     }
 
@@ -199,7 +152,10 @@ impl Health {
     /// Answers within two seconds.
     pub async fn detailed(&self) -> Value {
         let (live, ready, fleet) = tokio::join!(self.live(), self.ready(), self.fleet());
-        let fleet = fleet.unwrap_or_else(|error| json!({ "error": error }));
+        let mut fleet = fleet.unwrap_or_else(|error| json!({ "error": error }));
+        if let Some(members) = fleet["members"].as_array() {
+            fleet["drift"] = json!(drift::drift(members, drift::GRACE));
+        }
         json!({ "live": live, "ready": ready, "process": self.process(), "fleet": fleet })
     }
 
@@ -222,16 +178,18 @@ impl Health {
     /// This process's resources, which are measured as well.
     fn process(&self) -> Value {
         let of = &self.0;
-        let (memory, pool) = (Memory::now(of.config.memory_limit), of.db.pool_use());
+        let effective = of.live.effective();
+        let (memory, pool) = (Memory::now(effective.settings.health.memory_limit), of.db.pool_use());
         let busy = of.busy.get().and_then(|busy| busy.0());
         let metrics = telemetry::metrics();
         metrics.observe_process(memory.used, memory.limit, memory::cpu_seconds());
+        metrics.observe_configuration(effective.fallback.is_some());
         metrics.observe_pool(pool.open - pool.idle.min(pool.open), pool.idle, pool.max);
         if let Some(busy) = busy {
             metrics.worker_running.record(busy.running as f64, &[]);
             metrics.worker_slots.record(busy.slots as f64, &[]);
         }
-        json!({ "memory": memory, "pool": pool, "busy": busy, "configuration": of.configuration })
+        json!({ "memory": memory, "pool": pool, "busy": busy, "configuration": effective.report() })
     }
 
     /// All metrics of this process, in Prometheus' text format; an orchestrator tells of the fleet as well.
@@ -257,13 +215,26 @@ impl Health {
 }
 
 /// Renews a membership at a third of its lease, until `stop`, and with it says how the process is.
-pub(crate) async fn keep_membership(membership: Arc<Membership>, health: Health, stop: CancellationToken) {
-    let beat = health.beats().register("heartbeat", membership.lease() + crate::db::LONGEST_CALL);
+pub(crate) async fn keep_membership(
+    membership: Arc<Membership>,
+    health: Health,
+    lease: impl Fn() -> Duration + Send,
+    stop: CancellationToken,
+) {
+    let mut held = lease();
+    let mut beat = health.beats().register("heartbeat", held + crate::db::LONGEST_CALL);
     while !stop.is_cancelled() {
+        let wanted = lease();
+        if wanted != held {
+            held = wanted;
+            membership.hold_for(held);
+            drop(beat);
+            beat = health.beats().register("heartbeat", held + crate::db::LONGEST_CALL);
+        }
         if let Err(error) = membership.renew(&health.process()).await {
             tracing::error!(%error, "the membership's heartbeat failed");
         }
         beat.beat();
-        tokio::select! { () = stop.cancelled() => {}, () = tokio::time::sleep(membership.lease() / 3) => {} }
+        tokio::select! { () = stop.cancelled() => {}, () = tokio::time::sleep(held / 3) => {} }
     }
 }

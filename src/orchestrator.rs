@@ -13,63 +13,18 @@ mod retention;
 mod rounds;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::config::Live;
+pub use crate::config::OrchestratorConfig;
 use crate::db::{channel, Db};
+use crate::engine::configuration;
 use crate::engine::member::{Kind, Membership};
-use crate::error::{Error, Result};
-use crate::health::{self, Health, HealthConfig};
+use crate::error::Result;
+use crate::health::{self, Health};
 use crate::telemetry;
-
-/// The options of an orchestrator, each with its default.
-#[derive(Debug, Clone)]
-pub struct OrchestratorConfig {
-    /// Whose tasks to admit; empty, the default, means all.
-    pub namespaces: Vec<String>,
-    /// A namespace's tasks wait, where priority counts, while its queue holds this many messages. Its idle workers admit what they have room
-    /// for by themselves; this is what waits for those that are busy. Fewer lets an urgent task overtake more. Default 100.
-    pub queue_target: u32,
-    /// How many tasks one cycle admits in each namespace at most. Default 200.
-    pub batch: u32,
-    /// How often to look for tasks when no notification came: the latency where LISTEN does not work. Default 1 s.
-    pub poll: Duration,
-    /// How long a membership lasts without a heartbeat, which comes at a third of it. Default 30 s.
-    pub lease: Duration,
-    /// Where alerts on dead letters are posted as JSON, beside the log. Delivered at least once, by one of the orchestrators that have it.
-    /// Default none.
-    pub alert_webhook: Option<String>,
-    /// How its health is judged.
-    pub health: HealthConfig,
-}
-
-impl Default for OrchestratorConfig {
-    fn default() -> Self {
-        OrchestratorConfig {
-            namespaces: Vec::new(),
-            queue_target: 100,
-            batch: 200,
-            poll: Duration::from_secs(1),
-            lease: Duration::from_secs(30),
-            alert_webhook: None,
-            health: HealthConfig::default(),
-        }
-    }
-}
-
-impl OrchestratorConfig {
-    fn check(&self) -> Result<()> {
-        if self.queue_target == 0 || self.batch == 0 || self.queue_target > 1_000_000 || self.batch > 10_000 {
-            return Err(Error::Config("queue_target must be 1 to 1,000,000 and batch 1 to 10,000".into()));
-        }
-        if self.poll.is_zero() || self.lease < Duration::from_secs(1) {
-            return Err(Error::Config("poll must be more than 0 and lease at least 1 s".into()));
-        }
-        Ok(())
-    }
-}
 
 /// A running orchestrator.
 #[derive(Debug)]
@@ -81,33 +36,34 @@ pub struct Orchestrator {
 }
 
 impl Orchestrator {
-    /// Joins the members and starts the loops.
-    pub async fn start(db: &Db, config: OrchestratorConfig) -> Result<Orchestrator> {
-        config.check()?;
+    /// Joins the members and starts the loops. With a [`Live`], they follow its changes.
+    pub async fn start(db: &Db, settings: impl Into<Live>) -> Result<Orchestrator> {
+        let live = settings.into();
+        live.check()?;
+        let OrchestratorConfig { namespaces, lease, .. } = live.orchestrator();
         db.check_schema().await?;
-        let membership = Arc::new(Membership::join(db, Kind::Orchestrator, &config.namespaces, config.lease).await?);
+        let membership = Arc::new(Membership::join(db, Kind::Orchestrator, &namespaces, lease).await?);
         let stop = CancellationToken::new();
-        let wakes = db.listen(&[channel::TASKS, channel::DUE, channel::DEAD_LETTERS], stop.clone());
-        let health = Health::new(
-            Kind::Orchestrator,
-            db,
-            &config.namespaces,
-            config.health.clone(),
-            health::fingerprint(&config),
+        let wakes = db.listen(
+            &[channel::TASKS, channel::DUE, channel::DEAD_LETTERS, channel::CONFIGURATION],
+            stop.clone(),
         );
+        let health = Health::new(Kind::Orchestrator, db, &namespaces, &live);
         let beats = health.beats();
         let loops = TaskTracker::new();
-        loops.spawn(admission::Admission::new(db, &config, &membership, beats, wakes.subscribe()).run(stop.clone()));
+        loops.spawn(admission::Admission::new(db, &live, &membership, beats, wakes.subscribe()).run(stop.clone()));
         loops.spawn(due::Due::new(db, beats, wakes.subscribe()).run(stop.clone()));
         loops.spawn(rounds::run(recovery::Recovery::new(db), beats.clone(), stop.clone()));
         loops.spawn(rounds::run(marks::Marks::new(db), beats.clone(), stop.clone()));
         loops.spawn(rounds::run(reconciliation::Reconciliation::new(db), beats.clone(), stop.clone()));
-        loops.spawn(alerts::Alerts::new(db, config.alert_webhook.clone(), beats, wakes.subscribe()).run(stop.clone()));
+        loops.spawn(alerts::Alerts::new(db, &live, beats, wakes.subscribe()).run(stop.clone()));
         loops.spawn(rounds::run(retention::Retention::new(db), beats.clone(), stop.clone()));
         if telemetry::pushes_metrics() {
             loops.spawn(rounds::run(observation::Observation::new(&health), beats.clone(), stop.clone()));
         }
-        loops.spawn(health::keep_membership(membership.clone(), health.clone(), stop.clone()));
+        loops.spawn(configuration::told(live.clone(), wakes.subscribe(), stop.clone()));
+        let lease = move || live.orchestrator().lease;
+        loops.spawn(health::keep_membership(membership.clone(), health.clone(), lease, stop.clone()));
         loops.close();
         tracing::info!(member = membership.id(), "orchestrator started");
         Ok(Orchestrator {

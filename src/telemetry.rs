@@ -7,10 +7,10 @@ mod observed;
 mod otlp;
 mod traces;
 
-pub use logging::{init_logging, log, log_to, log_to_standard_error, About};
+pub use logging::{init_logging, log, log_as, log_to, log_to_standard_error, About};
 pub(crate) use metrics::Metrics;
 pub use metrics::{Described, TABLE};
-pub use traces::{extract, inject, Carrier};
+pub use traces::{extract, inject, sample, Carrier};
 pub(crate) use traces::{sibling, span_context, system_time, Span, Traces};
 
 use std::sync::{Arc, PoisonError, RwLock};
@@ -22,8 +22,16 @@ use opentelemetry_sdk::metrics::SdkMeterProvider;
 use opentelemetry_sdk::Resource;
 use prometheus::{Registry, TextEncoder};
 
+use crate::config::Effective;
+
 /// How long the end of a process waits for its telemetry.
 const FLUSH: Duration = Duration::from_secs(3);
+
+/// Logs and samples as these settings say, from now on.
+pub fn take_over(effective: &Effective) {
+    log_as(&effective.settings.log);
+    sample(effective.settings.traces.sample);
+}
 
 struct Telemetry {
     metrics: Arc<Metrics>,

@@ -5,7 +5,6 @@
 //! it, with others); `held` knows all of them, and `heartbeat` keeps their leases until their reports are committed.
 
 mod batcher;
-mod config;
 mod handler;
 mod heartbeat;
 mod held;
@@ -14,7 +13,7 @@ mod spans;
 mod step;
 mod suspects;
 
-pub use config::WorkerConfig;
+pub use crate::config::WorkerConfig;
 pub use handler::{Handler, Handlers, Handling};
 pub use step::{Outcome, Step};
 
@@ -27,8 +26,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use crate::db::{self, channel, Db};
+use crate::config::Live;
+use crate::db::{channel, Db};
 use crate::engine::check_payload;
+use crate::engine::configuration;
 use crate::engine::fail::Failure;
 use crate::engine::lease::{record_progress, release_steps, Lease, LeasedStep, Word};
 use crate::engine::member::{Kind, Membership};
@@ -45,7 +46,7 @@ macro_rules! log_step {
             tracing::Level::$level,
             task = %$leased.task_id,
             step = $leased.name,
-            namespace = $shared.config.namespaces[$queue],
+            namespace = $shared.namespaces[$queue],
             attempt = $leased.attempt,
             worker = $shared.membership.id(),
             trace_id = $leased.trace.as_ref().and_then(|trace| trace.id()),
@@ -59,7 +60,8 @@ use log_step;
 #[derive(Debug)]
 struct Shared {
     db: Db,
-    config: WorkerConfig,
+    live: Live,
+    namespaces: Vec<String>,
     queues: Vec<String>,
     held: Held,
     waiting: suspects::Waiting,
@@ -87,6 +89,10 @@ impl Shared {
         }
     }
 
+    fn concurrency(&self) -> usize {
+        self.live.worker(|config| config.concurrency)
+    }
+
     fn label(&self, queue: usize) -> &[KeyValue] {
         std::slice::from_ref(&self.labels[queue])
     }
@@ -96,7 +102,7 @@ impl Shared {
         if self.stop.is_cancelled() {
             return 0;
         }
-        self.config.concurrency.saturating_sub(self.held.count_unreported()) as i32
+        self.concurrency().saturating_sub(self.held.count_unreported()) as i32
     }
 }
 
@@ -112,19 +118,19 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Joins the members, makes sure that the namespaces' queues exist, and begins to lease steps.
-    pub async fn start(db: &Db, config: WorkerConfig) -> Result<Worker> {
-        config.check()?;
+    /// Joins the members, makes sure that the namespaces' queues exist, and begins to lease steps. With a [`Live`], it follows its changes.
+    /// Errors: [`Error::Config`] for settings that cannot be, and without a namespace.
+    pub async fn start(db: &Db, settings: impl Into<Live>) -> Result<Worker> {
+        let live = settings.into();
+        live.check()?;
+        let config = live.worker(WorkerConfig::clone);
+        if config.namespaces.is_empty() {
+            return Err(Error::Config("a worker needs at least one namespace".into()));
+        }
         db.check_schema().await?;
         crate::engine::namespaces::ensure(db, &config.namespaces).await?;
         let membership = Arc::new(Membership::join(db, Kind::Worker, &config.namespaces, config.lease).await?);
-        let health = Health::new(
-            Kind::Worker,
-            db,
-            &config.namespaces,
-            config.health.clone(),
-            health::fingerprint(&config),
-        );
+        let health = Health::new(Kind::Worker, db, &config.namespaces, &live);
         let stop = CancellationToken::new();
         let shared = Arc::new(Shared {
             db: db.clone(),
@@ -138,13 +144,17 @@ impl Worker {
                 .iter()
                 .map(|namespace| KeyValue::new("namespace", namespace.clone()))
                 .collect(),
-            config,
+            namespaces: config.namespaces,
+            live: live.clone(),
             stop: stop.clone(),
             abandon: CancellationToken::new(),
         });
 
         let beats = health.beats();
-        let wakes = db.listen(&[channel::TASKS, channel::STEPS, channel::CANCELLED], stop);
+        let wakes = db.listen(
+            &[channel::TASKS, channel::STEPS, channel::CANCELLED, channel::CONFIGURATION],
+            stop.clone(),
+        );
         let (buffer, steps) = flume::unbounded();
         let (suspects, suspected) = tokio::sync::mpsc::unbounded_channel();
         let outlets = poller::Outlets {
@@ -160,20 +170,17 @@ impl Worker {
             loops.spawn(batcher::run(shared.clone(), queue, outcomes, buffer.clone()));
             reports.push(report);
         }
-        let lease = shared.config.lease;
-        loops.spawn(heartbeat::run(
-            shared.clone(),
-            wakes.subscribe(),
-            beats.register("step heartbeat", lease + db::LONGEST_CALL),
-        ));
+        loops.spawn(heartbeat::run(shared.clone(), wakes.subscribe(), beats.clone()));
         let of = Arc::downgrade(&shared);
         health.tell_busy(move || {
             of.upgrade().map(|shared| Busy {
                 running: shared.held.count_unreported(),
-                slots: shared.config.concurrency,
+                slots: shared.concurrency(),
             })
         });
-        loops.spawn(health::keep_membership(membership, health.clone(), shared.abandon.clone()));
+        loops.spawn(configuration::told(live.clone(), wakes.subscribe(), stop));
+        let lease = move || live.worker(|config| config.lease);
+        loops.spawn(health::keep_membership(membership, health.clone(), lease, shared.abandon.clone()));
         pollers.spawn(suspects::run(shared.clone(), suspected, buffer));
         drop(outlets);
         pollers.close();
@@ -285,19 +292,19 @@ impl Worker {
         } else {
             self.note_duration(step, "complete");
             spans::tell(&self.shared, step, Instant::now(), &spans::Reporting::within_the_handler());
-            self.shared
-                .membership
-                .note_activity(&self.shared.config.namespaces[step.queue], 1, 0);
+            self.shared.membership.note_activity(&self.shared.namespaces[step.queue], 1, 0);
         }
         self.shared.held.remove(step.queue, [&step.lease()]);
     }
 
-    /// Handles the steps with Rust handlers, `concurrency` at a time, until the worker shuts down.
+    /// Handles the steps with Rust handlers, as many at a time as the settings say, until the worker shuts down.
     pub fn handle_with(self: &Arc<Self>, handlers: Handlers) {
-        let handlers = Arc::new(handlers);
-        for _ in 0..self.shared.config.concurrency {
-            tokio::spawn(handler::run(self.clone(), handlers.clone()));
-        }
+        tokio::spawn(handler::run_all(self.clone(), Arc::new(handlers)));
+    }
+
+    /// How many handlers may run at once, now.
+    pub fn concurrency(&self) -> usize {
+        self.shared.concurrency()
     }
 
     /// Its membership.
@@ -307,7 +314,7 @@ impl Worker {
 
     /// Whose step it is.
     pub fn namespace(&self, step: &Step) -> &str {
-        &self.shared.config.namespaces[step.queue]
+        &self.shared.namespaces[step.queue]
     }
 
     /// How it is.

@@ -41,7 +41,7 @@ module TaskerCore
       Native.init_logging
       load_application(options.delete(:require))
       options[:namespaces] ||= named_by_environment
-      Worker.configured(**options.compact).run
+      Worker.new(**options.compact).run
     rescue OptionParser::ParseError => e
       complain("#{e.message}\n\n#{parser({})}", USAGE)
     rescue LoadError, Error => e
@@ -56,7 +56,7 @@ module TaskerCore
     end
 
     def parse(arguments)
-      options = { listen: ENV.fetch("TASKER_LISTEN", nil) }
+      options = {}
       rest = parser(options).parse(arguments)
       raise OptionParser::InvalidArgument, rest.join(" ") unless rest.empty?
       raise OptionParser::InvalidArgument, "--threads must be at least 1" if options.fetch(:threads, 1) < 1
@@ -72,7 +72,7 @@ module TaskerCore
                 "Whose steps to run, comma-separated; default: NAMESPACE, or QUEUE_NAME without _queue, or config/tasker.yml") do |v|
           options[:namespaces] = v
         end
-        opts.on("-t", "--threads COUNT", Integer, "How many handlers run at once; default: 8") { |v| options[:threads] = v }
+        opts.on("-t", "--threads COUNT", Integer, "How many handlers run at once; default: tasker.yml, or 8") { |v| options[:threads] = v }
         opts.on("--grace SECONDS", Float, "How long running handlers get at shutdown; default: 25") { |v| options[:grace] = v }
         opts.on("--lease SECONDS", Float, "When the steps of a killed worker run elsewhere; default: 30") { |v| options[:lease] = v }
         opts.on("--listen ADDRESS", "Where to answer GET /health, /ready and /health/detailed; default: TASKER_LISTEN, else nowhere") do |v|

@@ -3,10 +3,6 @@
 module TaskerCore
   # The settings of this process. Each has a default that works.
   class Configuration
-    # Of a worker.
-    WORKER_OPTIONS = %i[namespaces threads grace lease listen].freeze
-    private_constant :WORKER_OPTIONS
-
     # @return [String, Proc, nil] postgres://user:password@host:port/database, or what returns it. Default: in Rails that of database.yml;
     #   elsewhere DATABASE_URL, else the private PostgreSQL that +tasker dev+ runs in this folder.
     attr_accessor :database_url
@@ -37,9 +33,10 @@ module TaskerCore
     #   databases, an array of them. ActiveRecord's in Rails.
     attr_accessor :open_transaction
 
-    # @return [Hash{Symbol => Object}] what +tasker worker+ and the plugin for Puma run: any of the options of {Worker#initialize} but the
-    #   client. In Rails what config/tasker.yml says.
-    attr_reader :worker
+    # @return [Array(String, Hash), nil] the name of a file of settings that was read already, and its section of this environment: in Rails
+    #   config/tasker.yml, where ERB may be. Elsewhere the core reads tasker.yml itself.
+    # @api private
+    attr_accessor :file
 
     def initialize
       @database_url = nil
@@ -49,18 +46,7 @@ module TaskerCore
       @around_step = nil
       @transaction = nil
       @open_transaction = nil
-      @worker = {}
-    end
-
-    # @param options [Hash{Symbol => Object}]
-    # @raise [ConfigurationError]
-    def worker=(options)
-      unknown = options.keys - WORKER_OPTIONS
-      unless unknown.empty?
-        raise ConfigurationError, "no such setting of a worker: #{unknown.join(', ')}; expected any of #{WORKER_OPTIONS.join(', ')}"
-      end
-
-      @worker = options
+      @file = nil
     end
   end
 end

@@ -15,12 +15,12 @@ module TaskerCore
       attr_accessor :current
     end
 
+    # What is not given here is what the environment or tasker.yml says (+orchestrator:+).
     # @param namespaces [Array<String>] whose tasks to admit; none: all
     # @param listen [String, nil] address and port where to answer GET /health, /ready, /health/detailed and /metrics
     # @param client [Client]
     def initialize(namespaces: [], listen: nil, client: TaskerCore.client)
-      @namespaces = Array(namespaces).map(&:to_s)
-      @listen = listen
+      @options = { namespaces: Array(namespaces).map(&:to_s), listen: listen }.reject { |_, value| value.nil? || value.empty? }
       @client = client
       @pid = Process.pid
     end
@@ -28,7 +28,7 @@ module TaskerCore
     # @return [self]
     # @raise [ConfigurationError, DatabaseError]
     def start
-      @native = Native::Orchestrator.start(@client.native, @namespaces, @listen)
+      @native = Native::Orchestrator.start(@client.native, { orchestrator: @options }, TaskerCore.configuration.file)
       self.class.current = self
     end
 

@@ -6,18 +6,19 @@ module TaskerCore
   # In Rails: config/tasker.yml, the application's database, its logger, its reloader around every step, templates in config/tasker, and
   # ActiveRecord's transactions.
   class Railtie < Rails::Railtie
-    # What config/tasker.yml may say.
-    SETTINGS = %i[database database_url connections worker].freeze
-    private_constant :SETTINGS
+    # The settings.
+    FILE = "config/tasker.yml"
+    private_constant :FILE
 
     initializer "tasker_core.configure" do |app|
       settings = Railtie.settings(app)
+      Native.worker_settings({}, [FILE, settings]) # raises what is wrong in them
       TaskerCore.configure do |config|
         config.logger = Rails.logger
         config.templates = [Rails.root.join("config/tasker/*.yml").to_s]
         config.around_step = ->(&block) { app.reloader.wrap(&block) }
         config.connections = settings[:connections] if settings[:connections]
-        config.worker = settings[:worker] || {}
+        config.file = [FILE, settings]
         if defined?(ActiveRecord::Railtie)
           database = RailsDatabase.new(app, settings[:database])
           config.database_url ||= -> { Railtie.database_url(app) }
@@ -31,7 +32,7 @@ module TaskerCore
     config.after_initialize do |app|
       if app.config.eager_load
         configuration = TaskerCore.configuration
-        Worker::Handlers.check(Workflow.sources(configuration.templates), configuration.worker[:namespaces])
+        Worker::Handlers.check(Workflow.sources(configuration.templates), configuration.file.last.dig(:worker, :namespaces))
       end
     end
 
@@ -52,13 +53,7 @@ module TaskerCore
       # @raise [ConfigurationError]
       # @api private
       def settings(app)
-        return {} unless app.root.join("config/tasker.yml").exist?
-
-        settings = (app.config_for(:tasker) || {}).to_h
-        unknown = settings.keys - SETTINGS
-        return settings if unknown.empty?
-
-        raise ConfigurationError, "config/tasker.yml: unknown #{unknown.join(', ')}; expected any of #{SETTINGS.join(', ')}"
+        app.root.join(FILE).exist? ? (app.config_for(:tasker) || {}).to_h : {}
       end
     end
   end

@@ -17,31 +17,25 @@ module TaskerCore
     # How long a handler that was told to stop, because its time is over, may take to do so before its thread is replaced, in seconds.
     STOP_GRACE = 5
 
+    NO_NAMESPACE = "no namespace: give --namespace, set NAMESPACE or QUEUE_NAME, or worker: namespaces: in tasker.yml"
+    private_constant :NO_NAMESPACE
+
     class << self
       # @return [Worker, nil] the worker that runs in this process
       attr_accessor :current
-
-      # @param options [Hash{Symbol => Object}] as {#initialize}'s, before those of {Configuration#worker}
-      # @return [Worker]
-      # @raise [ConfigurationError] neither names a namespace
-      def configured(**options)
-        options = TaskerCore.configuration.worker.merge(options)
-        return new(**options) if options[:namespaces]
-
-        raise ConfigurationError, "no namespace: give --namespace, set NAMESPACE or QUEUE_NAME, or worker: namespaces in config/tasker.yml"
-      end
     end
 
-    # @param namespaces [Array<String>] whose steps to run; at least one
-    # @param threads [Integer] how many handlers run at once
-    # @param grace [Numeric] how many seconds running handlers get at shutdown
-    # @param lease [Numeric] after how many seconds the steps of a worker that was killed run elsewhere
+    # What is not given here is what the environment (+TASKER__WORKER__THREADS+), or tasker.yml says (+worker:+).
+    # @param namespaces [Array<String>, nil] whose steps to run; at least one
+    # @param threads [Integer, nil] how many handlers run at once; 8 where nothing else is said
+    # @param grace [Numeric, nil] how many seconds running handlers get at shutdown; 25 where nothing else is said
+    # @param lease [Numeric, nil] after how many seconds the steps of a worker that was killed run elsewhere; 30 where nothing else is said
     # @param listen [String, nil] address and port where to answer GET /health, /ready and /health/detailed, such as "0.0.0.0:8471"
     # @param client [Client]
-    def initialize(namespaces:, threads: 8, grace: 25, lease: 30, listen: nil, client: TaskerCore.client)
-      @options = { namespaces: Array(namespaces).map(&:to_s), threads: threads, lease: lease.to_f, listen: listen }
+    def initialize(namespaces: nil, threads: nil, grace: nil, lease: nil, listen: nil, client: TaskerCore.client)
+      options = { namespaces: namespaces && Array(namespaces).map(&:to_s), threads: threads, grace: grace, lease: lease, listen: listen }
+      @options = options.compact
       @pid = Process.pid
-      @grace = grace
       @client = client
       @slots = []
       @stopping = false
@@ -52,12 +46,16 @@ module TaskerCore
     # @raise [TemplateError] also when a workflow wants a handler of this worker's namespaces that does not exist
     # @raise [ConfigurationError, DatabaseError]
     def start
-      register_templates
+      settings = [{ worker: @options }, TaskerCore.configuration.file]
+      namespaces, @grace = JSON.parse(Native.worker_settings(*settings)).values_at("namespaces", "grace")
+      raise ConfigurationError, NO_NAMESPACE if namespaces.empty?
+
+      register_templates(namespaces)
       logger = TaskerCore.configuration.logger
       @log_pump = LogPump.new(logger) unless logger.is_a?(NativeLogger)
-      @native = Native::Worker.start(@client.native, @options)
+      @native = Native::Worker.start(@client.native, *settings)
       @executor = Executor.new(@native, TaskerCore.configuration)
-      @slots = Array.new(@options[:threads]) { Slot.new(@native, @executor) }
+      @slots = Array.new(@native.concurrency) { Slot.new(@native, @executor) }
       @supervisor = Thread.new { supervise }
       self.class.current = self
       self
@@ -117,16 +115,17 @@ module TaskerCore
 
     private
 
-    def register_templates
+    def register_templates(namespaces)
       sources = Workflow.sources(TaskerCore.configuration.templates)
-      Handlers.check(sources, @options[:namespaces])
+      Handlers.check(sources, namespaces)
       sources.each { |source| @client.register_source(*source) }
     end
 
-    # Replaces what a handler took down, or holds on to after its time.
+    # Replaces what a handler took down, or holds on to after its time; and there are as many as the settings say now.
     def supervise
       loop do
         @native.beat
+        resize(@native.concurrency)
         @slots.each_with_index do |slot, index|
           next if slot.alive? && !slot.overdue?(STOP_GRACE)
 
@@ -136,6 +135,11 @@ module TaskerCore
         end
         sleep(0.5)
       end
+    end
+
+    def resize(count)
+      @slots << Slot.new(@native, @executor) while @slots.size < count
+      @slots.pop.retire while @slots.size > count
     end
   end
 end

@@ -5,18 +5,18 @@ module Database
   NAME = "tasker_spec_#{SecureRandom.hex(6)}".freeze
 
   class << self
-    def url
-      server.dup.tap { |url| url.path = "/#{NAME}" }.to_s
+    # @param suffix [String] to the name: of another one, which an example has for itself
+    def url(suffix = "")
+      server.dup.tap { |url| url.path = "/#{NAME}#{suffix}" }.to_s
     end
 
-    def create = admin("CREATE DATABASE #{NAME}")
+    def create(suffix = "") = admin("CREATE DATABASE #{NAME}#{suffix}")
 
-    # @param suffix [String] to the name: of another one, which an example made
     def drop(suffix = "") = admin("DROP DATABASE IF EXISTS #{NAME}#{suffix} WITH (FORCE)")
 
     # @return [Array<Hash>]
-    def query(sql, values = [])
-      connection = PG.connect(url)
+    def query(sql, values = [], suffix: "")
+      connection = PG.connect(url(suffix))
       connection.exec_params(sql, values).to_a
     ensure
       connection&.close

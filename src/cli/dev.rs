@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use serde_json::json;
 
-use super::say;
 use super::serve::{self, Options};
+use super::{say, Connection};
 use crate::config::DEV_FOLDER;
 use crate::db::Db;
 use crate::error::Result;
@@ -45,16 +46,18 @@ impl Dev {
                 Ok(0)
             }
             None => {
-                let server = self.options.bind().await?;
+                let local = self.options.local(&Connection { database_url: None })?;
+                let settings = local.with(0, &json!({}))?.settings;
+                let server = serve::bind(&settings).await?;
                 let was_running = postgres.is_running();
                 let url = postgres.start().await?;
-                let db = Db::connect(&url, 6).await?;
+                let db = Db::connect(&url, settings.connections).await?;
                 db.migrate().await?;
                 say(&format!(
                     "PostgreSQL: {url}\nCtrl-C stops everything; the data stays in {}",
                     self.folder.display()
                 ));
-                let served = serve::serve(db, server, self.options).await;
+                let served = serve::serve(db, server, local).await;
                 if !was_running {
                     postgres.stop()?;
                 }

@@ -3,7 +3,8 @@
 use clap::Subcommand;
 use serde_json::json;
 
-use super::{listing, print, Connection};
+use super::{listing, print, By, Connection};
+use crate::config::Backoff;
 use crate::engine::namespaces::{self, Rules};
 use crate::error::Result;
 
@@ -25,8 +26,8 @@ pub(super) enum Namespace {
         #[arg(long)]
         max_attempts: Option<i32>,
         /// fixed, linear or exponential
-        #[arg(long)]
-        backoff: Option<String>,
+        #[arg(long, value_parser = backoff)]
+        backoff: Option<Backoff>,
         /// By what an exponential delay grows
         #[arg(long)]
         multiplier: Option<f64>,
@@ -45,6 +46,11 @@ pub(super) enum Namespace {
         /// How many dead letters raise an alert
         #[arg(long)]
         alert_threshold: Option<i32>,
+        /// Leave its tasks waiting while its queue holds this many messages
+        #[arg(long)]
+        queue_target: Option<i32>,
+        #[command(flatten)]
+        by: By,
         /// A JSON object
         #[arg(long)]
         json: bool,
@@ -53,7 +59,11 @@ pub(super) enum Namespace {
     },
 }
 
-const COLUMNS: [&str; 9] = [
+fn backoff(name: &str) -> std::result::Result<Backoff, String> {
+    serde_json::from_value(json!(name)).map_err(|_| "expected fixed, linear or exponential".into())
+}
+
+const COLUMNS: [&str; 10] = [
     "name",
     "max_attempts",
     "backoff",
@@ -63,6 +73,7 @@ const COLUMNS: [&str; 9] = [
     "jitter",
     "retention_days",
     "alert_threshold",
+    "queue_target",
 ];
 
 impl Namespace {
@@ -79,6 +90,8 @@ impl Namespace {
                 jitter,
                 retention_days,
                 alert_threshold,
+                queue_target,
+                by,
                 json,
                 connection,
             } => {
@@ -91,8 +104,12 @@ impl Namespace {
                     jitter,
                     retention_days,
                     alert_threshold,
+                    queue_target,
                 };
-                (json, vec![namespaces::set(&connection.open().await?, &name, &rules).await?])
+                (
+                    json,
+                    vec![namespaces::set(&connection.open().await?, &name, &rules, &by.author()).await?],
+                )
             }
         };
         print(json, &json!(found), || {

@@ -1,17 +1,24 @@
 //! `tasker serve`: an orchestrator with its health endpoints.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
+use serde_json::{json, Value};
 use tokio::signal::unix::{signal, SignalKind};
+use tokio_util::sync::CancellationToken;
 
 use super::Connection;
+use crate::config::distributed::Configuration;
+use crate::config::{Local, Settings};
 use crate::db::Db;
+use crate::engine::configuration::DatabaseCoordinator;
 use crate::engine::member::Kind;
 use crate::error::{Error, Result};
-use crate::health::HealthConfig;
 use crate::http::Server;
-use crate::orchestrator::{Orchestrator, OrchestratorConfig};
+use crate::orchestrator::Orchestrator;
+use crate::telemetry;
 
 #[derive(Args)]
 pub(super) struct Serve {
@@ -23,54 +30,80 @@ pub(super) struct Serve {
 
 #[derive(Args)]
 pub(super) struct Options {
-    /// Where to answer GET /health, /ready and /health/detailed
-    #[arg(long, env = "TASKER_LISTEN", default_value = "127.0.0.1:8470")]
-    listen: SocketAddr,
+    /// Settings; default: TASKER_CONFIG, or config/tasker.yml, or tasker.yml, if there is one. Each setting is overridden by its flag
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Where to answer GET /health, /ready, /health/detailed and /metrics; default: 127.0.0.1:8470
+    #[arg(long)]
+    listen: Option<SocketAddr>,
     /// Admit the tasks of these namespaces only
-    #[arg(long = "namespace", env = "NAMESPACE", value_delimiter = ',')]
+    #[arg(long = "namespace", value_delimiter = ',')]
     namespaces: Vec<String>,
-    /// Leave tasks waiting, where priority counts, while their queue holds this many messages
-    #[arg(long, default_value_t = 100)]
-    queue_target: u32,
+    /// Leave tasks waiting, where priority counts, while their queue holds this many messages; default: 100
+    #[arg(long)]
+    queue_target: Option<u32>,
     /// Where alerts on dead letters are posted as JSON
-    #[arg(long, env = "TASKER_ALERT_WEBHOOK", hide_env_values = true)]
+    #[arg(long)]
     alert_webhook: Option<String>,
-    /// Database connections at most (three to work, one for heartbeats, one for probes, one to LISTEN)
-    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(4..))]
-    connections: u32,
+    /// Database connections at most (three to work, one for heartbeats, one for probes, one to LISTEN); default: 6
+    #[arg(long, value_parser = clap::value_parser!(u32).range(4..=1000))]
+    connections: Option<u32>,
 }
+
+/// Where an orchestrator answers when nothing else is said.
+const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8470);
 
 impl Serve {
     pub(super) async fn run(self) -> Result<i32> {
+        let local = self.options.local(&self.connection)?;
+        let settings = local.with(0, &json!({}))?.settings;
         // The address first: a port in use should not cost a membership.
-        let server = self.options.bind().await?;
-        let db = self.connection.open_with(self.options.connections).await?;
-        serve(db, server, self.options).await
+        let server = bind(&settings).await?;
+        let db = self.connection.connect(&local, settings.connections).await?;
+        serve(db, server, local).await
     }
 }
 
 impl Options {
-    pub(super) async fn bind(&self) -> Result<Server> {
-        Server::bind(Some(self.listen), Kind::Orchestrator).await
+    pub(super) fn local(&self, connection: &Connection) -> Result<Local> {
+        connection.local(self.config.clone(), self.flags())
+    }
+
+    /// Those that are given, as settings.
+    fn flags(&self) -> Value {
+        let namespaces = Some(&self.namespaces).filter(|names| !names.is_empty());
+        let mut orchestrator = json!({
+            "listen": self.listen, "namespaces": namespaces, "queue_target": self.queue_target, "alert_webhook": self.alert_webhook,
+        });
+        if let Some(given) = orchestrator.as_object_mut() {
+            given.retain(|_, value| !value.is_null());
+        }
+        let mut flags = json!({ "orchestrator": orchestrator });
+        if let Some(connections) = self.connections {
+            flags["connections"] = json!(connections);
+        }
+        flags
     }
 }
 
+pub(super) async fn bind(settings: &Settings) -> Result<Server> {
+    Server::bind(Some(settings.orchestrator.listen.unwrap_or(LISTEN)), Kind::Orchestrator).await
+}
+
 /// Runs until SIGTERM or SIGINT.
-pub(super) async fn serve(db: Db, server: Server, options: Options) -> Result<i32> {
-    let config = OrchestratorConfig {
-        namespaces: options.namespaces,
-        queue_target: options.queue_target,
-        alert_webhook: options.alert_webhook,
-        health: HealthConfig::from_env()?,
-        ..OrchestratorConfig::default()
-    };
+pub(super) async fn serve(db: Db, server: Server, local: Local) -> Result<i32> {
     let mut stopping = StopSignals::new()?;
-    let orchestrator = Orchestrator::start(&db, config).await?;
+    let (configuration, live) = Configuration::start(local, Arc::new(DatabaseCoordinator::new(&db))).await?;
+    let stop = CancellationToken::new();
+    let following = tokio::spawn(configuration.run(stop.clone(), telemetry::take_over));
+    let orchestrator = Orchestrator::start(&db, live).await?;
     let serving = server.start(orchestrator.health().clone());
 
     stopping.next().await;
     let finish = async {
         orchestrator.shutdown().await;
+        stop.cancel();
+        following.await.ok();
         serving.stop().await;
         db.close().await;
     };

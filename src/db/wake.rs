@@ -18,6 +18,8 @@ pub(crate) mod channel {
     pub(crate) const DEAD_LETTERS: &str = "tasker_dead_letters";
     /// Tasks were cancelled.
     pub(crate) const CANCELLED: &str = "tasker_cancelled";
+    /// The configuration has another version; the payload is its number.
+    pub(crate) const CONFIGURATION: &str = "tasker_configuration";
     /// Steps were told to wait for a retry, or tasks for their time.
     pub(crate) const DUE: &str = "tasker_due";
 }

@@ -56,7 +56,7 @@ pub struct Membership {
     kind: Kind,
     name: String,
     namespaces: Vec<String>,
-    lease: Duration,
+    lease: Mutex<Duration>,
     id: AtomicI32,
     /// By namespace, since the last heartbeat.
     activity: Mutex<BTreeMap<String, Done>>,
@@ -71,7 +71,7 @@ impl Membership {
             kind,
             name,
             namespaces: namespaces.to_vec(),
-            lease,
+            lease: Mutex::new(lease),
             id: AtomicI32::new(0),
             activity: Mutex::default(),
         };
@@ -96,7 +96,7 @@ impl Membership {
             .bind(&self.name)
             .bind(env!("CARGO_PKG_VERSION"))
             .bind(&self.namespaces)
-            .bind(self.lease.as_secs_f64())
+            .bind(self.lease().as_secs_f64())
             .fetch_one(self.db.upkeep())
             .await?;
         self.id.store(id, Ordering::Release);
@@ -119,7 +119,7 @@ impl Membership {
         let activity = std::mem::take(&mut *self.activity.lock().unwrap_or_else(PoisonError::into_inner));
         let held: bool = sqlx::query_scalar("SELECT tasker.renew_membership($1, make_interval(secs => $2), $3, $4)")
             .bind(self.id())
-            .bind(self.lease.as_secs_f64())
+            .bind(self.lease().as_secs_f64())
             .bind(report)
             .bind(Json(activity))
             .fetch_one(self.db.upkeep())
@@ -131,9 +131,13 @@ impl Membership {
         Ok(())
     }
 
-    /// How long it lasts without a heartbeat.
-    pub(crate) fn lease(&self) -> Duration {
-        self.lease
+    fn lease(&self) -> Duration {
+        *self.lease.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From its next heartbeat on, it lasts so long without one.
+    pub(crate) fn hold_for(&self, lease: Duration) {
+        *self.lease.lock().unwrap_or_else(PoisonError::into_inner) = lease;
     }
 
     /// Leaves, so that nobody waits for the lease to run out.

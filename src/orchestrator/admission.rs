@@ -7,8 +7,8 @@ use opentelemetry::KeyValue;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
-use super::OrchestratorConfig;
 use crate::backoff::Backoff;
+use crate::config::Live;
 use crate::db::{self, channel, Db, Wake};
 use crate::engine::claim::claim_tasks;
 use crate::engine::member::Membership;
@@ -20,9 +20,12 @@ use crate::telemetry;
 /// How long a task is left to workers that have nothing else to do: several times what the notification takes to reach them.
 const LEFT_TO_WORKERS: Duration = Duration::from_millis(20);
 
+/// After work came in, more is likely.
+const SHORTEST_POLL: Duration = Duration::from_millis(2);
+
 pub(super) struct Admission {
     db: Db,
-    config: OrchestratorConfig,
+    live: Live,
     membership: Arc<Membership>,
     wakes: broadcast::Receiver<Wake>,
     beat: Beat,
@@ -39,17 +42,11 @@ enum Next {
 }
 
 impl Admission {
-    pub(super) fn new(
-        db: &Db,
-        config: &OrchestratorConfig,
-        membership: &Arc<Membership>,
-        beats: &Beats,
-        wakes: broadcast::Receiver<Wake>,
-    ) -> Self {
+    pub(super) fn new(db: &Db, live: &Live, membership: &Arc<Membership>, beats: &Beats, wakes: broadcast::Receiver<Wake>) -> Self {
         let beat = beats.register("admission", Duration::from_secs(60));
         Admission {
             db: db.clone(),
-            config: config.clone(),
+            live: live.clone(),
             membership: membership.clone(),
             wakes,
             beat,
@@ -59,7 +56,7 @@ impl Admission {
     pub(super) async fn run(mut self, stop: CancellationToken) {
         let mut backoff = Backoff::default();
         // After work came in, more is likely: polls begin short and lengthen to the configured one.
-        let mut poll = self.config.poll;
+        let mut poll = Duration::ZERO;
         while !stop.is_cancelled() {
             let next = self.cycle().await;
             self.beat.beat();
@@ -68,12 +65,13 @@ impl Admission {
                     Ok(next) => {
                         backoff.reset();
                         match next {
-                            Next::Now => poll = Duration::from_millis(2),
+                            Next::Now => poll = SHORTEST_POLL,
                             Next::Soon => tokio::time::sleep(LEFT_TO_WORKERS).await,
                             Next::Wake => {
+                                poll = poll.clamp(SHORTEST_POLL, self.live.orchestrator().poll.max(SHORTEST_POLL));
                                 db::wait(&mut self.wakes, poll, |name, _| name == channel::TASKS).await;
                                 tokio::time::sleep(LEFT_TO_WORKERS).await;
-                                poll = (poll * 2).min(self.config.poll);
+                                poll *= 2;
                             }
                         }
                     }
@@ -88,7 +86,7 @@ impl Admission {
     }
 
     async fn cycle(&mut self) -> Result<Next> {
-        let config = &self.config;
+        let config = self.live.orchestrator();
         let (metrics, began) = (telemetry::metrics(), Instant::now());
         let claimed = claim_tasks(
             &self.db,

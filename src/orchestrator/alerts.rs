@@ -7,6 +7,7 @@ use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
+use crate::config::Live;
 use crate::db::{self, channel, Db, Wake};
 use crate::engine::alerts;
 use crate::error::Result;
@@ -19,16 +20,16 @@ const REST: Duration = Duration::from_secs(2);
 
 pub(super) struct Alerts {
     db: Db,
-    webhook: Option<String>,
+    live: Live,
     wakes: broadcast::Receiver<Wake>,
     beat: Beat,
 }
 
 impl Alerts {
-    pub(super) fn new(db: &Db, webhook: Option<String>, beats: &Beats, wakes: broadcast::Receiver<Wake>) -> Self {
+    pub(super) fn new(db: &Db, live: &Live, beats: &Beats, wakes: broadcast::Receiver<Wake>) -> Self {
         Alerts {
             db: db.clone(),
-            webhook,
+            live: live.clone(),
             wakes,
             beat: beats.register("alerts", Duration::from_secs(120)),
         }
@@ -68,7 +69,9 @@ impl Alerts {
                 "dead letters reached their alert threshold"
             );
         }
-        let Some(webhook) = &self.webhook else { return Ok(()) };
+        let Some(webhook) = self.live.orchestrator().alert_webhook else {
+            return Ok(());
+        };
         while let Some(alert) = alerts::take(&self.db).await? {
             match post(webhook.clone(), alert.clone()).await {
                 Ok(()) => alerts::delivered(&self.db, &alert).await?,

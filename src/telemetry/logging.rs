@@ -1,11 +1,11 @@
 //! Logs: one line for each event, from Rust and from Ruby alike, as text or as JSON, to standard error or to a logger of the application's.
 //!
-//! TASKER_LOG says what is logged (a filter such as `info` or `tasker=debug`; default `info`), TASKER_LOG_FORMAT how (`text`, the default, or `json`),
-//! TASKER_LOG_REDACT which fields are not told (`error,task`). What tasks are given and what they return is never logged.
+//! The settings `log.level` (a filter such as `info` or `tasker=debug`), `log.format` and `log.redact` say what is logged, how, and which fields are
+//! not told; TASKER_LOG, TASKER_LOG_FORMAT and TASKER_LOG_REDACT say it before they are read. What tasks are given and what they return is never logged.
 
 use std::fmt;
-use std::io::Write;
-use std::sync::{PoisonError, RwLock};
+use std::io::Write as _;
+use std::sync::{OnceLock, PoisonError, RwLock};
 
 use chrono::{SecondsFormat, Utc};
 use opentelemetry::KeyValue;
@@ -14,21 +14,62 @@ use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{reload, EnvFilter, Registry};
 
-/// Begins to log. Does nothing where a subscriber is set already.
+use crate::config::{LogConfig, LogFormat};
+
+/// What changes the filter of a process that logs already.
+static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
+
+/// How lines are written now.
+static LINES: RwLock<Lines> = RwLock::new(Lines {
+    json: false,
+    redacted: Vec::new(),
+});
+
+/// Begins to log, as the environment says. Does nothing where a subscriber is set already.
 pub fn init_logging() {
-    let filter = EnvFilter::try_from_env("TASKER_LOG").unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn"));
-    let redacted = std::env::var("TASKER_LOG_REDACT").unwrap_or_default();
-    let lines = Lines {
-        json: std::env::var("TASKER_LOG_FORMAT").is_ok_and(|format| format == "json"),
-        redacted: redacted.split(',').map(|name| name.trim().to_owned()).collect(),
+    let variable = |name: &str| std::env::var(name).unwrap_or_default();
+    let config = LogConfig {
+        level: Some(variable("TASKER_LOG"))
+            .filter(|level| !level.is_empty())
+            .unwrap_or("info".into()),
+        format: if variable("TASKER_LOG_FORMAT") == "json" {
+            LogFormat::Json
+        } else {
+            LogFormat::Text
+        },
+        redact: variable("TASKER_LOG_REDACT")
+            .split(',')
+            .map(|name| name.trim().to_owned())
+            .collect(),
     };
-    tracing_subscriber::registry()
-        .with(lines.with_filter(filter))
-        .with(CountErrors)
-        .try_init()
-        .ok();
+    let (filter, handle) = reload::Layer::new(filter(&config.level));
+    let registry = tracing_subscriber::registry().with(Write.with_filter(filter)).with(CountErrors);
+    if registry.try_init().is_ok() {
+        FILTER.set(handle).ok();
+        log_as(&config);
+    }
+}
+
+/// Logs so from now on.
+pub fn log_as(config: &LogConfig) {
+    *LINES.write().unwrap_or_else(PoisonError::into_inner) = Lines {
+        json: config.format == LogFormat::Json,
+        redacted: config.redact.clone(),
+    };
+    if let Some(Err(error)) = FILTER.get().map(|handle| handle.reload(filter(&config.level))) {
+        tracing::warn!(%error, "the level of the log cannot be changed");
+    }
+}
+
+/// A level alone leaves out what the driver says of each statement.
+fn filter(level: &str) -> EnvFilter {
+    match level.contains(['=', ',']) {
+        true => EnvFilter::try_new(level),
+        false => EnvFilter::try_new(format!("{level},sqlx=warn")),
+    }
+    .unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn"))
 }
 
 /// What a line is about.
@@ -91,19 +132,23 @@ pub fn log_to_standard_error() {
     *LOGGER.write().unwrap_or_else(PoisonError::into_inner) = None;
 }
 
-/// Writes lines.
+/// How lines are written.
 struct Lines {
     json: bool,
     redacted: Vec<String>,
 }
 
-impl<S: Subscriber> Layer<S> for Lines {
+/// Writes them.
+struct Write;
+
+impl<S: Subscriber> Layer<S> for Write {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let level = *event.metadata().level();
         let mut fields = Fields::default();
         event.record(&mut fields);
+        let lines = LINES.read().unwrap_or_else(PoisonError::into_inner);
         for (name, value) in &mut fields.others {
-            if self.redacted.iter().any(|redacted| redacted == name) {
+            if lines.redacted.iter().any(|redacted| redacted == name) {
                 *value = Value::from("[redacted]");
             }
         }
@@ -114,7 +159,7 @@ impl<S: Subscriber> Layer<S> for Lines {
         };
         if !taken {
             let now = Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true);
-            let line = match self.json {
+            let line = match lines.json {
                 true => fields.json(level, now),
                 false => format!("{now} {level:>5} {}", fields.text()),
             };

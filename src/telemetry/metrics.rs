@@ -138,6 +138,8 @@ metrics! {
         "Connections that it makes at most";
     memory: Gauge<f64> = "process.memory.usage", "By", "",
         "Memory of this process, or of its cgroup where that is limited";
+    fallback: Gauge<f64> = "tasker.configuration.fallback", "{configuration}", "",
+        "1 while the last good configuration stays in force: the coordinator is away, or has what this process does not understand";
     memory_limit: Gauge<f64> = "tasker.memory.limit", "By", "",
         "Memory that it may use, where there is a limit";
     cpu_time: Counter<f64> = "process.cpu.time", "s", "",
@@ -164,6 +166,8 @@ metrics! {
         "Orchestrators and workers that live";
     configurations: Gauge<f64> = "tasker.configurations", "{configuration}", "kind",
         "Different versions and configurations among those of the same namespaces, at most; more than one for long is drift";
+    drift: Gauge<f64> = "tasker.configuration.drift", "{process}", "kind",
+        "Those whose settings differ from those of others like them for more than two minutes";
     replication_lag: Gauge<f64> = "tasker.replication.lag", "s", "replica",
         "How far a replica is behind";
     oldest_transaction: Gauge<f64> = "tasker.database.oldest_transaction", "s", "",

@@ -8,6 +8,7 @@ use opentelemetry::KeyValue;
 use serde_json::Value;
 
 use super::Metrics;
+use crate::config::drift::{drift, GRACE};
 
 impl Metrics {
     /// This process: bytes and seconds.
@@ -21,6 +22,11 @@ impl Metrics {
             self.cpu_time.add(cpu_seconds - *counted, &[]);
             *counted = cpu_seconds;
         }
+    }
+
+    /// Whether its configuration is only the last good one.
+    pub(crate) fn observe_configuration(&self, fallback: bool) {
+        self.fallback.record(f64::from(u8::from(fallback)), &[]);
     }
 
     /// Its connections.
@@ -48,8 +54,12 @@ impl Metrics {
             self.capacity.record(slots, &[label()]);
             self.capacity_used.record(running, &[label()]);
         }
+        let members_told = fleet["members"].as_array().cloned().unwrap_or_default();
+        let drift = drift(&members_told, GRACE);
         for (kind, (count, configurations)) in members(fleet) {
+            let drifting = drift.iter().filter(|member| member.kind == kind).count();
             let label = [KeyValue::new("kind", kind)];
+            self.drift.record(drifting as f64, &label);
             self.members.record(count as f64, &label);
             self.configurations.record(configurations as f64, &label);
         }
@@ -86,7 +96,7 @@ fn members(fleet: &Value) -> BTreeMap<String, (usize, usize)> {
         let (count, configurations) = members.entry(kind).or_default();
         *count += 1;
         let work = member["namespaces"].to_string();
-        let configuration = format!("{} {}", member["version"], member["report"]["configuration"]);
+        let configuration = format!("{} {}", member["version"], member["report"]["configuration"]["hash"]);
         configurations.entry(work).or_default().insert(configuration);
     }
     let most = |by_work: BTreeMap<String, BTreeSet<String>>| by_work.values().map(BTreeSet::len).max().unwrap_or_default();

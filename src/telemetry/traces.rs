@@ -1,6 +1,7 @@
 //! Traces: spans are told when they are over, with the times that they had, and pushed to a collector.
 
 use std::collections::HashMap;
+use std::sync::{PoisonError, RwLock};
 use std::time::{Instant, SystemTime};
 
 use opentelemetry::propagation::TextMapPropagator;
@@ -8,7 +9,7 @@ use opentelemetry::trace::{Event, Link, SpanContext, SpanId, SpanKind, Status, T
 use opentelemetry::{Context, InstrumentationScope, KeyValue};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{
-    BatchSpanProcessor, Config, SamplingDecision, SpanData, SpanEvents, SpanExporter, SpanLinks, SpanProcessor,
+    BatchSpanProcessor, Config, Sampler, SamplingDecision, ShouldSample, SpanData, SpanEvents, SpanExporter, SpanLinks, SpanProcessor,
 };
 use opentelemetry_sdk::Resource;
 
@@ -83,6 +84,15 @@ pub(crate) struct Traces {
     scope: InstrumentationScope,
 }
 
+/// In place of the one that OTEL_TRACES_SAMPLER names.
+static SAMPLE: RwLock<Option<Sampler>> = RwLock::new(None);
+
+/// Keeps this part of the traces that begin here, from now on. None: what OTEL_TRACES_SAMPLER says.
+pub fn sample(part: Option<f64>) {
+    let sampler = part.map(|part| Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(part))));
+    *SAMPLE.write().unwrap_or_else(PoisonError::into_inner) = sampler;
+}
+
 impl Traces {
     pub(super) fn new(exporter: impl SpanExporter + 'static, resource: &Resource) -> Traces {
         let mut processor = BatchSpanProcessor::builder(exporter).build();
@@ -102,7 +112,9 @@ impl Traces {
         let ids = &self.config.id_generator;
         let trace_id = if above.is_valid() { above.trace_id() } else { ids.new_trace_id() };
         let given = above.is_valid().then_some(parent);
-        let sampled = self.config.sampler.should_sample(given, trace_id, name, kind, &[], &[]);
+        let sample = SAMPLE.read().unwrap_or_else(PoisonError::into_inner);
+        let sampler = sample.as_ref().map_or(&*self.config.sampler, |own| own as &dyn ShouldSample);
+        let sampled = sampler.should_sample(given, trace_id, name, kind, &[], &[]);
         let flags = match sampled.decision {
             SamplingDecision::RecordAndSample => TraceFlags::SAMPLED,
             SamplingDecision::Drop | SamplingDecision::RecordOnly => TraceFlags::default(),

@@ -46,9 +46,10 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, mut outcomes: Unbound
 
 /// Adds what comes in until the batch is full, the linger is over, or nothing is left to wait for.
 async fn collect(shared: &Shared, first: Handled, outcomes: &mut UnboundedReceiver<Handled>) -> Vec<Handled> {
-    let deadline = Instant::now() + shared.config.linger;
+    let (linger, most) = shared.live.worker(|config| (config.linger, config.batch));
+    let deadline = Instant::now() + linger;
     let mut batch = vec![first];
-    while batch.len() < shared.config.batch {
+    while batch.len() < most {
         match outcomes.try_recv() {
             Ok(outcome) => batch.push(outcome),
             Err(_) if shared.held.count_unreported() == 0 => break,
@@ -105,7 +106,7 @@ impl Commit {
     /// So many counted.
     fn note(&self, completed: usize, failed: usize) {
         let shared = &self.shared;
-        let namespace = &shared.config.namespaces[self.queue];
+        let namespace = &shared.namespaces[self.queue];
         shared.membership.note_activity(namespace, completed as u64, failed as u64);
         shared
             .metrics
@@ -252,7 +253,7 @@ impl Report for Completion {
     async fn send(commit: &Commit, reports: &[Reported<Self>]) -> Result<Completed> {
         let shared = &commit.shared;
         let room = shared.room_for_next();
-        let (worker, lease) = (shared.membership.id(), shared.config.lease);
+        let (worker, lease) = (shared.membership.id(), shared.live.worker(|config| config.lease));
         let completions = reports.iter().map(|reported| &reported.report).collect();
         let completed = complete_steps(&shared.db, commit.queue_name(), worker, completions, room, lease).await?;
         commit.note(completed.counted.len(), 0);

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,8 +47,36 @@ impl Handlers {
     }
 }
 
-pub(super) async fn run(worker: Arc<Worker>, handlers: Arc<Handlers>) {
-    while let Ok(mut step) = worker.steps.recv_async().await {
+/// As many as there may be at once, now and after each change.
+pub(super) async fn run_all(worker: Arc<Worker>, handlers: Arc<Handlers>) {
+    let running = Arc::new(AtomicUsize::new(0));
+    let mut live = worker.shared.live.clone();
+    loop {
+        while running.load(Ordering::Relaxed) < worker.concurrency() {
+            running.fetch_add(1, Ordering::Relaxed);
+            tokio::spawn(run(worker.clone(), handlers.clone(), running.clone()));
+        }
+        tokio::select! {
+            () = worker.shared.stop.cancelled() => return,
+            () = live.changed() => {}
+        }
+    }
+}
+
+async fn run(worker: Arc<Worker>, handlers: Arc<Handlers>, running: Arc<AtomicUsize>) {
+    let mut live = worker.shared.live.clone();
+    loop {
+        let more = |count: usize| (count > worker.concurrency()).then(|| count - 1);
+        if running.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok() {
+            return;
+        }
+        let mut step = tokio::select! {
+            step = worker.steps.recv_async() => match step {
+                Ok(step) => step,
+                Err(_) => return,
+            },
+            () = live.changed() => continue,
+        };
         worker.begin(&mut step);
         let step = Arc::new(step);
         let outcome = match handlers.0.get(&step.leased.handler) {

@@ -1,7 +1,7 @@
 //! The heartbeat: renews the lease of everything that is held, at a third of the lease, and carries the handlers' progress. What could not be
 //! renewed in time is given up, before another worker has it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::broadcast;
@@ -9,20 +9,30 @@ use tokio::sync::broadcast;
 use super::{log_step, Shared};
 use crate::db::{self, channel, Wake};
 use crate::engine::lease::{extend_leases, record_progress, Lease};
-use crate::health::Beat;
+use crate::health::Beats;
 
 /// How many leases one call renews.
 const BATCH: usize = 500;
 
-pub(super) async fn run(shared: Arc<Shared>, mut wakes: broadcast::Receiver<Wake>, beat: Beat) {
-    let lease = shared.config.lease;
+pub(super) async fn run(shared: Arc<Shared>, mut wakes: broadcast::Receiver<Wake>, beats: Beats) {
+    let mut live = shared.live.clone();
+    // What the leases that are held were last renewed for.
+    let granted = Mutex::new(lease(&shared));
     let renewing = async {
+        let mut beat = beats.register("step heartbeat", lease(&shared) + db::LONGEST_CALL);
         loop {
-            // A cancellation shows as a lease that is gone: look at once.
-            db::wait(&mut wakes, lease / 3, |name, _| name == channel::CANCELLED).await;
+            // A cancellation shows as a lease that is gone: look at once. So do leases that are shorter from now on.
+            tokio::select! {
+                () = db::wait(&mut wakes, lease(&shared) / 3, |name, _| name == channel::CANCELLED) => {}
+                () = live.changed() => {
+                    drop(beat);
+                    beat = beats.register("step heartbeat", lease(&shared) + db::LONGEST_CALL);
+                }
+            }
+            let lease = lease(&shared);
             for (queue, name) in shared.queues.iter().enumerate() {
                 for leases in shared.held.leases(queue).chunks(BATCH) {
-                    renew(&shared, queue, name, leases).await;
+                    renew(&shared, queue, name, leases, lease).await;
                     beat.beat();
                 }
                 let words = shared.held.take_progress(queue);
@@ -32,11 +42,13 @@ pub(super) async fn run(shared: Arc<Shared>, mut wakes: broadcast::Receiver<Wake
                     }
                 }
             }
+            *granted.lock().unwrap_or_else(PoisonError::into_inner) = lease;
             beat.beat();
         }
     };
     let guarding = async {
         loop {
+            let lease = *granted.lock().unwrap_or_else(PoisonError::into_inner);
             tokio::time::sleep(lease / 20).await;
             let lost = shared.held.lose_unrenewed(lease);
             shared.metrics.lease_losses.add(lost.len() as u64, &[]);
@@ -52,9 +64,13 @@ pub(super) async fn run(shared: Arc<Shared>, mut wakes: broadcast::Receiver<Wake
     }
 }
 
-async fn renew(shared: &Shared, queue: usize, name: &str, leases: &[Lease]) {
-    let (asked, patience): (Instant, Duration) = (Instant::now(), shared.config.lease / 3);
-    match tokio::time::timeout(patience, extend_leases(&shared.db, name, leases, shared.config.lease)).await {
+fn lease(shared: &Shared) -> Duration {
+    shared.live.worker(|config| config.lease)
+}
+
+async fn renew(shared: &Shared, queue: usize, name: &str, leases: &[Lease], lease: Duration) {
+    let asked = Instant::now();
+    match tokio::time::timeout(lease / 3, extend_leases(&shared.db, name, leases, lease)).await {
         Ok(Ok(gone)) => {
             let lost = shared.held.renewed(queue, leases, asked, &gone);
             shared.metrics.lease_losses.add(lost.len() as u64, &[]);

@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use tokio::sync::broadcast;
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::{log_step, Shared, Step};
+use super::{log_step, Shared, Step, WorkerConfig};
 use crate::backoff::Backoff;
 use crate::db::{self, channel, Wake};
 use crate::engine::fail::{fail_steps, Failure};
@@ -17,6 +17,9 @@ use crate::health::Beat;
 
 /// A step whose lease ran out this often is a suspect. Once happens to all that a worker held when it was killed.
 const SUSPICIOUS: i32 = 2;
+
+/// After work came in, more is likely.
+const SHORTEST_POLL: Duration = Duration::from_millis(2);
 
 /// Calls at once while there is room for what each may return: one session alone leases more slowly than two report.
 const CONCURRENT_LEASES: usize = 2;
@@ -30,9 +33,8 @@ pub(super) struct Outlets {
 
 pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut wakes: broadcast::Receiver<Wake>, beat: Beat) {
     let name = &shared.queues[queue];
-    let config = &shared.config;
     let mut backoff = Backoff::default();
-    let mut poll = config.poll;
+    let mut poll = Duration::ZERO;
     // One lease finds what little there is; more at once only add to what it waits for.
     let mut concurrency = 1;
     let concerns = |on: &str, payload: &str| match on {
@@ -47,6 +49,7 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
             // A full buffer is no reason to be called late.
             () = tokio::time::sleep(Duration::from_secs(5)) => { beat.beat(); continue }
         };
+        let config = shared.live.worker(WorkerConfig::clone);
         let limit = room.min(config.batch);
         let calls = (room / limit).min(concurrency);
         let asked = Instant::now();
@@ -75,7 +78,7 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
             None => {
                 backoff.reset();
                 if leased > 0 {
-                    poll = Duration::from_millis(2);
+                    poll = SHORTEST_POLL;
                 }
                 if leased == limit * calls {
                     concurrency = CONCURRENT_LEASES;
@@ -85,6 +88,7 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
                 None
             }
         };
+        poll = poll.clamp(SHORTEST_POLL, config.poll.max(SHORTEST_POLL));
         tokio::select! {
             () = shared.stop.cancelled() => return,
             () = async {
@@ -92,7 +96,7 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
                     Some(delay) => tokio::time::sleep(delay).await,
                     None => db::wait(&mut wakes, poll, concerns).await,
                 }
-            } => poll = (poll * 2).min(config.poll),
+            } => poll *= 2,
         }
     }
 }
@@ -100,9 +104,8 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
 /// Waits until it is worth leasing: for any free handler when the buffer is empty, for a quarter of the buffer when it is not.
 async fn room(shared: &Shared, buffer: &flume::Sender<Step>) -> usize {
     let check = || {
-        let (limit, room) = shared
-            .held
-            .room(shared.config.concurrency, shared.config.max_prefetch, shared.waiting.count());
+        let (concurrency, prefetch) = shared.live.worker(|config| (config.concurrency, config.max_prefetch));
+        let (limit, room) = shared.held.room(concurrency, prefetch, shared.waiting.count());
         (room > 0 && (buffer.is_empty() || room >= limit / 4)).then_some(room)
     };
     shared.held.until(check).await
@@ -114,7 +117,7 @@ async fn accept(shared: &Shared, queue: usize, outlets: &Outlets, leased: Leased
     // The receivers live as long as the worker.
     match (step.leased.crashes, step.leased.kills) {
         (..SUSPICIOUS, _) => drop(outlets.buffer.send(step)),
-        (_, kills) if kills < shared.config.max_crashes as i32 => {
+        (_, kills) if kills < shared.live.worker(|config| config.max_crashes) as i32 => {
             shared.waiting.add();
             drop(outlets.suspects.send(step));
         }

@@ -75,7 +75,7 @@ pub(super) fn tell(shared: &Shared, step: &Step, ended: Instant, reporting: &Rep
         .extend(messaging("process", shared.queues[step.queue].clone()));
     processing.attributes.extend([
         KeyValue::new("messaging.message.id", message.id.to_string()),
-        KeyValue::new("messaging.consumer.group.name", shared.config.namespaces[step.queue].clone()),
+        KeyValue::new("messaging.consumer.group.name", shared.namespaces[step.queue].clone()),
     ]);
     processing.links = links;
     processing.error.clone_from(&error);
@@ -131,7 +131,7 @@ impl Spans<'_> {
                 KeyValue::new("tasker.task.id", leased.task_id.to_string()),
                 KeyValue::new("tasker.template", leased.template.clone()),
                 KeyValue::new("tasker.step", leased.name.clone()),
-                KeyValue::new("tasker.namespace", shared.config.namespaces[step.queue].clone()),
+                KeyValue::new("tasker.namespace", shared.namespaces[step.queue].clone()),
                 KeyValue::new("tasker.attempt", i64::from(leased.attempt)),
                 KeyValue::new("tasker.member", i64::from(shared.membership.id())),
             ],

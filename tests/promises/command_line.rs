@@ -279,8 +279,8 @@ async fn an_operator_finds_and_settles_dead_letters() {
         refused(
             url,
             &["namespace", "set", "here", "--backoff", "never"],
-            1,
-            "violates check constraint",
+            2,
+            "expected fixed, linear or exponential",
         );
         assert!(text(&tasker(url, &["namespace", "list"]).stdout).contains("exponential"));
     })

@@ -3,7 +3,6 @@
 use serde_json::{json, Value};
 use tasker::engine::cancel::cancel_tasks;
 use tasker::engine::dead_letters::{self, By, Filter, Replay};
-use tasker::engine::namespaces;
 use tasker::orchestrator::{Orchestrator, OrchestratorConfig};
 use tasker::Error;
 use uuid::Uuid;
@@ -322,9 +321,7 @@ async fn retention_is_the_steps_else_its_namespaces_and_says_what_it_deleted() {
             0,
             "kept for ever by default"
         );
-        namespaces::set(&world.db, "here", &serde_json::from_value(json!({ "retention_days": 30 })).unwrap())
-            .await
-            .unwrap();
+        world.set_rules("here", json!({ "retention_days": 30 })).await.unwrap();
         assert_eq!(dead_letters::purge(&world.db, &retention).await.unwrap(), 1);
         assert_eq!(
             (&world.task(short).await["state"], &world.task(kept).await["state"]),
@@ -341,9 +338,8 @@ async fn a_namespaces_rules_hold_where_its_steps_say_nothing() {
         world
             .register("name: one\nnamespace: here\nsteps:\n  - { name: only, handler: H }\n")
             .await;
-        let rules = |rules: Value| serde_json::from_value::<namespaces::Rules>(rules).unwrap();
-        let quick = rules(json!({ "max_attempts": 2, "backoff": "fixed", "base_seconds": 0.001 }));
-        namespaces::set(&world.db, "here", &quick).await.unwrap();
+        let quick = json!({ "max_attempts": 2, "backoff": "fixed", "base_seconds": 0.001 });
+        world.set_rules("here", quick).await.unwrap();
         let task = world.submit("one", json!({})).await;
         world.claim().await;
         for _ in 0..2 {
@@ -356,12 +352,9 @@ async fn a_namespaces_rules_hold_where_its_steps_say_nothing() {
             world.fail(&step, "no", false, None).await;
         }
         assert_eq!(world.task(task).await["state"], "blocked");
+        assert!(matches!(world.set_rules("nowhere", json!({})).await, Err(Error::NotFound(_))));
         assert!(matches!(
-            namespaces::set(&world.db, "nowhere", &rules(json!({}))).await,
-            Err(Error::NotFound(_))
-        ));
-        assert!(matches!(
-            namespaces::set(&world.db, "here", &rules(json!({ "max_attempts": 0 }))).await,
+            world.set_rules("here", json!({ "max_attempts": 0 })).await,
             Err(Error::Invalid(_))
         ));
     })
@@ -376,9 +369,7 @@ async fn an_alert_is_raised_once_for_every_crossing_of_a_threshold() {
         world
             .register(&FLOW.replace("name: flow", "name: own").replace("{ max_attempts: 1 }", own))
             .await;
-        namespaces::set(&world.db, "here", &serde_json::from_value(json!({ "alert_threshold": 1 })).unwrap())
-            .await
-            .unwrap();
+        world.set_rules("here", json!({ "alert_threshold": 1 })).await.unwrap();
         let check = async || -> Vec<Value> {
             sqlx::query_scalar("SELECT tasker.check_alerts()")
                 .fetch_all(&world.pool)
@@ -416,9 +407,7 @@ async fn an_alert_is_raised_once_for_every_crossing_of_a_threshold() {
 async fn an_alert_reaches_the_webhook_although_that_was_down() {
     World::with(async |world| {
         world.register(FLOW).await;
-        namespaces::set(&world.db, "here", &serde_json::from_value(json!({ "alert_threshold": 1 })).unwrap())
-            .await
-            .unwrap();
+        world.set_rules("here", json!({ "alert_threshold": 1 })).await.unwrap();
         // Refuses the first call.
         let (seen, mut posts) = tokio::sync::mpsc::unbounded_channel();
         let calls = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));

@@ -5,6 +5,7 @@
 mod bugs_of_others;
 mod collector;
 mod command_line;
+mod configuration;
 mod costs;
 mod crowds;
 mod dag_properties;

@@ -3,6 +3,8 @@
 use serde_json::Value;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, PgPool};
+use tasker::config::distributed::Author;
+use tasker::engine::namespaces;
 use tasker::engine::register::{register, Registered};
 use tasker::engine::submit::{NewTask, Submitter};
 use tasker::{Db, Template};
@@ -101,6 +103,16 @@ impl World {
             .await
             .expect("submits")[0]
             .id
+    }
+
+    /// Changes a namespace's rules.
+    pub(crate) async fn set_rules(&self, namespace: &str, rules: Value) -> tasker::Result<Value> {
+        let rules = serde_json::from_value(rules).expect("rules");
+        let author = Author {
+            who: "test".into(),
+            why: None,
+        };
+        namespaces::set(&self.db, namespace, &rules, &author).await
     }
 
     /// Claims every pending task.

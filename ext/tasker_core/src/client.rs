@@ -6,9 +6,10 @@ use std::time::Duration;
 use magnus::{function, method, prelude::*, Error, RArray, RModule, Ruby, TryConvert, Value as RubyValue};
 use opentelemetry::context::FutureExt;
 use opentelemetry::Context;
+use tasker::config::{Given, Local};
 use tasker::engine::submit::{check_inputs, Accepted as CoreAccepted, NewTask, Submitted, Submitter, CREATE_WITHIN};
 use tasker::engine::{cancel, read, register};
-use tasker::health::{Health, HealthConfig};
+use tasker::health::Health;
 use tasker::telemetry::{self, Carrier};
 use tasker::{Db, Template};
 
@@ -55,11 +56,12 @@ pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
 
 impl Client {
     fn connect(ruby: &Ruby, url: String, max_connections: u32) -> Result<Client, Error> {
-        let config = HealthConfig::from_env().map_err(|error| raise::error(ruby, &error))?;
+        let local = Local::read(Given::default()).and_then(|local| local.with(0, &serde_json::json!({})));
+        let settings = local.map_err(|error| raise::error(ruby, &error))?.settings;
         let connecting = async move {
             let db = Db::connect(&url, max_connections).await?;
             Ok(Parts {
-                health: Health::of_client(&db, config),
+                health: Health::of_client(&db, settings),
                 submitter: Submitter::new(db.clone()),
                 db,
             })

@@ -13,6 +13,7 @@ mod logs;
 mod orchestrator;
 mod raise;
 mod runtime;
+mod settings;
 mod waiting;
 mod worker;
 
@@ -28,6 +29,7 @@ fn init(ruby: &Ruby) -> Result<(), Error> {
     native.const_set("VERSION", env!("CARGO_PKG_VERSION"))?;
     native.define_singleton_method("check_template", function!(check_template, 2))?;
     native.define_singleton_method("check_tasks", function!(client::check_tasks, 3))?;
+    native.define_singleton_method("worker_settings", function!(settings::read, 2))?;
     native.define_singleton_method("to_json", function!(worker::storable, 1))?;
     native.define_singleton_method("database_url", function!(database_url, 1))?;
     native.define_singleton_method("local_workers", function!(local_workers, 0))?;

@@ -1,17 +1,17 @@
 //! TaskerCore::Native::Orchestrator: an orchestrator inside a Ruby process, on tokio threads alone.
 
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use magnus::{function, method, prelude::*, Error, RModule, Ruby, Value as RubyValue};
 use tasker::engine::member::Kind;
-use tasker::health::{Health, HealthConfig};
+use tasker::health::Health;
 use tasker::http::{Server, Serving};
-use tasker::orchestrator::{Orchestrator as CoreOrchestrator, OrchestratorConfig};
+use tasker::orchestrator::Orchestrator as CoreOrchestrator;
+use tokio_util::sync::DropGuard;
 
 use crate::runtime::Owned;
 use crate::waiting::block_on;
-use crate::{client, raise};
+use crate::{client, raise, settings};
 
 #[magnus::wrap(class = "TaskerCore::Native::Orchestrator", free_immediately, size)]
 struct Orchestrator(Owned<Parts>);
@@ -21,6 +21,7 @@ struct Parts {
     orchestrator: Mutex<Option<CoreOrchestrator>>,
     health: Health,
     serving: Arc<Serving>,
+    _following: DropGuard,
 }
 
 pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
@@ -33,28 +34,22 @@ pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
 }
 
 impl Orchestrator {
-    /// Of these namespaces; none: of all.
-    fn start(ruby: &Ruby, with: RubyValue, namespaces: Vec<String>, listen: Option<String>) -> Result<Orchestrator, Error> {
+    /// With what this process sets (as a section of tasker.yml has it), and that file's own section where Ruby has read it.
+    fn start(ruby: &Ruby, with: RubyValue, flags: RubyValue, file: RubyValue) -> Result<Orchestrator, Error> {
         let db = client::unwrap(with)?.db(ruby)?;
-        let config = OrchestratorConfig {
-            namespaces,
-            health: HealthConfig::from_env().map_err(|error| raise::error(ruby, &error))?,
-            ..OrchestratorConfig::default()
-        };
-        let address = |text: String| {
-            text.parse::<SocketAddr>()
-                .map_err(|problem| raise::with_class(ruby, "ConfigurationError", format!("listen {text:?}: {problem}")))
-        };
-        let listen = listen.map(address).transpose()?;
+        let local = settings::local(ruby, flags, file)?;
+        let listen = settings::own(ruby, &local)?.orchestrator.listen;
         let parts = block_on(ruby, async move {
             // The address first: a port in use should not cost a membership.
             let server = Server::bind(listen, Kind::Orchestrator).await?;
-            let orchestrator = CoreOrchestrator::start(&db, config).await?;
+            let (live, following) = settings::follow(&db, local).await?;
+            let orchestrator = CoreOrchestrator::start(&db, live).await?;
             let health = orchestrator.health().clone();
             Ok(Parts {
                 serving: Arc::new(server.start(health.clone())),
                 orchestrator: Mutex::new(Some(orchestrator)),
                 health,
+                _following: following,
             })
         })?;
         Ok(Orchestrator(Owned::new(parts)))

@@ -1,24 +1,23 @@
 //! TaskerCore::Native::Worker and Step: leases, prefetching, heartbeats and batched reports run on tokio threads without the GVL; Ruby
 //! threads take steps with `next` and give outcomes with `complete` and `fail`.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use magnus::{function, method, prelude::*, Error, RModule, Ruby, Value as RubyValue};
-use serde::Deserialize;
 use tasker::engine::check_payload;
 use tasker::engine::complete::COMPLETE_WITHIN;
 use tasker::engine::fail::Failure;
 use tasker::engine::member::Kind;
-use tasker::health::{Beat, HealthConfig};
+use tasker::health::Beat;
 use tasker::http::{Server, Serving};
 use tasker::telemetry::{self, Carrier};
-use tasker::worker::{Outcome, Step as CoreStep, Worker as CoreWorker, WorkerConfig};
+use tasker::worker::{Outcome, Step as CoreStep, Worker as CoreWorker};
+use tokio_util::sync::DropGuard;
 
 use crate::runtime::Owned;
 use crate::waiting::{block_on, receive};
-use crate::{client, json, raise};
+use crate::{client, json, raise, settings};
 
 #[magnus::wrap(class = "TaskerCore::Native::Worker", free_immediately, size)]
 struct Worker(Owned<Parts>);
@@ -26,6 +25,7 @@ struct Worker(Owned<Parts>);
 struct Parts {
     worker: Arc<CoreWorker>,
     serving: Arc<Serving>,
+    _following: DropGuard,
     /// Of the Ruby thread that looks after the others.
     supervisor: Beat,
 }
@@ -41,22 +41,11 @@ pub(crate) struct Step {
     pub(crate) worker: i32,
 }
 
-/// The options that Ruby gives; the others have the core's defaults.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Options {
-    namespaces: Vec<String>,
-    threads: usize,
-    /// Seconds.
-    lease: f64,
-    /// Where to answer for its health, beside the socket.
-    listen: Option<SocketAddr>,
-}
-
 pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
     let class = native.define_class("Worker", ruby.class_object())?;
     class.undef_default_alloc_func();
-    class.define_singleton_method("start", function!(Worker::start, 2))?;
+    class.define_singleton_method("start", function!(Worker::start, 3))?;
+    class.define_method("concurrency", method!(Worker::concurrency, 0))?;
     class.define_method("next", method!(Worker::next, 1))?;
     class.define_method("stopped?", method!(Worker::is_stopped, 0))?;
     class.define_method("complete", method!(Worker::complete, 2))?;
@@ -108,28 +97,29 @@ impl Step {
 }
 
 impl Worker {
-    fn start(ruby: &Ruby, with: RubyValue, options: RubyValue) -> Result<Worker, Error> {
+    /// With what this process sets (as a section of tasker.yml has it), and that file's own section where Ruby has read it.
+    fn start(ruby: &Ruby, with: RubyValue, flags: RubyValue, file: RubyValue) -> Result<Worker, Error> {
         let db = client::unwrap(with)?.db(ruby)?;
-        let options: Options = serde_json::from_value(json::from_ruby(ruby, options)?)
-            .map_err(|error| raise::with_class(ruby, "ConfigurationError", format!("worker options: {error}")))?;
-        let config = WorkerConfig {
-            namespaces: options.namespaces,
-            concurrency: options.threads,
-            lease: Duration::try_from_secs_f64(options.lease).unwrap_or_default(),
-            health: HealthConfig::from_env().map_err(|error| raise::error(ruby, &error))?,
-            ..WorkerConfig::default()
-        };
+        let local = settings::local(ruby, flags, file)?;
+        let listen = settings::own(ruby, &local)?.worker.listen;
         let parts = block_on(ruby, async move {
             // The address first: a port in use should not cost a membership.
-            let server = Server::bind(options.listen, Kind::Worker).await?;
-            let worker = CoreWorker::start(&db, config).await?;
+            let server = Server::bind(listen, Kind::Worker).await?;
+            let (live, following) = settings::follow(&db, local).await?;
+            let worker = CoreWorker::start(&db, live).await?;
             Ok(Parts {
+                _following: following,
                 supervisor: worker.health().beats().register("supervisor", SUPERVISOR_BOUND),
                 serving: Arc::new(server.start(worker.health().clone())),
                 worker: Arc::new(worker),
             })
         })?;
         Ok(Worker(Owned::new(parts)))
+    }
+
+    /// How many handlers may run at once, now.
+    fn concurrency(ruby: &Ruby, this: &Worker) -> Result<usize, Error> {
+        Ok(this.owned(ruby)?.concurrency())
     }
 
     fn owned(&self, ruby: &Ruby) -> Result<&Arc<CoreWorker>, Error> {

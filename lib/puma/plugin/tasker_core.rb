@@ -28,7 +28,7 @@ Puma::Plugin.create do
     load_application
     require "tasker_core"
     @orchestrator = TaskerCore::Orchestrator.new.start
-    @worker = TaskerCore::Worker.configured.start
+    @worker = TaskerCore::Worker.new.start
   rescue StandardError => e
     # Puma would go on without them.
     abort "tasker_core: #{e.message} (#{e.class})"

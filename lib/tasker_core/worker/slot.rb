@@ -29,6 +29,9 @@ module TaskerCore
         kill
       end
 
+      # Ends the thread after its next step.
+      def retire = @retired = true
+
       # Ends the thread, wherever it is.
       def kill
         @ended = true
@@ -44,13 +47,13 @@ module TaskerCore
           work
         ensure
           # A handler can end its thread: the next one takes over before this one is gone, so that none is ever missing.
-          @thread = start if @step && !@ended
+          @thread = start if @step && !@ended && !@retired
         end
       end
 
       def work
         @deadline = @step = nil
-        until @native.stopped?
+        until @native.stopped? || @retired
           step = @native.next(WAIT) or next
           @step = step
           @deadline = step.timeout && (now + step.timeout)

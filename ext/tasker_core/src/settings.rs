@@ -1,0 +1,51 @@
+//! The settings of a worker or orchestrator inside a Ruby process.
+
+use std::sync::Arc;
+
+use magnus::{prelude::*, Error, Ruby, Value as RubyValue};
+use serde_json::json;
+use tasker::config::distributed::Configuration;
+use tasker::config::{Given, Live, Local, Settings};
+use tasker::engine::configuration::DatabaseCoordinator;
+use tasker::{telemetry, Db};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::{json, raise};
+
+/// What this process sets, above the environment and the file: `file` is nil, or [its name, its section of this environment].
+pub(crate) fn local(ruby: &Ruby, flags: RubyValue, file: RubyValue) -> Result<Local, Error> {
+    let flags = json::from_ruby(ruby, flags)?;
+    let settings = match file.is_nil() {
+        true => None,
+        false => serde_json::from_value(json::from_ruby(ruby, file)?).ok(),
+    };
+    let given = Given {
+        settings,
+        flags,
+        ..Given::default()
+    };
+    Local::read(given).map_err(|error| raise::error(ruby, &error))
+}
+
+/// Without those of the coordinator.
+pub(crate) fn own(ruby: &Ruby, local: &Local) -> Result<Settings, Error> {
+    let effective = local.with(0, &json!({}));
+    effective
+        .map(|effective| effective.settings)
+        .map_err(|error| raise::error(ruby, &error))
+}
+
+/// The same, as JSON: what Ruby itself has to know before it begins.
+pub(crate) fn read(ruby: &Ruby, flags: RubyValue, file: RubyValue) -> Result<String, Error> {
+    let settings = own(ruby, &local(ruby, flags, file)?)?;
+    let grace = settings.worker.grace.as_secs_f64();
+    Ok(json!({ "namespaces": settings.worker.namespaces, "grace": grace }).to_string())
+}
+
+/// With those of the coordinator, and their changes until the guard is dropped.
+pub(crate) async fn follow(db: &Db, local: Local) -> tasker::Result<(Live, DropGuard)> {
+    let (configuration, live) = Configuration::start(local, Arc::new(DatabaseCoordinator::new(db))).await?;
+    let stop = CancellationToken::new();
+    tokio::spawn(configuration.run(stop.clone(), telemetry::take_over));
+    Ok((live, stop.drop_guard()))
+}

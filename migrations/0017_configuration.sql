@@ -1,0 +1,49 @@
+-- The configuration that a fleet shares: what is set for all, for namespaces, and for single instances, above what each process is told where it runs.
+
+-- A row is all of it, so that going back is one step, too. The library validates what comes in.
+CREATE TABLE tasker.configurations (
+    version   bigint PRIMARY KEY,
+    at        timestamptz NOT NULL DEFAULT clock_timestamp(),
+    who       text NOT NULL,
+    why       text,
+    overrides jsonb NOT NULL CHECK (jsonb_typeof(overrides) = 'object')
+);
+INSERT INTO tasker.configurations (version, who, why, overrides) VALUES (0, 'tasker', 'installed', '{}');
+
+-- The rules of a namespace, whether or not it is there: its own, else those for all namespaces, else these.
+CREATE FUNCTION tasker.rules(p_namespace text) RETURNS TABLE (
+    max_attempts int, backoff text, multiplier float8, base_seconds float8, max_seconds float8, jitter float8, retention_days int,
+    alert_threshold int, queue_target int
+)
+LANGUAGE sql STABLE AS $$
+    SELECT r.* FROM (SELECT overrides FROM tasker.configurations ORDER BY version DESC LIMIT 1) AS c,
+        jsonb_to_record('{"max_attempts": 5, "backoff": "exponential", "multiplier": 2, "base_seconds": 1, "max_seconds": 600, "jitter": 0.1}'
+                        || coalesce(c.overrides -> 'namespace_defaults', '{}') || coalesce(c.overrides -> 'namespaces' -> p_namespace, '{}')) AS r(
+            max_attempts int, backoff text, multiplier float8, base_seconds float8, max_seconds float8, jitter float8, retention_days int,
+            alert_threshold int, queue_target int)
+$$;
+
+-- Adds a version above p_base, and returns its number. The rules of namespaces are in force once it commits, also for tasks that are under way;
+-- processes are told.
+-- Errors: TK005 when p_base is not the newest any more; 23514 (check violation) when a rule is out of bounds.
+-- Locks: an advisory lock for the transaction, the one of ensure_namespaces; then the namespaces that change.
+CREATE FUNCTION tasker.change_configuration(p_base bigint, p_overrides jsonb, p_who text, p_why text) RETURNS bigint
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_newest bigint;
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtext('tasker.namespaces'));
+    SELECT max(version) INTO v_newest FROM tasker.configurations;
+    IF v_newest <> p_base THEN
+        RAISE EXCEPTION 'the configuration is at version % by now', v_newest USING ERRCODE = 'TK005';
+    END IF;
+    INSERT INTO tasker.configurations (version, who, why, overrides) VALUES (v_newest + 1, p_who, p_why, p_overrides);
+    UPDATE tasker.namespaces n
+    SET (max_attempts, backoff, multiplier, base_seconds, max_seconds, jitter, retention_days, alert_threshold, queue_target)
+        = (SELECT r.* FROM tasker.rules(n.name) AS r)
+    WHERE (n.max_attempts, n.backoff, n.multiplier, n.base_seconds, n.max_seconds, n.jitter, n.retention_days, n.alert_threshold, n.queue_target)
+          IS DISTINCT FROM (SELECT r FROM tasker.rules(n.name) AS r);
+    PERFORM tasker.notify('tasker_configuration', (v_newest + 1)::text);
+    RETURN v_newest + 1;
+END
+$$;

@@ -1,0 +1,114 @@
+//! What may be set where, as JSON Schema; and the reference, which is made of it.
+
+use schemars::generate::SchemaSettings;
+use schemars::JsonSchema;
+use serde_json::{json, Map, Value};
+
+use super::check::{expected, join};
+use super::{Rules, Settings};
+
+fn of<T: JsonSchema>() -> Value {
+    let settings = SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
+    let mut schema = settings.into_generator().into_root_schema_for::<T>().to_value();
+    if let Some(root) = schema.as_object_mut() {
+        root.remove("$schema");
+        root.remove("title");
+    }
+    schema
+}
+
+/// Of one process's settings, as a section of tasker.yml has them.
+pub(super) fn settings() -> Value {
+    of::<Settings>()
+}
+
+/// Of tasker.yml: a section for each environment, and `shared` for all.
+pub fn file() -> Value {
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "tasker.yml",
+        "type": "object",
+        "properties": { "shared": settings() },
+        "additionalProperties": settings(),
+    })
+}
+
+/// Of what is kept in the coordinator: what running processes take over without a restart, for all, by namespace and by instance.
+pub(super) fn overrides() -> Value {
+    let mut process = settings();
+    without_restart(&mut process);
+    let mut schema = process.clone();
+    schema["properties"]["namespace_defaults"] = of::<Rules>();
+    schema["properties"]["namespaces"] = json!({
+        "type": "object", "additionalProperties": of::<Rules>(), "propertyNames": { "pattern": "^[a-z][a-z0-9_]{0,36}$" },
+    });
+    schema["properties"]["instances"] = json!({ "type": "object", "additionalProperties": process });
+    schema
+}
+
+/// Takes away what needs a restart.
+fn without_restart(schema: &mut Value) {
+    let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) else {
+        return;
+    };
+    properties.retain(|_, setting| setting["x-restart"] != true);
+    properties.values_mut().for_each(without_restart);
+    properties.retain(|_, setting| setting["properties"].as_object().is_none_or(|below| !below.is_empty()));
+}
+
+/// Whether a setting is taken over only by a process that starts.
+pub(super) fn needs_restart(path: &str) -> bool {
+    let schema = settings();
+    let at = path.split('.').try_fold(&schema, |at, name| at["properties"].get(name));
+    at.is_some_and(|setting| setting["x-restart"] == true)
+}
+
+/// The page of all settings, in Markdown.
+pub fn reference() -> String {
+    let mut rows = String::from("| setting | default | what it is | expected | taken over |\n| --- | --- | --- | --- | --- |\n");
+    let defaults = serde_json::to_value(Settings::default()).unwrap_or_default();
+    tabulate(&settings(), &defaults, "", &mut rows);
+    rows.push_str("\nOf namespaces, in the coordinator alone (`namespace_defaults`, and `namespaces.<name>`):\n\n");
+    rows.push_str("| setting | what it is | expected |\n| --- | --- | --- |\n");
+    for (name, setting) in of::<Rules>()["properties"].as_object().unwrap_or(&Map::new()) {
+        rows.push_str(&format!("| `{name}` | {} | {} |\n", described(setting), expected(Some(setting))));
+    }
+    rows
+}
+
+fn tabulate(schema: &Value, defaults: &Value, path: &str, rows: &mut String) {
+    for (name, setting) in schema["properties"].as_object().unwrap_or(&Map::new()) {
+        let path = join(path, name);
+        let default = &defaults[name];
+        if setting["properties"].is_object() {
+            tabulate(setting, default, &path, rows);
+            continue;
+        }
+        let default = match default {
+            Value::Null => "–".into(),
+            Value::Array(list) if list.is_empty() => "none".into(),
+            Value::String(text) => format!("`{text}`"),
+            other => format!("`{other}`"),
+        };
+        let when = if setting["x-restart"] == true { "by a restart" } else { "at once" };
+        rows.push_str(&format!(
+            "| `{path}` | {default} | {} | {} | {when} |\n",
+            described(setting),
+            expected(Some(setting))
+        ));
+    }
+}
+
+fn described(setting: &Value) -> String {
+    setting["description"].as_str().unwrap_or_default().replace('\n', " ")
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_documentation_has_the_table_of_all_settings() {
+        let page = include_str!("../../docs/configuration.md");
+        let table = super::reference();
+        assert!(page.contains(&table), "docs/configuration.md should have:\n{table}");
+    }
+}

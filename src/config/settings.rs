@@ -1,0 +1,302 @@
+//! Every setting, with its default: the types are read by the layers, and their comments are the reference and the JSON Schema.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::check::problems;
+use super::schema;
+use super::span::{self, Span};
+use crate::error::{Error, Result};
+
+/// What one process is told.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Where tasks are: postgres://user:password@host:port/database. Without it, what `tasker dev` runs in this folder.
+    #[schemars(extend("x-restart" = true, "x-secret" = true))]
+    pub database_url: Option<String>,
+    /// In Rails the name in database.yml of the database where tasks are; without it the primary one.
+    #[schemars(extend("x-restart" = true))]
+    pub database: Option<String>,
+    /// Database connections of a process at most: three to work, one for heartbeats, one for probes, one to LISTEN. A worker of several
+    /// namespaces wants three for each.
+    #[schemars(range(min = 4, max = 1000), extend("x-restart" = true))]
+    pub connections: u32,
+    /// What is logged, and how.
+    pub log: LogConfig,
+    /// What is traced.
+    pub traces: TracesConfig,
+    /// How health is judged.
+    pub health: HealthConfig,
+    /// How `tasker serve` works.
+    pub orchestrator: OrchestratorConfig,
+    /// How `tasker worker` works.
+    pub worker: WorkerConfig,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            database_url: None,
+            database: None,
+            connections: 6,
+            log: LogConfig::default(),
+            traces: TracesConfig::default(),
+            health: HealthConfig::default(),
+            orchestrator: OrchestratorConfig::default(),
+            worker: WorkerConfig::default(),
+        }
+    }
+}
+
+/// What is logged, and how.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogConfig {
+    /// What is logged: a level, or a filter such as `info,tasker=debug`.
+    pub level: String,
+    /// How a line is written.
+    pub format: LogFormat,
+    /// The names of fields that are not told.
+    pub redact: Vec<String>,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        LogConfig {
+            level: "info".into(),
+            format: LogFormat::Text,
+            redact: Vec::new(),
+        }
+    }
+}
+
+/// How a line of the log is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// What is traced.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TracesConfig {
+    /// Which part of the traces that begin here is kept. Without it, OTEL_TRACES_SAMPLER says so.
+    #[schemars(range(min = 0, max = 1))]
+    pub sample: Option<f64>,
+}
+
+/// How health is judged.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct HealthConfig {
+    /// How long the database may be away before the process is not live any more.
+    #[serde(with = "span")]
+    #[schemars(with = "Span")]
+    pub database_grace: Duration,
+    /// How many bytes of memory the process may use; beside its cgroup's limit, if that is less.
+    #[schemars(range(min = 1))]
+    pub memory_limit: Option<u64>,
+}
+
+impl Default for HealthConfig {
+    fn default() -> Self {
+        HealthConfig {
+            database_grace: Duration::from_secs(300),
+            memory_limit: None,
+        }
+    }
+}
+
+/// How an orchestrator works.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct OrchestratorConfig {
+    /// Where to answer GET /health, /ready, /health/detailed and /metrics.
+    #[schemars(with = "Option<String>", extend("x-restart" = true))]
+    pub listen: Option<SocketAddr>,
+    /// Whose tasks to admit; none: all.
+    #[schemars(extend("x-restart" = true))]
+    pub namespaces: Vec<String>,
+    /// A namespace's tasks wait, where priority counts, while its queue holds this many messages. Its idle workers admit what they have room
+    /// for by themselves; this is what waits for those that are busy. Fewer lets an urgent task overtake more.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub queue_target: u32,
+    /// How many tasks one cycle admits in each namespace at most.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub batch: u32,
+    /// How often to look for tasks when no notification came: the latency where LISTEN does not work.
+    #[serde(with = "span")]
+    #[schemars(with = "Span")]
+    pub poll: Duration,
+    /// How long a membership lasts without a heartbeat, which comes at a third of it. At least 1 s.
+    #[serde(with = "span")]
+    #[schemars(with = "Span")]
+    pub lease: Duration,
+    /// Where alerts on dead letters are posted as JSON, beside the log. Delivered at least once, by one of the orchestrators that have it.
+    #[schemars(extend("x-secret" = true))]
+    pub alert_webhook: Option<String>,
+}
+
+impl Default for OrchestratorConfig {
+    fn default() -> Self {
+        OrchestratorConfig {
+            listen: None,
+            namespaces: Vec::new(),
+            queue_target: 100,
+            batch: 200,
+            poll: Duration::from_secs(1),
+            lease: Duration::from_secs(30),
+            alert_webhook: None,
+        }
+    }
+}
+
+/// How a worker works.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct WorkerConfig {
+    /// Where to answer GET /health, /ready, /health/detailed and /metrics; without it nowhere.
+    #[schemars(with = "Option<String>", extend("x-restart" = true))]
+    pub listen: Option<SocketAddr>,
+    /// Whose steps to run; at least one.
+    #[schemars(extend("x-restart" = true))]
+    pub namespaces: Vec<String>,
+    /// How many handlers run at once.
+    #[serde(rename = "threads")]
+    #[schemars(range(min = 1, max = 10_000))]
+    pub concurrency: usize,
+    /// How many steps may wait in the buffer beside those that run, at most. How many do follows the pace: what the handlers finish in
+    /// 100 ms.
+    #[serde(rename = "prefetch")]
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub max_prefetch: usize,
+    /// How long a lease lasts without a heartbeat, which comes at a third of it: the time after which the steps of a worker that was
+    /// killed run elsewhere. At least 1 s.
+    #[serde(with = "span")]
+    #[schemars(with = "Span")]
+    pub lease: Duration,
+    /// How long a finished step may wait for others to be reported with. A step with nothing else in flight does not wait.
+    #[serde(with = "span")]
+    #[schemars(with = "Span")]
+    pub linger: Duration,
+    /// How many steps are leased, or reports committed, together at most.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub batch: usize,
+    /// How often to look for steps when no notification came.
+    #[serde(with = "span")]
+    #[schemars(with = "Span")]
+    pub poll: Duration,
+    /// How long handlers that run may go on when the worker stops.
+    #[serde(with = "span")]
+    #[schemars(with = "Span", extend("x-restart" = true))]
+    pub grace: Duration,
+    /// How often a step that is suspected (its lease ran out twice before) may take its worker down with it before it is dead-lettered.
+    #[schemars(range(min = 1, max = 1000))]
+    pub max_crashes: u32,
+}
+
+impl Default for WorkerConfig {
+    fn default() -> Self {
+        WorkerConfig {
+            listen: None,
+            namespaces: Vec::new(),
+            concurrency: 8,
+            max_prefetch: 2_000,
+            lease: Duration::from_secs(30),
+            linger: Duration::from_millis(2),
+            batch: 500,
+            poll: Duration::from_secs(1),
+            grace: Duration::from_secs(25),
+            max_crashes: 5,
+        }
+    }
+}
+
+/// The rules of a namespace, which PostgreSQL itself keeps to; None says nothing.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rules {
+    /// Attempts of a step, the first run included; 5 where nothing else is said.
+    #[schemars(range(min = 1, max = 1000))]
+    pub max_attempts: Option<i32>,
+    /// How delays grow; exponential where nothing else is said.
+    pub backoff: Option<Backoff>,
+    /// By what an exponential delay grows; 2 where nothing else is said.
+    #[schemars(range(min = 1, max = 100))]
+    pub multiplier: Option<f64>,
+    /// The first delay; 1 where nothing else is said.
+    #[schemars(range(min = 0.001, max = 31_622_400))]
+    pub base_seconds: Option<f64>,
+    /// The longest delay; 600 where nothing else is said.
+    #[schemars(range(min = 0.001, max = 31_622_400))]
+    pub max_seconds: Option<f64>,
+    /// The spread of the delays; 0.1 where nothing else is said.
+    #[schemars(range(min = 0, max = 1))]
+    pub jitter: Option<f64>,
+    /// After how many days a dead letter is deleted; never where nothing else is said.
+    #[schemars(range(min = 1, max = 36_500))]
+    pub retention_days: Option<i32>,
+    /// How many dead letters raise an alert; none do where nothing else is said.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub alert_threshold: Option<i32>,
+    /// In place of `orchestrator.queue_target`.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub queue_target: Option<i32>,
+}
+
+/// How delays grow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Backoff {
+    /// Not at all.
+    Fixed,
+    /// By the first delay each time.
+    Linear,
+    /// By the multiplier each time.
+    Exponential,
+}
+
+impl Settings {
+    /// Errors: [`Error::Config`] with everything that is wrong.
+    pub(super) fn check(&self) -> Result<()> {
+        let written = serde_json::to_value(self).unwrap_or_default();
+        let of_types = problems(&schema::settings(), &written)
+            .into_iter()
+            .map(|problem| problem.to_string());
+        let others = self.problems().into_iter().map(|(path, message)| format!("{path} {message}"));
+        match of_types.chain(others).collect::<Vec<_>>() {
+            found if found.is_empty() => Ok(()),
+            found => Err(Error::Config(found.join("\n"))),
+        }
+    }
+
+    /// What no type can say: where it is, and what was expected.
+    pub(super) fn problems(&self) -> Vec<(&'static str, String)> {
+        let second = Duration::from_secs(1);
+        let short = |lease: Duration| format!("is {}: expected at least 1s", humantime::format_duration(lease));
+        let mut found = Vec::new();
+        if self.orchestrator.lease < second {
+            found.push(("orchestrator.lease", short(self.orchestrator.lease)));
+        }
+        if self.worker.lease < second {
+            found.push(("worker.lease", short(self.worker.lease)));
+        }
+        for (path, poll) in [("orchestrator.poll", self.orchestrator.poll), ("worker.poll", self.worker.poll)] {
+            if poll < Duration::from_millis(1) {
+                found.push((path, "is 0: expected at least 1ms".into()));
+            }
+        }
+        if let Err(problem) = self.log.level.parse::<tracing_subscriber::EnvFilter>() {
+            found.push(("log.level", format!("is {:?}: {problem}", self.log.level)));
+        }
+        found
+    }
+}

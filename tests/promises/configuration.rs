@@ -1,0 +1,287 @@
+//! The configuration of a fleet of real processes: changed in one place, in force everywhere, without a restart; refused whole; rolled back.
+
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{json, Value};
+use tasker::config::distributed::{change, set, Author, Configuration, ConfigurationCoordinator};
+use tasker::config::{Given, Local};
+use tasker::engine::configuration::DatabaseCoordinator;
+use tasker::engine::namespaces;
+use tasker::worker::{Worker, WorkerConfig};
+use tasker::Error;
+use tokio_util::sync::CancellationToken;
+
+use crate::world::World;
+
+/// How soon a change has to be in force.
+const SOON: Duration = Duration::from_secs(2);
+
+fn author() -> Author {
+    Author {
+        who: "ada".into(),
+        why: Some("a test".into()),
+    }
+}
+
+/// Ended with the test.
+struct Orchestrator(Child);
+
+impl Orchestrator {
+    fn start(world: &World, id: &str, variables: &[(&str, &str)]) -> Orchestrator {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tasker"));
+        command
+            .args(["serve", "--listen", "127.0.0.1:0"])
+            .env("DATABASE_URL", &world.url)
+            .env("ORCHESTRATOR_ID", id)
+            .env("TASKER__ORCHESTRATOR__LEASE", "3s")
+            .envs(variables.iter().copied())
+            .env_remove("NAMESPACE")
+            .stdin(Stdio::null())
+            .stderr(Stdio::null());
+        Orchestrator(command.spawn().expect("tasker runs"))
+    }
+}
+
+impl Drop for Orchestrator {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+impl World {
+    fn tasker_here(&self, arguments: &[&str]) -> (i32, String) {
+        let output = Command::new(env!("CARGO_BIN_EXE_tasker"))
+            .args(arguments)
+            .env("DATABASE_URL", &self.url)
+            .env("USER", "ada")
+            .env_remove("NAMESPACE")
+            .output()
+            .expect("tasker runs");
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&said).trim().to_owned())
+    }
+
+    /// What the members that live say of their configuration.
+    async fn configurations(&self) -> Vec<Value> {
+        sqlx::query_scalar("SELECT report -> 'configuration' FROM tasker.members WHERE left_at IS NULL AND report IS NOT NULL ORDER BY id")
+            .fetch_all(&self.pool)
+            .await
+            .expect("asks")
+    }
+
+    /// Waits until so many members have told, and what they told satisfies the caller.
+    async fn until(&self, members: usize, satisfied: impl Fn(&[Value]) -> bool) -> Vec<Value> {
+        let began = Instant::now();
+        loop {
+            let told = self.configurations().await;
+            if told.len() == members && satisfied(&told) {
+                return told;
+            }
+            assert!(began.elapsed() < Duration::from_secs(30), "never: {told:#?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_in_one_place_is_in_force_in_every_process_and_a_rollback_too() {
+    World::with(async |world| {
+        let _fleet = ["one", "two"].map(|id| Orchestrator::start(world, id, &[]));
+        world.until(2, |_| true).await;
+        let batch = |expected: i64| move |told: &[Value]| told.iter().all(|c| c["values"]["orchestrator.batch"] == expected);
+
+        let changed = world.tasker_here(&["config", "set", "orchestrator.batch", "50", "--why", "big tasks"]);
+        assert_eq!(changed, (0, r#"version 1: {"orchestrator":{"batch":50}}"#.into()));
+        world.until(2, batch(50)).await;
+        let own = ["config", "set", "orchestrator.poll", "250ms", "--instance", "two"];
+        assert_eq!(world.tasker_here(&own).0, 0);
+        world.until(2, |told| told.iter().all(|c| c["version"] == 2)).await;
+        assert_eq!(world.tasker_here(&["config", "drift", "--grace", "0"]), (0, "none".into()));
+
+        assert_eq!(world.tasker_here(&["config", "rollback", "0"]).0, 0);
+        world.until(2, batch(200)).await;
+        let (_, history) = world.tasker_here(&["config", "history", "--json"]);
+        let history: Value = serde_json::from_str(&history).unwrap();
+        assert_eq!(history[2]["why"], "big tasks");
+        assert_eq!((&history[0]["version"], &history[0]["overrides"]), (&json!(3), &json!({})));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_change_is_refused_whole() {
+    World::with(async |world| {
+        let refused = |arguments: &[&str], expected: &str| {
+            let (code, said) = world.tasker_here(arguments);
+            assert_eq!(code, 1, "{said}");
+            assert!(said.contains(expected), "{said}");
+        };
+        refused(
+            &["config", "set", "orchestrator.btach", "5"],
+            "orchestrator.btach is not known: did you mean batch?",
+        );
+        refused(
+            &["config", "set", "worker.lease", "10ms"],
+            "worker.lease is 10ms: expected at least 1s",
+        );
+        refused(
+            &["config", "set", "connections", "20"],
+            "connections needs a restart: set it in tasker.yml",
+        );
+        refused(
+            &["config", "set", "max_attempts", "0", "--namespace", "billing"],
+            "namespaces.billing.max_attempts is 0: expected",
+        );
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(
+            file.path(),
+            "orchestrator:\n  batch: 5\nnamespaces:\n  billing:\n    backof: fixed\n",
+        )
+        .unwrap();
+        let (code, said) = world.tasker_here(&["config", "apply", file.path().to_str().unwrap()]);
+        assert_eq!(code, 3, "{said}");
+        assert!(
+            said.contains(":5: namespaces.billing.backof is not known: did you mean backoff?"),
+            "{said}"
+        );
+        let newest = DatabaseCoordinator::new(&world.db).get().await.unwrap();
+        assert_eq!((newest.version, newest.overrides), (0, json!({})));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_who_change_the_same_version_none_undoes_the_other() {
+    World::with(async |world| {
+        let coordinator = DatabaseCoordinator::new(&world.db);
+        let changes = (0..8).map(|n| {
+            let coordinator = coordinator.clone();
+            tokio::spawn(async move {
+                let path = format!("n{n}");
+                loop {
+                    let by = author();
+                    let changed = change(&coordinator, &by, |overrides| {
+                        set(overrides, &["namespaces", &path, "max_attempts"], json!(n + 1));
+                        Ok(())
+                    });
+                    match changed.await {
+                        Err(Error::Stale(_)) => {}
+                        done => return done.unwrap(),
+                    }
+                }
+            })
+        });
+        for change in changes.collect::<Vec<_>>() {
+            change.await.unwrap();
+        }
+        let newest = coordinator.get().await.unwrap();
+        assert_eq!(newest.version, 8);
+        assert_eq!(newest.overrides["namespaces"].as_object().unwrap().len(), 8);
+        assert!(matches!(coordinator.update(3, &json!({}), &author()).await, Err(Error::Stale(_))));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namespaces_rules_come_from_its_own_then_from_those_of_all_and_go_back_with_them() {
+    World::with(async |world| {
+        world
+            .register("name: one\nnamespace: here\nsteps:\n  - { name: only, handler: H }\n")
+            .await;
+        let set = |arguments: &[&str]| assert_eq!(world.tasker_here(arguments).0, 0);
+        set(&["config", "set", "max_attempts", "7", "--namespace", "*"]);
+        set(&["namespace", "set", "here", "--base-seconds", "3", "--backoff", "linear"]);
+        world
+            .register("name: two\nnamespace: there\nsteps:\n  - { name: only, handler: H }\n")
+            .await;
+        let rules = async |namespace: &str| {
+            let all = namespaces::list(&world.db).await.unwrap();
+            let found = all.into_iter().find(|found| found["name"] == namespace).unwrap();
+            json!([found["max_attempts"], found["base_seconds"], found["backoff"]])
+        };
+        assert_eq!(rules("here").await, json!([7, 3, "linear"]));
+        assert_eq!(
+            rules("there").await,
+            json!([7, 1, "exponential"]),
+            "a namespace that comes later has them, too"
+        );
+        set(&["config", "unset", "base_seconds", "--namespace", "here"]);
+        set(&["config", "set", "max_attempts", "2", "--namespace", "here"]);
+        assert_eq!(rules("here").await, json!([2, 1, "linear"]));
+        set(&["config", "rollback", "0"]);
+        assert_eq!(rules("here").await, json!([5, 1, "exponential"]));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_differs_is_named_with_what_differs_and_heals() {
+    World::with(async |world| {
+        let drift = |grace: &str| world.tasker_here(&["config", "drift", "--grace", grace]);
+        let _fleet = ["one", "two"].map(|id| Orchestrator::start(world, id, &[]));
+        let other = Orchestrator::start(world, "three", &[("TASKER__ORCHESTRATOR__BATCH", "77")]);
+        world.until(3, |_| true).await;
+        let (code, said) = drift("0");
+        assert_eq!(code, 1, "{said}");
+        let line = said.lines().find(|line| line.contains("orchestrator.batch")).unwrap();
+        assert!(
+            line.contains("77") && line.contains("200") && line.contains(&format!(":{}", other.0.id())),
+            "{said}"
+        );
+        assert_eq!(drift("3600"), (0, "none".into()), "a rolling deployment is no drift");
+        drop(other);
+        world.until(2, |_| true).await;
+        assert_eq!(drift("0"), (0, "none".into()));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_good_configuration_stays_in_force_when_there_is_no_other() {
+    World::with(async |world| {
+        let coordinator = DatabaseCoordinator::new(&world.db);
+        let local = Local::read(Given::default()).unwrap();
+        let (configuration, live) = Configuration::start(local, std::sync::Arc::new(coordinator.clone())).await.unwrap();
+        let config = WorkerConfig {
+            namespaces: vec!["here".into()],
+            ..WorkerConfig::default()
+        };
+        // It passes on that there is another version.
+        let worker = Worker::start(&world.db, live.clone()).await;
+        assert!(matches!(worker, Err(Error::Config(_))), "no namespace");
+        let stop = CancellationToken::new();
+        let mut following = live.clone();
+        let running = tokio::spawn(configuration.run(stop.clone(), |_| {}));
+        let worker = Worker::start(&world.db, config).await.unwrap();
+
+        // What another program of a later version may have written.
+        let newer = json!({ "worker": { "batch": 3 }, "teleport": { "range": 7 } });
+        coordinator.update(0, &newer, &author()).await.unwrap();
+        let told = async |live: &mut tasker::config::Live| tokio::time::timeout(SOON * 10, live.changed()).await.expect("a change");
+        told(&mut following).await;
+        let effective = live.effective();
+        assert_eq!((effective.version, effective.settings.worker.batch), (0, 500));
+        assert!(effective
+            .fallback
+            .as_ref()
+            .unwrap()
+            .contains("version 1 does not go with this process"));
+
+        coordinator
+            .update(1, &json!({ "worker": { "batch": 4 } }), &author())
+            .await
+            .unwrap();
+        told(&mut following).await;
+        let effective = live.effective();
+        assert_eq!(
+            (effective.version, effective.settings.worker.batch, &effective.fallback),
+            (2, 4, &None)
+        );
+        stop.cancel();
+        running.await.unwrap();
+        worker.shutdown(Duration::ZERO).await;
+    })
+    .await;
+}

@@ -17,7 +17,7 @@ pub(crate) async fn settle(pool: &PgPool, processes: &mut Processes, patience: D
     loop {
         processes.revive();
         let (left, state): (i64, String) = sqlx::query_as(
-            "SELECT (SELECT count(*) FROM tasker.tasks WHERE state IN ('pending', 'running')),
+            "SELECT (SELECT count(*) FROM tasker.tasks WHERE state IN ('waiting', 'pending', 'running')),
                     (SELECT jsonb_object_agg(state, n)::text FROM (SELECT state, count(*) AS n FROM tasker.steps GROUP BY 1) AS s)",
         )
         .fetch_one(pool)

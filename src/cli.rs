@@ -15,13 +15,15 @@ mod template;
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
 use serde_json::{json, Value};
 
-use crate::config::distributed::Author;
+use crate::config::distributed::{Author, ConfigurationCoordinator};
 use crate::config::{database_url, Given, Local};
 use crate::db::Db;
+use crate::engine::configuration::coordinator;
 use crate::error::{Error, ErrorKind, Result};
 use crate::telemetry;
 
@@ -90,6 +92,14 @@ impl Connection {
             ..Given::default()
         };
         Local::read(given)
+    }
+
+    /// The database, and where the configuration is kept that all share.
+    async fn coordinated(&self) -> Result<(Db, Arc<dyn ConfigurationCoordinator>)> {
+        let local = self.local(None, json!({}))?;
+        let db = self.connect(&local, 4).await?;
+        let coordinator = coordinator(&db, &local.with(0, &json!({}))?.settings).await?;
+        Ok((db, coordinator))
     }
 
     async fn connect(&self, local: &Local, connections: u32) -> Result<Db> {

@@ -8,6 +8,9 @@
 mod check;
 pub mod distributed;
 pub mod drift;
+#[cfg(feature = "etcd")]
+pub mod etcd;
+pub mod folder;
 mod layers;
 mod live;
 pub mod schema;

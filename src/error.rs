@@ -67,6 +67,10 @@ pub enum Error {
         source: std::io::Error,
     },
 
+    /// The coordinator of the configuration cannot be asked, or answers something else.
+    #[error("{0}")]
+    Coordinator(String),
+
     /// Anything else that PostgreSQL refused.
     #[error("{}", describe_database_error(.0))]
     Database(Arc<sqlx::Error>),
@@ -90,7 +94,7 @@ pub enum ErrorKind {
     Config,
     /// A lease was lost.
     Stale,
-    /// The database is away or broken; trying again later may help.
+    /// The database, or another server, is away or broken; trying again later may help.
     Database,
 }
 
@@ -104,7 +108,7 @@ impl Error {
             Error::TooLarge(_) => ErrorKind::TooLarge,
             Error::Config(_) | Error::NotMigrated(_) | Error::Listen { .. } | Error::System { .. } => ErrorKind::Config,
             Error::Stale(_) => ErrorKind::Stale,
-            Error::Unreachable { .. } | Error::Database(_) => ErrorKind::Database,
+            Error::Unreachable { .. } | Error::Coordinator(_) | Error::Database(_) => ErrorKind::Database,
         }
     }
 

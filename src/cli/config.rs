@@ -6,9 +6,9 @@ use clap::{Args, Subcommand};
 use serde_json::{json, Value};
 
 use super::{listing, print, say, table, By, Connection};
-use crate::config::distributed::{self, ConfigurationCoordinator, Version};
+use crate::config::distributed::{self, Version};
 use crate::config::{self, drift, schema, Effective, Problem};
-use crate::engine::configuration::DatabaseCoordinator;
+use crate::engine::configuration::coordinator;
 use crate::engine::fleet;
 use crate::error::{Error, Result};
 
@@ -195,7 +195,7 @@ impl Config {
                 .await
             }
             Config::Rollback { version, by, connection } => {
-                let coordinator = DatabaseCoordinator::new(&connection.open().await?);
+                let (_, coordinator) = connection.coordinated().await?;
                 let history = coordinator.history(i64::MAX).await?;
                 let earlier = history.into_iter().find(|found| found.version == version);
                 let earlier = earlier.ok_or_else(|| Error::NotFound(format!("no version {version} of the configuration")))?;
@@ -206,7 +206,8 @@ impl Config {
                 .await
             }
             Config::History { limit, json, connection } => {
-                let history = DatabaseCoordinator::new(&connection.open().await?).history(limit).await?;
+                let (_, coordinator) = connection.coordinated().await?;
+                let history = coordinator.history(limit).await?;
                 let rows: Vec<Value> = history.iter().map(|version| json!(version)).collect();
                 print(json, &json!(rows), || {
                     listing(&["VERSION", "AT", "WHO", "WHY"], &["version", "at", "who", "why"], &rows)
@@ -229,7 +230,7 @@ async fn effective(file: Option<PathBuf>, connection: &Connection) -> Result<Eff
     let local = connection.local(file, json!({}))?;
     let newest = async {
         let db = connection.connect(&local, 4).await?;
-        DatabaseCoordinator::new(&db).get().await
+        coordinator(&db, &local.with(0, &json!({}))?.settings).await?.get().await
     };
     match newest.await {
         Ok(newest) => local.with(newest.version, &newest.overrides),
@@ -269,8 +270,8 @@ fn show(effective: &Effective, origin: bool, json: bool) {
 
 /// Changes what all share, and says what is in force now.
 async fn change(connection: &Connection, by: By, edit: impl Fn(&mut Value) -> Result<()>) -> Result<i32> {
-    let coordinator = DatabaseCoordinator::new(&connection.open().await?);
-    let Version { version, overrides, .. } = distributed::change(&coordinator, &by.author(), edit).await?;
+    let (_, coordinator) = connection.coordinated().await?;
+    let Version { version, overrides, .. } = distributed::change(&*coordinator, &by.author(), edit).await?;
     say(&format!("version {version}: {overrides}"));
     Ok(0)
 }

@@ -106,10 +106,8 @@ impl Namespace {
                     alert_threshold,
                     queue_target,
                 };
-                (
-                    json,
-                    vec![namespaces::set(&connection.open().await?, &name, &rules, &by.author()).await?],
-                )
+                let (db, coordinator) = connection.coordinated().await?;
+                (json, vec![namespaces::set(&db, &*coordinator, &name, &rules, &by.author()).await?])
             }
         };
         print(json, &json!(found), || {

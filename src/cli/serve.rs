@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use clap::Args;
 use serde_json::{json, Value};
@@ -13,7 +12,7 @@ use super::Connection;
 use crate::config::distributed::Configuration;
 use crate::config::{Local, Settings};
 use crate::db::Db;
-use crate::engine::configuration::DatabaseCoordinator;
+use crate::engine::configuration::coordinator;
 use crate::engine::member::Kind;
 use crate::error::{Error, Result};
 use crate::http::Server;
@@ -93,7 +92,8 @@ pub(super) async fn bind(settings: &Settings) -> Result<Server> {
 /// Runs until SIGTERM or SIGINT.
 pub(super) async fn serve(db: Db, server: Server, local: Local) -> Result<i32> {
     let mut stopping = StopSignals::new()?;
-    let (configuration, live) = Configuration::start(local, Arc::new(DatabaseCoordinator::new(&db))).await?;
+    let coordinator = coordinator(&db, &local.with(0, &json!({}))?.settings).await?;
+    let (configuration, live) = Configuration::start(local, coordinator).await?;
     let stop = CancellationToken::new();
     let following = tokio::spawn(configuration.run(stop.clone(), telemetry::take_over));
     let orchestrator = Orchestrator::start(&db, live).await?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use futures_util::future::BoxFuture;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{json, Map, Value};
 use tokio::sync::{watch, Notify};
 use tokio_util::sync::CancellationToken;
@@ -20,8 +20,11 @@ use crate::error::{Error, Result};
 /// How often to look for a version that nobody told of: the latency where there are no notifications.
 const POLL: Duration = Duration::from_secs(10);
 
+/// How often a process makes itself known.
+const REGISTER: Duration = Duration::from_secs(10);
+
 /// What the coordinator has.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Version {
     /// Counts up; 0: nothing was ever changed.
     pub version: i64,
@@ -59,6 +62,11 @@ pub trait ConfigurationCoordinator: fmt::Debug + Send + Sync {
     /// Makes a process known to operators, with what it is and can. Members are known to the database already.
     fn register<'a>(&'a self, _instance: &'a str, _capabilities: &'a Value) -> BoxFuture<'a, Result<()>> {
         Box::pin(async { Ok(()) })
+    }
+
+    /// What was in force last, for a process that starts while the coordinator is away.
+    fn last_good(&self) -> BoxFuture<'_, Option<Version>> {
+        Box::pin(async { None })
     }
 
     /// Returns when there may be another version. Where members are told otherwise, never.
@@ -188,23 +196,46 @@ impl Configuration {
             refresh,
         };
         configuration.refresh().await;
+        configuration.fall_back().await?;
         Ok((configuration, live))
     }
 
     /// Follows until `stop`. `taken_over` is called with what is in force, now and after every change.
     pub async fn run(self, stop: CancellationToken, taken_over: impl Fn(&Effective) + Send) {
         taken_over(&self.effective.borrow());
+        let (mut poll, mut register) = (tokio::time::interval(POLL), tokio::time::interval(REGISTER));
         while !stop.is_cancelled() {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = self.refresh.notified() => {}
                 () = self.coordinator.changed() => {}
-                () = tokio::time::sleep(POLL) => {}
+                _ = poll.tick() => {}
+                _ = register.tick() => {
+                    let capabilities = self.effective.borrow().report();
+                    let name = format!("{}:{}", self.local.instance(), std::process::id());
+                    if let Err(error) = self.coordinator.register(&name, &capabilities).await {
+                        tracing::debug!(%error, "the coordinator was not told of this process");
+                    }
+                    continue;
+                }
             }
             if self.refresh().await {
                 taken_over(&self.effective.borrow());
             }
         }
+    }
+
+    /// Where there is nothing to start with, what was in force last counts.
+    async fn fall_back(&self) -> Result<()> {
+        let Some(why) = self.effective.borrow().fallback.clone() else {
+            return Ok(());
+        };
+        if let Some(last) = self.coordinator.last_good().await {
+            if let Ok(effective) = self.local.with(last.version, &last.overrides) {
+                self.effective.send_replace(Arc::new(effective.for_want_of_better(why)));
+            }
+        }
+        Ok(())
     }
 
     /// Whether there is something new.

@@ -21,6 +21,10 @@ pub struct Settings {
     /// In Rails the name in database.yml of the database where tasks are; without it the primary one.
     #[schemars(extend("x-restart" = true))]
     pub database: Option<String>,
+    /// Where the configuration is kept that a fleet shares: `database`, `etcd://host:port,…/prefix` (of a build with etcd), or `file:/path` of a file or a
+    /// folder. Without it, the database.
+    #[schemars(extend("x-restart" = true))]
+    pub coordinator: Option<String>,
     /// Database connections of a process at most: three to work, one for heartbeats, one for probes, one to LISTEN. A worker of several
     /// namespaces wants three for each.
     #[schemars(range(min = 4, max = 1000), extend("x-restart" = true))]
@@ -42,6 +46,7 @@ impl Default for Settings {
         Settings {
             database_url: None,
             database: None,
+            coordinator: None,
             connections: 6,
             log: LogConfig::default(),
             traces: TracesConfig::default(),

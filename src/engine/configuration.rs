@@ -1,4 +1,7 @@
-//! The database as the coordinator of the configuration.
+//! The coordinator of the configuration: the database, or another one, of which the database has a copy, since it keeps to the rules of namespaces itself.
+
+use std::path::Path;
+use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use futures_util::FutureExt;
@@ -7,10 +10,11 @@ use sqlx::Row;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::distributed::{Author, ConfigurationCoordinator, Version};
-use crate::config::Live;
+use crate::config::distributed::{check, Author, ConfigurationCoordinator, Version};
+use crate::config::folder::FolderCoordinator;
+use crate::config::{Live, Settings};
 use crate::db::{channel, Db, Wake};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Keeps the configuration where the tasks are. Members are told of changes by NOTIFY.
 #[derive(Debug, Clone)]
@@ -42,7 +46,7 @@ impl ConfigurationCoordinator for DatabaseCoordinator {
     fn get(&self) -> BoxFuture<'_, Result<Version>> {
         async {
             let newest = self.newest(1).await?.pop();
-            newest.ok_or_else(|| crate::Error::NotFound("tasker.configurations is empty".into()))
+            newest.ok_or_else(|| Error::NotFound("tasker.configurations is empty".into()))
         }
         .boxed()
     }
@@ -62,6 +66,88 @@ impl ConfigurationCoordinator for DatabaseCoordinator {
 
     fn history(&self, limit: i64) -> BoxFuture<'_, Result<Vec<Version>>> {
         self.newest(limit).boxed()
+    }
+}
+
+/// The one that the settings name.
+/// Errors: [`Error::Config`] when it cannot be used.
+pub async fn coordinator(db: &Db, settings: &Settings) -> Result<Arc<dyn ConfigurationCoordinator>> {
+    let database = DatabaseCoordinator::new(db);
+    let named = settings.coordinator.as_deref().unwrap_or("database");
+    let of: Box<dyn ConfigurationCoordinator> = match named.split_once(':') {
+        None if named == "database" => return Ok(Arc::new(database)),
+        Some(("file", path)) => Box::new(FolderCoordinator::new(Path::new(path.trim_start_matches("//")))?),
+        #[cfg(feature = "etcd")]
+        Some(("etcd", address)) => Box::new(crate::config::etcd::EtcdCoordinator::new(address.trim_start_matches("//")).await?),
+        #[cfg(not(feature = "etcd"))]
+        Some(("etcd", _)) => {
+            return Err(Error::Config(
+                "this tasker was built without etcd: cargo build --features etcd".into(),
+            ))
+        }
+        _ => {
+            let expected = "expected database, etcd://host:port or file:/path";
+            return Err(Error::Config(format!("coordinator is {named:?}: {expected}")));
+        }
+    };
+    Ok(Arc::new(Copied { of, database }))
+}
+
+/// Another coordinator, of which the database has a copy.
+#[derive(Debug)]
+struct Copied {
+    of: Box<dyn ConfigurationCoordinator>,
+    database: DatabaseCoordinator,
+}
+
+impl Copied {
+    /// Where others copy at the same time, one of them does.
+    async fn copy(&self, newest: &Version) -> Result<()> {
+        let copy = self.database.get().await?;
+        if copy.overrides == newest.overrides {
+            return Ok(());
+        }
+        let author = Author {
+            who: newest.who.clone(),
+            why: newest.why.clone(),
+        };
+        match self.database.update(copy.version, &newest.overrides, &author).await {
+            Err(Error::Stale(_)) => Ok(()),
+            copied => copied.map(drop),
+        }
+    }
+}
+
+impl ConfigurationCoordinator for Copied {
+    fn get(&self) -> BoxFuture<'_, Result<Version>> {
+        async {
+            let newest = self.of.get().await?;
+            // What does not come from us may be wrong, and is nowhere in force then.
+            check(&newest.overrides)?;
+            self.copy(&newest).await?;
+            Ok(newest)
+        }
+        .boxed()
+    }
+
+    fn update<'a>(&'a self, base: i64, overrides: &'a Value, author: &'a Author) -> BoxFuture<'a, Result<i64>> {
+        self.of.update(base, overrides, author)
+    }
+
+    fn history(&self, limit: i64) -> BoxFuture<'_, Result<Vec<Version>>> {
+        self.of.history(limit)
+    }
+
+    fn register<'a>(&'a self, instance: &'a str, capabilities: &'a Value) -> BoxFuture<'a, Result<()>> {
+        self.of.register(instance, capabilities)
+    }
+
+    fn last_good(&self) -> BoxFuture<'_, Option<Version>> {
+        async { self.database.get().await.ok() }.boxed()
+    }
+
+    fn changed(&self) -> BoxFuture<'_, ()> {
+        self.of.changed()
     }
 }
 

@@ -3,8 +3,7 @@
 
 use serde_json::{json, Map, Value};
 
-use super::configuration::DatabaseCoordinator;
-use crate::config::distributed::{self, Author};
+use crate::config::distributed::{self, Author, ConfigurationCoordinator};
 pub use crate::config::Rules;
 use crate::db::Db;
 use crate::error::{Error, Result};
@@ -23,14 +22,14 @@ pub async fn list(db: &Db) -> Result<Vec<Value>> {
     Ok(sqlx::query_scalar("SELECT tasker.list_namespaces()").fetch_all(db.pool()).await?)
 }
 
-/// Changes a namespace's rules, also for tasks that are under way, as a version of the configuration; returns them all. None changes nothing.
+/// Changes a namespace's rules, also for tasks that are under way, as a version of the configuration; returns them. None changes nothing.
 /// Errors: [`Error::NotFound`], [`Error::Invalid`] for a value that is out of bounds.
-pub async fn set(db: &Db, name: &str, rules: &Rules, author: &Author) -> Result<Value> {
+pub async fn set(db: &Db, coordinator: &dyn ConfigurationCoordinator, name: &str, rules: &Rules, author: &Author) -> Result<Value> {
     let of = |all: Vec<Value>| all.into_iter().find(|namespace| namespace["name"] == name);
     let missing = || Error::NotFound(format!("no namespace {name}"));
     of(list(db).await?).ok_or_else(missing)?;
     let rules = json!(rules);
-    distributed::change(&DatabaseCoordinator::new(db), author, |overrides| {
+    distributed::change(coordinator, author, |overrides| {
         for (rule, value) in rules
             .as_object()
             .unwrap_or(&Map::new())
@@ -42,5 +41,7 @@ pub async fn set(db: &Db, name: &str, rules: &Rules, author: &Author) -> Result<
         Ok(())
     })
     .await?;
+    // Where the database only has a copy, this makes it.
+    coordinator.get().await?;
     of(list(db).await?).ok_or_else(missing)
 }

@@ -8,7 +8,7 @@ use tasker::config::distributed::{change, set, Author, Configuration, Configurat
 use tasker::config::{Given, Local};
 use tasker::engine::configuration::DatabaseCoordinator;
 use tasker::engine::namespaces;
-use tasker::worker::{Worker, WorkerConfig};
+use tasker::worker::Worker;
 use tasker::Error;
 use tokio_util::sync::CancellationToken;
 
@@ -52,8 +52,13 @@ impl Drop for Orchestrator {
 
 impl World {
     fn tasker_here(&self, arguments: &[&str]) -> (i32, String) {
+        self.tasker_with(arguments, &[])
+    }
+
+    fn tasker_with(&self, arguments: &[&str], variables: &[(&str, &str)]) -> (i32, String) {
         let output = Command::new(env!("CARGO_BIN_EXE_tasker"))
             .args(arguments)
+            .envs(variables.iter().copied())
             .env("DATABASE_URL", &self.url)
             .env("USER", "ada")
             .env_remove("NAMESPACE")
@@ -242,19 +247,16 @@ async fn who_differs_is_named_with_what_differs_and_heals() {
 async fn the_last_good_configuration_stays_in_force_when_there_is_no_other() {
     World::with(async |world| {
         let coordinator = DatabaseCoordinator::new(&world.db);
-        let local = Local::read(Given::default()).unwrap();
-        let (configuration, live) = Configuration::start(local, std::sync::Arc::new(coordinator.clone())).await.unwrap();
-        let config = WorkerConfig {
-            namespaces: vec!["here".into()],
-            ..WorkerConfig::default()
-        };
-        // It passes on that there is another version.
-        let worker = Worker::start(&world.db, live.clone()).await;
-        assert!(matches!(worker, Err(Error::Config(_))), "no namespace");
+        let flags = json!({ "worker": { "namespaces": ["here"] } });
+        let local = Local::read(Given { flags, ..Given::default() });
+        let (configuration, live) = Configuration::start(local.unwrap(), std::sync::Arc::new(coordinator.clone()))
+            .await
+            .unwrap();
         let stop = CancellationToken::new();
         let mut following = live.clone();
         let running = tokio::spawn(configuration.run(stop.clone(), |_| {}));
-        let worker = Worker::start(&world.db, config).await.unwrap();
+        // It passes on that there is another version.
+        let worker = Worker::start(&world.db, live.clone()).await.unwrap();
 
         // What another program of a later version may have written.
         let newer = json!({ "worker": { "batch": 3 }, "teleport": { "range": 7 } });
@@ -284,4 +286,134 @@ async fn the_last_good_configuration_stays_in_force_when_there_is_no_other() {
         worker.shutdown(Duration::ZERO).await;
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_are_followed_and_a_bad_one_changes_nothing() {
+    World::with(async |world| {
+        world
+            .register("name: one\nnamespace: here\nsteps:\n  - { name: only, handler: H }\n")
+            .await;
+        let folder = tempfile::tempdir().unwrap();
+        let write = |file: &str, content: &str| {
+            // As an editor does it: another file takes its place.
+            let new = folder.path().join(format!("{file}.new"));
+            std::fs::write(&new, content).unwrap();
+            std::fs::rename(new, folder.path().join(file)).unwrap();
+        };
+        write(
+            "10-all.yml",
+            "orchestrator: { batch: 50 }\nnamespaces: { here: { max_attempts: 3 } }\n",
+        );
+        write("20-more.yml", "orchestrator: { queue_target: 40 }\n");
+        let coordinator = format!("file:{}", folder.path().display());
+        let variables = [("TASKER__COORDINATOR", coordinator.as_str())];
+        let _fleet = ["one", "two"].map(|id| Orchestrator::start(world, id, &variables));
+        let has = |key: &'static str, value: i64| move |told: &[Value]| told.iter().all(|c| c["values"][key] == value);
+        world.until(2, has("orchestrator.batch", 50)).await;
+        assert_eq!(namespaces::list(&world.db).await.unwrap()[0]["max_attempts"], 3);
+
+        write("20-more.yml", "orchestrator: { queue_taget: 30 }\n");
+        let told = world.until(2, |told| told.iter().all(|c| c["fallback"].is_string())).await;
+        let why = told[0]["fallback"].as_str().unwrap();
+        assert!(
+            why.contains("20-more.yml:1: orchestrator.queue_taget is not known: did you mean queue_target?"),
+            "{why}"
+        );
+        assert!(has("orchestrator.queue_target", 40)(&told));
+
+        write(
+            "20-more.yml",
+            "orchestrator: { queue_target: 30 }\nnamespaces: { here: { max_attempts: 4 } }\n",
+        );
+        let told = world.until(2, has("orchestrator.queue_target", 30)).await;
+        assert!(told.iter().all(|c| c["fallback"].is_null()));
+        assert_eq!(namespaces::list(&world.db).await.unwrap()[0]["max_attempts"], 4);
+        let (code, said) = world.tasker_with(&["config", "set", "orchestrator.batch", "5"], &variables);
+        assert_eq!(code, 1);
+        assert!(said.contains("change it there"), "{said}");
+    })
+    .await;
+}
+
+#[cfg(feature = "etcd")]
+mod etcd {
+    use std::net::TcpListener;
+    use std::path::Path;
+
+    use super::*;
+
+    /// Ended with the test.
+    struct Etcd(Child);
+
+    impl Etcd {
+        fn start(folder: &Path, ports: [u16; 2]) -> Etcd {
+            let [client, peer] = ports.map(|port| format!("http://127.0.0.1:{port}"));
+            let mut command = Command::new("etcd");
+            command
+                .args(["--name", "one", "--data-dir"])
+                .arg(folder)
+                .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+                .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+                .args(["--initial-cluster", &format!("one={peer}")])
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null());
+            Etcd(command.spawn().expect("etcd runs: bin/test installs it"))
+        }
+    }
+
+    impl Drop for Etcd {
+        fn drop(&mut self) {
+            self.0.kill().ok();
+            self.0.wait().ok();
+        }
+    }
+
+    fn free_port() -> u16 {
+        TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn etcd_can_keep_the_configuration_and_may_stop_in_the_middle() {
+        World::with(async |world| {
+            let (folder, ports) = (tempfile::tempdir().unwrap(), [free_port(), free_port()]);
+            let etcd = Etcd::start(folder.path(), ports);
+            let coordinator = format!("etcd://127.0.0.1:{}/test", ports[0]);
+            let variables = [("TASKER__COORDINATOR", coordinator.as_str())];
+            let set = async |batch: &str| {
+                let began = Instant::now();
+                loop {
+                    let (code, said) = world.tasker_with(&["config", "set", "orchestrator.batch", batch], &variables);
+                    if code == 0 {
+                        return;
+                    }
+                    assert!(began.elapsed() < Duration::from_secs(30), "{said}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            };
+            let batch = |expected: i64| move |told: &[Value]| told.iter().all(|c| c["values"]["orchestrator.batch"] == expected);
+            set("50").await;
+            let _fleet = ["one", "two"].map(|id| Orchestrator::start(world, id, &variables));
+            world.until(2, batch(50)).await;
+            set("60").await;
+            world.until(2, batch(60)).await;
+            let (code, said) = world.tasker_with(&["config", "set", "orchestrator.batch", "0"], &variables);
+            assert_eq!(code, 1, "{said}");
+
+            drop(etcd);
+            world.until(2, |told| told.iter().all(|c| c["fallback"].is_string())).await;
+            let _third = Orchestrator::start(world, "three", &variables);
+            let told = world.until(3, |told| told.iter().all(|c| c["fallback"].is_string())).await;
+            assert!(batch(60)(&told), "one that starts meanwhile has what was in force last: {told:#?}");
+
+            let _etcd = Etcd::start(folder.path(), ports);
+            world.until(3, |told| told.iter().all(|c| c["fallback"].is_null())).await;
+            set("70").await;
+            world.until(3, batch(70)).await;
+            assert_eq!(world.tasker_with(&["config", "rollback", "1"], &variables).0, 0);
+            world.until(3, batch(50)).await;
+        })
+        .await;
+    }
 }

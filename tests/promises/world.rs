@@ -4,6 +4,7 @@ use serde_json::Value;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, PgPool};
 use tasker::config::distributed::Author;
+use tasker::engine::configuration::DatabaseCoordinator;
 use tasker::engine::namespaces;
 use tasker::engine::register::{register, Registered};
 use tasker::engine::submit::{NewTask, Submitter};
@@ -112,7 +113,7 @@ impl World {
             who: "test".into(),
             why: None,
         };
-        namespaces::set(&self.db, namespace, &rules, &author).await
+        namespaces::set(&self.db, &DatabaseCoordinator::new(&self.db), namespace, &rules, &author).await
     }
 
     /// Claims every pending task.

@@ -1,12 +1,10 @@
 //! The settings of a worker or orchestrator inside a Ruby process.
 
-use std::sync::Arc;
-
 use magnus::{prelude::*, Error, Ruby, Value as RubyValue};
 use serde_json::json;
 use tasker::config::distributed::Configuration;
 use tasker::config::{Given, Live, Local, Settings};
-use tasker::engine::configuration::DatabaseCoordinator;
+use tasker::engine::configuration::coordinator;
 use tasker::{telemetry, Db};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -44,7 +42,8 @@ pub(crate) fn read(ruby: &Ruby, flags: RubyValue, file: RubyValue) -> Result<Str
 
 /// With those of the coordinator, and their changes until the guard is dropped.
 pub(crate) async fn follow(db: &Db, local: Local) -> tasker::Result<(Live, DropGuard)> {
-    let (configuration, live) = Configuration::start(local, Arc::new(DatabaseCoordinator::new(db))).await?;
+    let coordinator = coordinator(db, &local.with(0, &json!({}))?.settings).await?;
+    let (configuration, live) = Configuration::start(local, coordinator).await?;
     let stop = CancellationToken::new();
     tokio::spawn(configuration.run(stop.clone(), telemetry::take_over));
     Ok((live, stop.drop_guard()))

@@ -29,7 +29,19 @@ CREATE TABLE tasker.namespaces (
     retention_days  int CHECK (retention_days BETWEEN 1 AND 36500),
     alert_threshold int CHECK (alert_threshold > 0),
     -- null: the orchestrators' own
-    queue_target    int CHECK (queue_target > 0)
+    queue_target    int CHECK (queue_target > 0),
+    -- null: no backlog, and no age of the first of it, is too much (see 0019_backpressure.sql)
+    depth_warning        int CHECK (depth_warning > 0),
+    depth_critical       int CHECK (depth_critical > 0),
+    age_warning_seconds  float8 CHECK (age_warning_seconds > 0),
+    age_critical_seconds float8 CHECK (age_critical_seconds > 0),
+    throttle_new_tasks   text NOT NULL CHECK (throttle_new_tasks IN ('hold', 'refuse', 'wait')),
+    throttle_wait_seconds float8 NOT NULL CHECK (throttle_wait_seconds BETWEEN 0 AND 60),
+    shed_low_priority    boolean NOT NULL,
+    -- how it is, since when, and how many tasks a second leave it
+    pressure        text NOT NULL DEFAULT 'normal' CHECK (pressure IN ('normal', 'warning', 'critical')),
+    pressure_since  timestamptz NOT NULL DEFAULT now(),
+    drain_rate      float8 NOT NULL DEFAULT 0
 );
 
 -- A length of time as the library's JSON writes it: {"secs": 1, "nanos": 500000000}; null for none.
@@ -78,9 +90,9 @@ BEGIN
     PERFORM pg_advisory_xact_lock(hashtext('tasker.namespaces'));
     FOR v_queue IN
         INSERT INTO tasker.namespaces (name, max_attempts, backoff, multiplier, base_seconds, max_seconds, jitter, retention_days, alert_threshold,
-                                       queue_target)
-        SELECT n.name, r.max_attempts, r.backoff, r.multiplier, r.base_seconds, r.max_seconds, r.jitter, r.retention_days, r.alert_threshold,
-               r.queue_target
+                                       queue_target, depth_warning, depth_critical, age_warning_seconds, age_critical_seconds,
+                                       throttle_new_tasks, throttle_wait_seconds, shed_low_priority)
+        SELECT n.name, r.*
         FROM (SELECT DISTINCT name FROM unnest(p_names) AS u(name)) AS n, tasker.rules(n.name) AS r
         WHERE NOT EXISTS (SELECT 1 FROM tasker.namespaces ns WHERE ns.name = n.name)
         ORDER BY n.name

@@ -24,6 +24,8 @@ CREATE TABLE tasker.activity (
     member       int,
     completed    bigint NOT NULL,
     failed       bigint NOT NULL,
+    -- for how long handlers had them, in seconds
+    seconds      float8 NOT NULL DEFAULT 0,
     PRIMARY KEY (at, namespace_id, member)
 );
 
@@ -35,7 +37,7 @@ LANGUAGE sql AS $$
 $$;
 
 -- Renews a membership, and takes down what the member says of itself, and did since it last said so:
--- p_activity is {namespace: {completed, failed}}.
+-- p_activity is {namespace: {completed, failed, seconds}}.
 -- False: the membership was lost; nothing was renewed.
 CREATE FUNCTION tasker.renew_membership(p_id int, p_lease interval, p_report jsonb DEFAULT NULL, p_activity jsonb DEFAULT NULL) RETURNS boolean
 LANGUAGE sql AS $$
@@ -44,10 +46,12 @@ LANGUAGE sql AS $$
         WHERE id = p_id AND left_at IS NULL AND lease_until > clock_timestamp()
         RETURNING id
     ), noted AS (
-        INSERT INTO tasker.activity AS a (at, namespace_id, member, completed, failed)
-        SELECT date_bin('10 s', clock_timestamp(), 'epoch'), n.id, r.id, (e.value ->> 'completed')::bigint, (e.value ->> 'failed')::bigint
+        INSERT INTO tasker.activity AS a (at, namespace_id, member, completed, failed, seconds)
+        SELECT date_bin('10 s', clock_timestamp(), 'epoch'), n.id, r.id, (e.value ->> 'completed')::bigint, (e.value ->> 'failed')::bigint,
+               coalesce((e.value ->> 'seconds')::float8, 0)
         FROM renewed r, jsonb_each(p_activity) AS e JOIN tasker.namespaces n ON n.name = e.key
-        ON CONFLICT (at, namespace_id, member) DO UPDATE SET completed = a.completed + excluded.completed, failed = a.failed + excluded.failed
+        ON CONFLICT (at, namespace_id, member) DO UPDATE SET completed = a.completed + excluded.completed, failed = a.failed + excluded.failed,
+                                                              seconds = a.seconds + excluded.seconds
     )
     SELECT EXISTS (SELECT 1 FROM renewed)
 $$;

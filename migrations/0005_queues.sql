@@ -133,7 +133,9 @@ CREATE TABLE tasker.marks (
     writers      text[] NOT NULL DEFAULT '{}',
     -- the last message id that was given out then
     sent         bigint NOT NULL DEFAULT 0,
-    swept_at     timestamptz NOT NULL DEFAULT clock_timestamp()
+    swept_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- Tasks of this priority and below it are not claimed (see 0019_backpressure.sql); 0: all are.
+    parked       smallint NOT NULL DEFAULT 0
 ) WITH (fillfactor = 20);
 
 -- Moves the marks on. Once a minute it looks from the very beginning, in case a clock went backwards.

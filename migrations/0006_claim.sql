@@ -42,10 +42,12 @@ BEGIN
 END
 $$;
 
--- The pending tasks of a namespace are in four lanes, one for each priority; in each, none is before its mark.
-CREATE FUNCTION tasker.lanes(p_namespace smallint) RETURNS TABLE (priority smallint, mark timestamptz)
+-- The pending tasks of a namespace are in four lanes, one for each priority; in each, none is before its mark. Without those that are parked,
+-- unless p_all.
+CREATE FUNCTION tasker.lanes(p_namespace smallint, p_all boolean DEFAULT false) RETURNS TABLE (priority smallint, mark timestamptz)
 LANGUAGE sql STABLE ROWS 4 AS $$
-    SELECT l.priority::smallint, m.lanes[l.priority] FROM tasker.marks m, generate_series(1, 4) AS l(priority) WHERE m.namespace_id = p_namespace
+    SELECT l.priority::smallint, m.lanes[l.priority] FROM tasker.marks m, generate_series(1, 4) AS l(priority)
+    WHERE m.namespace_id = p_namespace AND (p_all OR l.priority > m.parked)
 $$;
 
 -- Claims the first pending tasks of each of these namespaces, and enqueues their root steps: at most p_batch tasks of each, and no more once

@@ -76,6 +76,21 @@ RSpec.describe TaskerCore do
                           [namespace])).to be_empty
   end
 
+  it "is told when to try again by a namespace that takes no new tasks, in the caller's transaction too" do
+    tasker("config", "set", "depth_critical", "1", "--namespace", namespace)
+    tasker("config", "set", "throttle_new_tasks", "refuse", "--namespace", namespace)
+    described_class.enqueue(flow, { id: 1 })
+    Database.query("SELECT * FROM tasker.measure_pressure('0')")
+    refused = raise_error(TaskerCore::Backpressure, /takes no new tasks/) { |error| expect(error.retry_after).to be_between(1, 60) }
+    expect { described_class.enqueue(flow, { id: 2 }) }.to refused
+    connection = PG.connect(Database.url)
+    described_class.configuration.open_transaction = -> { connection }
+    connection.transaction { expect { described_class.enqueue(flow, { id: 2 }) }.to refused }
+  ensure
+    described_class.configuration.open_transaction = nil
+    connection&.close
+  end
+
   it "keeps every kind of JSON value as it is" do
     input = { text: "ä\u{1F600}", symbol: :s, int: 2**53, big: -(2**63), float: 0.1, yes: true, no: false, nothing: nil,
               list: [1, [2, {}]], "string key" => {} }

@@ -8,6 +8,7 @@ mod dev;
 mod dlq;
 mod health;
 mod namespace;
+mod queue;
 mod serve;
 mod task;
 mod template;
@@ -51,6 +52,9 @@ enum Command {
     /// Show, check and change the configuration
     #[command(subcommand)]
     Config(config::Config),
+    /// Show what waits, and how the namespaces are
+    #[command(subcommand)]
+    Queue(queue::Queue),
     /// List namespaces and change their rules
     #[command(subcommand)]
     Namespace(namespace::Namespace),
@@ -160,6 +164,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> i32 {
             Command::Health(health) => Ok(health.run()),
             Command::Dlq(dlq) => dlq.run().await,
             Command::Config(config) => config.run().await,
+            Command::Queue(queue) => queue.run().await,
             Command::Namespace(namespace) => namespace.run().await,
             Command::Template(template) => template.run().await,
             Command::Worker { .. } => Err(Error::Config(
@@ -175,7 +180,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> i32 {
 fn report(error: &Error) -> i32 {
     eprintln!("tasker: {error}");
     match error.kind() {
-        ErrorKind::Template | ErrorKind::Invalid | ErrorKind::TooLarge | ErrorKind::Stale => 1,
+        ErrorKind::Template | ErrorKind::Invalid | ErrorKind::TooLarge | ErrorKind::Stale | ErrorKind::Backpressure => 1,
         ErrorKind::Config | ErrorKind::Database => 3,
         ErrorKind::NotFound => 4,
     }

@@ -23,7 +23,9 @@ mod tests;
 pub use check::Problem;
 pub use layers::{Effective, Given, Local};
 pub use live::Live;
-pub use settings::{Backoff, HealthConfig, LogConfig, LogFormat, OrchestratorConfig, Rules, Settings, TracesConfig, WorkerConfig};
+pub use settings::{
+    Backoff, HealthConfig, LogConfig, LogFormat, OrchestratorConfig, Rules, Settings, Throttle, TracesConfig, WorkerConfig,
+};
 pub use sources::{check_file, read_source};
 
 use std::path::Path;

@@ -5,6 +5,7 @@
 //! and what it is told in [`configuration`].
 
 pub(crate) mod alerts;
+pub mod backpressure;
 pub mod cancel;
 pub mod claim;
 pub mod complete;

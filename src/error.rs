@@ -32,6 +32,15 @@ pub enum Error {
     #[error("{0}")]
     Config(String),
 
+    /// A namespace takes no new tasks for now.
+    #[error("{message}")]
+    Backpressure {
+        /// Which, and what to do.
+        message: String,
+        /// After how many seconds it may, at a guess.
+        retry_after: u32,
+    },
+
     /// This process lost its membership or its lease, and may not act on what it held.
     #[error("stale: {0}")]
     Stale(String),
@@ -92,6 +101,8 @@ pub enum ErrorKind {
     TooLarge,
     /// Bad configuration, or a database that is not migrated.
     Config,
+    /// New work is not taken for now.
+    Backpressure,
     /// A lease was lost.
     Stale,
     /// The database, or another server, is away or broken; trying again later may help.
@@ -107,6 +118,7 @@ impl Error {
             Error::Invalid(_) => ErrorKind::Invalid,
             Error::TooLarge(_) => ErrorKind::TooLarge,
             Error::Config(_) | Error::NotMigrated(_) | Error::Listen { .. } | Error::System { .. } => ErrorKind::Config,
+            Error::Backpressure { .. } => ErrorKind::Backpressure,
             Error::Stale(_) => ErrorKind::Stale,
             Error::Unreachable { .. } | Error::Coordinator(_) | Error::Database(_) => ErrorKind::Database,
         }
@@ -137,7 +149,8 @@ impl From<sqlx::Error> for Error {
         let sqlx::Error::Database(e) = &error else {
             return Error::Database(Arc::new(error));
         };
-        let hint = e.try_downcast_ref::<sqlx::postgres::PgDatabaseError>().and_then(|p| p.hint());
+        let refusal = e.try_downcast_ref::<sqlx::postgres::PgDatabaseError>();
+        let hint = refusal.and_then(|p| p.hint());
         let text = match hint {
             Some(hint) => format!("{}; {hint}", e.message()),
             None => e.message().to_owned(),
@@ -150,6 +163,10 @@ impl From<sqlx::Error> for Error {
             Some("TK003" | "TK004" | "23514") => Error::Invalid(text),
             Some("TK005") => Error::Stale(text),
             Some("TK006") => Error::TooLarge(text),
+            Some("TK007") => Error::Backpressure {
+                message: text,
+                retry_after: refusal.and_then(|p| p.detail()?.parse().ok()).unwrap_or(1),
+            },
             Some("3F000" | "42883" | "42P01") => Error::NotMigrated(format!("the database is not migrated ({text}): run `tasker migrate`")),
             _ => Error::Database(Arc::new(error)),
         }

@@ -20,6 +20,7 @@ pub use beats::{Beat, Beats};
 pub use memory::Memory;
 pub use reports::{Live, Ready};
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -168,6 +169,13 @@ impl Health {
             }
         };
         self.0.fleet.get(ask).await
+    }
+
+    /// What each namespace needs: see `capacity` in the migrations.
+    pub(crate) async fn capacity(&self) -> std::result::Result<BTreeMap<String, Value>, String> {
+        let fleet = self.fleet().await?;
+        let namespaces = fleet["namespaces"].as_object().into_iter().flatten();
+        Ok(namespaces.map(|(name, of)| (name.clone(), of["capacity"].clone())).collect())
     }
 
     /// A worker says how busy it is, whenever it is asked.

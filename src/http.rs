@@ -3,14 +3,14 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use axum::routing::get;
 use axum::{Json, Router};
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{json, Value};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -112,6 +112,8 @@ fn router(health: Health) -> Router {
         .route("/ready", get(ready))
         .route("/health/ready", get(ready))
         .route("/metrics", get(metrics))
+        .route("/capacity", get(capacity))
+        .route("/capacity/{namespace}", get(capacity_of))
         .with_state(health)
 }
 
@@ -127,6 +129,24 @@ async fn ready(State(health): State<Health>) -> impl IntoResponse {
 
 async fn detailed(State(health): State<Health>) -> Json<Value> {
     Json(health.detailed().await)
+}
+
+/// What each namespace needs, for autoscalers.
+async fn capacity(State(health): State<Health>) -> impl IntoResponse {
+    match health.capacity().await {
+        Ok(of) => (StatusCode::OK, Json(json!(of))),
+        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "error": error }))),
+    }
+}
+
+async fn capacity_of(State(health): State<Health>, Path(namespace): Path<String>) -> impl IntoResponse {
+    match health.capacity().await {
+        Ok(mut of) => match of.remove(&namespace) {
+            Some(of) => (StatusCode::OK, Json(of)),
+            None => (StatusCode::NOT_FOUND, Json(json!({ "error": format!("no namespace {namespace}") }))),
+        },
+        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "error": error }))),
+    }
 }
 
 async fn metrics(State(health): State<Health>) -> impl IntoResponse {

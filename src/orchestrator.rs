@@ -1,9 +1,10 @@
 //! The orchestrator: admits tasks, enqueues due retries, notices what died. Any number run side by side, all equal.
 //!
-//! It is eight loops of one shape (and a ninth where metrics are pushed): repeat a cycle, beat, and wait: for a wake (admission, retries, alerts) or for the next of its `rounds`.
+//! It is nine loops of one shape (and a tenth where metrics are pushed): repeat a cycle, beat, and wait: for a wake (admission, retries, alerts) or for the next of its `rounds`.
 
 mod admission;
 mod alerts;
+mod backpressure;
 mod due;
 mod marks;
 mod observation;
@@ -55,6 +56,7 @@ impl Orchestrator {
         loops.spawn(due::Due::new(db, beats, wakes.subscribe()).run(stop.clone()));
         loops.spawn(rounds::run(recovery::Recovery::new(db), beats.clone(), stop.clone()));
         loops.spawn(rounds::run(marks::Marks::new(db), beats.clone(), stop.clone()));
+        loops.spawn(rounds::run(backpressure::Backpressure::new(db), beats.clone(), stop.clone()));
         loops.spawn(rounds::run(reconciliation::Reconciliation::new(db), beats.clone(), stop.clone()));
         loops.spawn(alerts::Alerts::new(db, &live, beats, wakes.subscribe()).run(stop.clone()));
         loops.spawn(rounds::run(retention::Retention::new(db), beats.clone(), stop.clone()));

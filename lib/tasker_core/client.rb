@@ -75,8 +75,10 @@ module TaskerCore
       rows = connection.exec_params(Native::Client::CREATE_WITHIN, arguments)
       rows.map { |row| [row["id"], row["created"] == "true"] }.tap { |created| @native.created(accepted, created) }
     rescue StandardError => e
-      # An error of the pg gem, which we do not depend on. "C" is PG_DIAG_SQLSTATE.
-      raise e unless e.respond_to?(:result) && e.result&.error_field("C".ord)&.start_with?("TK")
+      # An error of the pg gem, which we do not depend on. "C" is PG_DIAG_SQLSTATE, "D" PG_DIAG_MESSAGE_DETAIL.
+      state = e.result&.error_field("C".ord) if e.respond_to?(:result)
+      raise e unless state&.start_with?("TK")
+      raise Backpressure.new(e.message, retry_after: e.result.error_field("D".ord).to_i) if state == "TK007"
 
       raise InvalidInput, e.message
     end

@@ -19,6 +19,19 @@ module TaskerCore
   # An input, result or checkpoint is larger than 1 MiB of JSON: keep it elsewhere, and pass where.
   class PayloadTooLarge < InvalidInput; end
 
+  # A namespace takes no new tasks for now, because too many wait in it already, and its rules say so (+throttle_new_tasks+).
+  class Backpressure < Error
+    # @return [Integer] after how many seconds to try again, at a guess
+    attr_reader :retry_after
+
+    # @param message [String]
+    # @param retry_after [Integer] seconds
+    def initialize(message = nil, retry_after: 1)
+      super(message)
+      @retry_after = retry_after
+    end
+  end
+
   # What was named does not exist.
   class NotFound < Error; end
 

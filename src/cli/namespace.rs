@@ -105,6 +105,7 @@ impl Namespace {
                     retention_days,
                     alert_threshold,
                     queue_target,
+                    ..Rules::default()
                 };
                 let (db, coordinator) = connection.coordinated().await?;
                 (json, vec![namespaces::set(&db, &*coordinator, &name, &rules, &by.author()).await?])

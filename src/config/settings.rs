@@ -255,6 +255,38 @@ pub struct Rules {
     /// In place of `orchestrator.queue_target`.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub queue_target: Option<i32>,
+    /// From how many waiting tasks on the namespace is in the state warning; never where nothing is said. It is well again below four fifths.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub depth_warning: Option<i32>,
+    /// And critical.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub depth_critical: Option<i32>,
+    /// The same, by how long the first of them waits.
+    #[schemars(range(min = 0.1, max = 31_622_400))]
+    pub age_warning_seconds: Option<f64>,
+    /// And critical.
+    #[schemars(range(min = 0.1, max = 31_622_400))]
+    pub age_critical_seconds: Option<f64>,
+    /// What happens to new tasks at critical: they are taken all the same and wait with the others (hold, where nothing else is said); are refused, with
+    /// when to try again; or their callers wait for some time first.
+    pub throttle_new_tasks: Option<Throttle>,
+    /// How long callers wait; 5 where nothing else is said.
+    #[schemars(range(min = 0, max = 60))]
+    pub throttle_wait_seconds: Option<f64>,
+    /// Whether tasks of low priority stay where they are at critical, until it is over; false where nothing else is said. They do not count then.
+    pub shed_low_priority: Option<bool>,
+}
+
+/// What happens to new tasks of a namespace that is critical.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Throttle {
+    /// They are taken, and wait with the others.
+    Hold,
+    /// They are refused.
+    Refuse,
+    /// Their callers wait for some time, and they are refused if it is not over by then.
+    Wait,
 }
 
 /// How delays grow.

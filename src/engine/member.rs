@@ -32,10 +32,12 @@ impl Kind {
 }
 
 /// What a worker did in one namespace.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 struct Done {
     completed: u64,
     failed: u64,
+    /// Of handlers' time.
+    seconds: f64,
 }
 
 /// A member whose lease ran out.
@@ -103,8 +105,8 @@ impl Membership {
         Ok(())
     }
 
-    /// Notes what was done since, for the fleet's rates.
-    pub(crate) fn note_activity(&self, namespace: &str, completed: u64, failed: u64) {
+    /// Notes what was done since, and how much of handlers' time it took, for the fleet's rates.
+    pub(crate) fn note_activity(&self, namespace: &str, completed: u64, failed: u64, time: Duration) {
         let mut activity = self.activity.lock().unwrap_or_else(PoisonError::into_inner);
         let done = match activity.get_mut(namespace) {
             Some(done) => done,
@@ -112,6 +114,7 @@ impl Membership {
         };
         done.completed += completed;
         done.failed += failed;
+        done.seconds += time.as_secs_f64();
     }
 
     /// Renews the lease, and says how this process is; takes a new membership where it was lost.

@@ -156,12 +156,18 @@ metrics! {
         "How long the first of them waits";
     priority_escalation: Gauge<f64> = "tasker.priority.escalation", "{priority}", "namespace, priority",
         "How many priorities its age is worth by now";
+    pressure: Gauge<f64> = "tasker.pressure", "{state}", "namespace",
+        "How it is: 0 normal, 1 warning, 2 critical";
     workers: Gauge<f64> = "tasker.workers", "{process}", "namespace",
         "Workers that live";
     capacity: Gauge<f64> = "tasker.capacity", "{handler}", "namespace",
         "Handlers that they can run at once";
     capacity_used: Gauge<f64> = "tasker.capacity.used", "{step}", "namespace",
         "Steps that they have leased and not reported";
+    arrival_rate: Gauge<f64> = "tasker.arrival.rate", "{step}", "namespace",
+        "Steps that came in a second, over the last minute";
+    desired_workers: Gauge<f64> = "tasker.workers.desired", "{process}", "namespace",
+        "Workers that it wants, by what comes in, how long that takes, and what waits";
     members: Gauge<f64> = "tasker.members", "{process}", "kind",
         "Orchestrators and workers that live";
     configurations: Gauge<f64> = "tasker.configurations", "{configuration}", "kind",

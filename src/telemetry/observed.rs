@@ -44,12 +44,20 @@ impl Metrics {
             record(&self.queue_age, &of["queue"]["oldest_seconds"], &[label()]);
             record(&self.dead_letters, &of["dead_letters"]["depth"], &[label()]);
             record(&self.workers, &of["workers"], &[label()]);
+            let state = match of["pressure"]["state"].as_str() {
+                Some("critical") => 2.0,
+                Some("warning") => 1.0,
+                _ => 0.0,
+            };
+            self.pressure.record(state, &[label()]);
             for (priority, lane) in of["backlog"].as_object().into_iter().flatten() {
                 let labels = [label(), KeyValue::new("priority", priority.clone())];
                 record(&self.backlog, &lane["pending"], &labels);
                 record(&self.backlog_age, &lane["oldest_seconds"], &labels);
                 record(&self.priority_escalation, &lane["escalation"], &labels);
             }
+            record(&self.arrival_rate, &of["capacity"]["arrival_rate"], &[label()]);
+            record(&self.desired_workers, &of["capacity"]["desired_workers"], &[label()]);
             let (slots, running) = capacity(fleet, namespace);
             self.capacity.record(slots, &[label()]);
             self.capacity_used.record(running, &[label()]);

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use opentelemetry::KeyValue;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -103,11 +104,17 @@ impl Commit {
         }
     }
 
-    /// So many counted.
-    fn note(&self, completed: usize, failed: usize) {
+    /// So many counted, of all of these.
+    fn note<R>(&self, completed: usize, failed: usize, reports: &[Reported<R>]) {
         let shared = &self.shared;
         let namespace = &shared.namespaces[self.queue];
-        shared.membership.note_activity(namespace, completed as u64, failed as u64);
+        let time = |of: &Reported<R>| {
+            of.step
+                .began
+                .map_or(Duration::ZERO, |began| of.ended.saturating_duration_since(began))
+        };
+        let time = reports.iter().map(time).sum();
+        shared.membership.note_activity(namespace, completed as u64, failed as u64, time);
         shared
             .metrics
             .report_size
@@ -256,7 +263,7 @@ impl Report for Completion {
         let (worker, lease) = (shared.membership.id(), shared.live.worker(|config| config.lease));
         let completions = reports.iter().map(|reported| &reported.report).collect();
         let completed = complete_steps(&shared.db, commit.queue_name(), worker, completions, room, lease).await?;
-        commit.note(completed.counted.len(), 0);
+        commit.note(completed.counted.len(), 0, reports);
         for done in &completed.done {
             let labels = [
                 KeyValue::new("namespace", done.namespace.clone()),
@@ -281,7 +288,7 @@ impl Report for (Lease, Failure) {
         let shared = &commit.shared;
         let failures = reports.iter().map(|reported| &reported.report).collect();
         let failed = fail_steps(&shared.db, commit.queue_name(), shared.membership.id(), failures).await?;
-        commit.note(0, failed.len());
+        commit.note(0, failed.len(), reports);
         let with_state = |state: &str| failed.iter().filter(|f| f.state == state).count() as u64;
         let label = shared.label(commit.queue);
         shared.metrics.step_retries.add(with_state("waiting_retry"), label);

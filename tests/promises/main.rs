@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod backpressure;
 mod bugs_of_others;
+mod capacity;
 mod collector;
 mod command_line;
 mod configuration;

@@ -1,6 +1,6 @@
 //! From the core's errors to the class tree under TaskerCore::Error (lib/tasker_core/errors.rb).
 
-use magnus::{prelude::*, Error, ExceptionClass, RModule, Ruby};
+use magnus::{prelude::*, Error, ExceptionClass, RModule, RObject, Ruby};
 use tasker::ErrorKind;
 
 /// The Ruby exception for an error of the core.
@@ -10,11 +10,18 @@ pub(crate) fn error(ruby: &Ruby, error: &tasker::Error) -> Error {
         ErrorKind::NotFound => "NotFound",
         ErrorKind::Invalid => "InvalidInput",
         ErrorKind::TooLarge => "PayloadTooLarge",
+        ErrorKind::Backpressure => "Backpressure",
         ErrorKind::Config => "ConfigurationError",
         ErrorKind::Stale => "LeaseLost",
         ErrorKind::Database => "DatabaseError",
     };
-    with_class(ruby, class, error.to_string())
+    let exception = with_class(ruby, class, error.to_string());
+    if let (tasker::Error::Backpressure { retry_after, .. }, Some(raised)) = (error, exception.value()) {
+        if let Some(object) = RObject::from_value(raised) {
+            object.ivar_set("@retry_after", *retry_after).ok();
+        }
+    }
+    exception
 }
 
 /// An exception of a class under TaskerCore.
@@ -23,5 +30,9 @@ pub(crate) fn with_class(ruby: &Ruby, class: &str, message: String) -> Error {
         .class_object()
         .const_get::<_, RModule>("TaskerCore")
         .and_then(|m| m.const_get::<_, ExceptionClass>(class));
-    Error::new(found.unwrap_or_else(|_| ruby.exception_standard_error()), message)
+    let class = found.unwrap_or_else(|_| ruby.exception_standard_error());
+    match class.new_instance((message.clone(),)) {
+        Ok(exception) => exception.into(),
+        Err(_) => Error::new(class, message),
+    }
 }

@@ -13,14 +13,17 @@ INSERT INTO tasker.configurations (version, who, why, overrides) VALUES (0, 'tas
 -- The rules of a namespace, whether or not it is there: its own, else those for all namespaces, else these.
 CREATE FUNCTION tasker.rules(p_namespace text) RETURNS TABLE (
     max_attempts int, backoff text, multiplier float8, base_seconds float8, max_seconds float8, jitter float8, retention_days int,
-    alert_threshold int, queue_target int
+    alert_threshold int, queue_target int, depth_warning int, depth_critical int, age_warning_seconds float8, age_critical_seconds float8,
+    throttle_new_tasks text, throttle_wait_seconds float8, shed_low_priority boolean
 )
 LANGUAGE sql STABLE AS $$
     SELECT r.* FROM (SELECT overrides FROM tasker.configurations ORDER BY version DESC LIMIT 1) AS c,
-        jsonb_to_record('{"max_attempts": 5, "backoff": "exponential", "multiplier": 2, "base_seconds": 1, "max_seconds": 600, "jitter": 0.1}'
+        jsonb_to_record('{"max_attempts": 5, "backoff": "exponential", "multiplier": 2, "base_seconds": 1, "max_seconds": 600, "jitter": 0.1,
+                          "throttle_new_tasks": "hold", "throttle_wait_seconds": 5, "shed_low_priority": false}'
                         || coalesce(c.overrides -> 'namespace_defaults', '{}') || coalesce(c.overrides -> 'namespaces' -> p_namespace, '{}')) AS r(
             max_attempts int, backoff text, multiplier float8, base_seconds float8, max_seconds float8, jitter float8, retention_days int,
-            alert_threshold int, queue_target int)
+            alert_threshold int, queue_target int, depth_warning int, depth_critical int, age_warning_seconds float8, age_critical_seconds float8,
+            throttle_new_tasks text, throttle_wait_seconds float8, shed_low_priority boolean)
 $$;
 
 -- Adds a version above p_base, and returns its number. The rules of namespaces are in force once it commits, also for tasks that are under way;
@@ -39,10 +42,9 @@ BEGIN
     END IF;
     INSERT INTO tasker.configurations (version, who, why, overrides) VALUES (v_newest + 1, p_who, p_why, p_overrides);
     UPDATE tasker.namespaces n
-    SET (max_attempts, backoff, multiplier, base_seconds, max_seconds, jitter, retention_days, alert_threshold, queue_target)
-        = (SELECT r.* FROM tasker.rules(n.name) AS r)
-    WHERE (n.max_attempts, n.backoff, n.multiplier, n.base_seconds, n.max_seconds, n.jitter, n.retention_days, n.alert_threshold, n.queue_target)
-          IS DISTINCT FROM (SELECT r FROM tasker.rules(n.name) AS r);
+    SET (max_attempts, backoff, multiplier, base_seconds, max_seconds, jitter, retention_days, alert_threshold, queue_target, depth_warning,
+         depth_critical, age_warning_seconds, age_critical_seconds, throttle_new_tasks, throttle_wait_seconds, shed_low_priority)
+        = (SELECT r.* FROM tasker.rules(n.name) AS r);
     PERFORM tasker.notify('tasker_configuration', (v_newest + 1)::text);
     RETURN v_newest + 1;
 END

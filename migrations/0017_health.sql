@@ -11,20 +11,6 @@ LANGUAGE sql STABLE AS $$
     ORDER BY n.queue
 $$;
 
--- How many messages a queue has from p_mark on, counted no further than p_count, and how long the first of them is there, in seconds.
-CREATE FUNCTION tasker.queue_health(p_queue text, p_mark bigint, p_count int) RETURNS jsonb
-LANGUAGE plpgsql STABLE AS $$
-DECLARE
-    v_health jsonb;
-BEGIN
-    EXECUTE format($f$
-        SELECT jsonb_build_object('queue', $1, 'depth', count(*), 'oldest_seconds', extract(epoch FROM clock_timestamp() - min(m.enqueued_at)))
-        FROM (SELECT q.enqueued_at FROM pgmq.%I q WHERE q.msg_id >= $2 ORDER BY q.msg_id LIMIT $3) AS m
-    $f$, pgmq.format_table_name(p_queue, 'q')) INTO v_health USING p_queue, p_mark, p_count;
-    RETURN v_health;
-END
-$$;
-
 -- The pending tasks of a namespace by priority, counted no further than p_count each; how long the first of them waits, in seconds, and how many
 -- priorities its age is worth by now.
 CREATE FUNCTION tasker.backlog(p_namespace smallint, p_count int) RETURNS jsonb
@@ -32,7 +18,7 @@ LANGUAGE sql STABLE AS $$
     SELECT jsonb_object_agg(p.name, jsonb_build_object(
         'pending', h.pending, 'oldest_seconds', extract(epoch FROM h.waits), 'escalation', extract(epoch FROM h.waits) / extract(epoch FROM tasker.aging())))
     FROM unnest(ARRAY['low', 'normal', 'high', 'urgent']) WITH ORDINALITY AS p(name, priority)
-    JOIN tasker.lanes(p_namespace) AS l ON l.priority = p.priority
+    JOIN tasker.lanes(p_namespace, true) AS l ON l.priority = p.priority
     CROSS JOIN LATERAL (
         SELECT count(*) AS pending, clock_timestamp() - min(t.claim_order) - l.priority * tasker.aging() AS waits
         FROM (SELECT w.claim_order FROM tasker.tasks w
@@ -63,6 +49,9 @@ LANGUAGE sql STABLE AS $$
                 'dead_letters', tasker.queue_health(n.queue || '_dlq', 0, p_count),
                 'backlog', tasker.backlog(n.id, p_count),
                 'rates', tasker.rates(n.id),
+                'capacity', tasker.capacity(n),
+                'pressure', jsonb_build_object('state', n.pressure, 'seconds', extract(epoch FROM clock_timestamp() - n.pressure_since),
+                                               'parked', m.parked > 0),
                 'workers', (SELECT count(*) FROM tasker.members w WHERE w.kind = 'worker' AND w.left_at IS NULL
                             AND w.lease_until > clock_timestamp() AND n.name = ANY (w.namespaces)))), '{}')
             FROM tasker.namespaces n JOIN tasker.marks m ON m.namespace_id = n.id),

@@ -1,0 +1,30 @@
+//! Backpressure: how the namespaces are, for the whole fleet at once; and what they need.
+
+use std::time::Duration;
+
+use crate::db::Db;
+use crate::error::Result;
+
+/// A namespace that is not normal, or was not.
+#[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
+pub struct Measured {
+    /// Its name.
+    pub namespace: String,
+    /// What it was: normal, warning or critical.
+    pub was: String,
+    /// What it is.
+    pub pressure: String,
+    /// How many tasks wait that are not parked at critical, counted no further than the rules need.
+    pub depth: i64,
+    /// For how many seconds the first of them does; None: there is none.
+    pub age: Option<f64>,
+}
+
+/// Measures the namespaces that have limits, unless another has within `every`, or is at it; and takes down what waits in all of them, for their
+/// capacity.
+pub async fn measure(db: &Db, every: Duration) -> Result<Vec<Measured>> {
+    Ok(sqlx::query_as("SELECT * FROM tasker.measure_pressure(make_interval(secs => $1))")
+        .bind(every.as_secs_f64())
+        .fetch_all(db.pool())
+        .await?)
+}

@@ -67,7 +67,7 @@ LANGUAGE sql STABLE AS $$
         'handlers', f.handlers, 'desired_handlers', h.desired,
         'desired_workers', CASE WHEN w.waiting = 0 AND a.rate = 0 THEN 0
                                 WHEN d.service IS NULL THEN greatest(1, f.workers)
-                                ELSE greatest(1, ceil(h.desired / coalesce(f.handlers / nullif(f.workers, 0), 8))) END)
+                                ELSE greatest(1, ceil(h.desired / coalesce(nullif(f.handlers / nullif(f.workers, 0), 0), 8))) END)
     FROM date_bin('10 s', clock_timestamp(), 'epoch') AS now
     CROSS JOIN LATERAL (
         SELECT coalesce(sum(r.completed + r.failed) FILTER (WHERE r.at >= now - interval '1 minute'), 0) AS done,

@@ -79,7 +79,8 @@ RSpec.describe TaskerCore::Native do
   end
 
   it "ends with its process, whatever still waits or works" do
-    { "exit" => 0, "abort('no')" => 1, "raise 'no'" => 1, "Process.kill(:INT, $$); sleep" => nil, "Process.kill(:TERM, $$); sleep" => nil,
+    { "exit" => 0, "abort('no')" => 1, "raise 'no'" => 1, "Process.kill(:INT, $$); sleep" => nil,
+      "Thread.new { sleep 0.2; Process.kill(:INT, $$) }; task.wait" => nil, "Process.kill(:TERM, $$); sleep" => nil,
       "fork { exit! }; Process.wait" => 0, "Process.daemon(true, true); exit" => 0 }.each do |ending, expected|
       output, code = Timeout.timeout(30) { ruby(<<~RUBY) }
         TaskerCore::Orchestrator.new.start

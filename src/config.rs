@@ -8,11 +8,13 @@
 mod check;
 pub mod distributed;
 pub mod drift;
+mod effective;
 #[cfg(feature = "etcd")]
 pub mod etcd;
 pub mod folder;
 mod layers;
 mod live;
+mod local;
 pub mod schema;
 mod settings;
 mod sources;
@@ -21,8 +23,9 @@ mod span;
 mod tests;
 
 pub use check::Problem;
-pub use layers::{Effective, Given, Local};
+pub use effective::Effective;
 pub use live::Live;
+pub use local::{Given, Local};
 pub use settings::{
     Backoff, HealthConfig, LogConfig, LogFormat, OrchestratorConfig, Rules, Settings, Throttle, TracesConfig, WorkerConfig,
 };

@@ -13,8 +13,7 @@ use tokio::sync::{watch, Notify};
 use tokio_util::sync::CancellationToken;
 
 use super::check::{problems, Document, Problem};
-use super::layers::{Effective, Local};
-use super::{schema, Live};
+use super::{schema, Effective, Live, Local};
 use crate::error::{Error, Result};
 
 /// How often to look for a version that nobody told of: the latency where there are no notifications.

@@ -1,5 +1,7 @@
 //! What may be set where, as JSON Schema; and the reference, which is made of it.
 
+use std::sync::LazyLock;
+
 use schemars::generate::SchemaSettings;
 use schemars::JsonSchema;
 use serde_json::{json, Map, Value};
@@ -18,8 +20,9 @@ fn of<T: JsonSchema>() -> Value {
 }
 
 /// Of one process's settings, as a section of tasker.yml has them.
-pub(super) fn settings() -> Value {
-    of::<Settings>()
+pub(super) fn settings() -> &'static Value {
+    static SETTINGS: LazyLock<Value> = LazyLock::new(of::<Settings>);
+    &SETTINGS
 }
 
 /// Of tasker.yml: a section for each environment, and `shared` for all.
@@ -35,7 +38,7 @@ pub fn file() -> Value {
 
 /// Of what is kept in the coordinator: what running processes take over without a restart, for all, by namespace and by instance.
 pub(super) fn overrides() -> Value {
-    let mut process = settings();
+    let mut process = settings().clone();
     without_restart(&mut process);
     let mut schema = process.clone();
     schema["properties"]["namespace_defaults"] = of::<Rules>();
@@ -58,8 +61,7 @@ fn without_restart(schema: &mut Value) {
 
 /// Whether a setting is taken over only by a process that starts.
 pub(super) fn needs_restart(path: &str) -> bool {
-    let schema = settings();
-    let at = path.split('.').try_fold(&schema, |at, name| at["properties"].get(name));
+    let at = path.split('.').try_fold(settings(), |at, name| at["properties"].get(name));
     at.is_some_and(|setting| setting["x-restart"] == true)
 }
 
@@ -67,7 +69,7 @@ pub(super) fn needs_restart(path: &str) -> bool {
 pub fn reference() -> String {
     let mut rows = String::from("| setting | default | what it is | expected | taken over |\n| --- | --- | --- | --- | --- |\n");
     let defaults = serde_json::to_value(Settings::default()).unwrap_or_default();
-    tabulate(&settings(), &defaults, "", &mut rows);
+    tabulate(settings(), &defaults, "", &mut rows);
     rows.push_str("\nOf namespaces, in the coordinator alone (`namespace_defaults`, and `namespaces.<name>`):\n\n");
     rows.push_str("| setting | what it is | expected |\n| --- | --- | --- |\n");
     for (name, setting) in of::<Rules>()["properties"].as_object().unwrap_or(&Map::new()) {

@@ -305,7 +305,7 @@ impl Settings {
     /// Errors: [`Error::Config`] with everything that is wrong.
     pub(super) fn check(&self) -> Result<()> {
         let written = serde_json::to_value(self).unwrap_or_default();
-        let of_types = problems(&schema::settings(), &written)
+        let of_types = problems(schema::settings(), &written)
             .into_iter()
             .map(|problem| problem.to_string());
         let others = self.problems().into_iter().map(|(path, message)| format!("{path} {message}"));

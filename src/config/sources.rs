@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{json, Value};
 
 use super::check::{below, join, problems, Document, Problem};
-use super::layers::{Layer, Local};
+use super::layers::{merge, Layer};
 use super::schema;
 use crate::error::{Error, Result};
 
@@ -48,8 +48,10 @@ pub fn check_file(source: &str) -> Vec<Problem> {
             .map(|all| all.keys().cloned().collect())
             .unwrap_or_default();
         for environment in sections {
-            let local = Local::bare(String::new()).and(sections_of(&document.value, "", &environment));
-            if let Err(error) = local.with(0, &json!({})) {
+            let layers = [Layer::defaults()]
+                .into_iter()
+                .chain(sections_of(&document.value, "", &environment));
+            if let Err(error) = merge(layers) {
                 let message = error.to_string();
                 let path = message
                     .split_whitespace()
@@ -71,7 +73,7 @@ pub fn check_file(source: &str) -> Vec<Problem> {
 fn wrong_sections(document: &Document) -> Vec<Problem> {
     let schema = schema::settings();
     let sections = document.value.as_object().into_iter().flatten();
-    let misplaced = sections.filter(|(name, _)| below(&schema, &[(*name).clone()]).is_some());
+    let misplaced = sections.filter(|(name, _)| below(schema, &[(*name).clone()]).is_some());
     misplaced
         .map(|(name, _)| Problem {
             line: document.line(name),
@@ -136,9 +138,9 @@ pub(super) fn read_environment(variables: &BTreeMap<String, String>, found: &mut
         let value = names
             .iter()
             .rev()
-            .fold(parsed(text, below(&schema, &names)), |value, name| json!({ name.clone(): value }));
+            .fold(parsed(text, below(schema, &names)), |value, name| json!({ name.clone(): value }));
         let origin = format!("environment, {name}");
-        let wrong = problems(&schema, &value);
+        let wrong = problems(schema, &value);
         match wrong.is_empty() {
             true => layers.push(Layer { origin, value }),
             false => found.extend(wrong.iter().map(|problem| format!("{name}: {problem}"))),

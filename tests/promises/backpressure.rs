@@ -1,10 +1,14 @@
 //! Backpressure: a backlog that grows too long or too old is the same state for the whole fleet, slows down or turns away what comes, and loses nothing.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{json, Value};
 use tasker::engine::backpressure::{measure, Measured};
+use tasker::engine::read;
 use tasker::engine::submit::{NewTask, Submitted, Submitter};
+use tasker::orchestrator::{Orchestrator, OrchestratorConfig};
+use tasker::worker::{Handlers, Step, Worker, WorkerConfig};
 use tasker::{Error, Priority};
 use uuid::Uuid;
 
@@ -183,6 +187,58 @@ async fn what_comes_at_critical_is_held_refused_or_made_to_wait_as_the_rules_say
             .await
             .unwrap();
         assert_eq!(tasks, 4, "nothing was half accepted");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_in_one_namespace_does_not_hold_up_another() {
+    World::with(async |world| {
+        for namespace in ["noisy", "quiet"] {
+            world
+                .register(&format!(
+                    "name: {namespace}\nnamespace: {namespace}\nsteps:\n  - {{ name: only, handler: H }}\n"
+                ))
+                .await;
+        }
+        let task = NewTask {
+            input: json!({}),
+            priority: Some(Priority::Urgent),
+            ..NewTask::default()
+        };
+        Submitter::new(world.db.clone())
+            .submit("noisy", None, &vec![task; 5_000])
+            .await
+            .unwrap();
+        let orchestrator = Orchestrator::start(&world.db, OrchestratorConfig::default()).await.unwrap();
+        let mut workers = Vec::new();
+        for (namespace, pause) in [("noisy", 50), ("quiet", 0)] {
+            let config = WorkerConfig {
+                namespaces: vec![namespace.into()],
+                concurrency: 1,
+                ..WorkerConfig::default()
+            };
+            let worker = Arc::new(Worker::start(&world.db, config).await.unwrap());
+            worker.handle_with(Handlers::default().with("H", move |_: Arc<Step>| async move {
+                tokio::time::sleep(Duration::from_millis(pause)).await;
+                Ok(json!(null))
+            }));
+            workers.push(worker);
+        }
+        for _ in 0..20 {
+            let quiet = world.submit("quiet", json!({})).await;
+            let ended = read::wait_for_end(&world.db, quiet, Some(Duration::from_secs(60))).await.unwrap();
+            assert_eq!(ended, "complete");
+        }
+        let waiting = world.count("SELECT count(*) FROM tasker.tasks WHERE state = 'pending'").await;
+        assert!(
+            waiting > 1_000,
+            "the others, of a higher priority and there before, were not over: {waiting}"
+        );
+        for worker in workers {
+            worker.shutdown(Duration::ZERO).await;
+        }
+        orchestrator.shutdown().await;
     })
     .await;
 }

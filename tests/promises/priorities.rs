@@ -1,5 +1,7 @@
 //! Time-weighted priority: urgent work goes first, and nothing starves.
 
+use std::time::{Duration, Instant};
+
 use serde_json::json;
 use tasker::engine::submit::{NewTask, Submitter};
 use tasker::Priority;
@@ -68,6 +70,47 @@ async fn the_backlog_waits_where_priority_counts_while_the_queue_is_full() {
         assert_eq!((claim().await, claim().await), (3, 0));
         world.complete(&world.lease("here_queue", 1).await, "{}").await;
         assert_eq!((claim().await, claim().await), (1, 0));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_of_others_that_never_ends_does_not_starve_a_low_task() {
+    World::with(async |world| {
+        world
+            .register("name: one\nnamespace: here\nsteps:\n  - { name: only, handler: H }\n")
+            .await;
+        let submitter = Submitter::new(world.db.clone());
+        let submit = async |priority: Priority| {
+            let task = NewTask {
+                input: json!({}),
+                priority: Some(priority),
+                ..NewTask::default()
+            };
+            submitter.submit("one", None, &[task]).await.unwrap()[0].id
+        };
+        let low = submit(Priority::Low).await;
+        let began = Instant::now();
+        for _ in 0..5 {
+            submit(Priority::Normal).await;
+        }
+        // As many come as are claimed: there is always a normal one that could go first.
+        let (mut passed, mut overtaken) = (0, 0);
+        while world.task(low).await["state"] == "pending" {
+            assert!(began.elapsed() < Duration::from_secs(120), "starved by {passed} others");
+            submit(Priority::Normal).await;
+            let sql = "SELECT coalesce(sum(claimed), 0) FROM tasker.claim_tasks($1, NULL, 1000000, 1)";
+            let claimed: i64 = sqlx::query_scalar(sql)
+                .bind(world.orchestrator)
+                .fetch_one(&world.pool)
+                .await
+                .unwrap();
+            passed += claimed;
+            overtaken = world.count("SELECT count(*) FROM tasker.tasks WHERE state = 'pending'").await;
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+        assert!(began.elapsed() >= Duration::from_secs(60), "a priority is worth a minute");
+        assert!(overtaken >= 5, "it went before normal ones that came later");
     })
     .await;
 }

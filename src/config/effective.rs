@@ -1,0 +1,110 @@
+//! What is in force in a process, and what it tells of that.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use figment::Figment;
+use serde_json::{json, Map, Value};
+use sha2::{Digest, Sha256};
+
+use super::check::join;
+use super::layers::Layer;
+use super::{schema, Settings};
+
+/// The settings that are in force, and how they came about.
+#[derive(Debug, Clone)]
+pub struct Effective {
+    /// Themselves.
+    pub settings: Settings,
+    /// Of what the coordinator has; 0: nothing was ever changed there.
+    pub version: i64,
+    /// By which name the coordinator knows this process.
+    pub instance: String,
+    /// Why these are the last good ones, though there may be others.
+    pub fallback: Option<String>,
+    since: Instant,
+    figment: Figment,
+}
+
+impl Effective {
+    pub(super) fn new((settings, figment): (Settings, Figment), version: i64, instance: &str) -> Effective {
+        Effective {
+            settings,
+            version,
+            instance: instance.to_owned(),
+            fallback: None,
+            since: Instant::now(),
+            figment,
+        }
+    }
+
+    /// Of a program that has made up its mind.
+    pub(super) fn fixed(settings: Settings) -> Effective {
+        let value = serde_json::to_value(&settings).unwrap_or_default();
+        let origin = "program".into();
+        Effective::new((settings, Figment::new().merge(Layer { origin, value })), 0, "")
+    }
+
+    /// The same, though there may be others.
+    pub(crate) fn for_want_of_better(self, why: String) -> Effective {
+        Effective {
+            fallback: Some(why),
+            ..self
+        }
+    }
+
+    /// Every setting by its path, with its value and where that comes from; secrets are hidden.
+    pub fn values(&self) -> BTreeMap<String, (Value, String)> {
+        let mut values = BTreeMap::new();
+        let settings = serde_json::to_value(&self.settings).unwrap_or_default();
+        flatten(schema::settings(), &settings, "", &mut values);
+        let origin = |path: &str| {
+            self.figment
+                .find_metadata(path)
+                .map_or_else(|| "default".to_owned(), |found| found.name.to_string())
+        };
+        values
+            .into_iter()
+            .map(|(path, value)| (path.clone(), (value, origin(&path))))
+            .collect()
+    }
+
+    /// What this process has in common with others of its kind: everything but what is its own by intention.
+    pub fn common(&self) -> BTreeMap<String, Value> {
+        let own = format!("version {}, for {}", self.version, self.instance);
+        let is_common = |path: &str, origin: &str| origin != own && !path.ends_with(".listen");
+        let values = self.values().into_iter().filter(|(path, (_, origin))| is_common(path, origin));
+        values.map(|(path, (value, _))| (path, value)).collect()
+    }
+
+    /// What the member says of it.
+    pub(crate) fn report(&self) -> Value {
+        json!({
+            "version": self.version, "hash": self.hash(), "instance": self.instance, "fallback": self.fallback,
+            "seconds": self.since.elapsed().as_secs_f64(), "values": self.common(),
+        })
+    }
+
+    /// Two processes with the same settings have the same.
+    pub fn hash(&self) -> String {
+        let digest = Sha256::digest(json!(self.common()).to_string());
+        digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+fn flatten(schema: &Value, value: &Value, path: &str, values: &mut BTreeMap<String, Value>) {
+    for (name, setting) in schema["properties"].as_object().unwrap_or(&Map::new()) {
+        let path = join(path, name);
+        match (&setting["properties"], setting["x-secret"] == true && !value[name].is_null()) {
+            (Value::Object(_), _) => flatten(setting, &value[name], &path, values),
+            (_, true) => drop(values.insert(path, json!(hidden(&value[name])))),
+            _ => drop(values.insert(path, value[name].clone())),
+        }
+    }
+}
+
+/// A secret can be compared, and not read.
+fn hidden(secret: &Value) -> String {
+    let digest = Sha256::digest(secret.to_string());
+    format!("(secret {:02x}{:02x})", digest[0], digest[1])
+}

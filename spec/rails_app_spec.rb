@@ -131,7 +131,8 @@ RSpec.describe "a generated Rails application" do
       expect(JSON.parse(Net::HTTP.get(URI(created["Location"])))).to eq("state" => "shipped", "task" => "complete")
       puma.signal("TERM")
       puma.wait
-      expect(query("SELECT name FROM tasker.members WHERE id > coalesce($1, 0) AND left_at IS NULL", before)).to eq([])
+      stayed = query("SELECT name FROM tasker.members WHERE id > coalesce($1, 0) AND left_at IS NULL", before)
+      expect(stayed).to eq([]), puma.rest
     end
   end
 

@@ -34,6 +34,9 @@ module Processes
     # @return [String] what was read by wait_for until now
     def output_so_far = @output.dup
 
+    # @return [String] all of its output, once it has ended
+    def rest = @output + @reader.read
+
     def finish
       return if @wait
 

@@ -16,21 +16,18 @@ RSpec.describe "examples/order_fulfillment" do
   end
 
   it "adds up when its workers are killed, and leaves nothing running on Ctrl-C" do
-    process = Processes::Running.new(demo, { "DATABASE_URL" => Database.url })
+    process = launch(*demo)
     process.wait_for(/pids (\d+), (\d+), (\d+), (\d+);.*\n.* orders/m)
     pids = process.output_so_far[/pids ([\d, ]+);/, 1].split(", ").map(&:to_i)
     Process.kill("KILL", pids[1])
     process.wait_for(/the fulfillment worker was killed/).wait_for(/All of it adds up/)
     expect(process.wait.exitstatus).to eq(0)
 
-    interrupted = Processes::Running.new(demo, { "DATABASE_URL" => Database.url })
+    interrupted = launch(*demo)
     interrupted.wait_for(/pids .*\n.* orders/m)
     pids = interrupted.output_so_far[/pids ([\d, ]+);/, 1].split(", ").map(&:to_i)
     interrupted.signal("INT")
     expect(interrupted.wait.exitstatus).to eq(130)
     expect(pids.select { |pid| File.exist?("/proc/#{pid}") }).to be_empty
-  ensure
-    process&.finish
-    interrupted&.finish
   end
 end

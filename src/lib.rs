@@ -70,6 +70,7 @@ pub mod health;
 pub mod http;
 pub mod orchestrator;
 pub mod private_postgres;
+mod span;
 pub mod telemetry;
 pub mod template;
 pub mod worker;

@@ -292,12 +292,9 @@ impl Worker {
         } else {
             self.note_duration(step, "complete");
             spans::tell(&self.shared, step, Instant::now(), &spans::Reporting::within_the_handler());
-            self.shared.membership.note_activity(
-                &self.shared.namespaces[step.queue],
-                1,
-                0,
-                step.began.map_or(Duration::ZERO, |began| began.elapsed()),
-            );
+            self.shared
+                .membership
+                .note_activity(&self.shared.namespaces[step.queue], 1, 0, step.handled_for(Instant::now()));
         }
         self.shared.held.remove(step.queue, [&step.lease()]);
     }

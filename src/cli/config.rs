@@ -125,6 +125,14 @@ impl Of {
         };
         of.into_iter().chain(setting.split('.')).collect()
     }
+
+    async fn set(&self, setting: &str, value: &Value, by: By, connection: &Connection) -> Result<i32> {
+        change(connection, by, |overrides| {
+            distributed::set(overrides, &self.path(setting), value.clone());
+            Ok(())
+        })
+        .await
+    }
 }
 
 impl Config {
@@ -165,24 +173,14 @@ impl Config {
             } => {
                 // What is no JSON is a text.
                 let value: Value = serde_json::from_str(&value).unwrap_or(Value::String(value));
-                change(&connection, by, |overrides| {
-                    distributed::set(overrides, &of.path(&setting), value.clone());
-                    Ok(())
-                })
-                .await
+                of.set(&setting, &value, by, &connection).await
             }
             Config::Unset {
                 setting,
                 of,
                 by,
                 connection,
-            } => {
-                change(&connection, by, |overrides| {
-                    distributed::set(overrides, &of.path(&setting), Value::Null);
-                    Ok(())
-                })
-                .await
-            }
+            } => of.set(&setting, &Value::Null, by, &connection).await,
             Config::Apply { file, by, connection } => {
                 let applied = distributed::read_overrides(&config::read_source(&file)?).map_err(|found| {
                     let found: Vec<String> = found.iter().map(|problem| placed(&file, problem)).collect();
@@ -216,8 +214,8 @@ impl Config {
             }
             Config::Drift { grace, json, connection } => {
                 let fleet = fleet::fleet(&connection.open().await?).await?;
-                let members = fleet["members"].as_array().cloned().unwrap_or_default();
-                let found = drift::drift(&members, std::time::Duration::from_secs(grace));
+                let members = fleet["members"].as_array().map_or(&[][..], Vec::as_slice);
+                let found = drift::drift(members, std::time::Duration::from_secs(grace));
                 print(json, &json!(found), || differences(&found));
                 Ok(i32::from(!found.is_empty()))
             }

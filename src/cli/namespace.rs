@@ -4,9 +4,9 @@ use clap::Subcommand;
 use serde_json::json;
 
 use super::{listing, print, By, Connection};
-use crate::config::Backoff;
 use crate::engine::namespaces::{self, Rules};
 use crate::error::Result;
+use crate::template::Backoff;
 
 #[derive(Subcommand)]
 pub(super) enum Namespace {

@@ -10,6 +10,7 @@ use super::check::problems;
 use super::schema;
 use super::span::{self, Span};
 use crate::error::{Error, Result};
+use crate::template::Backoff;
 
 /// What one process is told.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -287,18 +288,6 @@ pub enum Throttle {
     Refuse,
     /// Their callers wait for some time, and they are refused if it is not over by then.
     Wait,
-}
-
-/// How delays grow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Backoff {
-    /// Not at all.
-    Fixed,
-    /// By the first delay each time.
-    Linear,
-    /// By the multiplier each time.
-    Exponential,
 }
 
 impl Settings {

@@ -31,11 +31,11 @@ const PREFIX: &str = "TASKER__";
 
 /// Everything that is wrong in a file of settings, in the order of its lines.
 pub fn check_file(source: &str) -> Vec<Problem> {
-    let document = match Document::read(source) {
-        Ok(document) => document,
-        Err(problem) => return vec![problem],
-    };
-    let mut found = wrong_sections(&document);
+    Document::read(source).map_or_else(|problem| vec![problem], |document| check(&document))
+}
+
+fn check(document: &Document) -> Vec<Problem> {
+    let mut found = wrong_sections(document);
     found.extend(problems(&schema::file(), &document.value).into_iter().map(|problem| Problem {
         line: document.line(&problem.path),
         ..problem
@@ -107,14 +107,13 @@ pub(super) fn read_file(
         return Ok(Vec::new());
     };
     let origin = file.display().to_string();
-    let source = read_source(&file)?;
-    let wrong = check_file(&source);
-    if !wrong.is_empty() {
-        found.extend(wrong.iter().map(|problem| format!("{origin}:{}: {problem}", problem.line)));
-        return Ok(Vec::new());
+    let document = Document::read(&read_source(&file)?);
+    let wrong = document.as_ref().map_or_else(|problem| vec![problem.clone()], check);
+    found.extend(wrong.iter().map(|problem| format!("{origin}:{}: {problem}", problem.line)));
+    match document {
+        Ok(document) if wrong.is_empty() => Ok(sections_of(&document.value, &origin, environment)),
+        _ => Ok(Vec::new()),
     }
-    let value = Document::read(&source).map(|document| document.value).unwrap_or_default();
-    Ok(sections_of(&value, &origin, environment))
 }
 
 /// Errors: [`Error::Config`] when it cannot be read.

@@ -1,4 +1,4 @@
-//! A length of time as people write it: 30, 1.5, "30s", "1h 30m".
+//! Lengths of time among the settings, for serde and for the schema.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -6,16 +6,8 @@ use std::time::Duration;
 use schemars::{json_schema, JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Deserializer, Serializer};
 
-/// The bound keeps every sum in range.
-const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
-
-/// What is written, for serde and for the schema.
-#[derive(Deserialize)]
-#[serde(untagged)]
-pub(super) enum Span {
-    Seconds(f64),
-    Text(String),
-}
+pub(super) use crate::span::Span;
+use crate::span::LONGEST;
 
 impl JsonSchema for Span {
     fn schema_name() -> Cow<'static, str> {
@@ -38,16 +30,9 @@ impl JsonSchema for Span {
 }
 
 pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    let (written, parsed) = match Span::deserialize(deserializer)? {
-        Span::Seconds(seconds) => (seconds.to_string(), Duration::try_from_secs_f64(seconds).ok()),
-        Span::Text(text) => {
-            let parsed = humantime::parse_duration(&text).ok();
-            (text, parsed)
-        }
-    };
-    parsed
-        .filter(|span| *span <= LONGEST)
-        .ok_or_else(|| serde::de::Error::custom(format!("{written:?} is no duration such as 30, \"30s\" or \"1h 30m\"")))
+    let span = Span::deserialize(deserializer)?;
+    let read = span.read();
+    read.ok_or_else(|| serde::de::Error::custom(format!("{} is no duration such as 30, \"30s\" or \"1h 30m\"", span.written())))
 }
 
 pub(super) fn serialize<S: Serializer>(span: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

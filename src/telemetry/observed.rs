@@ -62,8 +62,7 @@ impl Metrics {
             self.capacity.record(slots, &[label()]);
             self.capacity_used.record(running, &[label()]);
         }
-        let members_told = fleet["members"].as_array().cloned().unwrap_or_default();
-        let drift = drift(&members_told, GRACE);
+        let drift = drift(fleet["members"].as_array().map_or(&[][..], Vec::as_slice), GRACE);
         for (kind, (count, configurations)) in members(fleet) {
             let drifting = drift.iter().filter(|member| member.kind == kind).count();
             let label = [KeyValue::new("kind", kind)];

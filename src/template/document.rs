@@ -6,9 +6,10 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_saphyr::{DefaultMessageFormatter, MessageFormatter, Spanned};
 
-use super::problems::{kind, line, Problems, Span};
+use super::problems::{kind, line, Problems};
 use super::rules::{DeadLettersDocument, RetryDocument, StuckAfterDocument};
 use super::{graph, DeadLetters, OnFailure, Priority, Problem, Retry, Step, StuckAfter, Template};
+use crate::span::Span;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

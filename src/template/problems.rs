@@ -3,22 +3,11 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use serde::Deserialize;
 use serde_json::Value;
 use serde_saphyr::Spanned;
 
 use super::Problem;
-
-/// A length of time as people write it: 30, 1.5, "30s", "1h 30m".
-#[derive(Deserialize)]
-#[serde(untagged)]
-pub(super) enum Span {
-    Seconds(f64),
-    Text(String),
-}
-
-/// A day-long timeout is usual, a year-long one a slip; the bound also keeps every sum in range.
-const MAX_SPAN: Duration = Duration::from_secs(366 * 24 * 3600);
+use crate::span::Span;
 
 /// What was found wrong so far.
 #[derive(Default)]
@@ -64,15 +53,15 @@ impl Problems {
     }
 
     pub(super) fn span(&mut self, span: &Spanned<Span>, what: &str) -> Option<Duration> {
-        let (written, parsed) = match &span.value {
-            Span::Seconds(seconds) => (seconds.to_string(), Duration::try_from_secs_f64(*seconds).ok()),
-            Span::Text(text) => (format!("{text:?}"), humantime::parse_duration(text).ok()),
-        };
-        let valid = parsed.filter(|&d| d > Duration::ZERO && d <= MAX_SPAN);
+        // Nothing is not long enough, and a year-long timeout is a slip.
+        let valid = span.value.read().filter(|read| !read.is_zero());
         if valid.is_none() {
             self.add(
                 span,
-                format!("{what} is {written}: expected a duration such as 30, \"30s\" or \"1h 30m\", of at most a year"),
+                format!(
+                    "{what} is {}: expected a duration such as 30, \"30s\" or \"1h 30m\", of at most a year",
+                    span.value.written()
+                ),
             );
         }
         valid

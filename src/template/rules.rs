@@ -4,8 +4,9 @@
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 
-use super::problems::{Problems, Span};
+use super::problems::Problems;
 use super::{Backoff, DeadLetters, Retry, StuckAfter};
+use crate::span::Span;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
 
 use opentelemetry::KeyValue;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -108,12 +107,7 @@ impl Commit {
     fn note<R>(&self, completed: usize, failed: usize, reports: &[Reported<R>]) {
         let shared = &self.shared;
         let namespace = &shared.namespaces[self.queue];
-        let time = |of: &Reported<R>| {
-            of.step
-                .began
-                .map_or(Duration::ZERO, |began| of.ended.saturating_duration_since(began))
-        };
-        let time = reports.iter().map(time).sum();
+        let time = reports.iter().map(|reported| reported.step.handled_for(reported.ended)).sum();
         shared.membership.note_activity(namespace, completed as u64, failed as u64, time);
         shared
             .metrics

@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use tokio::sync::broadcast;
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::{log_step, Shared, Step, WorkerConfig};
+use super::{log_step, Shared, Step};
 use crate::backoff::Backoff;
 use crate::db::{self, channel, Wake};
 use crate::engine::fail::{fail_steps, Failure};
@@ -49,13 +49,13 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
             // A full buffer is no reason to be called late.
             () = tokio::time::sleep(Duration::from_secs(5)) => { beat.beat(); continue }
         };
-        let config = shared.live.worker(WorkerConfig::clone);
-        let limit = room.min(config.batch);
+        let (batch, lease, longest_poll) = shared.live.worker(|config| (config.batch, config.lease, config.poll));
+        let limit = room.min(batch);
         let calls = (room / limit).min(concurrency);
         let asked = Instant::now();
         // Not cancelled by `stop`: what was leased must reach the buffer, to be handed back from there.
-        let lease = |_| lease_steps(&shared.db, name, shared.membership.id(), limit as i32, config.lease);
-        let answers = join_all((0..calls).map(lease)).await;
+        let call = |_| lease_steps(&shared.db, name, shared.membership.id(), limit as i32, lease);
+        let answers = join_all((0..calls).map(call)).await;
         beat.beat();
         let (mut leased, mut failure) = (0, None);
         for answer in answers {
@@ -88,7 +88,7 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
                 None
             }
         };
-        poll = poll.clamp(SHORTEST_POLL, config.poll.max(SHORTEST_POLL));
+        poll = poll.clamp(SHORTEST_POLL, longest_poll.max(SHORTEST_POLL));
         tokio::select! {
             () = shared.stop.cancelled() => return,
             () = async {

@@ -1,7 +1,7 @@
 //! A step on its way through a worker, and what becomes of it.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use opentelemetry::trace::SpanContext;
 use tokio_util::sync::CancellationToken;
@@ -31,6 +31,11 @@ impl Step {
     /// Where what its handler does belongs in the task's trace; None when the task is part of none.
     pub fn context(&self) -> Option<SpanContext> {
         spans::context(self)
+    }
+
+    /// For how long its handler has had it, or had at that moment.
+    pub(super) fn handled_for(&self, ended: Instant) -> Duration {
+        self.began.map_or(Duration::ZERO, |began| ended.saturating_duration_since(began))
     }
 
     pub(super) fn lease(&self) -> Lease {

@@ -1,6 +1,6 @@
 //! The configuration of a fleet of real processes: changed in one place, in force everywhere, without a restart; refused whole; rolled back.
 
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::{json, Value};
@@ -12,6 +12,7 @@ use tasker::worker::Worker;
 use tasker::Error;
 use tokio_util::sync::CancellationToken;
 
+use crate::health::Serve;
 use crate::world::World;
 
 /// How soon a change has to be in force.
@@ -24,30 +25,10 @@ fn author() -> Author {
     }
 }
 
-/// Ended with the test.
-struct Orchestrator(Child);
-
-impl Orchestrator {
-    fn start(world: &World, id: &str, variables: &[(&str, &str)]) -> Orchestrator {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tasker"));
-        command
-            .args(["serve", "--listen", "127.0.0.1:0"])
-            .env("DATABASE_URL", &world.url)
-            .env("ORCHESTRATOR_ID", id)
-            .env("TASKER__ORCHESTRATOR__LEASE", "3s")
-            .envs(variables.iter().copied())
-            .env_remove("NAMESPACE")
-            .stdin(Stdio::null())
-            .stderr(Stdio::null());
-        Orchestrator(command.spawn().expect("tasker runs"))
-    }
-}
-
-impl Drop for Orchestrator {
-    fn drop(&mut self) {
-        self.0.kill().ok();
-        self.0.wait().ok();
-    }
+/// An orchestrator that tells of itself every second.
+fn orchestrator(world: &World, id: &str, variables: &[(&str, &str)]) -> Serve {
+    let own = [("ORCHESTRATOR_ID", id), ("TASKER__ORCHESTRATOR__LEASE", "3s")];
+    Serve::start(&world.url, &[], &[&own, variables].concat())
 }
 
 impl World {
@@ -93,7 +74,7 @@ impl World {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_in_one_place_is_in_force_in_every_process_and_a_rollback_too() {
     World::with(async |world| {
-        let _fleet = ["one", "two"].map(|id| Orchestrator::start(world, id, &[]));
+        let _fleet = ["one", "two"].map(|id| orchestrator(world, id, &[]));
         world.until(2, |_| true).await;
         let batch = |expected: i64| move |told: &[Value]| told.iter().all(|c| c["values"]["orchestrator.batch"] == expected);
 
@@ -225,14 +206,14 @@ async fn a_namespaces_rules_come_from_its_own_then_from_those_of_all_and_go_back
 async fn who_differs_is_named_with_what_differs_and_heals() {
     World::with(async |world| {
         let drift = |grace: &str| world.tasker_here(&["config", "drift", "--grace", grace]);
-        let _fleet = ["one", "two"].map(|id| Orchestrator::start(world, id, &[]));
-        let other = Orchestrator::start(world, "three", &[("TASKER__ORCHESTRATOR__BATCH", "77")]);
+        let _fleet = ["one", "two"].map(|id| orchestrator(world, id, &[]));
+        let other = orchestrator(world, "three", &[("TASKER__ORCHESTRATOR__BATCH", "77")]);
         world.until(3, |_| true).await;
         let (code, said) = drift("0");
         assert_eq!(code, 1, "{said}");
         let line = said.lines().find(|line| line.contains("orchestrator.batch")).unwrap();
         assert!(
-            line.contains("77") && line.contains("200") && line.contains(&format!(":{}", other.0.id())),
+            line.contains("77") && line.contains("200") && line.contains(&format!(":{}", other.id())),
             "{said}"
         );
         assert_eq!(drift("3600"), (0, "none".into()), "a rolling deployment is no drift");
@@ -308,7 +289,7 @@ async fn files_are_followed_and_a_bad_one_changes_nothing() {
         write("20-more.yml", "orchestrator: { queue_target: 40 }\n");
         let coordinator = format!("file:{}", folder.path().display());
         let variables = [("TASKER__COORDINATOR", coordinator.as_str())];
-        let _fleet = ["one", "two"].map(|id| Orchestrator::start(world, id, &variables));
+        let _fleet = ["one", "two"].map(|id| orchestrator(world, id, &variables));
         let has = |key: &'static str, value: i64| move |told: &[Value]| told.iter().all(|c| c["values"][key] == value);
         world.until(2, has("orchestrator.batch", 50)).await;
         assert_eq!(namespaces::list(&world.db).await.unwrap()[0]["max_attempts"], 3);
@@ -340,6 +321,7 @@ async fn files_are_followed_and_a_bad_one_changes_nothing() {
 mod etcd {
     use std::net::TcpListener;
     use std::path::Path;
+    use std::process::{Child, Stdio};
 
     use super::*;
 
@@ -394,7 +376,7 @@ mod etcd {
             };
             let batch = |expected: i64| move |told: &[Value]| told.iter().all(|c| c["values"]["orchestrator.batch"] == expected);
             set("50").await;
-            let _fleet = ["one", "two"].map(|id| Orchestrator::start(world, id, &variables));
+            let _fleet = ["one", "two"].map(|id| orchestrator(world, id, &variables));
             world.until(2, batch(50)).await;
             set("60").await;
             world.until(2, batch(60)).await;
@@ -403,7 +385,7 @@ mod etcd {
 
             drop(etcd);
             world.until(2, |told| told.iter().all(|c| c["fallback"].is_string())).await;
-            let _third = Orchestrator::start(world, "three", &variables);
+            let _third = orchestrator(world, "three", &variables);
             let told = world.until(3, |told| told.iter().all(|c| c["fallback"].is_string())).await;
             assert!(batch(60)(&told), "one that starts meanwhile has what was in force last: {told:#?}");
 

@@ -49,6 +49,10 @@ impl Serve {
         Serve { process, address, run_dir }
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     fn get(&self, path: &str) -> (u16, Value) {
         get(&self.address, path)
     }

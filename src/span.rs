@@ -1,0 +1,34 @@
+//! A length of time as people write it, in templates and in settings: 30, 1.5, "30s", "1h 30m".
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+/// The bound keeps every sum in range.
+pub(crate) const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
+
+/// What is written.
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Span {
+    Seconds(f64),
+    Text(String),
+}
+
+impl Span {
+    /// None: it is no length of time, or longer than [`LONGEST`].
+    pub(crate) fn read(&self) -> Option<Duration> {
+        let read = match self {
+            Span::Seconds(seconds) => Duration::try_from_secs_f64(*seconds).ok(),
+            Span::Text(text) => humantime::parse_duration(text).ok(),
+        };
+        read.filter(|span| *span <= LONGEST)
+    }
+
+    pub(crate) fn written(&self) -> String {
+        match self {
+            Span::Seconds(seconds) => seconds.to_string(),
+            Span::Text(text) => format!("{text:?}"),
+        }
+    }
+}

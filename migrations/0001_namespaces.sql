@@ -30,7 +30,7 @@ CREATE TABLE tasker.namespaces (
     alert_threshold int CHECK (alert_threshold > 0),
     -- null: the orchestrators' own
     queue_target    int CHECK (queue_target > 0),
-    -- null: no backlog, and no age of the first of it, is too much (see 0019_backpressure.sql)
+    -- null: no backlog, and no age of the first of it, is too much (see 0022_backpressure.sql)
     depth_warning        int CHECK (depth_warning > 0),
     depth_critical       int CHECK (depth_critical > 0),
     age_warning_seconds  float8 CHECK (age_warning_seconds > 0),

@@ -134,7 +134,7 @@ CREATE TABLE tasker.marks (
     -- the last message id that was given out then
     sent         bigint NOT NULL DEFAULT 0,
     swept_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
-    -- Tasks of this priority and below it are not claimed (see 0019_backpressure.sql); 0: all are.
+    -- Tasks of this priority and below it are not claimed (see 0022_backpressure.sql); 0: all are.
     parked       smallint NOT NULL DEFAULT 0
 ) WITH (fillfactor = 20);
 

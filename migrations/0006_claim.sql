@@ -5,6 +5,7 @@ CREATE TYPE tasker.taker AS (queue text, worker int, room int, lease interval);
 
 -- Sends one message per step, in a batch per queue, and creates the steps' rows. The primary key refuses a step a second life.
 -- A message carries identity only: task, step, attempt. The row holds the rest.
+-- Steps under a limit seek its permit instead (see 0007_limits.sql).
 -- Returns the messages that p_taker has now: they come into the queue as if it had leased them there.
 CREATE FUNCTION tasker.enqueue_steps(p_tasks uuid[], p_steps smallint[], p_queues text[], p_taker tasker.taker DEFAULT NULL)
 RETURNS tasker.leased_message[]
@@ -17,11 +18,20 @@ DECLARE
     v_room     int;
     v_ids      bigint[];
     v_taken    tasker.leased_message[];
+    v_limited  boolean[];
     v_now      timestamptz := clock_timestamp();
 BEGIN
+    IF EXISTS (SELECT FROM tasker.limits) THEN
+        v_limited := tasker.are_limited(p_tasks, p_steps);
+        INSERT INTO tasker.steps (task_id, step, state, enqueued_at)
+        SELECT r.task, r.step, 'enqueued', v_now FROM unnest(p_tasks, p_steps, v_limited) AS r(task, step, limited) WHERE r.limited;
+        PERFORM tasker.seek_permits(array_agg(r.task), array_agg(r.step))
+        FROM unnest(p_tasks, p_steps, v_limited) AS r(task, step, limited) WHERE r.limited HAVING count(*) > 0;
+    END IF;
     FOR v_queue, v_tasks, v_steps, v_messages IN
         SELECT r.queue, array_agg(r.task), array_agg(r.step), array_agg(jsonb_build_object('task', r.task, 'step', r.step, 'attempt', 1))
-        FROM unnest(p_tasks, p_steps, p_queues) AS r(task, step, queue)
+        FROM unnest(p_tasks, p_steps, p_queues, v_limited) AS r(task, step, queue, limited)
+        WHERE r.limited IS NOT TRUE
         GROUP BY r.queue ORDER BY r.queue
     LOOP
         v_room := CASE WHEN v_queue = p_taker.queue THEN p_taker.room ELSE 0 END;
@@ -167,38 +177,29 @@ BEGIN
 END
 $$;
 
--- Enqueues the steps whose retry is due, the longest waiting first.
+-- Enqueues the steps whose retry is due, the longest waiting first; those under a limit seek its permit.
 -- Returns how many, and when the next one will be due (null: none is waiting).
 -- Locks: steps that wait for a retry, skipping those that another orchestrator has. It wants no task's lock.
 CREATE FUNCTION tasker.enqueue_due_retries(p_limit int, OUT enqueued int, OUT next_due timestamptz)
 LANGUAGE plpgsql AS $$
 DECLARE
-    v_queue    text;
-    v_tasks    uuid[];
-    v_steps    smallint[];
-    v_messages jsonb[];
+    v_tasks uuid[];
+    v_steps smallint[];
 BEGIN
-    enqueued := 0;
-    FOR v_queue, v_tasks, v_steps, v_messages IN
-        WITH due AS MATERIALIZED (
-            SELECT s.task_id, s.step, s.failures FROM tasker.steps s
-            WHERE s.retry_at <= clock_timestamp() ORDER BY s.retry_at LIMIT p_limit
-            FOR UPDATE SKIP LOCKED
-        )
-        SELECT ts.queue, array_agg(d.task_id), array_agg(d.step),
-               array_agg(jsonb_build_object('task', d.task_id, 'step', d.step, 'attempt', d.failures + 1))
-        FROM due d
-        JOIN tasker.tasks t ON t.id = d.task_id
-        JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = d.step
-        GROUP BY ts.queue ORDER BY ts.queue
-    LOOP
+    WITH due AS MATERIALIZED (
+        SELECT s.task_id, s.step FROM tasker.steps s
+        WHERE s.retry_at <= clock_timestamp() ORDER BY s.retry_at LIMIT p_limit
+        FOR UPDATE SKIP LOCKED
+    ), again AS (
         UPDATE tasker.steps s
-        SET state = 'enqueued', msg_id = m.msg_id, retry_at = NULL, released = 0, kills = 0, suspected = NULL, enqueued_at = clock_timestamp()
-        FROM unnest(v_tasks, v_steps, ARRAY(SELECT pgmq.send_batch(v_queue, v_messages))) AS m(task, step, msg_id)
-        WHERE s.task_id = m.task AND s.step = m.step;
-        enqueued := enqueued + cardinality(v_tasks);
-        PERFORM tasker.notify('tasker_steps', v_queue);
-    END LOOP;
+        SET state = 'enqueued', msg_id = NULL, retry_at = NULL, released = 0, kills = 0, suspected = NULL, enqueued_at = clock_timestamp()
+        FROM due WHERE s.task_id = due.task_id AND s.step = due.step
+        RETURNING s.task_id, s.step
+    )
+    SELECT array_agg(a.task_id), array_agg(a.step), count(*) INTO v_tasks, v_steps, enqueued FROM again a;
+    IF enqueued > 0 THEN
+        PERFORM tasker.seek_permits(v_tasks, v_steps);
+    END IF;
     SELECT min(s.retry_at) INTO next_due FROM tasker.steps s WHERE s.retry_at IS NOT NULL;
 END
 $$;

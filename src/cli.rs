@@ -7,6 +7,7 @@ mod config;
 mod dev;
 mod dlq;
 mod health;
+mod limit;
 mod namespace;
 mod queue;
 mod serve;
@@ -55,6 +56,9 @@ enum Command {
     /// Show what waits, and how the namespaces are
     #[command(subcommand)]
     Queue(queue::Queue),
+    /// Show the limits on steps, and close their circuit breakers
+    #[command(subcommand)]
+    Limit(limit::Limit),
     /// List namespaces and change their rules
     #[command(subcommand)]
     Namespace(namespace::Namespace),
@@ -165,6 +169,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> i32 {
             Command::Dlq(dlq) => dlq.run().await,
             Command::Config(config) => config.run().await,
             Command::Queue(queue) => queue.run().await,
+            Command::Limit(limit) => limit.run().await,
             Command::Namespace(namespace) => namespace.run().await,
             Command::Template(template) => template.run().await,
             Command::Worker { .. } => Err(Error::Config(

@@ -26,7 +26,9 @@ pub use check::Problem;
 pub use effective::Effective;
 pub use live::Live;
 pub use local::{Given, Local};
-pub use settings::{HealthConfig, LogConfig, LogFormat, OrchestratorConfig, Rules, Settings, Throttle, TracesConfig, WorkerConfig};
+pub use settings::{
+    Breaker, HealthConfig, Limit, LogConfig, LogFormat, OrchestratorConfig, Rules, Settings, Throttle, TracesConfig, WorkerConfig,
+};
 pub use sources::{check_file, read_source};
 
 use std::path::Path;

@@ -15,6 +15,7 @@ pub mod fail;
 pub(crate) mod fleet;
 mod input;
 pub mod lease;
+pub mod limits;
 pub mod member;
 pub mod namespaces;
 pub mod read;

@@ -254,11 +254,11 @@ pub(super) fn expected(schema: Option<&Value>) -> String {
         "array" => "a list of texts".into(),
         "boolean" => "true or false".into(),
         _ => {
-            let names: Vec<&str> = schema["properties"]
-                .as_object()
-                .map(|known| known.keys().map(String::as_str).collect())
-                .unwrap_or_default();
-            format!("a section with any of {}", names.join(", "))
+            let names = schema["properties"].as_object().map(|known| known.keys().map(String::as_str));
+            match names {
+                Some(names) => format!("a section with any of {}", names.collect::<Vec<_>>().join(", ")),
+                None => "a section by names".into(),
+            }
         }
     }
 }

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde_json::{json, Map, Value};
 
 use super::check::{expected, join};
-use super::{Rules, Settings};
+use super::{Breaker, Limit, Rules, Settings};
 
 fn of<T: JsonSchema>() -> Value {
     let settings = SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
@@ -41,7 +41,12 @@ pub(super) fn overrides() -> Value {
     let mut process = settings().clone();
     without_restart(&mut process);
     let mut schema = process.clone();
-    schema["properties"]["namespace_defaults"] = of::<Rules>();
+    let mut defaults = of::<Rules>();
+    // A limit is of one namespace.
+    if let Some(rules) = defaults["properties"].as_object_mut() {
+        rules.remove("limits");
+    }
+    schema["properties"]["namespace_defaults"] = defaults;
     schema["properties"]["namespaces"] = json!({
         "type": "object", "additionalProperties": of::<Rules>(), "propertyNames": { "pattern": "^[a-z][a-z0-9_]{0,36}$" },
     });
@@ -70,10 +75,18 @@ pub fn reference() -> String {
     let mut rows = String::from("| setting | default | what it is | expected | taken over |\n| --- | --- | --- | --- | --- |\n");
     let defaults = serde_json::to_value(Settings::default()).unwrap_or_default();
     tabulate(settings(), &defaults, "", &mut rows);
-    rows.push_str("\nOf namespaces, in the coordinator alone (`namespace_defaults`, and `namespaces.<name>`):\n\n");
-    rows.push_str("| setting | what it is | expected |\n| --- | --- | --- |\n");
-    for (name, setting) in of::<Rules>()["properties"].as_object().unwrap_or(&Map::new()) {
-        rows.push_str(&format!("| `{name}` | {} | {} |\n", described(setting), expected(Some(setting))));
+    for (of, schema) in [
+        (
+            "Of namespaces, in the coordinator alone (`namespace_defaults`, and `namespaces.<name>`)",
+            of::<Rules>(),
+        ),
+        ("Of a limit (`namespaces.<name>.limits.<limit>`)", of::<Limit>()),
+        ("Of its `breaker`", of::<Breaker>()),
+    ] {
+        rows.push_str(&format!("\n{of}:\n\n| setting | what it is | expected |\n| --- | --- | --- |\n"));
+        for (name, setting) in schema["properties"].as_object().unwrap_or(&Map::new()) {
+            rows.push_str(&format!("| `{name}` | {} | {} |\n", described(setting), expected(Some(setting))));
+        }
     }
     rows
 }

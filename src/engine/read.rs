@@ -1,4 +1,4 @@
-//! Reading what operators and clients see, as JSON objects whose fields `migrations/0011_read.sql` lists.
+//! Reading what operators and clients see, as JSON objects whose fields `migrations/0014_read.sql` lists.
 
 use std::time::{Duration, Instant};
 

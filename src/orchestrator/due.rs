@@ -1,4 +1,4 @@
-//! What is due, to the moment: tasks that wait for their time begin, and failed steps are enqueued again.
+//! What is due, to the moment: tasks that wait for their time begin, failed steps are enqueued again, and steps under a limit get its permits.
 
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backoff::Backoff;
 use crate::db::{self, channel, Db, Wake};
 use crate::engine::claim::begin_what_is_due;
+use crate::engine::limits::grant;
 use crate::health::{Beat, Beats};
 use crate::telemetry;
 
@@ -33,16 +34,20 @@ impl Due {
     pub(super) async fn run(mut self, stop: CancellationToken) {
         let mut backoff = Backoff::default();
         while !stop.is_cancelled() {
-            let due = begin_what_is_due(&self.db, BATCH).await;
+            let due = match begin_what_is_due(&self.db, BATCH).await {
+                Ok(due) => grant(&self.db, BATCH).await.map(|granted| (due, granted)),
+                Err(error) => Err(error),
+            };
             self.beat.beat();
             let wait = async {
                 match due {
-                    Ok(due) => {
+                    Ok((due, granted)) => {
                         backoff.reset();
                         telemetry::metrics().tasks_begun.add(due.begun as u64, &[]);
                         telemetry::metrics().retries_enqueued.add(due.enqueued as u64, &[]);
                         if due.begun.max(due.enqueued) < BATCH {
-                            db::wait(&mut self.wakes, until(due.next_due), |name, _| name == channel::DUE).await;
+                            let next = [due.next_due, granted.next_due].into_iter().flatten().min();
+                            db::wait(&mut self.wakes, until(next), |name, _| name == channel::DUE).await;
                         }
                     }
                     Err(error) => {

@@ -1,11 +1,11 @@
-//! Retention: deletes the dead letters whose time is over, and says which; and what workers did so long ago that no rate is of it.
+//! Retention: deletes the dead letters whose time is over, and says which; and what is so long ago that nothing counts it.
 
 use std::time::Duration;
 
 use super::rounds::Round;
 use crate::db::Db;
 use crate::engine::dead_letters::{self, By};
-use crate::engine::member;
+use crate::engine::{limits, member};
 use crate::error::Result;
 
 pub(super) struct Retention {
@@ -29,6 +29,7 @@ impl Round for Retention {
 
     async fn round(&mut self) -> Result<Duration> {
         member::forget_activity(&self.db).await?;
+        limits::forget(&self.db).await?;
         let purged = dead_letters::purge(&self.db, &self.by).await?;
         if purged > 0 {
             tracing::info!(

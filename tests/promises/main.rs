@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod backpressure;
+mod breakers;
 mod bugs_of_others;
 mod capacity;
 mod collector;
@@ -15,6 +16,7 @@ mod dead_letters;
 mod failures;
 mod health;
 mod leases;
+mod limits;
 mod marks;
 mod metrics;
 mod priorities;

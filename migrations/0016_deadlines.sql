@@ -83,13 +83,16 @@ BEGIN
         USING v_ids, v_late, v_since, v_limits, v_runs, v_tasks, v_steps, v_states, v_messages;
     END LOOP;
 
-    -- Failed, and waiting for a retry.
-    SELECT v_tasks || array_agg(w.task_id), v_steps || array_agg(w.step), v_states || array_agg(NULL::text), v_messages || array_agg(NULL::jsonb)
+    -- Not sent: failed, and waiting for a retry; or waiting for a permit (see 0007_limits.sql).
+    SELECT v_tasks || array_agg(w.task_id), v_steps || array_agg(w.step), v_states || array_agg(w.state), v_messages || array_agg(NULL::jsonb)
     INTO v_tasks, v_steps, v_states, v_messages
     FROM (
-        SELECT s.task_id, s.step FROM tasker.steps s
-        JOIN tasker.tasks t ON t.id = s.task_id AND t.state IN ('running', 'blocked') AND t.deadline_at <= clock_timestamp()
-        WHERE s.task_id = ANY (v_due) AND s.state = 'waiting_retry' AND s.retry_at IS NOT NULL
+        SELECT s.task_id, s.step, CASE WHEN t.deadline_at <= clock_timestamp() THEN NULL ELSE 'enqueued' END AS state FROM tasker.steps s
+        JOIN tasker.tasks t ON t.id = s.task_id AND t.state IN ('running', 'blocked')
+        JOIN tasker.template_versions tv ON tv.id = t.version_id
+        WHERE s.task_id = ANY (v_due)
+          AND (t.deadline_at <= clock_timestamp() AND s.state = 'waiting_retry' AND s.retry_at IS NOT NULL
+               OR least(t.deadline_at, s.enqueued_at + tv.enqueued_limit) <= clock_timestamp() AND s.state = 'enqueued' AND s.msg_id IS NULL)
         FOR UPDATE OF s SKIP LOCKED) AS w;
 
     UPDATE tasker.steps s
@@ -98,6 +101,7 @@ BEGIN
             THEN jsonb_build_object('class', 'DeadlineExceeded', 'message', 'the task did not end in the time its template allows')
             ELSE jsonb_build_object('class', 'Stuck', 'message', 'it was ' || d.state || ' for longer than its template allows') END)
     FROM unnest(v_tasks, v_steps, v_states) AS d(task, step, state) WHERE s.task_id = d.task AND s.step = d.step;
+    PERFORM tasker.release_permits(v_tasks, v_steps);
     v_reasons := ARRAY(SELECT CASE WHEN d.state IS NULL THEN 'deadline' ELSE 'stuck' END
                        FROM unnest(v_states) WITH ORDINALITY AS d(state, n) ORDER BY d.n);
     PERFORM tasker.send_dead_letters(v_tasks, v_steps, v_reasons, v_messages);

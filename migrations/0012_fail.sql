@@ -62,6 +62,9 @@ LANGUAGE plpgsql AS $$
 DECLARE
     v_ids      bigint[];
     v_states   tasker.step_state[];
+    v_counted_tasks uuid[];
+    v_counted_steps smallint[];
+    v_troubled boolean[];
     v_tasks    uuid[];
     v_steps    smallint[];
     v_reasons  text[];
@@ -97,10 +100,10 @@ BEGIN
                     'attempt', s.failures + 1, 'message_id', v.msg_id, 'crashes', v.read_ct - 1 - s.released, 'at', clock_timestamp(), 'worker', $8))
             FROM verdict v
             WHERE s.task_id = v.task AND s.step = v.step
-            RETURNING s.msg_id, s.task_id, s.step, s.state, v.message,
+            RETURNING s.msg_id, s.task_id, s.step, s.state, v.message, NOT v.permanent AS troubled,
                       coalesce(v.error ->> 'reason', CASE WHEN v.permanent THEN 'permanent_error' ELSE 'attempts_exhausted' END) AS reason
         )
-        SELECT array_agg(f.msg_id), array_agg(f.state),
+        SELECT array_agg(f.msg_id), array_agg(f.state), array_agg(f.task_id), array_agg(f.step), array_agg(f.troubled),
                count(*) FILTER (WHERE f.state = 'waiting_retry'),
                array_agg(f.task_id) FILTER (WHERE f.state = 'dead'),
                array_agg(f.step) FILTER (WHERE f.state = 'dead'),
@@ -108,12 +111,14 @@ BEGIN
                array_agg(f.message) FILTER (WHERE f.state = 'dead')
         FROM failed f
     $f$, pgmq.format_table_name(p_queue, 'q'))
-    INTO v_ids, v_states, v_retrying, v_tasks, v_steps, v_reasons, v_messages
+    INTO v_ids, v_states, v_counted_tasks, v_counted_steps, v_troubled, v_retrying, v_tasks, v_steps, v_reasons, v_messages
     USING p_ids, p_fences, p_tasks, p_steps, p_errors, p_permanent, p_retry_after, p_worker;
 
     IF coalesce(cardinality(v_ids), 0) < cardinality(p_ids) THEN
         PERFORM tasker.count_event('stale_reports', cardinality(p_ids) - coalesce(cardinality(v_ids), 0));
     END IF;
+    -- A permanent error tells of the task, not of what its handler works with.
+    PERFORM tasker.release_permits(v_counted_tasks, v_counted_steps, v_troubled);
     IF v_tasks IS NOT NULL THEN
         PERFORM tasker.send_dead_letters(v_tasks, v_steps, v_reasons, v_messages);
     END IF;

@@ -10,6 +10,8 @@ DECLARE
     v_cancelled uuid[];
     v_queue     text;
     v_messages  bigint[];
+    v_tasks     uuid[];
+    v_steps     smallint[];
 BEGIN
     PERFORM 1 FROM tasker.tasks t WHERE t.id = ANY (p_tasks) ORDER BY t.id FOR NO KEY UPDATE;
     WITH cancelled AS (
@@ -32,11 +34,16 @@ BEGIN
         $f$, pgmq.format_table_name(v_queue, 'q')) USING v_messages;
     END LOOP;
 
-    UPDATE tasker.steps s SET state = 'cancelled', retry_at = NULL, finished_at = clock_timestamp()
-    WHERE (s.task_id, s.step) IN (
-        SELECT h.task_id, h.step FROM tasker.steps h
-        WHERE h.task_id = ANY (v_cancelled) AND h.state IN ('enqueued', 'waiting_retry')
-        FOR UPDATE SKIP LOCKED);
+    WITH ended AS (
+        UPDATE tasker.steps s SET state = 'cancelled', retry_at = NULL, finished_at = clock_timestamp()
+        WHERE (s.task_id, s.step) IN (
+            SELECT h.task_id, h.step FROM tasker.steps h
+            WHERE h.task_id = ANY (v_cancelled) AND h.state IN ('enqueued', 'waiting_retry')
+            FOR UPDATE SKIP LOCKED)
+        RETURNING s.task_id, s.step
+    )
+    SELECT array_agg(e.task_id), array_agg(e.step) INTO v_tasks, v_steps FROM ended e;
+    PERFORM tasker.release_permits(v_tasks, v_steps);
     -- Workers look at their leases at once.
     PERFORM tasker.notify('tasker_cancelled', '');
     RETURN QUERY SELECT unnest(v_cancelled);

@@ -40,6 +40,8 @@ LANGUAGE sql STABLE AS $$
                 'attempt', CASE WHEN s.state IS NULL THEN 0 WHEN s.state IN ('dead', 'waiting_retry') THEN s.failures ELSE s.failures + 1 END,
                 'max_attempts', coalesce(s.max_attempts, ts.max_attempts, sn.max_attempts),
                 'worker', (SELECT m.name FROM tasker.members m WHERE m.id = coalesce(l.worker, s.worker)),
+                'waits_for', (SELECT l.name FROM tasker.permits p JOIN tasker.limits l ON l.id = p.limit_id
+                              WHERE p.task_id = t.id AND p.step = ts.step AND p.granted_at IS NULL LIMIT 1),
                 'result', s.result, 'progress', s.progress, 'errors', coalesce(s.errors, '[]'),
                 'enqueued_at', s.enqueued_at, 'started_at', coalesce(l.leased_at, s.started_at),
                 'finished_at', s.finished_at, 'retry_at', s.retry_at

@@ -29,7 +29,7 @@ $$;
 -- Adds a version above p_base, and returns its number. The rules of namespaces are in force once it commits, also for tasks that are under way;
 -- processes are told.
 -- Errors: TK005 when p_base is not the newest any more; 23514 (check violation) when a rule is out of bounds.
--- Locks: an advisory lock for the transaction, the one of ensure_namespaces; then the namespaces that change.
+-- Locks: an advisory lock for the transaction, the one of ensure_namespaces; then the namespaces and limits that change.
 CREATE FUNCTION tasker.change_configuration(p_base bigint, p_overrides jsonb, p_who text, p_why text) RETURNS bigint
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -45,6 +45,7 @@ BEGIN
     SET (max_attempts, backoff, multiplier, base_seconds, max_seconds, jitter, retention_days, alert_threshold, queue_target, depth_warning,
          depth_critical, age_warning_seconds, age_critical_seconds, throttle_new_tasks, throttle_wait_seconds, shed_low_priority)
         = (SELECT r.* FROM tasker.rules(n.name) AS r);
+    PERFORM tasker.apply_limits(p_overrides);
     PERFORM tasker.notify('tasker_configuration', (v_newest + 1)::text);
     RETURN v_newest + 1;
 END

@@ -53,11 +53,13 @@ $$;
 -- which has nothing but them, as trace (see admit_tasks).
 -- A message that is not ours, or names a task or step that is not there, goes to the dead-letter queue; one whose row disagrees is removed;
 -- both are counted, neither is returned.
--- Locks: the messages, skipping those that another worker is leasing or reporting; then the rows of stale steps; then those of admit_tasks.
+-- Locks: the messages, skipping those that another worker is leasing or reporting; then those of start_limited; then the rows of stale steps; then
+-- those of admit_tasks.
 CREATE FUNCTION tasker.lease_steps(p_queue text, p_worker int, p_limit int, p_lease interval) RETURNS SETOF tasker.leased_step
 LANGUAGE plpgsql AS $$
 DECLARE
     v_leased    tasker.leased_message[];
+    v_started   tasker.leased_message[];
     v_messages  jsonb[];
     v_runnable  int;
     v_room      int;
@@ -69,6 +71,12 @@ BEGIN
     FROM tasker.namespaces n JOIN tasker.marks m ON m.namespace_id = n.id WHERE n.queue = p_queue;
     EXECUTE format('SELECT * FROM tasker.%I($1, $2, $3, $4)', p_queue || '_lease')
     INTO v_leased, v_messages USING v_mark, p_limit, p_lease, p_worker;
+    IF v_leased IS NOT NULL AND EXISTS (SELECT FROM tasker.limits) THEN
+        v_started := tasker.start_limited(p_queue, v_leased);
+        v_messages := ARRAY(SELECT u.message FROM unnest(v_leased, v_messages) WITH ORDINALITY AS u(msg_id, fence, task, step, message, n)
+                            WHERE u.msg_id = ANY (ARRAY(SELECT s.msg_id FROM unnest(v_started) AS s)) ORDER BY u.n);
+        v_leased := v_started;
+    END IF;
     IF v_leased IS NOT NULL THEN
         RETURN QUERY SELECT * FROM tasker.leased_steps(v_leased);
         GET DIAGNOSTICS v_runnable = ROW_COUNT;
@@ -97,6 +105,8 @@ LANGUAGE plpgsql AS $$
 DECLARE
     v_gone    bigint[];
     v_foreign jsonb[];
+    v_tasks   uuid[];
+    v_steps   smallint[];
 BEGIN
     SELECT array_agg(u.msg_id),
            array_agg(jsonb_build_object('reason', u.reason, 'queue', p_queue, 'message', u.message) ORDER BY u.msg_id) FILTER (WHERE u.reason IS NOT NULL)
@@ -113,10 +123,15 @@ BEGIN
         LEFT JOIN tasker.steps s ON s.task_id = m.task AND s.step = m.step AND s.msg_id = m.msg_id AND s.state = 'enqueued'
         WHERE s.task_id IS NULL OR t.state NOT IN ('running', 'blocked', 'failed')) AS u;
 
-    UPDATE tasker.steps s SET state = 'cancelled', finished_at = clock_timestamp()
-    FROM unnest(p_leased) AS m
-    JOIN tasker.tasks t ON t.id = m.task AND t.state NOT IN ('running', 'blocked', 'failed')
-    WHERE s.task_id = m.task AND s.step = m.step AND s.msg_id = m.msg_id AND s.state = 'enqueued' AND m.msg_id = ANY (v_gone);
+    WITH cancelled AS (
+        UPDATE tasker.steps s SET state = 'cancelled', finished_at = clock_timestamp()
+        FROM unnest(p_leased) AS m
+        JOIN tasker.tasks t ON t.id = m.task AND t.state NOT IN ('running', 'blocked', 'failed')
+        WHERE s.task_id = m.task AND s.step = m.step AND s.msg_id = m.msg_id AND s.state = 'enqueued' AND m.msg_id = ANY (v_gone)
+        RETURNING s.task_id, s.step
+    )
+    SELECT array_agg(c.task_id), array_agg(c.step) INTO v_tasks, v_steps FROM cancelled c;
+    PERFORM tasker.release_permits(v_tasks, v_steps);
 
     PERFORM pgmq.delete(p_queue, v_gone);
     PERFORM tasker.count_event('stale_messages', cardinality(v_gone) - coalesce(cardinality(v_foreign), 0));

@@ -2,7 +2,8 @@
 -- is older in one table than in another, or a bug.
 
 -- Looks at p_limit tasks after p_after that began more than a minute ago, and
---   sends a message again for every step that is enqueued and has none;
+--   sends a message again for every step that is enqueued and has none, or seeks its permits again;
+--   releases the permits of steps that are not enqueued;
 --   advances every task that stands still: a step is ready and not enqueued, or all are complete and the task is not.
 -- Returns how many steps and tasks it mended, and the last task it looked at (null: there were no more).
 -- Every change of ours is one transaction, so what one statement sees is whole: what is missing there is missing.
@@ -58,6 +59,10 @@ BEGIN
             PERFORM tasker.notify('tasker_steps', v_queue);
         END IF;
     END LOOP;
+
+    IF EXISTS (SELECT FROM tasker.limits) OR EXISTS (SELECT FROM tasker.permits) THEN
+        mended := mended + tasker.reconcile_permits(v_tasks);
+    END IF;
 
     PERFORM 1 FROM tasker.tasks t WHERE t.id = ANY (ARRAY(SELECT s.task_id FROM tasker.standing_still(v_tasks) s)) ORDER BY t.id FOR NO KEY UPDATE;
     SELECT array_agg(s.task_id), array_agg(s.step), count(DISTINCT s.task_id) INTO v_ids, v_numbers, v_mended

@@ -99,6 +99,9 @@ BEGIN
     IF v_ids IS NULL THEN
         RETURN;
     END IF;
+    IF EXISTS (SELECT FROM tasker.limits) THEN
+        PERFORM tasker.release_permits(v_tasks, v_steps, array_fill(false, ARRAY[cardinality(v_ids)]));
+    END IF;
 
     IF p_room > 0 THEN
         EXECUTE format('SELECT tasker.%I($1)', p_queue || '_waits') INTO v_waits USING p_ids[cardinality(p_ids)];

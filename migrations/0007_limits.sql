@@ -1,0 +1,108 @@
+-- Limits: how many of some steps may be under way at once, and how many may start in a stretch of time, across all workers.
+-- A step that limits concern is not sent until it has a permit of each. It waits as a row here: no worker holds it, none asks for it, and its
+-- queue stays short.
+
+CREATE TABLE tasker.limits (
+    id           int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    namespace    text NOT NULL,
+    name         text NOT NULL,
+    -- whose steps: of this handler, of this template; null: any
+    handler      text,
+    template     text,
+    -- Where in the task's input: each value found there is limited by itself, and a task without one is not. Null: all together.
+    key          text[],
+    concurrency  int CHECK (concurrency > 0),
+    -- starts in any stretch of that length
+    rate         int CHECK (rate > 0),
+    per          interval NOT NULL,
+    -- when steps wait that would probably fail (see 0008_breakers.sql); null: never
+    failure_rate float8,
+    minimum      int NOT NULL,
+    look_back    interval NOT NULL,
+    stays_open   interval NOT NULL,
+    probes       int NOT NULL,
+    -- It is gone from the configuration: who waits for it is let go.
+    removed      boolean NOT NULL DEFAULT false
+);
+CREATE UNIQUE INDEX limits_name ON tasker.limits (namespace, name) WHERE NOT removed;
+
+-- What a step waits for (granted_at is null), or has.
+CREATE TABLE tasker.permits (
+    task_id    uuid NOT NULL,
+    step       smallint NOT NULL,
+    limit_id   int NOT NULL,
+    -- '': the limit has none
+    key        text NOT NULL,
+    -- their order: as tasks.claim_order
+    place      timestamptz NOT NULL,
+    granted_at timestamptz,
+    started_at timestamptz,
+    PRIMARY KEY (task_id, step, limit_id)
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
+CREATE INDEX permits_waiting ON tasker.permits (limit_id, key, place) WHERE granted_at IS NULL;
+CREATE INDEX permits_granted ON tasker.permits (limit_id, key) WHERE granted_at IS NOT NULL;
+
+-- Starts of steps under a limit with a rate, as long as they count.
+CREATE TABLE tasker.limited_starts (limit_id int NOT NULL, key text NOT NULL, at timestamptz NOT NULL);
+CREATE INDEX limited_starts_at ON tasker.limited_starts (limit_id, key, at);
+
+-- When to look again whether permits can be granted: something has happened, or a time has come. Who writes here waits for nobody.
+CREATE TABLE tasker.limit_events (
+    limit_id   int NOT NULL,
+    key        text NOT NULL,
+    at         timestamptz NOT NULL,
+    -- of a permit that came back: when it had been granted, and whether its step failed
+    granted_at timestamptz,
+    failed     boolean
+);
+CREATE INDEX limit_events_at ON tasker.limit_events (at);
+
+-- The limits that concern a step, in the order in which it seeks their permits: those by key come first, so that what waits for a key's turn
+-- takes nothing from others.
+CREATE FUNCTION tasker.limits_of(p_task uuid, p_step smallint) RETURNS TABLE (limit_id int, key text, n bigint)
+LANGUAGE sql STABLE ROWS 2 AS $$
+    SELECT l.id, CASE WHEN length(k.key) > 200 THEN md5(k.key) ELSE k.key END,
+           row_number() OVER (ORDER BY l.key IS NULL, l.rate IS NOT NULL, l.id)
+    FROM tasker.tasks t
+    JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = p_step
+    JOIN tasker.limits l ON l.namespace = ts.namespace AND NOT l.removed
+        AND coalesce(l.handler = ts.handler, true) AND coalesce(l.template = ts.template, true)
+    CROSS JOIN LATERAL (SELECT CASE WHEN l.key IS NULL THEN '' ELSE t.input #>> l.key END AS key) AS k
+    WHERE t.id = p_task AND k.key IS NOT NULL
+$$;
+
+-- The limits that a configuration has.
+CREATE FUNCTION tasker.configured_limits(p_overrides jsonb) RETURNS TABLE (
+    namespace text, name text, handler text, template text, key text[], concurrency int, rate int, per interval,
+    failure_rate float8, minimum int, look_back interval, stays_open interval, probes int
+)
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT n.key, l.key, r.handler, r.template, string_to_array(r.key, '.'), r.concurrency, r.rate, coalesce(r.per_seconds, 1) * interval '1 second',
+           CASE WHEN r.breaker IS NOT NULL THEN coalesce(b.failure_rate, 0.5) END, coalesce(b.minimum, 10),
+           coalesce(b.window_seconds, 60) * interval '1 second', coalesce(b.open_seconds, 30) * interval '1 second', coalesce(b.probes, 1)
+    FROM jsonb_each(p_overrides -> 'namespaces') AS n, jsonb_each(n.value -> 'limits') AS l,
+         jsonb_to_record(l.value) AS r(handler text, template text, key text, concurrency int, rate int, per_seconds float8, breaker jsonb),
+         jsonb_to_record(coalesce(r.breaker, '{}')) AS b(failure_rate float8, minimum int, window_seconds float8, open_seconds float8, probes int)
+$$;
+
+-- Makes the limits what a configuration has. What is new there counts from now on, also for steps that wait for others already; what is gone, or
+-- concerns other steps by now, lets go who waits for it.
+-- Locks: those of change_configuration, and the limits.
+CREATE FUNCTION tasker.apply_limits(p_overrides jsonb) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE tasker.limits l SET removed = true
+    WHERE NOT l.removed AND NOT EXISTS (
+        SELECT FROM tasker.configured_limits(p_overrides) w
+        WHERE w.namespace = l.namespace AND w.name = l.name AND (w.handler, w.template, w.key) IS NOT DISTINCT FROM (l.handler, l.template, l.key));
+    INSERT INTO tasker.limits
+        (namespace, name, handler, template, key, concurrency, rate, per, failure_rate, minimum, look_back, stays_open, probes)
+    SELECT w.* FROM tasker.configured_limits(p_overrides) w ORDER BY w.namespace, w.name
+    ON CONFLICT (namespace, name) WHERE NOT removed DO UPDATE
+    SET concurrency = excluded.concurrency, rate = excluded.rate, per = excluded.per, failure_rate = excluded.failure_rate,
+        minimum = excluded.minimum, look_back = excluded.look_back, stays_open = excluded.stays_open, probes = excluded.probes;
+    INSERT INTO tasker.limit_events (limit_id, key, at)
+    SELECT DISTINCT p.limit_id, p.key, clock_timestamp() FROM tasker.permits p WHERE p.granted_at IS NULL;
+    PERFORM tasker.notify('tasker_due', '');
+END
+$$;

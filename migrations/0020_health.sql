@@ -38,7 +38,7 @@ LANGUAGE sql STABLE AS $$
         WHERE a.namespace_id = p_namespace AND a.at >= now - w.minutes * interval '1 minute' AND a.at < now) AS r
 $$;
 
--- The fleet: namespaces, members, what went wrong, and the server.
+-- The fleet: namespaces, members, limits, what went wrong, and the server.
 CREATE FUNCTION tasker.fleet(p_count int DEFAULT 10000) RETURNS jsonb
 LANGUAGE sql STABLE AS $$
     SELECT jsonb_build_object(
@@ -61,6 +61,7 @@ LANGUAGE sql STABLE AS $$
                 'up_seconds', extract(epoch FROM clock_timestamp() - m.started_at),
                 'heartbeat_seconds', extract(epoch FROM clock_timestamp() - m.heartbeat_at), 'report', m.report) ORDER BY m.kind, m.name, m.id), '[]')
             FROM tasker.members m WHERE m.left_at IS NULL),
+        'limits', (SELECT coalesce(jsonb_agg(l), '[]') FROM tasker.list_limits(p_count) AS l),
         'counters', (SELECT coalesce(jsonb_object_agg(c.name, c.value), '{}') FROM tasker.counters c),
         'database', jsonb_build_object(
             'version', current_setting('server_version'),

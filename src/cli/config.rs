@@ -41,7 +41,7 @@ pub(super) enum Config {
     Set {
         /// Such as orchestrator.batch; of a namespace such as max_attempts
         setting: String,
-        /// Such as 100, 30s, or a JSON value
+        /// Such as 100, 30s, or { concurrency: 5 }: YAML
         value: String,
         #[command(flatten)]
         of: Of,
@@ -171,8 +171,7 @@ impl Config {
                 by,
                 connection,
             } => {
-                // What is no JSON is a text.
-                let value: Value = serde_json::from_str(&value).unwrap_or(Value::String(value));
+                let value: Value = serde_saphyr::from_str(&value).unwrap_or(Value::String(value));
                 of.set(&setting, &value, by, &connection).await
             }
             Config::Unset {

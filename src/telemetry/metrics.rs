@@ -158,6 +158,12 @@ metrics! {
         "How many priorities its age is worth by now";
     pressure: Gauge<f64> = "tasker.pressure", "{state}", "namespace",
         "How it is: 0 normal, 1 warning, 2 critical";
+    limit_granted: Gauge<f64> = "tasker.limit.granted", "{step}", "namespace, limit",
+        "Steps that have a limit's permit, counted no further than 10,000";
+    limit_waiting: Gauge<f64> = "tasker.limit.waiting", "{step}", "namespace, limit",
+        "Steps that wait for one, counted no further than 10,000";
+    breakers_open: Gauge<f64> = "tasker.breakers.open", "{breaker}", "namespace, limit",
+        "Its circuit breakers that are open or half open";
     workers: Gauge<f64> = "tasker.workers", "{process}", "namespace",
         "Workers that live";
     capacity: Gauge<f64> = "tasker.capacity", "{handler}", "namespace",

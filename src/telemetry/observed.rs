@@ -62,6 +62,14 @@ impl Metrics {
             self.capacity.record(slots, &[label()]);
             self.capacity_used.record(running, &[label()]);
         }
+        for limit in fleet["limits"].as_array().into_iter().flatten() {
+            let label = |label: &'static str, of: &str| KeyValue::new(label, limit[of].as_str().unwrap_or_default().to_owned());
+            let labels = [label("namespace", "namespace"), label("limit", "name")];
+            record(&self.limit_granted, &limit["granted"], &labels);
+            record(&self.limit_waiting, &limit["waiting"], &labels);
+            self.breakers_open
+                .record(limit["breaker"].as_array().map_or(0, Vec::len) as f64, &labels);
+        }
         let drift = drift(fleet["members"].as_array().map_or(&[][..], Vec::as_slice), GRACE);
         for (kind, (count, configurations)) in members(fleet) {
             let drifting = drift.iter().filter(|member| member.kind == kind).count();

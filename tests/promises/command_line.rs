@@ -317,3 +317,43 @@ fn get(address: &str, path: &str) -> String {
     write!(stream, "GET {path} HTTP/1.1\r\nHost: tasker\r\nConnection: close\r\n\r\n").unwrap();
     std::io::read_to_string(stream).unwrap()
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_sets_limits_sees_what_waits_and_closes_breakers() {
+    World::with(async |world| {
+        let url = world.url.as_str();
+        world
+            .register("name: one\nnamespace: here\nsteps:\n  - { name: only, handler: H }\n")
+            .await;
+        let set = |limit: &str, value: &str| {
+            let output = tasker(url, &["config", "set", limit, value, "--namespace", "here"]);
+            assert!(output.status.success(), "{}", text(&output.stderr));
+        };
+        set("limits.narrow", "{ handler: H, key: account.id, concurrency: 1 }");
+        set("limits.narrow.breaker", "{ minimum: 1, open_seconds: 3600 }");
+        let task = world.submit("one", json!({ "account": { "id": 7 } })).await;
+        world.submit("one", json!({ "account": { "id": 7 } })).await;
+        let leased = world.granted("here_queue").await;
+        let limits = json_of(url, &["limit", "list", "--json"]);
+        assert_eq!((&limits[0]["granted"], &limits[0]["waiting"]), (&json!(1), &json!(1)));
+        assert_eq!((leased.len(), leased[0].task_id), (1, task));
+        world.fail(&leased[0], "no answer", false, Some(3600.0)).await;
+        assert_eq!(world.granted("here_queue").await.len(), 0);
+        let listed = text(&tasker(url, &["limit", "list"]).stdout);
+        assert!(
+            listed.contains("here/narrow") && listed.contains("H, by account.id") && listed.ends_with("open"),
+            "{listed}"
+        );
+        refused(url, &["limit", "reset", "narrow"], 1, "expected NAMESPACE/LIMIT");
+        refused(url, &["limit", "reset", "here/other"], 4, "no limit here/other");
+        refused(
+            url,
+            &["config", "set", "limits.narrow.concurency", "1", "--namespace", "here"],
+            1,
+            "did you mean concurrency?",
+        );
+        assert_eq!(text(&tasker(url, &["limit", "reset", "here/narrow"]).stdout), "1 closed");
+        assert_eq!(world.granted("here_queue").await.len(), 1);
+    })
+    .await;
+}

@@ -12,7 +12,11 @@ Puma::Plugin.create do
   end
 
   def start(launcher)
-    return if launcher.options[:workers].to_i.positive?
+    if launcher.options[:workers].to_i.positive?
+      # Before the shutdown hook, too: a worker of Puma 6 on Ruby 3.3 sometimes hangs as it closes its server, and never gets to that hook.
+      launcher.events.register(:state) { |state| finishing if state == :stop }
+      return
+    end
 
     booted, restart, stopped = seven? ? %i[after_booted before_restart after_stopped] : %i[on_booted on_restart on_stopped]
     launcher.events.public_send(booted) { run }
@@ -25,6 +29,7 @@ Puma::Plugin.create do
   def seven? = Gem::Version.new(Puma::Const::VERSION) >= Gem::Version.new("7")
 
   def run
+    @finishing = nil
     load_application
     require "tasker_core"
     @orchestrator = TaskerCore::Orchestrator.new.start
@@ -43,9 +48,12 @@ Puma::Plugin.create do
     Rails.application.eager_load!
   end
 
-  def finish
-    @worker&.stop
-    @orchestrator&.stop
-    @worker = @orchestrator = nil
+  def finish = finishing.join
+
+  def finishing
+    @finishing ||= Thread.new do
+      @worker&.stop
+      @orchestrator&.stop
+    end
   end
 end

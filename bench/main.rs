@@ -8,6 +8,7 @@ mod claims;
 mod compare;
 mod horizon;
 mod latency;
+mod limits;
 mod memory;
 mod raw;
 mod report;
@@ -42,7 +43,7 @@ struct Options {
     /// Minutes of steady load, with the xmin horizon held back for a quarter of them; 0: leave it out
     #[arg(long, default_value_t = 0)]
     horizon: u32,
-    /// Only this: raw, submit, rust, ruby, latency, claims, history, profile, scale, telemetry, idle, compare, horizon;
+    /// Only this: raw, submit, rust, ruby, latency, claims, history, profile, scale, telemetry, limits, idle, compare, horizon;
     /// and memory, which is measured only so
     #[arg(long)]
     only: Option<String>,
@@ -164,6 +165,19 @@ async fn main() {
             figures.sort_by(|a, b| a.0.total_cmp(&b.0));
             let (rate, came) = figures[figures.len() / 2];
             report.row(name, &[json!(rate), json!(came)]);
+        }
+    }
+    if wanted("limits") {
+        report.section("One-step tasks, handlers in rust, by the limit on them", &["steps/s"]);
+        let cases = limits::cases();
+        let mut figures = vec![Vec::new(); cases.len()];
+        for _ in 0..options.runs {
+            for ((_, limits), figures) in cases.iter().zip(&mut figures) {
+                figures.push(limits::measure(&site, languages[0], options.steps / 4, limits).await);
+            }
+        }
+        for ((name, _), figures) in cases.iter().zip(figures) {
+            report.row(name, &[json!(middle(figures))]);
         }
     }
     if wanted("idle") {

@@ -270,6 +270,23 @@ impl Place {
             .await
             .expect("asks");
         }
+        self.seconds().await
+    }
+
+    /// The same where steps may wait elsewhere than in a queue.
+    pub(crate) async fn finished(&self) -> f64 {
+        let mut open = true;
+        while open {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            open = sqlx::query_scalar("SELECT EXISTS (SELECT FROM tasker.tasks WHERE state <> 'complete')")
+                .fetch_one(&self.pool)
+                .await
+                .expect("asks");
+        }
+        self.seconds().await
+    }
+
+    async fn seconds(&self) -> f64 {
         sqlx::query_scalar("SELECT extract(epoch FROM max(finished_at) - min(started_at))::float8 FROM tasker.tasks")
             .fetch_one(&self.pool)
             .await

@@ -23,15 +23,18 @@ BEGIN
             FROM unnest(p_tasks, p_steps) AS r(task, step)
             LEFT JOIN LATERAL (
                 SELECT * FROM tasker.limits_of(r.task, r.step) AS l
-                WHERE NOT EXISTS (SELECT FROM tasker.permits p WHERE p.task_id = r.task AND p.step = r.step AND p.limit_id = l.limit_id)
+                WHERE NOT EXISTS (SELECT FROM tasker.permits WHERE task_id = r.task AND step = r.step AND limit_id = l.limit_id OFFSET 0)
                 ORDER BY l.n LIMIT 1) AS o ON true
-            WHERE NOT EXISTS (SELECT FROM tasker.permits p WHERE p.task_id = r.task AND p.step = r.step AND p.granted_at IS NULL)
+            -- OFFSET 0: each row by its whole key, here and below, whatever the planner believes of the sizes of these tables.
+            WHERE NOT EXISTS (SELECT FROM tasker.permits WHERE task_id = r.task AND step = r.step AND granted_at IS NULL OFFSET 0)
         ), waiting AS (
             INSERT INTO tasker.permits (task_id, step, limit_id, key, place)
             SELECT s.task, s.step, s.limit_id, s.key, coalesce(
                 (SELECT min(p.place) FROM tasker.permits p WHERE p.task_id = s.task AND p.step = s.step),
                 clock_timestamp() - t.priority * tasker.aging())
-            FROM sought s JOIN tasker.tasks t ON t.id = s.task WHERE s.limit_id IS NOT NULL
+            FROM sought s
+            CROSS JOIN LATERAL (SELECT * FROM tasker.tasks WHERE id = s.task OFFSET 0) AS t
+            WHERE s.limit_id IS NOT NULL
             RETURNING limit_id, key
         ), told AS (
             INSERT INTO tasker.limit_events (limit_id, key, at) SELECT DISTINCT w.limit_id, w.key, clock_timestamp() FROM waiting w
@@ -39,9 +42,9 @@ BEGIN
         SELECT ts.queue, array_agg(s.task), array_agg(s.step),
                array_agg(jsonb_build_object('task', s.task, 'step', s.step, 'attempt', st.failures + 1))
         FROM sought s
-        JOIN tasker.tasks t ON t.id = s.task
-        JOIN tasker.steps st ON st.task_id = s.task AND st.step = s.step
-        JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = s.step
+        CROSS JOIN LATERAL (SELECT * FROM tasker.tasks WHERE id = s.task OFFSET 0) AS t
+        CROSS JOIN LATERAL (SELECT * FROM tasker.steps WHERE task_id = s.task AND step = s.step OFFSET 0) AS st
+        CROSS JOIN LATERAL (SELECT * FROM tasker.template_steps WHERE version_id = t.version_id AND step = s.step OFFSET 0) AS ts
         WHERE s.limit_id IS NULL
         GROUP BY ts.queue ORDER BY ts.queue
     LOOP
@@ -174,8 +177,10 @@ BEGIN
             SELECT p.task_id, p.step, p.limit_id FROM tasker.permits p
             WHERE p.limit_id = d.limit_id AND p.key = d.key AND p.granted_at IS NULL ORDER BY p.place LIMIT greatest(d.room, 0)) AS w
     ), held AS MATERIALIZED (
-        SELECT f.* FROM first f JOIN tasker.steps s ON s.task_id = f.task_id AND s.step = f.step
-        WHERE s.state = 'enqueued' AND s.msg_id IS NULL FOR UPDATE OF s SKIP LOCKED
+        SELECT f.* FROM first f
+        CROSS JOIN LATERAL (
+            SELECT FROM tasker.steps s
+            WHERE s.task_id = f.task_id AND s.step = f.step AND s.state = 'enqueued' AND s.msg_id IS NULL FOR UPDATE SKIP LOCKED) AS h
     ), given AS (
         UPDATE tasker.permits p SET granted_at = clock_timestamp()
         FROM held h WHERE p.task_id = h.task_id AND p.step = h.step AND p.limit_id = h.limit_id

@@ -79,7 +79,7 @@ pub(crate) async fn check(pool: &PgPool, accepted: &HashMap<String, &'static str
 }
 
 /// Each returns what must not be.
-const QUERIES: [(&str, &str); 9] = [
+const QUERIES: [(&str, &str); 10] = [
     (
         "tasks that ended otherwise than they must",
         "SELECT t.id || ' ' || tp.name || ' ' || t.state FROM tasker.tasks t JOIN tasker.templates tp ON tp.id = t.template_id
@@ -107,6 +107,7 @@ const QUERIES: [(&str, &str); 9] = [
          WHERE p.state <> 'complete' OR s.started_at < p.finished_at",
     ),
     ("messages without a step", "SELECT msg_id::text FROM pgmq.q_work_queue UNION ALL SELECT msg_id::text FROM pgmq.q_bank_queue"),
+    ("permits that did not come back", "SELECT task_id || ' ' || step FROM tasker.permits"),
     ("steps that are still to run", "SELECT task_id || ' ' || step FROM tasker.steps WHERE state NOT IN ('complete', 'dead')"),
     (
         "dead steps without a letter, or letters without a reason",

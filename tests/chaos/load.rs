@@ -1,4 +1,4 @@
-//! The work: mixed graphs, with retries, timeouts, refusals, a step that kills its workers, and transfers that move money.
+//! The work: mixed graphs, some under limits, with retries, timeouts, refusals, a step that kills its workers, and transfers that move money.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -55,6 +55,18 @@ pub(crate) async fn prepare(db: &Db, pool: &PgPool) {
         let template = Template::parse(if source == "FAN" { &fan } else { source }, "chaos").unwrap_or_else(|error| panic!("{error}"));
         register(db, &template).await.unwrap();
     }
+    let limits = json!({ "namespaces": {
+        "work": { "limits": {
+            "diamonds": { "template": "diamond", "key": "from", "concurrency": 2 },
+            "retries": { "template": "retrying", "rate": 10, "per_seconds": 0.5 },
+        } },
+        "bank": { "limits": { "transfers": { "handler": "Transfer", "concurrency": 3, "breaker": { "failure_rate": 1, "open_seconds": 1 } } } },
+    } });
+    sqlx::query("SELECT tasker.change_configuration(0, $1, 'chaos', NULL)")
+        .bind(limits)
+        .execute(pool)
+        .await
+        .unwrap();
     sqlx::raw_sql(&format!(
         "CREATE TABLE accounts AS SELECT n AS id, {CENTS} AS cents FROM generate_series(1, {ACCOUNTS}) AS n;
          CREATE TABLE ledger (task uuid NOT NULL, run text NOT NULL, cents int NOT NULL)"

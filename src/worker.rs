@@ -12,6 +12,7 @@ mod poller;
 mod spans;
 mod step;
 mod suspects;
+mod turns;
 
 pub use crate::config::WorkerConfig;
 pub use handler::{Handler, Handlers, Handling};
@@ -65,6 +66,7 @@ struct Shared {
     queues: Vec<String>,
     held: Held,
     waiting: suspects::Waiting,
+    turns: turns::Turns,
     membership: Arc<Membership>,
     metrics: Arc<Metrics>,
     /// Of each queue, its namespace as a label.
@@ -97,9 +99,23 @@ impl Shared {
         std::slice::from_ref(&self.labels[queue])
     }
 
-    /// How many steps this worker may go on with by itself when its reports make them ready: as many as it has free handlers.
-    fn room_for_next(&self) -> i32 {
-        if self.stop.is_cancelled() {
+    /// What part of the handlers' time a queue has, beside those of others that have something to do.
+    fn weight(&self, queue: usize) -> f64 {
+        self.live
+            .worker(|config| config.weights.get(&self.namespaces[queue]).copied().unwrap_or(1.0))
+    }
+
+    /// Handlers are done with so many steps of a queue, after that time altogether.
+    fn note_activity(&self, queue: usize, completed: usize, failed: usize, time: Duration) {
+        self.turns.note(queue, completed + failed, time);
+        self.membership
+            .note_activity(&self.namespaces[queue], completed as u64, failed as u64, time);
+    }
+
+    /// How many steps of a queue this worker may go on with by itself when its reports make them ready: as many as it has free handlers that no
+    /// other queue waits for.
+    fn room_for_next(&self, queue: usize) -> i32 {
+        if self.stop.is_cancelled() || self.turns.others_want(queue) {
             return 0;
         }
         self.concurrency().saturating_sub(self.held.count_unreported()) as i32
@@ -137,6 +153,7 @@ impl Worker {
             queues: config.namespaces.iter().map(|namespace| format!("{namespace}_queue")).collect(),
             held: Held::default(),
             waiting: suspects::Waiting::default(),
+            turns: turns::Turns::of(config.namespaces.len()),
             membership: membership.clone(),
             metrics: telemetry::metrics(),
             labels: config
@@ -292,9 +309,7 @@ impl Worker {
         } else {
             self.note_duration(step, "complete");
             spans::tell(&self.shared, step, Instant::now(), &spans::Reporting::within_the_handler());
-            self.shared
-                .membership
-                .note_activity(&self.shared.namespaces[step.queue], 1, 0, step.handled_for(Instant::now()));
+            self.shared.note_activity(step.queue, 1, 0, step.handled_for(Instant::now()));
         }
         self.shared.held.remove(step.queue, [&step.lease()]);
     }

@@ -102,6 +102,7 @@ fn tabulate(schema: &Value, defaults: &Value, path: &str, rows: &mut String) {
         let default = match default {
             Value::Null => "–".into(),
             Value::Array(list) if list.is_empty() => "none".into(),
+            Value::Object(map) if map.is_empty() => "none".into(),
             Value::String(text) => format!("`{text}`"),
             other => format!("`{other}`"),
         };

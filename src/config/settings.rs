@@ -176,6 +176,9 @@ pub struct WorkerConfig {
     /// Whose steps to run; at least one.
     #[schemars(extend("x-restart" = true))]
     pub namespaces: Vec<String>,
+    /// What part of the handlers' time each namespace has while others have something to do, too, as in `{ billing: 3 }`; 1 where nothing is said.
+    #[schemars(extend("additionalProperties" = { "type": "number", "minimum": 0.01, "maximum": 1000 }))]
+    pub weights: BTreeMap<String, f64>,
     /// How many handlers run at once.
     #[serde(rename = "threads")]
     #[schemars(range(min = 1, max = 10_000))]
@@ -215,6 +218,7 @@ impl Default for WorkerConfig {
         WorkerConfig {
             listen: None,
             namespaces: Vec::new(),
+            weights: BTreeMap::new(),
             concurrency: 8,
             max_prefetch: 2_000,
             lease: Duration::from_secs(30),

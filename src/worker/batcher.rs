@@ -106,9 +106,8 @@ impl Commit {
     /// So many counted, of all of these.
     fn note<R>(&self, completed: usize, failed: usize, reports: &[Reported<R>]) {
         let shared = &self.shared;
-        let namespace = &shared.namespaces[self.queue];
         let time = reports.iter().map(|reported| reported.step.handled_for(reported.ended)).sum();
-        shared.membership.note_activity(namespace, completed as u64, failed as u64, time);
+        shared.note_activity(self.queue, completed, failed, time);
         shared
             .metrics
             .report_size
@@ -253,7 +252,7 @@ impl Report for Completion {
 
     async fn send(commit: &Commit, reports: &[Reported<Self>]) -> Result<Completed> {
         let shared = &commit.shared;
-        let room = shared.room_for_next();
+        let room = shared.room_for_next(commit.queue);
         let (worker, lease) = (shared.membership.id(), shared.live.worker(|config| config.lease));
         let completions = reports.iter().map(|reported| &reported.report).collect();
         let completed = complete_steps(&shared.db, commit.queue_name(), worker, completions, room, lease).await?;

@@ -140,6 +140,11 @@ impl Held {
         (limit, (limit + suspects.min(limit)).saturating_sub(entries.by_lease.len()))
     }
 
+    /// Those who wait look again.
+    pub(super) fn look_again(&self) {
+        self.freed.notify_waiters();
+    }
+
     /// Waits until something is removed after `check` said no.
     pub(super) async fn until<T>(&self, mut check: impl FnMut() -> Option<T>) -> T {
         loop {

@@ -45,7 +45,7 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
     while !shared.stop.is_cancelled() {
         let room = tokio::select! {
             () = shared.stop.cancelled() => return,
-            room = room(&shared, &outlets.buffer) => room,
+            room = room(&shared, queue, &outlets.buffer) => room,
             // A full buffer is no reason to be called late.
             () = tokio::time::sleep(Duration::from_secs(5)) => { beat.beat(); continue }
         };
@@ -70,6 +70,8 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
                 Err(error) => failure = Some(error),
             }
         }
+        shared.turns.took(queue, room, leased);
+        shared.held.look_again();
         let wait = match failure {
             Some(error) => {
                 tracing::error!(%error, queue = name, "leasing failed");
@@ -101,14 +103,19 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
     }
 }
 
-/// Waits until it is worth leasing: for any free handler when the buffer is empty, for a quarter of the buffer when it is not.
-async fn room(shared: &Shared, buffer: &flume::Sender<Step>) -> usize {
+/// Waits until it is worth leasing, for any free handler when the buffer is empty, for a quarter of the buffer when it is not; and until it is this
+/// queue's turn.
+async fn room(shared: &Shared, queue: usize, buffer: &flume::Sender<Step>) -> usize {
     let check = || {
         let (concurrency, prefetch) = shared.live.worker(|config| (config.concurrency, config.max_prefetch));
         let (limit, room) = shared.held.room(concurrency, prefetch, shared.waiting.count());
-        (room > 0 && (buffer.is_empty() || room >= limit / 4)).then_some(room)
+        let worth = room > 0 && (buffer.is_empty() || room >= limit / 4);
+        shared.turns.take(queue, worth.then_some(room), shared.weight(queue))
     };
-    shared.held.until(check).await
+    let room = shared.held.until(check).await;
+    // The next of those that want to looks whether there is room left.
+    shared.held.look_again();
+    room
 }
 
 /// Puts a leased step where it is run from; one that has taken its workers down too often is dead-lettered.

@@ -21,6 +21,7 @@ mod marks;
 mod metrics;
 mod priorities;
 mod scheduling;
+mod shares;
 mod submitting;
 mod templates;
 mod traces;

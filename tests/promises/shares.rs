@@ -1,0 +1,92 @@
+//! Fair shares: the namespaces of a worker have each their part of its handlers' time, whatever waits in the others.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde_json::json;
+use tasker::engine::read;
+use tasker::engine::submit::{NewTask, Submitter};
+use tasker::orchestrator::{Orchestrator, OrchestratorConfig};
+use tasker::worker::{Handlers, Step, Worker, WorkerConfig};
+
+use crate::world::World;
+
+impl World {
+    /// Registers `first` and `second`, of two steps each, and submits so many tasks.
+    async fn two_namespaces(&self, counts: [usize; 2]) {
+        for (namespace, count) in ["first", "second"].into_iter().zip(counts) {
+            let steps = "[{ name: a, handler: H }, { name: b, handler: H, depends_on: [a] }]";
+            self.register(&format!("{{ name: {namespace}, namespace: {namespace}, steps: {steps} }}"))
+                .await;
+            let tasks = vec![
+                NewTask {
+                    input: json!({}),
+                    ..NewTask::default()
+                };
+                count
+            ];
+            Submitter::new(self.db.clone()).submit(namespace, None, &tasks).await.unwrap();
+        }
+    }
+
+    /// A worker of both, with two handlers at once, each taking 5 ms; and the order in which their steps begin.
+    async fn worker_of_both(&self, weights: BTreeMap<String, f64>) -> (Arc<Worker>, Arc<Mutex<Vec<String>>>) {
+        let config = WorkerConfig {
+            namespaces: vec!["first".into(), "second".into()],
+            concurrency: 2,
+            weights,
+            ..WorkerConfig::default()
+        };
+        let worker = Arc::new(Worker::start(&self.db, config).await.unwrap());
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let noted = order.clone();
+        worker.handle_with(Handlers::default().with("H", move |step: Arc<Step>| {
+            noted.lock().unwrap().push(step.leased.template.clone());
+            async {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                Ok(json!(null))
+            }
+        }));
+        (worker, order)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn weights_divide_a_workers_handlers_while_both_namespaces_have_much_to_do() {
+    World::with(async |world| {
+        world.two_namespaces([400, 400]).await;
+        let orchestrator = Orchestrator::start(&world.db, OrchestratorConfig::default()).await.unwrap();
+        let (worker, order) = world.worker_of_both([("first".into(), 4.0)].into()).await;
+        while order.lock().unwrap().len() < 700 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        worker.shutdown(Duration::from_secs(5)).await;
+        orchestrator.shutdown().await;
+        let first = order.lock().unwrap()[..700]
+            .iter()
+            .filter(|namespace| *namespace == "first")
+            .count();
+        assert!((490..=630).contains(&first), "{first} of 700 are of the heavy one, 560 should be");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_namespace_leaves_room_for_a_few_steps_of_another_in_the_same_worker() {
+    World::with(async |world| {
+        world.two_namespaces([2_000, 0]).await;
+        let orchestrator = Orchestrator::start(&world.db, OrchestratorConfig::default()).await.unwrap();
+        let (worker, order) = world.worker_of_both(BTreeMap::new()).await;
+        for _ in 0..5 {
+            let task = world.submit("second", json!({})).await;
+            let ended = read::wait_for_end(&world.db, task, Some(Duration::from_secs(60))).await.unwrap();
+            assert_eq!(ended, "complete");
+        }
+        let begun = order.lock().unwrap().len();
+        assert!(begun < 2_000, "{begun} steps began before ten of the other had");
+        worker.shutdown(Duration::from_secs(5)).await;
+        orchestrator.shutdown().await;
+    })
+    .await;
+}

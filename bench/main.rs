@@ -12,6 +12,7 @@ mod limits;
 mod memory;
 mod raw;
 mod report;
+mod scaling;
 mod site;
 mod telemetry;
 mod throughput;
@@ -43,7 +44,7 @@ struct Options {
     /// Minutes of steady load, with the xmin horizon held back for a quarter of them; 0: leave it out
     #[arg(long, default_value_t = 0)]
     horizon: u32,
-    /// Only this: raw, submit, rust, ruby, latency, claims, history, profile, scale, telemetry, limits, idle, compare, horizon;
+    /// Only this: raw, submit, rust, ruby, latency, claims, history, profile, scale, telemetry, limits, scaling, idle, compare, horizon;
     /// and memory, which is measured only so
     #[arg(long)]
     only: Option<String>,
@@ -178,6 +179,12 @@ async fn main() {
         }
         for ((name, _), figures) in cases.iter().zip(figures) {
             report.row(name, &[json!(middle(figures))]);
+        }
+    }
+    if wanted("scaling") {
+        report.section("A simulated day of an autoscaler", &scaling::COLUMNS);
+        for (name, figures) in scaling::measure(&site).await {
+            report.row(name, &figures);
         }
     }
     if wanted("idle") {

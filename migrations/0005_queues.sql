@@ -135,7 +135,9 @@ CREATE TABLE tasker.marks (
     sent         bigint NOT NULL DEFAULT 0,
     swept_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
     -- Tasks of this priority and below it are not claimed (see 0022_backpressure.sql); 0: all are.
-    parked       smallint NOT NULL DEFAULT 0
+    parked       smallint NOT NULL DEFAULT 0,
+    -- How many messages its queue may hold for the workers that there are (see 0019_capacity.sql); null: nobody has looked yet.
+    room         int
 ) WITH (fillfactor = 20);
 
 -- Moves the marks on. Once a minute it looks from the very beginning, in case a clock went backwards.

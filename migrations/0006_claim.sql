@@ -110,7 +110,8 @@ $$;
 -- Claims pending tasks and enqueues their root steps in one transaction: there is no moment in which an orchestrator holds a task
 -- that is not yet under way, so a dead one holds up nobody. Tasks wait here, where priority counts, until their queue is shallow.
 -- p_member: the orchestrator's membership, its lease and its fence. p_namespaces: null for all.
--- p_target: claim only while the namespace's queue holds fewer messages than this, where the namespace has no target of its own. p_batch: at most so many tasks per namespace.
+-- p_target: claim only while the namespace's queue holds fewer messages than this, and than its workers can take soon; where the namespace has a
+-- target of its own, that counts. p_batch: at most so many tasks per namespace.
 -- p_left: tasks that came in so shortly ago are left to workers that have nothing else to do (see lease_steps).
 -- Returns a row per namespace that has other pending tasks: how many it claimed, and those that are traced (see admit_tasks).
 -- Errors: TK005 when the membership is no longer held.
@@ -131,7 +132,7 @@ BEGIN
         RAISE EXCEPTION 'orchestrator % no longer holds its membership', p_member USING ERRCODE = 'TK005';
     END IF;
     FOR v_namespace IN
-        SELECT n.id, n.queue, m.message AS mark, coalesce(n.queue_target, p_target) AS target
+        SELECT n.id, n.queue, m.message AS mark, coalesce(n.queue_target, least(p_target, greatest(coalesce(m.room, p_target), 10))) AS target
         FROM tasker.namespaces n JOIN tasker.marks m ON m.namespace_id = n.id
         WHERE (p_namespaces IS NULL OR n.name = ANY (p_namespaces))
           AND EXISTS (SELECT FROM tasker.lanes(n.id) AS l, LATERAL (

@@ -8,6 +8,15 @@ CREATE TABLE tasker.traffic (
     PRIMARY KEY (at, namespace_id)
 );
 
+-- How many steps came in, for fifteen days: for what is usual at a time of day.
+CREATE TABLE tasker.arrivals (
+    -- five minutes from here on
+    at           timestamptz,
+    namespace_id smallint REFERENCES tasker.namespaces,
+    steps        float8 NOT NULL,
+    PRIMARY KEY (namespace_id, at)
+);
+
 -- How many messages a queue has from p_mark on, counted no further than p_count, and how long the first of them is there, in seconds.
 CREATE FUNCTION tasker.queue_health(p_queue text, p_mark bigint, p_count int) RETURNS jsonb
 LANGUAGE plpgsql STABLE AS $$
@@ -40,7 +49,26 @@ LANGUAGE sql STABLE AS $$
     WHERE m.namespace_id = p_namespace.id
 $$;
 
--- Takes down what waits, once every ten seconds whoever asks, and forgets what is older than twenty minutes.
+-- How many steps come in a second, over the last minute: what was done, and what waits more than before.
+CREATE FUNCTION tasker.arrival_rate(p_namespace smallint, p_now timestamptz) RETURNS float8
+LANGUAGE sql STABLE AS $$
+    SELECT greatest(0, (
+        (SELECT coalesce(sum(r.completed + r.failed), 0) FROM tasker.activity r
+         WHERE r.namespace_id = p_namespace AND r.at >= p_now - interval '1 minute' AND r.at < p_now)
+        + (SELECT coalesce((array_agg(t.waiting ORDER BY t.at DESC))[1] - (array_agg(t.waiting ORDER BY t.at))[1], 0) FROM tasker.traffic t
+           WHERE t.namespace_id = p_namespace AND t.at >= p_now - interval '1 minute')) / 60.0)::float8
+$$;
+
+-- How many handlers of a namespace's workers run at once, and how many workers there are; one that has just started is taken to have eight.
+CREATE FUNCTION tasker.handlers(p_namespace text, OUT workers bigint, OUT handlers float8)
+LANGUAGE sql STABLE AS $$
+    SELECT count(*), coalesce(sum(coalesce((m.report -> 'busy' ->> 'slots')::float8, 8)), 0)
+    FROM tasker.members m
+    WHERE m.kind = 'worker' AND m.left_at IS NULL AND m.lease_until > clock_timestamp() AND p_namespace = ANY (m.namespaces)
+$$;
+
+-- Takes down what waits and what came in, once every ten seconds whoever asks, and forgets what is too old; and how many messages a queue may hold
+-- for the workers that there are: as many as they have handlers, and finish in 200 ms.
 CREATE FUNCTION tasker.note_traffic() RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -52,37 +80,82 @@ BEGIN
     INSERT INTO tasker.traffic (at, namespace_id, waiting)
     SELECT v_now, n.id, tasker.waiting_steps(n, 200000) FROM tasker.namespaces n
     ON CONFLICT DO NOTHING;
+    INSERT INTO tasker.arrivals AS a (at, namespace_id, steps)
+    SELECT date_bin('5 minutes', v_now, 'epoch'), n.id, 10 * tasker.arrival_rate(n.id, v_now) FROM tasker.namespaces n
+    ON CONFLICT (namespace_id, at) DO UPDATE SET steps = a.steps + excluded.steps;
+    UPDATE tasker.marks m SET room = d.room
+    FROM (
+        SELECT n.id, ceil(h.handlers + 0.2 * coalesce((
+                   SELECT sum(r.completed + r.failed) / 30 FROM tasker.activity r
+                   WHERE r.namespace_id = n.id AND r.at >= v_now - interval '30 s' AND r.at < v_now), 0))::int AS room
+        FROM tasker.namespaces n CROSS JOIN LATERAL tasker.handlers(n.name) AS h) AS d
+    WHERE m.namespace_id = d.id AND m.room IS DISTINCT FROM d.room;
     DELETE FROM tasker.traffic t WHERE t.at < v_now - interval '20 minutes';
+    DELETE FROM tasker.arrivals a WHERE a.at < v_now - interval '15 days';
 END
+$$;
+
+-- A guess at how many steps will come in a second, p_ahead from p_now, when it is p_rate now; from how many days it knows what is usual then.
+--   trend  the slope of the last half hour (least squares), continued; to no less than half, and no more than twice of what it is
+--   daily  by what it usually grows at this time: the median of the last fourteen days that have something to say; by four at most
+-- Of both, where at least two days say something, the mean; else the trend.
+CREATE FUNCTION tasker.forecast_rate(p_namespace smallint, p_rate float8, p_now timestamptz, p_ahead interval, OUT rate float8, OUT days int)
+LANGUAGE sql STABLE AS $$
+    SELECT CASE WHEN d.days >= 2 THEN (t.rate + p_rate * least(4, greatest(0.25, d.growth))) / 2 ELSE t.rate END, d.days
+    FROM (
+        SELECT greatest(p_rate / 2, least(p_rate * 2, p_rate + extract(epoch FROM p_ahead) * coalesce(
+            regr_slope(a.steps / 300, extract(epoch FROM a.at - p_now)), 0))) AS rate
+        FROM tasker.arrivals a
+        WHERE a.namespace_id = p_namespace AND a.at >= p_now - interval '30 minutes' AND a.at <= p_now - interval '5 minutes') AS t,
+    (
+        SELECT count(*)::int AS days, percentile_cont(0.5) WITHIN GROUP (ORDER BY w.later / w.then) AS growth
+        FROM (
+            SELECT avg(a.steps) FILTER (WHERE a.at < b.at + interval '15 minutes') AS then,
+                   avg(a.steps) FILTER (WHERE a.at >= b.at + p_ahead) AS later
+            FROM generate_series(1, 14) AS n(day)
+            CROSS JOIN LATERAL (SELECT p_now - n.day * interval '1 day' - interval '10 minutes' AS at) AS b
+            JOIN tasker.arrivals a ON a.namespace_id = p_namespace AND a.at >= b.at AND a.at < b.at + p_ahead + interval '15 minutes'
+            GROUP BY n.day) AS w
+        WHERE w.then > 0 AND w.later IS NOT NULL) AS d
+$$;
+
+-- How many handlers, and workers, are wanted for p_rate steps a second that take p_service seconds each, while p_waiting wait.
+CREATE FUNCTION tasker.wanted_workers(
+    p_rate float8, p_service float8, p_waiting bigint, p_workers bigint, p_handlers float8, OUT handlers float8, OUT workers float8)
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT h.wanted, CASE
+        WHEN p_waiting = 0 AND p_rate = 0 THEN 0
+        WHEN p_service IS NULL THEN greatest(1, p_workers)
+        ELSE greatest(1, ceil(h.wanted / coalesce(nullif(p_handlers / nullif(p_workers, 0), 0), 8))) END
+    FROM (SELECT round((p_rate * p_service / 0.8 + p_waiting * p_service / 60)::numeric, 3)::float8 AS wanted) AS h
 $$;
 
 -- What a namespace needs. Little's law (J. D. C. Little, 1961): as many handlers are busy as steps come in a second, times the seconds that each takes.
 -- To that comes what has to be done within a minute of what waits already; and handlers should be busy for four fifths of the time.
 -- arrival_rate: steps a second, over the last minute; service_seconds: how long a handler has a step (null: none was done within fifteen minutes);
 -- handlers: those of the workers that live; desired_handlers, desired_workers: such workers as there are now, or of eight handlers.
+-- forecast: the same in ten minutes, by what forecast_rate guesses, and what the guess is based on.
 CREATE FUNCTION tasker.capacity(p_namespace tasker.namespaces) RETURNS jsonb
 LANGUAGE sql STABLE AS $$
     SELECT jsonb_build_object(
         'arrival_rate', round(a.rate::numeric, 3), 'service_seconds', round(d.service::numeric, 6), 'waiting', w.waiting, 'workers', f.workers,
-        'handlers', f.handlers, 'desired_handlers', h.desired,
-        'desired_workers', CASE WHEN w.waiting = 0 AND a.rate = 0 THEN 0
-                                WHEN d.service IS NULL THEN greatest(1, f.workers)
-                                ELSE greatest(1, ceil(h.desired / coalesce(nullif(f.handlers / nullif(f.workers, 0), 0), 8))) END)
+        'handlers', f.handlers, 'desired_handlers', now_wants.handlers, 'desired_workers', now_wants.workers,
+        'forecast', jsonb_build_object(
+            'seconds_ahead', 600, 'arrival_rate', round(g.rate::numeric, 3), 'desired_workers', then_wants.workers,
+            'basis', CASE WHEN g.days >= 2 THEN 'trend and time of day, ' || g.days || ' days' ELSE 'trend' END))
     FROM date_bin('10 s', clock_timestamp(), 'epoch') AS now
+    CROSS JOIN LATERAL tasker.arrival_rate(p_namespace.id, now) AS a(rate)
+    CROSS JOIN LATERAL tasker.forecast_rate(p_namespace.id, a.rate, now, interval '10 minutes') AS g
     CROSS JOIN LATERAL (
-        SELECT coalesce(sum(r.completed + r.failed) FILTER (WHERE r.at >= now - interval '1 minute'), 0) AS done,
-               coalesce(sum(r.seconds) FILTER (WHERE r.at >= now - interval '1 minute')
+        SELECT coalesce(sum(r.seconds) FILTER (WHERE r.at >= now - interval '1 minute')
                         / nullif(sum(r.completed + r.failed) FILTER (WHERE r.at >= now - interval '1 minute'), 0),
                         sum(r.seconds) / nullif(sum(r.completed + r.failed), 0)) AS service
         FROM tasker.activity r
         WHERE r.namespace_id = p_namespace.id AND r.at >= now - interval '15 minutes' AND r.at < now) AS d
     CROSS JOIN LATERAL (
-        SELECT coalesce((array_agg(t.waiting ORDER BY t.at DESC))[1], 0) AS waiting, coalesce((array_agg(t.waiting ORDER BY t.at))[1], 0) AS before
+        SELECT coalesce((array_agg(t.waiting ORDER BY t.at DESC))[1], 0) AS waiting
         FROM tasker.traffic t WHERE t.namespace_id = p_namespace.id AND t.at >= now - interval '1 minute') AS w
-    CROSS JOIN LATERAL (SELECT greatest(0, (d.done + w.waiting - w.before) / 60.0)::float8 AS rate) AS a
-    CROSS JOIN LATERAL (
-        SELECT count(*) AS workers, coalesce(sum((m.report -> 'busy' ->> 'slots')::float8), 0) AS handlers
-        FROM tasker.members m
-        WHERE m.kind = 'worker' AND m.left_at IS NULL AND m.lease_until > clock_timestamp() AND p_namespace.name = ANY (m.namespaces)) AS f
-    CROSS JOIN LATERAL (SELECT round((a.rate * d.service / 0.8 + w.waiting * d.service / 60)::numeric, 3)::float8 AS desired) AS h
+    CROSS JOIN LATERAL tasker.handlers(p_namespace.name) AS f
+    CROSS JOIN LATERAL tasker.wanted_workers(a.rate, d.service, w.waiting, f.workers, f.handlers) AS now_wants
+    CROSS JOIN LATERAL tasker.wanted_workers(g.rate, d.service, w.waiting, f.workers, f.handlers) AS then_wants
 $$;

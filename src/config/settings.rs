@@ -132,8 +132,9 @@ pub struct OrchestratorConfig {
     /// Whose tasks to admit; none: all.
     #[schemars(extend("x-restart" = true))]
     pub namespaces: Vec<String>,
-    /// A namespace's tasks wait, where priority counts, while its queue holds this many messages. Its idle workers admit what they have room
-    /// for by themselves; this is what waits for those that are busy. Fewer lets an urgent task overtake more.
+    /// A namespace's tasks wait, where priority counts, while its queue holds this many messages, or as many as its workers have handlers and finish in
+    /// 200 ms. Idle workers admit what they have room for by themselves; this is what waits for those that are busy. Fewer lets an urgent task overtake
+    /// more.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub queue_target: u32,
     /// How many tasks one cycle admits in each namespace at most.

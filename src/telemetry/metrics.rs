@@ -174,6 +174,8 @@ metrics! {
         "Steps that came in a second, over the last minute";
     desired_workers: Gauge<f64> = "tasker.workers.desired", "{process}", "namespace",
         "Workers that it wants, by what comes in, how long that takes, and what waits";
+    forecast_workers: Gauge<f64> = "tasker.workers.forecast", "{process}", "namespace",
+        "A guess at how many it will want in ten minutes, by the trend and the time of day";
     members: Gauge<f64> = "tasker.members", "{process}", "kind",
         "Orchestrators and workers that live";
     configurations: Gauge<f64> = "tasker.configurations", "{configuration}", "kind",

@@ -58,6 +58,7 @@ impl Metrics {
             }
             record(&self.arrival_rate, &of["capacity"]["arrival_rate"], &[label()]);
             record(&self.desired_workers, &of["capacity"]["desired_workers"], &[label()]);
+            record(&self.forecast_workers, &of["capacity"]["forecast"]["desired_workers"], &[label()]);
             let (slots, running) = capacity(fleet, namespace);
             self.capacity.record(slots, &[label()]);
             self.capacity_used.record(running, &[label()]);

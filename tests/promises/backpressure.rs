@@ -118,7 +118,7 @@ async fn many_orchestrators_measure_no_more_often_than_one() {
 async fn low_priorities_are_parked_at_critical_and_come_back_in_order() {
     World::with(async |world| {
         world.register(ONE).await;
-        let rules = json!({ "depth_critical": 10, "shed_low_priority": true });
+        let rules = json!({ "depth_critical": 10, "shed_low_priority": true, "queue_target": 1000 });
         world.set_rules("here", rules).await.unwrap();
         let low: Vec<Uuid> = world
             .submit_as(50, Priority::Low)

@@ -50,6 +50,34 @@ RSpec.describe "the settings of a worker" do
     tasker("config", "unset", "worker.threads")
   end
 
+  it "change in all workers and orchestrators at once, and a bad change in none of them" do
+    2.times { start("serve", "--listen", "127.0.0.1:0", TASKER__ORCHESTRATOR__LEASE: "3s").wait_for(/orchestrator started/) }
+    write_settings("shared: { worker: { namespaces: [#{namespace}], lease: 3s } }")
+    3.times { start_idle_worker }
+    settle_on("worker.batch" => 500, "orchestrator.batch" => 200)
+    expect(tasker("config", "set", "worker.batch", "7").last).to eq(0)
+    settle_on("worker.batch" => 7, "orchestrator.batch" => 200)
+    expect(tasker("config", "set", "worker.linger", "soon")).to match([/expected a duration/, 1])
+    expect(tasker("config", "rollback", versions.last.to_s).last).to eq(0)
+    settle_on("worker.batch" => 500, "orchestrator.batch" => 200)
+  end
+
+  def start_idle_worker
+    file = File.join(folder, "idle.rb")
+    File.write(file, "")
+    launch(*Processes::TASKER, "worker", "-r", file, folder: folder).wait_for(/worker started/)
+  end
+
+  # The last two, the newest first.
+  def versions = JSON.parse(tasker("config", "history", "--limit", "2", "--json").first).map { |version| version["version"] }
+
+  # Waits until all five say that they have these.
+  def settle_on(expected)
+    told = -> { Database.query("SELECT report -> 'configuration' -> 'values' AS of FROM tasker.members WHERE left_at IS NULL") }
+    has = ->(values) { values && JSON.parse(values).slice(*expected.keys) == expected }
+    sleep 0.05 until told.call.map { |member| has.call(member["of"]) } == [true] * 5
+  end
+
   it "are refused all at once, with the place of each" do
     write_settings("shared:\n  worker:\n    threds: 7\n    lease: soon\n")
     File.write(File.join(folder, "app.rb"), "")

@@ -7,6 +7,7 @@
 mod checker;
 mod disk;
 mod faults;
+mod flood;
 mod load;
 mod processes;
 mod proxy;
@@ -48,6 +49,12 @@ fn a_rolling_restart_of_every_process_under_load_runs_no_step_twice() {
     assert!(found.is_empty(), "the checker found:\n{}", found.join("\n"));
 }
 
+#[test]
+fn a_flood_of_200_000_tasks_is_throttled_and_parked_and_loses_nothing() {
+    let found = run(Ordeal::Flood(200_000));
+    assert!(found.is_empty(), "the checker found:\n{}", found.join("\n"));
+}
+
 /// What the system goes through.
 enum Ordeal {
     /// Random faults for that long.
@@ -56,6 +63,8 @@ enum Ordeal {
     Bug(Bug, Duration),
     /// So many restarts of every process, one after the other, and no fault.
     RollingRestarts(usize),
+    /// So many tasks at once.
+    Flood(usize),
 }
 
 /// A bug that is put into the running engine, and what provokes it.
@@ -144,35 +153,41 @@ fn run(ordeal: Ordeal) -> Vec<String> {
         let journal = folder.path().join("journal");
         std::fs::create_dir(&journal).unwrap();
         let mut processes = Processes::start(&url, &journal).await;
-        let (load, done, patience) = match ordeal {
+        let mut found = Vec::new();
+        let (accepted, done, patience) = match ordeal {
             Ordeal::Faults(time) => {
                 let load = Load::start(db.clone(), seed, load::anything);
                 let done = Faults::new(seed, &postgres.0, &pool, disk.as_ref(), false)
                     .run(&mut processes, time)
                     .await;
-                (load, done, 60)
+                (load.stop().await, done, 60)
             }
             Ordeal::Bug(bug, time) => {
                 bug.put_in(&pool).await;
                 let load = Load::start(db.clone(), seed, if bug.only_freezes { load::often_long } else { load::anything });
                 let faults = Faults::new(seed, &postgres.0, &pool, disk.as_ref(), bug.only_freezes);
-                (load, faults.run(&mut processes, time).await, 15)
+                let done = faults.run(&mut processes, time).await;
+                (load.stop().await, done, 15)
             }
             Ordeal::RollingRestarts(count) => {
                 let load = Load::start(db.clone(), seed, load::plain);
                 for _ in 0..count {
                     processes.roll(&pool).await;
                 }
-                (load, format!("{count} rolling restarts"), 60)
+                (load.stop().await, format!("{count} rolling restarts"), 60)
+            }
+            Ordeal::Flood(count) => {
+                let (accepted, problems) = flood::flood(&db, &pool, &processes, count).await;
+                found.extend(problems);
+                (accepted, format!("a flood of {count}"), 60)
             }
         };
-        let accepted = load.stop().await;
         let settled = checker::settle(&pool, &mut processes, Duration::from_secs(patience)).await;
         let unclean = processes.stop().await;
 
         println!("did: {done}");
         println!("accepted {} tasks; left: {settled:?}", accepted.len());
-        let mut found = checker::check(&pool, &accepted, &journal).await;
+        found.extend(checker::check(&pool, &accepted, &journal).await);
         found.extend(unclean);
         if let Ordeal::RollingRestarts(_) = ordeal {
             found.extend(checker::check_undisturbed(&pool, &journal).await);

@@ -148,6 +148,18 @@ fn spawn(kind: Kind, url: &str, direct: &str, journal: &Path, clock: &Path) -> C
 }
 
 impl Processes {
+    /// What memory each has.
+    pub(crate) fn megabytes(&self) -> Vec<(String, f64)> {
+        let of = |process: &Process| {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", process.child.id())).unwrap_or_default();
+            let resident = status
+                .lines()
+                .find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse::<f64>().ok());
+            (process.name.clone(), resident.unwrap_or_default() / 1024.0)
+        };
+        self.0.iter().map(of).collect()
+    }
+
     pub(crate) async fn start(url: &str, journal: &Path) -> Processes {
         let mut all = Vec::new();
         for (name, kind) in [

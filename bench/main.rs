@@ -6,6 +6,7 @@
 
 mod claims;
 mod compare;
+mod flood;
 mod horizon;
 mod latency;
 mod limits;
@@ -44,7 +45,7 @@ struct Options {
     /// Minutes of steady load, with the xmin horizon held back for a quarter of them; 0: leave it out
     #[arg(long, default_value_t = 0)]
     horizon: u32,
-    /// Only this: raw, submit, rust, ruby, latency, claims, history, profile, scale, telemetry, limits, scaling, idle, compare, horizon;
+    /// Only this: raw, submit, rust, ruby, latency, claims, history, profile, scale, telemetry, limits, scaling, flood, idle, compare, horizon;
     /// and memory, which is measured only so
     #[arg(long)]
     only: Option<String>,
@@ -186,6 +187,10 @@ async fn main() {
         for (name, figures) in scaling::measure(&site).await {
             report.row(name, &figures);
         }
+    }
+    if wanted("flood") {
+        report.section("A task beside a million of another namespace, handlers in ruby", &flood::COLUMNS);
+        flood::measure(&site, |name, figures| report.row(name, figures)).await;
     }
     if wanted("idle") {
         report.section("Idle, after 10 s", &["figure"]);

@@ -213,7 +213,21 @@ impl Place {
 
     /// A Ruby worker in a process of its own.
     pub(crate) fn ruby(&self, threads: usize, environment: &[(&str, &str)]) -> Child {
-        let worker = ["-I", "lib", "exe/tasker", "worker", "-r", "bench/noop.rb", "--namespace", NAMESPACE];
+        self.ruby_of(NAMESPACE, threads, environment)
+    }
+
+    /// The same, of these namespaces.
+    pub(crate) fn ruby_of(&self, namespaces: &str, threads: usize, environment: &[(&str, &str)]) -> Child {
+        let worker = [
+            "-I",
+            "lib",
+            "exe/tasker",
+            "worker",
+            "-r",
+            "bench/noop.rb",
+            "--namespace",
+            namespaces,
+        ];
         let ruby = Command::new("ruby")
             .args(worker)
             .args(["--threads", &threads.to_string()])

@@ -53,7 +53,7 @@ BEGIN
         WHERE s.task_id = m.task AND s.step = m.step;
         PERFORM tasker.notify('tasker_steps', v_queue);
     END LOOP;
-    IF EXISTS (SELECT FROM tasker.limits) THEN
+    IF EXISTS (SELECT FROM tasker.limit_events e WHERE e.at <= clock_timestamp()) THEN
         PERFORM tasker.notify('tasker_due', '');
     END IF;
 END

@@ -136,6 +136,14 @@ RSpec.describe "a generated Rails application" do
     end
   end
 
+  it "reads ERB in config/tasker.yml, also for what bin/tasker does" do
+    before = File.read(File.join(@shop, "config/tasker.yml"))
+    write("config/tasker.yml", "shared:\n  worker:\n    threads: <%= 3 + 4 %>\n")
+    expect(succeed("bin/tasker", "config", "show", "--origin", folder: @shop)).to match(%r{^worker.threads +7 +config/tasker.yml})
+  ensure
+    write("config/tasker.yml", before)
+  end
+
   it "passes the tests that were generated with its workflows, on a database that db:prepare made" do
     environment = { RAILS_ENV: "test", DATABASE_URL: Database.url("_test"), PARALLEL_WORKERS: "1" }
     rails("db:prepare", **environment)

@@ -17,7 +17,7 @@ mod template;
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use clap::{Args, Parser, Subcommand};
 use serde_json::{json, Value};
@@ -95,9 +95,9 @@ impl Connection {
             flags["database_url"] = json!(url);
         }
         let given = Given {
+            settings: EMBEDDING.get().filter(|_| file.is_none()).cloned(),
             file,
             flags,
-            ..Given::default()
         };
         Local::read(given)
     }
@@ -134,6 +134,15 @@ impl By {
             why: self.why,
         }
     }
+}
+
+/// The settings of the program that this is a part of.
+static EMBEDDING: OnceLock<(String, Value)> = OnceLock::new();
+
+/// The same as [`run`] inside a program that has read its settings: the name of their file, and its section of this environment.
+pub fn run_embedded(arguments: impl IntoIterator<Item = OsString>, settings: (String, Value)) -> i32 {
+    EMBEDDING.get_or_init(|| settings);
+    run(arguments)
 }
 
 /// Runs one command and returns its exit code.

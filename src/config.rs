@@ -15,6 +15,7 @@ pub mod folder;
 mod layers;
 mod live;
 mod local;
+mod rules;
 pub mod schema;
 mod settings;
 mod sources;
@@ -26,9 +27,8 @@ pub use check::Problem;
 pub use effective::Effective;
 pub use live::Live;
 pub use local::{Given, Local};
-pub use settings::{
-    Breaker, HealthConfig, Limit, LogConfig, LogFormat, OrchestratorConfig, Rules, Settings, Throttle, TracesConfig, WorkerConfig,
-};
+pub use rules::{Breaker, Limit, Rules, Throttle};
+pub use settings::{HealthConfig, LogConfig, LogFormat, OrchestratorConfig, Settings, TracesConfig, WorkerConfig};
 pub use sources::{check_file, read_source};
 
 use std::path::Path;

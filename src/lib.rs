@@ -21,6 +21,9 @@
 //! the same call, and goes on with it. Or the handler failed, and [`engine::fail`] schedules the retry; or, when there
 //! is none left, moves the step to the dead letters with all that is known, and the task is `blocked`. Or [`engine::cancel`] got there first.
 //!
+//! A step under a limit ([`engine::limits`]) is not sent before it has its permit: it waits as a row, and an orchestrator sends it when one
+//! comes back.
+//!
 //! Nothing holds a task between these transactions: a claim ends with the one that sends the first steps, so there is no claim to
 //! renew, or to free when its holder dies. What no transaction of ours can leave behind (somebody deleted a message by hand), a
 //! round of [`engine::reconcile`] finds, mends and counts.

@@ -22,7 +22,7 @@ module TaskerCore
       take_database_of_rails
       # The native command line has handlers of its own; Ruby's would turn the signal into an exception once it returns.
       %w[INT TERM].each { |signal| trap(signal, "SYSTEM_DEFAULT") }
-      Native.run_command(["tasker", *arguments])
+      Native.run_command(["tasker", *arguments], settings_of_rails)
     end
 
     # bin/tasker of a Rails application has loaded its configuration. Where that says nothing else, Rails itself takes DATABASE_URL.
@@ -32,7 +32,12 @@ module TaskerCore
       url = Railtie.database_url(Rails.application)
       ENV["DATABASE_URL"] = url if url
     end
-    private_class_method :take_database_of_rails
+
+    # Which may have ERB.
+    def self.settings_of_rails
+      [Railtie::FILE, Railtie.settings(Rails.application)] if defined?(Rails.application) && Rails.application
+    end
+    private_class_method :take_database_of_rails, :settings_of_rails
 
     # @return [Integer] the exit code
     def worker(arguments)

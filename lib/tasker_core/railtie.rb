@@ -8,7 +8,6 @@ module TaskerCore
   class Railtie < Rails::Railtie
     # The settings.
     FILE = "config/tasker.yml"
-    private_constant :FILE
 
     initializer "tasker_core.configure" do |app|
       settings = Railtie.settings(app)

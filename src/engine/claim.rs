@@ -58,14 +58,15 @@ pub(crate) struct Due {
     pub(crate) begun: i32,
     /// Steps that are enqueued again.
     pub(crate) enqueued: i32,
-    /// When the next of both will be due; None when nothing waits.
+    /// When the next of both will be due, or the next permit may be free; None when nothing waits for its time.
     pub(crate) next_due: Option<DateTime<Utc>>,
 }
 
-/// Begins at most `limit` tasks whose time has come, and enqueues at most `limit` steps whose retry is due.
+/// Begins at most `limit` tasks whose time has come, enqueues at most `limit` steps whose retry is due, and grants permits of limits, for at most
+/// `limit` keys.
 pub(crate) async fn begin_what_is_due(db: &Db, limit: i32) -> Result<Due> {
-    let sql = "SELECT t.begun, s.enqueued, least(t.next_due, s.next_due) AS next_due
-               FROM tasker.begin_due_tasks($1) AS t, tasker.enqueue_due_retries($1) AS s";
+    let sql = "SELECT t.begun, s.enqueued, least(t.next_due, s.next_due, p.next_due) AS next_due
+               FROM tasker.begin_due_tasks($1) AS t, tasker.enqueue_due_retries($1) AS s, tasker.grant_permits($1) AS p";
     super::again_on_conflict(|| async { Ok(sqlx::query_as(sql).bind(limit).fetch_one(db.pool()).await?) }).await
 }
 

@@ -1,28 +1,9 @@
 //! Limits: how many steps may be under way or start, and the circuit breakers that make them wait.
 
-use chrono::{DateTime, Utc};
 use serde_json::Value;
 
 use crate::db::Db;
 use crate::error::{Error, Result};
-
-/// What was granted.
-#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
-pub(crate) struct Granted {
-    /// How many permits.
-    pub(crate) granted: i64,
-    /// When to look again; None: when something happens.
-    pub(crate) next_due: Option<DateTime<Utc>>,
-}
-
-/// Grants permits where something has happened, for no more than `limit` keys.
-pub(crate) async fn grant(db: &Db, limit: i32) -> Result<Granted> {
-    super::again_on_conflict(|| async {
-        let query = sqlx::query_as("SELECT granted::bigint, next_due FROM tasker.grant_permits($1)");
-        Ok(query.bind(limit).fetch_one(db.pool()).await?)
-    })
-    .await
-}
 
 /// Every limit, with how many permits are granted, how many steps wait, and its breakers that are not closed.
 pub async fn list(db: &Db) -> Result<Vec<Value>> {

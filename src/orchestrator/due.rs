@@ -9,7 +9,6 @@ use tokio_util::sync::CancellationToken;
 use crate::backoff::Backoff;
 use crate::db::{self, channel, Db, Wake};
 use crate::engine::claim::begin_what_is_due;
-use crate::engine::limits::grant;
 use crate::health::{Beat, Beats};
 use crate::telemetry;
 
@@ -34,20 +33,16 @@ impl Due {
     pub(super) async fn run(mut self, stop: CancellationToken) {
         let mut backoff = Backoff::default();
         while !stop.is_cancelled() {
-            let due = match begin_what_is_due(&self.db, BATCH).await {
-                Ok(due) => grant(&self.db, BATCH).await.map(|granted| (due, granted)),
-                Err(error) => Err(error),
-            };
+            let due = begin_what_is_due(&self.db, BATCH).await;
             self.beat.beat();
             let wait = async {
                 match due {
-                    Ok((due, granted)) => {
+                    Ok(due) => {
                         backoff.reset();
                         telemetry::metrics().tasks_begun.add(due.begun as u64, &[]);
                         telemetry::metrics().retries_enqueued.add(due.enqueued as u64, &[]);
                         if due.begun.max(due.enqueued) < BATCH {
-                            let next = [due.next_due, granted.next_due].into_iter().flatten().min();
-                            db::wait(&mut self.wakes, until(next), |name, _| name == channel::DUE).await;
+                            db::wait(&mut self.wakes, until(due.next_due), |name, _| name == channel::DUE).await;
                         }
                     }
                     Err(error) => {

@@ -44,7 +44,7 @@ pub(crate) async fn flood(db: &Db, pool: &PgPool, processes: &Processes, count: 
     let mut accepted = HashMap::new();
     for start in (0..count).step_by(BATCH) {
         let keys: Vec<String> = (start..start + BATCH).map(|n| n.to_string()).collect();
-        let priority = if start / BATCH % 10 == 0 { "low" } else { "normal" };
+        let priority = if (start / BATCH).is_multiple_of(10) { "low" } else { "normal" };
         let create = "SELECT count(*) FROM tasker.create_tasks(
             'flood', array_fill('{}'::jsonb, ARRAY[cardinality($1)]), $1, array_fill($2, ARRAY[cardinality($1)]))";
         sqlx::query(create).bind(&keys).bind(priority).execute(pool).await.unwrap();

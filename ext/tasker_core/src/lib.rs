@@ -17,7 +17,7 @@ mod settings;
 mod waiting;
 mod worker;
 
-use magnus::{function, prelude::*, Error, RModule, Ruby};
+use magnus::{function, prelude::*, Error, RModule, Ruby, Value};
 use tasker::engine::member::Kind;
 use tasker::health::local::{self, Level};
 
@@ -34,7 +34,7 @@ fn init(ruby: &Ruby) -> Result<(), Error> {
     native.define_singleton_method("database_url", function!(database_url, 1))?;
     native.define_singleton_method("local_workers", function!(local_workers, 0))?;
     native.define_singleton_method("flush_telemetry", function!(flush_telemetry, 0))?;
-    native.define_singleton_method("run_command", function!(run_command, 1))?;
+    native.define_singleton_method("run_command", function!(run_command, 2))?;
     client::init(ruby, native)?;
     dead_letters::init(native)?;
     logs::init(native)?;
@@ -72,7 +72,13 @@ fn flush_telemetry(ruby: &Ruby) -> Result<(), Error> {
     })
 }
 
-/// Runs the command line and returns its exit code. It takes the signals INT and TERM for itself.
-fn run_command(arguments: Vec<String>) -> i32 {
-    waiting::without_gvl(|| tasker::cli::run(arguments.into_iter().map(Into::into)), None).unwrap_or(1)
+/// Runs the command line and returns its exit code. It takes the signals INT and TERM for itself. `file`: see [`settings::of_file`].
+fn run_command(ruby: &Ruby, arguments: Vec<String>, file: Value) -> Result<i32, Error> {
+    let arguments = arguments.into_iter().map(Into::into);
+    let settings = settings::of_file(ruby, file)?;
+    let run = || match settings {
+        Some(settings) => tasker::cli::run_embedded(arguments, settings),
+        None => tasker::cli::run(arguments),
+    };
+    Ok(waiting::without_gvl(run, None).unwrap_or(1))
 }

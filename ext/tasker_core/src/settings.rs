@@ -1,7 +1,7 @@
 //! The settings of a worker or orchestrator inside a Ruby process.
 
 use magnus::{prelude::*, Error, Ruby, Value as RubyValue};
-use serde_json::json;
+use serde_json::{json, Value};
 use tasker::config::distributed::Configuration;
 use tasker::config::{Given, Live, Local, Settings};
 use tasker::engine::configuration::coordinator;
@@ -10,19 +10,22 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{json, raise};
 
-/// What this process sets, above the environment and the file: `file` is nil, or [its name, its section of this environment].
+/// What this process sets, above the environment and the file.
 pub(crate) fn local(ruby: &Ruby, flags: RubyValue, file: RubyValue) -> Result<Local, Error> {
-    let flags = json::from_ruby(ruby, flags)?;
-    let settings = match file.is_nil() {
-        true => None,
-        false => serde_json::from_value(json::from_ruby(ruby, file)?).ok(),
-    };
     let given = Given {
-        settings,
-        flags,
+        settings: of_file(ruby, file)?,
+        flags: json::from_ruby(ruby, flags)?,
         ..Given::default()
     };
     Local::read(given).map_err(|error| raise::error(ruby, &error))
+}
+
+/// What Ruby has read: nil, or [the file's name, its section of this environment].
+pub(crate) fn of_file(ruby: &Ruby, file: RubyValue) -> Result<Option<(String, Value)>, Error> {
+    match file.is_nil() {
+        true => Ok(None),
+        false => Ok(serde_json::from_value(json::from_ruby(ruby, file)?).ok()),
+    }
 }
 
 /// Without those of the coordinator.

@@ -56,6 +56,7 @@ CREATE TABLE tasker.limit_events (
     failed     boolean
 );
 CREATE INDEX limit_events_at ON tasker.limit_events (at);
+CREATE INDEX limit_events_key ON tasker.limit_events (limit_id, key);
 
 -- The limits that concern a step, in the order in which it seeks their permits: those by key come first, so that what waits for a key's turn
 -- takes nothing from others.

@@ -16,6 +16,12 @@ use crate::world::{Leased, World};
 const CHARGE: &str = "name: charge\nnamespace: here\nsteps:\n  - { name: only, handler: Charge }\n";
 
 impl World {
+    /// The template `charge`, and limits on its namespace.
+    async fn charges_under(&self, limits: Value) {
+        self.register(CHARGE).await;
+        self.set_rules("here", json!({ "limits": limits })).await.expect("sets the limits");
+    }
+
     async fn submit_to(&self, template: &str, inputs: Vec<Value>) -> Vec<Uuid> {
         let task = |input| NewTask {
             input,
@@ -92,17 +98,12 @@ impl Running {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_limit_by_key_and_one_for_all_hold_exactly_under_eight_workers() {
     World::with(async |world| {
-        world.register(CHARGE).await;
         world
-            .set_rules(
-                "here",
-                json!({ "limits": {
-                    "accounts": { "handler": "Charge", "key": "account.id", "concurrency": 3 },
-                    "gateway": { "handler": "Charge", "concurrency": 5 },
-                } }),
-            )
-            .await
-            .unwrap();
+            .charges_under(json!({
+                "accounts": { "handler": "Charge", "key": "account.id", "concurrency": 3 },
+                "gateway": { "handler": "Charge", "concurrency": 5 },
+            }))
+            .await;
         let accounts = ["a", "b", "c"];
         let inputs = (0..180).map(|n| json!({ "account": { "id": accounts[n % 3] } })).collect();
         let tasks = world.submit_to("charge", inputs).await;
@@ -136,11 +137,7 @@ async fn a_limit_by_key_and_one_for_all_hold_exactly_under_eight_workers() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_stretch_of_time_has_more_starts_than_the_rate() {
     World::with(async |world| {
-        world.register(CHARGE).await;
-        world
-            .set_rules("here", json!({ "limits": { "gateway": { "rate": 20, "per_seconds": 0.5 } } }))
-            .await
-            .unwrap();
+        world.charges_under(json!({ "gateway": { "rate": 20, "per_seconds": 0.5 } })).await;
         let tasks = world.submit_to("charge", vec![json!({}); 90]).await;
         let handlers = || Handlers::default().with("Charge", |_: Arc<Step>| async { Ok(json!(null)) });
         world.run_with_eight_workers(handlers, &tasks).await;
@@ -157,14 +154,12 @@ async fn no_stretch_of_time_has_more_starts_than_the_rate() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_waits_for_a_permit_is_not_sent_and_comes_in_order_as_others_end() {
     World::with(async |world| {
-        world.register(CHARGE).await;
+        world
+            .charges_under(json!({ "one": { "template": "charge", "concurrency": 1 } }))
+            .await;
         world
             .register("name: free\nnamespace: here\nsteps:\n  - { name: only, handler: Free }\n")
             .await;
-        world
-            .set_rules("here", json!({ "limits": { "one": { "template": "charge", "concurrency": 1 } } }))
-            .await
-            .unwrap();
         let tasks = world.submit_to("charge", vec![json!({}); 3]).await;
         let free = world.submit("free", json!({})).await;
         let mut leased = world.granted("here_queue").await;
@@ -197,11 +192,7 @@ async fn what_waits_for_a_permit_is_not_sent_and_comes_in_order_as_others_end() 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_permit_goes_with_the_step_to_the_next_worker_when_one_dies() {
     World::with(async |world| {
-        world.register(CHARGE).await;
-        world
-            .set_rules("here", json!({ "limits": { "one": { "concurrency": 1 } } }))
-            .await
-            .unwrap();
+        world.charges_under(json!({ "one": { "concurrency": 1 } })).await;
         let tasks = world.submit_to("charge", vec![json!({}); 2]).await;
         let first = world.granted("here_queue").await;
         world.expire(&first[0]).await;
@@ -218,11 +209,7 @@ async fn a_permit_goes_with_the_step_to_the_next_worker_when_one_dies() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_start_counts_as_another_under_a_rate() {
     World::with(async |world| {
-        world.register(CHARGE).await;
-        world
-            .set_rules("here", json!({ "limits": { "rare": { "rate": 1, "per_seconds": 3600.0 } } }))
-            .await
-            .unwrap();
+        world.charges_under(json!({ "rare": { "rate": 1, "per_seconds": 3600.0 } })).await;
         world.submit("charge", json!({})).await;
         let first = world.granted("here_queue").await;
         assert_eq!(first.len(), 1);
@@ -289,11 +276,7 @@ async fn waiting_for_a_permit_ends_with_the_deadline() {
 #[tokio::test(flavor = "multi_thread")]
 async fn permits_that_were_lost_or_left_behind_are_mended() {
     World::with(async |world| {
-        world.register(CHARGE).await;
-        world
-            .set_rules("here", json!({ "limits": { "one": { "concurrency": 1 } } }))
-            .await
-            .unwrap();
+        world.charges_under(json!({ "one": { "concurrency": 1 } })).await;
         let tasks = world.submit_to("charge", vec![json!({}); 2]).await;
         world.granted("here_queue").await;
         world

@@ -29,6 +29,7 @@ RSpec.describe "documentation" do
 
   let(:config) { TaskerCore::Configuration.new }
   let(:env) { { "HTTP_TRACEPARENT" => "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01" } }
+  let(:connection) { PG.connect(Database.url) }
   let(:pages) { 3 }
   let(:imported) { [] }
   let(:step) do
@@ -53,7 +54,7 @@ RSpec.describe "documentation" do
       step :ship, "ShipOrder", after: :validate
     end)
     stub_const("StatsD", double(timing: nil))
-    stub_const("Shop", double(connection: PG.connect(Database.url)))
+    stub_const("Shop", double(connection: connection))
     stub_const("ENV", ENV.to_h.merge("DATABASE_URL" => Database.url))
     TaskerCore::Testing.clear
   end
@@ -62,6 +63,7 @@ RSpec.describe "documentation" do
     TaskerCore::Orchestrator.current&.stop
     TaskerCore::Testing.disable!
     ActiveSupport::Notifications.unsubscribe("step.tasker_core")
+    connection.close
   end
 
   # As its reader would check it.

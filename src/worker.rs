@@ -1,10 +1,11 @@
 //! The worker: leases steps, has them handled, reports. The handling itself is somebody else's: Rust handlers ([`Worker::handle_with`]) or
-//! the Ruby threads of the gem, which take steps from [`Worker::steps`] and give outcomes to [`Worker::report`].
+//! the Ruby threads of the gem, which wait for [`Worker::ready`], take a step by [`Worker::begin`] and give outcomes to [`Worker::report`].
 //!
 //! A step's way through: `poller` (leases it) → buffer (by way of `suspects`, if its worker was lost before) → handler → `batcher` (reports
 //! it, with others); `held` knows all of them, and `heartbeat` keeps their leases until their reports are committed.
 
 mod batcher;
+mod buffer;
 mod handler;
 mod heartbeat;
 mod held;
@@ -15,6 +16,7 @@ mod suspects;
 mod turns;
 
 pub use crate::config::WorkerConfig;
+pub use buffer::Ready;
 pub use handler::{Handler, Handlers, Handling};
 pub use step::{Outcome, Step};
 
@@ -39,6 +41,7 @@ use crate::health::{self, Busy, Health};
 use crate::telemetry::{self, Metrics};
 use held::Held;
 use step::Handled;
+use turns::Turns;
 
 /// Logs what happens to a step, with all that identifies it.
 macro_rules! log_step {
@@ -66,7 +69,7 @@ struct Shared {
     queues: Vec<String>,
     held: Held,
     waiting: suspects::Waiting,
-    turns: turns::Turns,
+    turns: Arc<Turns<Step>>,
     membership: Arc<Membership>,
     metrics: Arc<Metrics>,
     /// Of each queue, its namespace as a label.
@@ -127,7 +130,7 @@ impl Shared {
 pub struct Worker {
     shared: Arc<Shared>,
     health: Health,
-    steps: flume::Receiver<Step>,
+    ready: flume::Receiver<Ready>,
     reports: Vec<tokio::sync::mpsc::UnboundedSender<Handled>>,
     pollers: TaskTracker,
     loops: TaskTracker,
@@ -153,7 +156,7 @@ impl Worker {
             queues: config.namespaces.iter().map(|namespace| format!("{namespace}_queue")).collect(),
             held: Held::default(),
             waiting: suspects::Waiting::default(),
-            turns: turns::Turns::of(config.namespaces.len()),
+            turns: Arc::new(Turns::of(config.namespaces.len())),
             membership: membership.clone(),
             metrics: telemetry::metrics(),
             labels: config
@@ -172,7 +175,7 @@ impl Worker {
             &[channel::TASKS, channel::STEPS, channel::CANCELLED, channel::CONFIGURATION],
             stop.clone(),
         );
-        let (buffer, steps) = flume::unbounded();
+        let (buffer, ready) = buffer::Buffer::of(shared.turns.clone());
         let (suspects, suspected) = tokio::sync::mpsc::unbounded_channel();
         let outlets = poller::Outlets {
             buffer: buffer.clone(),
@@ -206,23 +209,35 @@ impl Worker {
         Ok(Worker {
             shared,
             health,
-            steps,
+            ready,
             reports,
             pollers,
             loops,
         })
     }
 
-    /// The leased steps, for whoever handles them. Disconnected once the worker shuts down.
-    pub fn steps(&self) -> &flume::Receiver<Step> {
-        &self.steps
+    /// One for each leased step that waits for a handler. Disconnected once the worker shuts down.
+    pub fn ready(&self) -> &flume::Receiver<Ready> {
+        &self.ready
     }
 
-    /// A handler begins with a step: from now on its time counts.
-    pub fn begin(&self, step: &mut Step) {
+    /// A handler begins with the step whose turn it is: from now on its time counts. None: the worker is handing it back.
+    pub fn begin(&self, _: Ready) -> Option<Step> {
+        let mut step = self.shared.turns.next()?;
         step.began = Some(Instant::now());
         let waited = step.leased.waited + step.received.elapsed().as_secs_f64();
         self.shared.metrics.step_wait.record(waited, self.shared.label(step.queue));
+        Some(step)
+    }
+
+    /// The next step, when there is one. None: the worker has shut down.
+    pub async fn next(&self) -> Option<Step> {
+        loop {
+            let ready = self.ready.recv_async().await.ok()?;
+            if let Some(step) = self.begin(ready) {
+                return Some(step);
+            }
+        }
     }
 
     /// The handler is done.
@@ -352,7 +367,8 @@ impl Worker {
         shared.stop.cancel();
         tracing::info!(member = shared.membership.id(), ?grace, "worker is stopping");
         self.pollers.wait().await;
-        let unstarted: Vec<Step> = self.steps.drain().collect();
+        self.ready.drain();
+        let unstarted: Vec<Step> = std::iter::from_fn(|| shared.turns.next()).collect();
         self.hand_back(unstarted.into_iter().map(|step| (step.queue, step.leased)).collect())
             .await;
         if tokio::time::timeout(grace, shared.held.emptied()).await.is_err() {

@@ -8,6 +8,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::Semaphore;
 use tokio::time::{timeout_at, Instant};
 
+use super::buffer::Buffer;
 use super::spans::{self, Reporting};
 use super::{log_step, Handled, Outcome, Shared, Step};
 use crate::backoff::Backoff;
@@ -19,7 +20,7 @@ use crate::error::{Error, Result};
 /// Two commits may be under way for a queue: while one waits for the disk, the next one is prepared.
 const CONCURRENT_COMMITS: usize = 2;
 
-pub(super) async fn run(shared: Arc<Shared>, queue: usize, mut outcomes: UnboundedReceiver<Handled>, buffer: flume::Sender<Step>) {
+pub(super) async fn run(shared: Arc<Shared>, queue: usize, mut outcomes: UnboundedReceiver<Handled>, buffer: Buffer) {
     let commits = Arc::new(Semaphore::new(CONCURRENT_COMMITS));
     loop {
         let first = tokio::select! {
@@ -66,7 +67,7 @@ async fn collect(shared: &Shared, first: Handled, outcomes: &mut UnboundedReceiv
 struct Commit {
     shared: Arc<Shared>,
     queue: usize,
-    buffer: flume::Sender<Step>,
+    buffer: Buffer,
 }
 
 impl Commit {
@@ -146,7 +147,7 @@ impl Commit {
                     for leased in completed.next {
                         let step = self.shared.hold(self.queue, leased, asked);
                         // The handlers take from the buffer until every report is committed.
-                        self.buffer.send(step).ok();
+                        self.buffer.add(step);
                     }
                     held.remove(self.queue, &leases);
                     trace(&self.shared, reports, &completed.counted, asked);

@@ -70,15 +70,13 @@ async fn run(worker: Arc<Worker>, handlers: Arc<Handlers>, running: Arc<AtomicUs
         if running.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok() {
             return;
         }
-        let mut step = tokio::select! {
-            step = worker.steps.recv_async() => match step {
-                Ok(step) => step,
-                Err(_) => return,
+        let step = tokio::select! {
+            step = worker.next() => match step {
+                Some(step) => Arc::new(step),
+                None => return,
             },
             () = live.changed() => continue,
         };
-        worker.begin(&mut step);
-        let step = Arc::new(step);
         let outcome = match handlers.0.get(&step.leased.handler) {
             None => {
                 let message = format!("this worker has no handler {:?}", step.leased.handler);

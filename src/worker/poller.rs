@@ -7,6 +7,7 @@ use futures_util::future::join_all;
 use tokio::sync::broadcast;
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::buffer::Buffer;
 use super::{log_step, Shared, Step};
 use crate::backoff::Backoff;
 use crate::db::{self, channel, Wake};
@@ -27,7 +28,7 @@ const CONCURRENT_LEASES: usize = 2;
 /// Where leased steps go.
 #[derive(Clone)]
 pub(super) struct Outlets {
-    pub(super) buffer: flume::Sender<Step>,
+    pub(super) buffer: Buffer,
     pub(super) suspects: UnboundedSender<Step>,
 }
 
@@ -45,7 +46,7 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
     while !shared.stop.is_cancelled() {
         let room = tokio::select! {
             () = shared.stop.cancelled() => return,
-            room = room(&shared, queue, &outlets.buffer) => room,
+            room = room(&shared, queue) => room,
             // A full buffer is no reason to be called late.
             () = tokio::time::sleep(Duration::from_secs(5)) => { beat.beat(); continue }
         };
@@ -70,7 +71,7 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
                 Err(error) => failure = Some(error),
             }
         }
-        shared.turns.took(queue, room, leased);
+        shared.turns.leased(room);
         shared.held.look_again();
         let wait = match failure {
             Some(error) => {
@@ -103,14 +104,17 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
     }
 }
 
-/// Waits until it is worth leasing, for any free handler when the buffer is empty, for a quarter of the buffer when it is not; and until it is this
-/// queue's turn.
-async fn room(shared: &Shared, queue: usize, buffer: &flume::Sender<Step>) -> usize {
+/// Waits until it is worth leasing, for any room when nothing of this queue waits for a handler, for a quarter of the buffer when something does; and
+/// until it is this queue's turn.
+async fn room(shared: &Shared, queue: usize) -> usize {
     let check = || {
         let (concurrency, prefetch) = shared.live.worker(|config| (config.concurrency, config.max_prefetch));
         let (limit, room) = shared.held.room(concurrency, prefetch, shared.waiting.count());
-        let worth = room > 0 && (buffer.is_empty() || room >= limit / 4);
-        shared.turns.take(queue, worth.then_some(room), shared.weight(queue))
+        let waits = shared.turns.waits(queue);
+        let worth = room > 0 && (!waits || room >= limit / 4);
+        // What others have leased ahead is no reason to wait.
+        let one = !waits && shared.held.count_unreported() > concurrency;
+        shared.turns.lease(queue, worth.then_some(room), one, shared.weight(queue))
     };
     let room = shared.held.until(check).await;
     // The next of those that want to looks whether there is room left.
@@ -121,12 +125,12 @@ async fn room(shared: &Shared, queue: usize, buffer: &flume::Sender<Step>) -> us
 /// Puts a leased step where it is run from; one that has taken its workers down too often is dead-lettered.
 async fn accept(shared: &Shared, queue: usize, outlets: &Outlets, leased: LeasedStep, asked: Instant) {
     let step = shared.hold(queue, leased, asked);
-    // The receivers live as long as the worker.
     match (step.leased.crashes, step.leased.kills) {
-        (..SUSPICIOUS, _) => drop(outlets.buffer.send(step)),
+        (..SUSPICIOUS, _) => outlets.buffer.add(step),
         (_, kills) if kills < shared.live.worker(|config| config.max_crashes) as i32 => {
             shared.waiting.add();
-            drop(outlets.suspects.send(step));
+            // The receiver lives as long as the worker.
+            outlets.suspects.send(step).ok();
         }
         (_, kills) => {
             let message = format!("{kills} workers died while they ran this step");

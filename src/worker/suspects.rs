@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use super::buffer::Buffer;
 use super::{log_step, Shared, Step};
 use crate::engine::lease::begin_suspect;
 
@@ -28,7 +29,7 @@ impl Waiting {
     }
 }
 
-pub(super) async fn run(shared: Arc<Shared>, mut suspects: UnboundedReceiver<Step>, buffer: flume::Sender<Step>) {
+pub(super) async fn run(shared: Arc<Shared>, mut suspects: UnboundedReceiver<Step>, buffer: Buffer) {
     while let Some(step) = tokio::select! { () = shared.stop.cancelled() => None, step = suspects.recv() => step } {
         shared.waiting.remove();
         let leased = step.leased.clone();
@@ -44,7 +45,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut suspects: UnboundedReceiver<Ste
                     kills = leased.kills,
                     "running a step whose worker was lost"
                 );
-                buffer.send(step).ok();
+                buffer.add(step);
                 let ended = shared.held.until(|| (!shared.held.holds(queue, &lease)).then_some(()));
                 tokio::select! { () = shared.stop.cancelled() => break, () = ended => {} }
             }
@@ -58,6 +59,6 @@ pub(super) async fn run(shared: Arc<Shared>, mut suspects: UnboundedReceiver<Ste
     // Shutdown hands back what is in the buffer.
     suspects.close();
     while let Some(step) = suspects.recv().await {
-        buffer.send(step).ok();
+        buffer.add(step);
     }
 }

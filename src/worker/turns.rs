@@ -1,6 +1,8 @@
-//! Turns: which of a worker's namespaces leases next when several want to, so that one with much to do does not starve the others. Each gets its share
-//! of the handlers' time, by weight. (Start-time fair queueing: P. Goyal, H. M. Vin, H. Cheng, SIGCOMM 1996.)
+//! Turns: which of a worker's namespaces is next when several have something to do, so that one with much does not starve the others. Each gets its share
+//! of the handlers' time, by weight: whose step the next free handler takes, and who leases when there is room. (Start-time fair queueing: P. Goyal,
+//! H. M. Vin, H. Cheng, SIGCOMM 1996.)
 
+use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,83 +13,107 @@ const UNKNOWN: f64 = 0.001;
 const NEWEST: f64 = 0.2;
 
 #[derive(Debug)]
-pub(super) struct Turns {
-    all: Mutex<All>,
+pub(super) struct Turns<T> {
+    all: Mutex<All<T>>,
 }
 
 #[derive(Debug)]
-struct All {
-    queues: Vec<Queue>,
-    /// The pass of the last turn: who has wanted nothing for a while begins here, and has saved up nothing.
+struct All<T> {
+    queues: Vec<Queue<T>>,
+    /// The turn of the last that a handler took: who has had nothing to do for a while goes on from here, and has saved up nothing.
     now: f64,
-    /// What was given to queues that have not leased it yet.
+    /// What room was given to queues that have not leased it yet.
     promised: usize,
 }
 
-#[derive(Debug, Clone)]
-struct Queue {
-    /// It waits for room.
+#[derive(Debug)]
+struct Queue<T> {
+    /// What waits for a handler, with its turn.
+    waiting: VecDeque<(f64, T)>,
+    /// The turn of its next step: the seconds of those so far, by weight. The least is next.
+    turn: f64,
+    /// It waits for room to lease.
     wants: bool,
-    /// The seconds of its steps so far, by weight. The least is next.
-    pass: f64,
     /// Of one step, in seconds.
     cost: f64,
     weight: f64,
 }
 
-impl Turns {
-    pub(super) fn of(queues: usize) -> Turns {
-        let queue = Queue {
+impl<T> Turns<T> {
+    pub(super) fn of(queues: usize) -> Turns<T> {
+        let queue = || Queue {
+            waiting: VecDeque::new(),
+            turn: 0.0,
             wants: false,
-            pass: 0.0,
             cost: UNKNOWN,
             weight: 1.0,
         };
         Turns {
             all: Mutex::new(All {
-                queues: vec![queue; queues],
+                queues: (0..queues).map(|_| queue()).collect(),
                 now: 0.0,
                 promised: 0,
             }),
         }
     }
 
-    fn all(&self) -> MutexGuard<'_, All> {
+    fn all(&self) -> MutexGuard<'_, All<T>> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The queue wants to lease; there may be `room` for so many steps, if any. How many of them are for it, if it is its turn.
-    pub(super) fn take(&self, queue: usize, room: Option<usize>, weight: f64) -> Option<usize> {
+    /// A step of the queue waits for a handler.
+    pub(super) fn add(&self, queue: usize, step: T) {
+        let mut all = self.all();
+        let now = all.now;
+        let own = &mut all.queues[queue];
+        let turn = own.turn.max(now);
+        own.turn = turn + own.cost / own.weight;
+        own.waiting.push_back((turn, step));
+    }
+
+    /// Whose turn it is with a handler.
+    pub(super) fn next(&self) -> Option<T> {
+        let mut all = self.all();
+        let turn = |queue: &Queue<T>| queue.waiting.front().map_or(f64::INFINITY, |(turn, _)| *turn);
+        let next = all.queues.iter_mut().min_by(|a, b| turn(a).total_cmp(&turn(b)))?;
+        let (turn, step) = next.waiting.pop_front()?;
+        all.now = turn;
+        Some(step)
+    }
+
+    /// Whether a step of the queue waits for a handler.
+    pub(super) fn waits(&self, queue: usize) -> bool {
+        !self.all().queues[queue].waiting.is_empty()
+    }
+
+    /// The queue wants to lease; there may be `room` for so many steps, if any, or for `one` whatever is promised to others. How many are for it, if it is
+    /// its turn: they are promised to it until it has [`leased`](Turns::leased).
+    pub(super) fn lease(&self, queue: usize, room: Option<usize>, one: bool, weight: f64) -> Option<usize> {
         let mut all = self.all();
         let (now, promised) = (all.now, all.promised);
         let own = &mut all.queues[queue];
         own.weight = weight;
         if !own.wants {
             own.wants = true;
-            own.pass = own.pass.max(now);
+            own.turn = own.turn.max(now);
         }
-        let room = room?.checked_sub(promised).filter(|room| *room > 0)?;
-        let pass = own.pass;
+        let room = room.and_then(|room| room.checked_sub(promised)).filter(|room| *room > 0);
+        let room = room.or(one.then_some(1))?;
+        let turn = own.turn;
         let wanting = all.queues.iter().filter(|other| other.wants);
-        if wanting.clone().any(|other| other.pass < pass) {
+        if wanting.clone().any(|other| other.turn < turn) {
             return None;
         }
         let weights: f64 = wanting.map(|other| other.weight).sum();
         let share = (room as f64 * weight / weights).ceil() as usize;
-        all.now = pass;
         all.promised += share;
-        let own = &mut all.queues[queue];
-        own.wants = false;
-        own.pass += share as f64 * own.cost / weight;
+        all.queues[queue].wants = false;
         Some(share)
     }
 
-    /// Of the `share` that was for it, the queue has leased so many.
-    pub(super) fn took(&self, queue: usize, share: usize, leased: usize) {
-        let mut all = self.all();
-        all.promised -= share;
-        let own = &mut all.queues[queue];
-        own.pass -= share.saturating_sub(leased) as f64 * own.cost / own.weight;
+    /// What it has leased of that is with the others that wait.
+    pub(super) fn leased(&self, share: usize) {
+        self.all().promised -= share;
     }
 
     /// So many of its steps took their handlers that long.
@@ -98,7 +124,7 @@ impl Turns {
         }
     }
 
-    /// Whether another waits for room.
+    /// Whether another waits for room to lease.
     pub(super) fn others_want(&self, queue: usize) -> bool {
         let all = self.all();
         all.queues.iter().enumerate().any(|(other, of)| other != queue && of.wants)
@@ -109,63 +135,92 @@ impl Turns {
 mod tests {
     use super::*;
 
-    /// Two queues that always want to, until `turns` are over; how much time each had.
-    fn served(costs: [u64; 2], weights: [f64; 2], turns: usize) -> [f64; 2] {
+    /// How much of `seconds` of one handler's time each of two queues has that always have something to do, `ahead` steps at most.
+    fn served(costs: [u64; 2], weights: [f64; 2], ahead: usize, seconds: u64) -> [f64; 2] {
         let of = Turns::of(2);
-        let mut had = [0.0; 2];
-        let mut over = 0;
-        let waiting = |queue: usize| of.take(queue, None, weights[queue]);
-        waiting(0);
-        waiting(1);
-        while over < turns {
-            for queue in 0..2 {
-                if let Some(share) = of.take(queue, Some(4), weights[queue]) {
-                    of.took(queue, share, share);
-                    let time = Duration::from_millis(costs[queue]) * share as u32;
-                    of.note(queue, share, time);
-                    had[queue] += time.as_secs_f64();
-                    over += 1;
-                    waiting(queue);
+        let mut had = [Duration::ZERO; 2];
+        let mut held = 0;
+        let lease = |held: &mut usize| {
+            for queue in [0, 1, 0] {
+                let room = ahead.saturating_sub(*held);
+                if let Some(share) = of.lease(queue, (room > 0).then_some(room), false, weights[queue]) {
+                    (0..share).for_each(|_| of.add(queue, queue));
+                    of.leased(share);
+                    *held += share;
                 }
             }
+        };
+        while had.iter().sum::<Duration>() < Duration::from_secs(seconds) {
+            lease(&mut held);
+            let Some(queue) = of.next() else { break };
+            held -= 1;
+            let time = Duration::from_millis(costs[queue]);
+            of.note(queue, 1, time);
+            had[queue] += time;
         }
-        had
+        had.map(|time| time.as_secs_f64())
     }
 
     #[test]
     fn queues_share_the_time_of_handlers_however_long_their_steps_are() {
-        let [short, long] = served([1, 20], [1.0, 1.0], 2_000);
-        assert!((0.9..1.1).contains(&(short / long)), "{short} {long}");
+        for ahead in [1, 20] {
+            let [short, long] = served([1, 20], [1.0, 1.0], ahead, 20);
+            assert!((0.9..1.1).contains(&(short / long)), "{short} {long}, {ahead} ahead");
+        }
     }
 
     #[test]
     fn weights_divide_the_time() {
-        let [heavy, light] = served([5, 5], [3.0, 1.0], 2_000);
-        assert!((2.9..3.1).contains(&(heavy / light)), "{heavy} {light}");
+        for ahead in [1, 20] {
+            let [heavy, light] = served([5, 5], [3.0, 1.0], ahead, 20);
+            assert!((2.9..3.1).contains(&(heavy / light)), "{heavy} {light}, {ahead} ahead");
+        }
     }
 
     #[test]
-    fn who_is_alone_has_all_room_and_saves_up_nothing_for_later() {
+    fn who_has_waited_for_nothing_is_next_and_has_saved_up_nothing_for_later() {
         let of = Turns::of(2);
-        assert_eq!(of.take(0, Some(100), 1.0), Some(100));
-        of.took(0, 100, 0);
-        for _ in 0..100 {
-            assert_eq!(of.take(0, Some(8), 1.0), Some(8));
-            of.took(0, 8, 8);
-            of.note(0, 8, Duration::from_secs(8));
+        for round in 0..100 {
+            assert_eq!(of.lease(0, Some(8), false, 1.0), Some(8));
+            (0..8).for_each(|step| of.add(0, (0, round, step)));
+            of.leased(8);
+            (0..8).for_each(|step| assert_eq!(of.next(), Some((0, round, step))));
         }
-        assert_eq!(of.take(0, None, 1.0), None);
-        // The other comes after a long time, in which the first has had 800 seconds: it has no claim to as many.
-        of.note(1, 1_000, Duration::from_secs(4_000));
-        assert_eq!(of.take(1, None, 1.0), None);
-        let mut turns = 0;
-        while of.take(0, Some(8), 1.0).is_none() {
-            assert_eq!(of.take(1, Some(8), 1.0), Some(4));
-            assert_eq!(of.take(0, Some(4), 1.0), None, "that is another's");
-            of.took(1, 4, 4);
-            assert_eq!(of.take(1, None, 1.0), None);
-            turns += 1;
-        }
-        assert!((1..10).contains(&turns), "{turns}");
+        (0..8).for_each(|step| of.add(0, (0, 100, step)));
+        assert_eq!(of.next(), Some((0, 100, 0)));
+        assert_eq!(of.lease(0, None, false, 1.0), None);
+        // The other comes after a long time, in which the first has had 801 steps: it has no claim to as many.
+        assert_eq!(of.lease(1, Some(8), false, 1.0), Some(4));
+        assert_eq!(of.lease(0, Some(4), false, 1.0), None, "that is promised");
+        (0..4).for_each(|step| of.add(1, (1, 0, step)));
+        of.leased(4);
+        let order: Vec<_> = std::iter::from_fn(|| of.next()).map(|(queue, ..)| queue).collect();
+        assert_eq!(order, [1, 0, 1, 0, 1, 0, 1, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn one_leases_at_a_time_what_there_is_room_for_once() {
+        let of = Turns::of(2);
+        assert_eq!(of.lease(0, Some(1), false, 1.0), Some(1));
+        assert_eq!(of.lease(1, Some(1), false, 1.0), None, "that is promised");
+        of.add(0, ());
+        of.leased(1);
+        of.next();
+        assert_eq!(of.lease(0, None, false, 1.0), None);
+        assert_eq!(of.lease(0, Some(1), false, 1.0), None, "it is the other's turn");
+        assert_eq!(of.lease(1, Some(1), false, 1.0), Some(1));
+    }
+
+    #[test]
+    fn one_may_go_before_what_another_has_leased_ahead() {
+        let of = Turns::of(2);
+        assert_eq!(of.lease(0, Some(4), false, 1.0), Some(4));
+        (0..4).for_each(|_| of.add(0, 0));
+        of.leased(4);
+        of.next();
+        assert_eq!(of.lease(0, Some(1), false, 1.0), Some(1));
+        assert_eq!(of.lease(1, None, true, 1.0), Some(1));
+        of.add(1, 1);
+        assert_eq!(of.next(), Some(1));
     }
 }

@@ -199,7 +199,7 @@ async fn a_step_that_keeps_killing_its_workers_is_dead_lettered_and_what_was_bes
             let worker = Worker::start(&db, config).await.unwrap();
             loop {
                 let step = tokio::select! {
-                    step = worker.steps().recv_async() => step.unwrap(),
+                    step = worker.next() => step.unwrap(),
                     () = &mut all_ended => {
                         let letters = world.dead_letters("here").await;
                         assert_eq!((letters.len(), &letters[0]["reason"], &letters[0]["task"]), (1, &json!("poison"), &json!(killer)));

@@ -140,20 +140,17 @@ impl Worker {
     fn next(ruby: &Ruby, this: &Worker, seconds: f64) -> Result<Option<Step>, Error> {
         let timeout = Duration::try_from_secs_f64(seconds).unwrap_or_default();
         let worker = this.owned(ruby)?;
-        let step = receive(ruby, worker.steps(), Some(timeout))?;
-        Ok(step.map(|mut step| {
-            worker.begin(&mut step);
-            Step {
-                namespace: worker.namespace(&step).into(),
-                worker: worker.id(),
-                core: step,
-            }
+        let ready = receive(ruby, worker.ready(), Some(timeout))?;
+        Ok(ready.and_then(|ready| worker.begin(ready)).map(|core| Step {
+            namespace: worker.namespace(&core).into(),
+            worker: worker.id(),
+            core,
         }))
     }
 
     fn is_stopped(ruby: &Ruby, this: &Worker) -> Result<bool, Error> {
-        let steps = this.owned(ruby)?.steps();
-        Ok(steps.is_disconnected() && steps.is_empty())
+        let ready = this.owned(ruby)?.ready();
+        Ok(ready.is_disconnected() && ready.is_empty())
     }
 
     /// Reports a result. Raises TaskerCore::InvalidInput, and reports nothing, when JSON cannot hold it or it is too large.

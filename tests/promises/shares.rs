@@ -8,7 +8,7 @@ use serde_json::json;
 use tasker::engine::read;
 use tasker::engine::submit::{NewTask, Submitter};
 use tasker::orchestrator::{Orchestrator, OrchestratorConfig};
-use tasker::worker::{Handlers, Step, Worker, WorkerConfig};
+use tasker::worker::{Handlers, Outcome, Step, Worker, WorkerConfig};
 
 use crate::world::World;
 
@@ -86,6 +86,42 @@ async fn a_full_namespace_leaves_room_for_a_few_steps_of_another_in_the_same_wor
         let begun = order.lock().unwrap().len();
         assert!(begun < 2_000, "{begun} steps began before ten of the other had");
         worker.shutdown(Duration::from_secs(5)).await;
+        orchestrator.shutdown().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_does_not_wait_behind_what_its_worker_has_leased_ahead_of_another_namespace() {
+    World::with(async |world| {
+        world.two_namespaces([2_000, 0]).await;
+        let orchestrator = Orchestrator::start(&world.db, OrchestratorConfig::default()).await.unwrap();
+        let config = WorkerConfig {
+            namespaces: vec!["first".into(), "second".into()],
+            concurrency: 1,
+            ..WorkerConfig::default()
+        };
+        let worker = Worker::start(&world.db, config).await.unwrap();
+        // The faster steps are done, the more are leased ahead.
+        let mut running = worker.next().await.unwrap();
+        while worker.ready().len() < 10 {
+            worker.report(&running, Outcome::Complete("{}".into()));
+            running = worker.next().await.unwrap();
+        }
+        world.submit("second", json!({})).await;
+        let leased = "SELECT count(*) FROM pgmq.q_second_queue WHERE read_ct > 0";
+        while sqlx::query_scalar::<_, i64>(leased).fetch_one(&world.pool).await.unwrap() == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(worker.ready().len() >= 10, "ten of the first still wait");
+        let mut before = 0;
+        while running.leased.template == "first" {
+            worker.report(&running, Outcome::Complete("{}".into()));
+            running = worker.next().await.unwrap();
+            before += 1;
+        }
+        assert!(before <= 10, "{before} steps of the first went before it");
+        worker.shutdown(Duration::ZERO).await;
         orchestrator.shutdown().await;
     })
     .await;

@@ -16,7 +16,7 @@ use super::check::{problems, Document, Problem};
 use super::{schema, Effective, Live, Local};
 use crate::error::{Error, Result};
 
-/// How often to look for a version that nobody told of: the latency where there are no notifications.
+/// How often to look for a version that nobody told of.
 const POLL: Duration = Duration::from_secs(10);
 
 /// How often a process makes itself known.

@@ -1,12 +1,16 @@
 //! Wake, then poll: LISTEN for latency, polling as the safety net.
 
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sqlx::postgres::PgListener;
+use sqlx::PgPool;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
 use super::Db;
+use crate::backoff::Backoff;
 
 /// What a waiting process can be told. The payload is a hint: whoever is woken looks for itself.
 pub(crate) mod channel {
@@ -51,43 +55,104 @@ pub(crate) async fn wait(wakes: &mut broadcast::Receiver<Wake>, poll: Duration, 
 
 impl Db {
     /// Spreads the notifications of `channels` inside this process until `stop`, over a connection of its own, which the pool's work
-    /// can neither hold up nor wait for. A lost connection is made again; while there is none, or where LISTEN does not work (a
-    /// transaction-pooling PgBouncer), everybody polls.
+    /// can neither hold up nor wait for. A lost connection is made again; while nothing is heard, everybody polls.
     pub(crate) fn listen(&self, channels: &'static [&'static str], stop: CancellationToken) -> broadcast::Sender<Wake> {
-        let (sender, _) = broadcast::channel(64);
-        let wakes = sender.clone();
-        let pool = super::pool(&self.options, 1);
-        let closing = self.closing.clone();
+        let (wakes, _) = broadcast::channel(64);
+        let listener = Listener {
+            db: self.clone(),
+            pool: super::pool(&self.options, 1),
+            channels,
+            wakes: wakes.clone(),
+            hears: AtomicBool::new(false),
+        };
         tokio::spawn(async move {
-            let mut delay = Duration::from_millis(100);
-            loop {
-                let listening = async {
-                    let mut listener = PgListener::connect_with(&pool).await?;
-                    listener.listen_all(channels.iter().copied()).await?;
-                    // What was sent before now was not heard.
-                    wakes.send(Wake::Everything).ok();
-                    loop {
-                        match listener.try_recv().await? {
-                            Some(note) => wakes.send(Wake::Channel(note.channel().to_owned(), note.payload().to_owned())).ok(),
-                            None => wakes.send(Wake::Everything).ok(),
-                        };
-                    }
-                };
-                let failed: Result<(), sqlx::Error> = tokio::select! {
-                    () = stop.cancelled() => return,
-                    () = closing.cancelled() => return,
-                    failed = listening => failed,
-                };
-                if let Err(error) = failed {
-                    tracing::warn!(%error, "LISTEN is not available, polling instead");
-                }
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    () = closing.cancelled() => return,
-                    () = tokio::time::sleep(delay) => delay = (delay * 2).min(Duration::from_secs(30)),
-                }
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = listener.db.closing.cancelled() => {}
+                () = listener.listen() => {}
+                () = listener.make_up() => {}
             }
         });
-        sender
+        wakes
+    }
+}
+
+/// How soon a change of the configuration is noticed where notifications are not heard.
+const DEAF_POLL: Duration = Duration::from_millis(1_500);
+
+/// A notification that takes longer than this does not arrive.
+const ARRIVES: Duration = Duration::from_secs(5);
+
+struct Listener {
+    db: Db,
+    /// Its one connection.
+    pool: PgPool,
+    channels: &'static [&'static str],
+    wakes: broadcast::Sender<Wake>,
+    /// Notifications arrive: one that it sent to itself has.
+    hears: AtomicBool,
+}
+
+impl Listener {
+    async fn listen(&self) {
+        let mut backoff = Backoff::default();
+        loop {
+            let ended = self.hear().await;
+            if self.hears.swap(false, Ordering::Relaxed) {
+                backoff.reset();
+            }
+            if let Err(error) = ended {
+                tracing::warn!(%error, "LISTEN is not available, polling instead");
+            }
+            tokio::time::sleep(backoff.next_delay()).await;
+        }
+    }
+
+    /// Until the connection is lost.
+    async fn hear(&self) -> Result<(), sqlx::Error> {
+        let own = format!("tasker_listener_{:016x}", fastrand::u64(..));
+        let mut listener = PgListener::connect_with(&self.pool).await?;
+        listener.eager_reconnect(false);
+        listener.listen_all(self.channels.iter().copied().chain([own.as_str()])).await?;
+        // What was sent before now was not heard.
+        self.wakes.send(Wake::Everything).ok();
+        let listening = async {
+            while let Some(note) = listener.try_recv().await? {
+                match note.channel() == own {
+                    true => self.hears.store(true, Ordering::Relaxed),
+                    false => drop(self.wakes.send(Wake::Channel(note.channel().to_owned(), note.payload().to_owned()))),
+                }
+            }
+            Ok(())
+        };
+        tokio::select! { ended = listening => ended, never = self.check(&own) => match never {} }
+    }
+
+    /// LISTEN succeeds behind a pooler that gives each transaction another session, too, but then nothing arrives.
+    async fn check(&self, own: &str) -> Infallible {
+        let mut told = false;
+        loop {
+            let sent = sqlx::query("SELECT pg_notify($1, '')").bind(own).execute(self.db.pool()).await;
+            tokio::time::sleep(ARRIVES).await;
+            if self.hears.load(Ordering::Relaxed) {
+                return std::future::pending().await;
+            }
+            if sent.is_ok() && !told {
+                tracing::warn!("notifications do not arrive (PgBouncer should pool sessions, not transactions), polling instead");
+                told = true;
+            }
+        }
+    }
+
+    /// While nothing is heard, the configuration is looked at often; all else is polled.
+    async fn make_up(&self) {
+        loop {
+            tokio::time::sleep(DEAF_POLL).await;
+            if !self.hears.load(Ordering::Relaxed) {
+                self.wakes
+                    .send(Wake::Channel(channel::CONFIGURATION.to_owned(), String::new()))
+                    .ok();
+            }
+        }
     }
 }

@@ -18,7 +18,7 @@ use crate::world::World;
 /// How soon a change has to be in force.
 const SOON: Duration = Duration::from_secs(2);
 
-fn author() -> Author {
+pub(crate) fn author() -> Author {
     Author {
         who: "ada".into(),
         why: Some("a test".into()),

@@ -19,6 +19,7 @@ mod leases;
 mod limits;
 mod marks;
 mod metrics;
+mod poolers;
 mod priorities;
 mod scheduling;
 mod shares;

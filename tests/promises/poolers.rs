@@ -1,0 +1,175 @@
+//! Between the processes and PostgreSQL there may be a pooler: PgBouncer, and one through which no notification comes.
+
+use std::convert::Infallible;
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{json, Value};
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use sqlx::ConnectOptions;
+use tasker::config::distributed::{change, set, Configuration};
+use tasker::config::{Given, Local};
+use tasker::engine::configuration::DatabaseCoordinator;
+use tasker::engine::read;
+use tasker::orchestrator::{Orchestrator, OrchestratorConfig};
+use tasker::worker::{Handlers, Step, Worker};
+use tasker::Db;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+use crate::configuration::author;
+use crate::world::World;
+
+/// Ended with the test.
+struct PgBouncer {
+    process: Child,
+    port: u16,
+    _folder: TempDir,
+}
+
+impl PgBouncer {
+    /// Gives each client a session of its own.
+    fn start(to: &PgConnectOptions) -> PgBouncer {
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let password = to.to_url_lossy().password().unwrap_or_default().to_owned();
+        let settings = format!(
+            "[databases]\n* = host={} port={} user={} password={password}\n\
+             [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n\
+             pool_mode = session\ndefault_pool_size = 40\nignore_startup_parameters = extra_float_digits\n",
+            to.get_host(),
+            to.get_port(),
+            to.get_username(),
+        );
+        let file = folder.path().join("pgbouncer.ini");
+        fs::write(&file, settings).unwrap();
+        let mut command = Command::new("pgbouncer");
+        // It refuses to run as root.
+        if nix::unistd::Uid::effective().is_root() {
+            command.args(["-u", "nobody"]);
+        }
+        let process = command
+            .arg(file)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("pgbouncer runs: bin/test installs it");
+        PgBouncer {
+            process,
+            port,
+            _folder: folder,
+        }
+    }
+}
+
+impl Drop for PgBouncer {
+    fn drop(&mut self) {
+        self.process.kill().ok();
+        self.process.wait().ok();
+    }
+}
+
+/// A pooler through which no notification comes. Returns its port.
+async fn deaf(to: u16) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((near, _)) = listener.accept().await {
+            tokio::spawn(carry_all_but_notifications(near, to));
+        }
+    });
+    port
+}
+
+/// Until one of both has gone.
+async fn carry_all_but_notifications(near: TcpStream, to: u16) -> io::Result<Infallible> {
+    let far = TcpStream::connect(("127.0.0.1", to)).await?;
+    let ((mut near_in, mut near_out), (mut far_in, mut far_out)) = (near.into_split(), far.into_split());
+    tokio::spawn(async move { tokio::io::copy(&mut near_in, &mut far_out).await });
+    loop {
+        let (kind, length) = (far_in.read_u8().await?, far_in.read_u32().await?);
+        let mut rest = vec![0; length as usize - 4];
+        far_in.read_exact(&mut rest).await?;
+        if kind != b'A' {
+            near_out.write_all(&[&[kind], &length.to_be_bytes()[..], &rest].concat()).await?;
+        }
+    }
+}
+
+impl World {
+    fn options(&self) -> PgConnectOptions {
+        self.url.parse().unwrap()
+    }
+
+    /// Of a process that reaches the database by that port alone: tasks are done, and a change of the configuration is in force long before anybody looks
+    /// for one by the way.
+    async fn works_by(&self, port: u16) {
+        self.register("name: one\nnamespace: here\nsteps:\n  - { name: only, handler: H }\n")
+            .await;
+        let options = self.options().port(port).ssl_mode(PgSslMode::Disable);
+        let connected = async {
+            loop {
+                match Db::connect(options.to_url_lossy().as_str(), 12).await {
+                    Ok(db) => return db,
+                    Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+                }
+            }
+        };
+        let db = tokio::time::timeout(Duration::from_secs(30), connected).await.expect("connects");
+        let flags = json!({ "worker": { "namespaces": ["here"] } });
+        let local = Local::read(Given { flags, ..Given::default() }).unwrap();
+        let (configuration, mut live) = Configuration::start(local, Arc::new(DatabaseCoordinator::new(&db))).await.unwrap();
+        let stop = CancellationToken::new();
+        let following = tokio::spawn(configuration.run(stop.clone(), |_| {}));
+        let orchestrator = Orchestrator::start(&db, OrchestratorConfig::default()).await.unwrap();
+        let worker = Arc::new(Worker::start(&db, live.clone()).await.unwrap());
+        worker.handle_with(Handlers::default().with("H", |_: Arc<Step>| async { Ok(json!(null)) }));
+        for batch in [50, 60] {
+            let task = self.submit("one", json!({})).await;
+            let ended = read::wait_for_end(&db, task, Some(Duration::from_secs(60))).await.unwrap();
+            assert_eq!(ended, "complete");
+            let edit = |overrides: &mut Value| {
+                set(overrides, &["worker", "batch"], json!(batch));
+                Ok(())
+            };
+            change(&DatabaseCoordinator::new(&self.db), &author(), edit).await.unwrap();
+            let in_force = async {
+                while live.effective().settings.worker.batch != batch {
+                    live.changed().await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(8), in_force).await.expect("in force");
+        }
+        worker.shutdown(Duration::from_secs(5)).await;
+        orchestrator.shutdown().await;
+        stop.cancel();
+        following.await.unwrap();
+        db.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_works_behind_a_pgbouncer_that_pools_sessions() {
+    World::with(async |world| {
+        let pgbouncer = PgBouncer::start(&world.options());
+        world.works_by(pgbouncer.port).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_works_where_no_notification_arrives() {
+    World::with(async |world| {
+        let port = deaf(world.options().get_port()).await;
+        world.works_by(port).await;
+    })
+    .await;
+}

@@ -147,7 +147,6 @@ LANGUAGE plpgsql AS $$
 DECLARE
     v_limits int[];
     v_keys   text[];
-    v_rooms  int[];
     v_tasks  uuid[];
     v_steps  smallint[];
 BEGIN
@@ -168,14 +167,13 @@ BEGIN
     )
     SELECT array_agg(due.limit_id), array_agg(due.key) INTO v_limits, v_keys FROM due, (SELECT count(*) FROM outcomes) AS noted;
 
-    v_rooms := ARRAY(
-        SELECT coalesce(least(p_limit, tasker.free_permits(l, d.key)), p_limit)
-        FROM unnest(v_limits, v_keys) WITH ORDINALITY AS d(limit_id, key, n) LEFT JOIN tasker.limits l ON l.id = d.limit_id ORDER BY d.n);
     WITH first AS MATERIALIZED (
-        SELECT w.* FROM unnest(v_limits, v_keys, v_rooms) AS d(limit_id, key, room)
+        SELECT w.* FROM unnest(v_limits, v_keys) AS d(limit_id, key)
+        LEFT JOIN tasker.limits l ON l.id = d.limit_id
         CROSS JOIN LATERAL (
             SELECT p.task_id, p.step, p.limit_id FROM tasker.permits p
-            WHERE p.limit_id = d.limit_id AND p.key = d.key AND p.granted_at IS NULL ORDER BY p.place LIMIT greatest(d.room, 0)) AS w
+            WHERE p.limit_id = d.limit_id AND p.key = d.key AND p.granted_at IS NULL
+            ORDER BY p.place LIMIT greatest(least(p_limit, tasker.free_permits(l, d.key)), 0)) AS w
     ), held AS MATERIALIZED (
         SELECT f.* FROM first f
         CROSS JOIN LATERAL (

@@ -154,7 +154,7 @@ impl Worker {
         let shared = Arc::new(Shared {
             db: db.clone(),
             queues: config.namespaces.iter().map(|namespace| format!("{namespace}_queue")).collect(),
-            held: Held::default(),
+            held: Held::of(config.namespaces.len()),
             waiting: suspects::Waiting::default(),
             turns: Arc::new(Turns::of(config.namespaces.len())),
             membership: membership.clone(),

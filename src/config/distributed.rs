@@ -96,12 +96,13 @@ pub fn check(overrides: &Value) -> Result<()> {
 
 /// What is not allowed there.
 fn wrong(overrides: &Value) -> Vec<Problem> {
-    let explained = |problem: Problem| match schema::needs_restart(&problem.path) {
-        true => Problem {
-            message: "needs a restart: set it in tasker.yml, or in the environment of the processes".into(),
-            ..problem
-        },
-        false => problem,
+    let explained = |problem: Problem| {
+        let message = match &problem.path {
+            path if schema::needs_restart(path) => "needs a restart: set it in tasker.yml, or in the environment of the processes".into(),
+            path if schema::is_rule(path) => "is of a namespace: name it, or '*' for all that have none of their own".into(),
+            _ => problem.message,
+        };
+        Problem { message, ..problem }
     };
     problems(&schema::overrides(), overrides).into_iter().map(explained).collect()
 }

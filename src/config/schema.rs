@@ -66,8 +66,21 @@ fn without_restart(schema: &mut Value) {
 
 /// Whether a setting is taken over only by a process that starts.
 pub(super) fn needs_restart(path: &str) -> bool {
-    let at = path.split('.').try_fold(settings(), |at, name| at["properties"].get(name));
-    at.is_some_and(|setting| setting["x-restart"] == true)
+    let restarts = |path: &str| {
+        let at = path.split('.').try_fold(settings(), |at, name| at["properties"].get(name));
+        at.is_some_and(|setting| setting["x-restart"] == true)
+    };
+    match path.strip_prefix("instances.") {
+        // Its name may have dots itself.
+        Some(path) => path.match_indices('.').any(|(dot, _)| restarts(&path[dot + 1..])),
+        None => restarts(path),
+    }
+}
+
+/// Whether it is a rule of namespaces that is set beside the settings of processes.
+pub(super) fn is_rule(path: &str) -> bool {
+    let name = path.split('.').next().unwrap_or(path);
+    of::<Rules>()["properties"].get(name).is_some()
 }
 
 /// The page of all settings, in Markdown.

@@ -32,7 +32,7 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, mut outcomes: Unbound
         let Ok(permit) = commits.clone().acquire_owned().await else {
             return;
         };
-        let batch = collect(&shared, first, &mut outcomes).await;
+        let batch = collect(&shared, queue, first, &mut outcomes).await;
         let commit = Commit {
             shared: shared.clone(),
             queue,
@@ -46,14 +46,14 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, mut outcomes: Unbound
 }
 
 /// Adds what comes in until the batch is full, the linger is over, or nothing is left to wait for.
-async fn collect(shared: &Shared, first: Handled, outcomes: &mut UnboundedReceiver<Handled>) -> Vec<Handled> {
+async fn collect(shared: &Shared, queue: usize, first: Handled, outcomes: &mut UnboundedReceiver<Handled>) -> Vec<Handled> {
     let (linger, most) = shared.live.worker(|config| (config.linger, config.batch));
     let deadline = Instant::now() + linger;
     let mut batch = vec![first];
     while batch.len() < most {
         match outcomes.try_recv() {
             Ok(outcome) => batch.push(outcome),
-            Err(_) if shared.held.count_unreported() == 0 => break,
+            Err(_) if shared.held.all_reported(queue) => break,
             Err(_) => match timeout_at(deadline, outcomes.recv()).await {
                 Ok(Some(outcome)) => batch.push(outcome),
                 Ok(None) | Err(_) => break,

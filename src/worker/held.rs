@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::engine::lease::{Lease, LeasedStep, Word};
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Held {
     entries: Mutex<Entries>,
     /// Something was removed.
@@ -24,8 +24,8 @@ pub(super) struct Held {
 struct Entries {
     /// By queue, message and fence: a message that was lost may be leased again here while its former handler still runs.
     by_lease: HashMap<Key, Entry>,
-    /// How many of them are reported and wait for the commit.
-    reported: usize,
+    /// Of each queue, how many of them are not reported yet.
+    unreported: Vec<usize>,
     pace: Pace,
 }
 
@@ -69,6 +69,18 @@ impl Default for Pace {
 }
 
 impl Held {
+    pub(super) fn of(queues: usize) -> Held {
+        let entries = Entries {
+            unreported: vec![0; queues],
+            ..Entries::default()
+        };
+        Held {
+            entries: Mutex::new(entries),
+            freed: Notify::new(),
+            finished: AtomicU64::new(0),
+        }
+    }
+
     fn entries(&self) -> MutexGuard<'_, Entries> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -84,7 +96,10 @@ impl Held {
             reported: false,
             progress: None,
         };
-        self.entries().by_lease.insert(key, entry);
+        let mut entries = self.entries();
+        if entries.by_lease.insert(key, entry).is_none_or(|before| before.reported) {
+            entries.unreported[queue] += 1;
+        }
         lost
     }
 
@@ -95,7 +110,7 @@ impl Held {
             return false;
         };
         entry.reported = true;
-        entries.reported += 1;
+        entries.unreported[queue] -= 1;
         self.finished.fetch_add(1, Ordering::Relaxed);
         true
     }
@@ -104,8 +119,8 @@ impl Held {
     pub(super) fn remove<'a>(&self, queue: usize, leases: impl IntoIterator<Item = &'a Lease>) {
         let mut entries = self.entries();
         for lease in leases {
-            if entries.by_lease.remove(&key(queue, lease)).is_some_and(|entry| entry.reported) {
-                entries.reported -= 1;
+            if entries.by_lease.remove(&key(queue, lease)).is_some_and(|entry| !entry.reported) {
+                entries.unreported[queue] -= 1;
             }
         }
         drop(entries);
@@ -119,8 +134,12 @@ impl Held {
 
     /// How many steps are leased and not yet reported.
     pub(super) fn count_unreported(&self) -> usize {
-        let entries = self.entries();
-        entries.by_lease.len() - entries.reported
+        self.entries().unreported.iter().sum()
+    }
+
+    /// Whether all of this queue's are reported.
+    pub(super) fn all_reported(&self, queue: usize) -> bool {
+        self.entries().unreported[queue] == 0
     }
 
     /// (limit, room): how many steps to hold at the present pace, and how many more that allows. As many suspects may wait beside them.

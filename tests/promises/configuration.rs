@@ -117,6 +117,11 @@ async fn a_bad_change_is_refused_whole() {
             "connections needs a restart: set it in tasker.yml",
         );
         refused(
+            &["config", "set", "worker.listen", "0.0.0.0:1", "--instance", "worker-7.example.com"],
+            "instances.worker-7.example.com.worker.listen needs a restart",
+        );
+        refused(&["config", "set", "max_attempts", "8"], "max_attempts is of a namespace: name it");
+        refused(
             &["config", "set", "max_attempts", "0", "--namespace", "billing"],
             "namespaces.billing.max_attempts is 0: expected",
         );

@@ -90,13 +90,10 @@ impl<T> Turns<T> {
     /// its turn: they are promised to it until it has [`leased`](Turns::leased).
     pub(super) fn lease(&self, queue: usize, room: Option<usize>, one: bool, weight: f64) -> Option<usize> {
         let mut all = self.all();
-        let (now, promised) = (all.now, all.promised);
+        let promised = all.promised;
         let own = &mut all.queues[queue];
         own.weight = weight;
-        if !own.wants {
-            own.wants = true;
-            own.turn = own.turn.max(now);
-        }
+        own.wants = true;
         let room = room.and_then(|room| room.checked_sub(promised)).filter(|room| *room > 0);
         let room = room.or(one.then_some(1))?;
         let turn = own.turn;

@@ -5,7 +5,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::{json, Value};
 
-use crate::world::World;
+use crate::world::{free_port, World};
 
 fn tasker(url: &str, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tasker"));
@@ -160,7 +160,7 @@ async fn bad_templates_and_payloads_are_refused_with_a_clear_message() {
 async fn a_database_that_is_not_as_it_must_be_is_named() {
     World::with(async |world| {
         let url = world.url.as_str();
-        let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let nobody = free_port();
         let (scheme, rest) = url.split_once("://").unwrap();
         let (user, place) = rest.rsplit_once('@').unwrap();
         let user = user.split(':').next().unwrap();

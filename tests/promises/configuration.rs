@@ -324,48 +324,28 @@ async fn files_are_followed_and_a_bad_one_changes_nothing() {
 
 #[cfg(feature = "etcd")]
 mod etcd {
-    use std::net::TcpListener;
     use std::path::Path;
-    use std::process::{Child, Stdio};
 
     use super::*;
+    use crate::world::{free_port, Server};
 
-    /// Ended with the test.
-    struct Etcd(Child);
-
-    impl Etcd {
-        fn start(folder: &Path, ports: [u16; 2]) -> Etcd {
-            let [client, peer] = ports.map(|port| format!("http://127.0.0.1:{port}"));
-            let mut command = Command::new("etcd");
-            command
-                .args(["--name", "one", "--data-dir"])
-                .arg(folder)
-                .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-                .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-                .args(["--initial-cluster", &format!("one={peer}")])
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null());
-            Etcd(command.spawn().expect("etcd runs: bin/test installs it"))
-        }
-    }
-
-    impl Drop for Etcd {
-        fn drop(&mut self) {
-            self.0.kill().ok();
-            self.0.wait().ok();
-        }
-    }
-
-    fn free_port() -> u16 {
-        TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    fn etcd(folder: &Path, ports: [u16; 2]) -> Server {
+        let [client, peer] = ports.map(|port| format!("http://127.0.0.1:{port}"));
+        let mut command = Command::new("etcd");
+        command
+            .args(["--name", "one", "--data-dir"])
+            .arg(folder)
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(["--initial-cluster", &format!("one={peer}")]);
+        Server::start(&mut command)
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn etcd_can_keep_the_configuration_and_may_stop_in_the_middle() {
         World::with(async |world| {
             let (folder, ports) = (tempfile::tempdir().unwrap(), [free_port(), free_port()]);
-            let etcd = Etcd::start(folder.path(), ports);
+            let first = etcd(folder.path(), ports);
             let coordinator = format!("etcd://127.0.0.1:{}/test", ports[0]);
             let variables = [("TASKER__COORDINATOR", coordinator.as_str())];
             let set = async |batch: &str| {
@@ -388,13 +368,13 @@ mod etcd {
             let (code, said) = world.tasker_with(&["config", "set", "orchestrator.batch", "0"], &variables);
             assert_eq!(code, 1, "{said}");
 
-            drop(etcd);
+            drop(first);
             world.until(2, |told| told.iter().all(|c| c["fallback"].is_string())).await;
             let _third = orchestrator(world, "three", &variables);
             let told = world.until(3, |told| told.iter().all(|c| c["fallback"].is_string())).await;
             assert!(batch(60)(&told), "one that starts meanwhile has what was in force last: {told:#?}");
 
-            let _etcd = Etcd::start(folder.path(), ports);
+            let _second = etcd(folder.path(), ports);
             world.until(3, |told| told.iter().all(|c| c["fallback"].is_null())).await;
             set("70").await;
             world.until(3, batch(70)).await;

@@ -4,7 +4,8 @@ use std::convert::Infallible;
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,63 +19,33 @@ use tasker::engine::read;
 use tasker::orchestrator::{Orchestrator, OrchestratorConfig};
 use tasker::worker::{Handlers, Step, Worker};
 use tasker::Db;
-use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use crate::configuration::author;
-use crate::world::World;
+use crate::world::{free_port, Server, World};
 
-/// Ended with the test.
-struct PgBouncer {
-    process: Child,
-    port: u16,
-    _folder: TempDir,
-}
-
-impl PgBouncer {
-    /// Gives each client a session of its own.
-    fn start(to: &PgConnectOptions) -> PgBouncer {
-        let folder = tempfile::tempdir().unwrap();
-        fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let password = to.to_url_lossy().password().unwrap_or_default().to_owned();
-        let settings = format!(
-            "[databases]\n* = host={} port={} user={} password={password}\n\
-             [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n\
-             pool_mode = session\ndefault_pool_size = 40\nignore_startup_parameters = extra_float_digits\n",
-            to.get_host(),
-            to.get_port(),
-            to.get_username(),
-        );
-        let file = folder.path().join("pgbouncer.ini");
-        fs::write(&file, settings).unwrap();
-        let mut command = Command::new("pgbouncer");
-        // It refuses to run as root.
-        if nix::unistd::Uid::effective().is_root() {
-            command.args(["-u", "nobody"]);
-        }
-        let process = command
-            .arg(file)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("pgbouncer runs: bin/test installs it");
-        PgBouncer {
-            process,
-            port,
-            _folder: folder,
-        }
+/// Gives each client a session of its own.
+fn pgbouncer(folder: &Path, port: u16, to: &PgConnectOptions) -> Server {
+    fs::set_permissions(folder, Permissions::from_mode(0o755)).unwrap();
+    let password = to.to_url_lossy().password().unwrap_or_default().to_owned();
+    let settings = format!(
+        "[databases]\n* = host={} port={} user={} password={password}\n\
+         [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n\
+         pool_mode = session\ndefault_pool_size = 40\nignore_startup_parameters = extra_float_digits\n",
+        to.get_host(),
+        to.get_port(),
+        to.get_username(),
+    );
+    let file = folder.join("pgbouncer.ini");
+    fs::write(&file, settings).unwrap();
+    let mut command = Command::new("pgbouncer");
+    // It refuses to run as root.
+    if nix::unistd::Uid::effective().is_root() {
+        command.args(["-u", "nobody"]);
     }
-}
-
-impl Drop for PgBouncer {
-    fn drop(&mut self) {
-        self.process.kill().ok();
-        self.process.wait().ok();
-    }
+    Server::start(command.arg(file))
 }
 
 /// A pooler through which no notification comes. Returns its port.
@@ -159,8 +130,9 @@ impl World {
 #[tokio::test(flavor = "multi_thread")]
 async fn all_works_behind_a_pgbouncer_that_pools_sessions() {
     World::with(async |world| {
-        let pgbouncer = PgBouncer::start(&world.options());
-        world.works_by(pgbouncer.port).await;
+        let (folder, port) = (tempfile::tempdir().unwrap(), free_port());
+        let _pgbouncer = pgbouncer(folder.path(), port, &world.options());
+        world.works_by(port).await;
     })
     .await;
 }

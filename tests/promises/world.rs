@@ -1,5 +1,7 @@
 //! A database of its own for every test, and the engine's functions as any SQL client can call them.
 
+use std::process::{Child, Command, Stdio};
+
 use serde_json::Value;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, PgPool};
@@ -42,6 +44,29 @@ pub(crate) struct Leased {
 fn server() -> PgConnectOptions {
     let url = std::env::var("DATABASE_URL").expect("set DATABASE_URL to a server where databases may be created, or run bin/test");
     url.parse().expect("DATABASE_URL is a URL")
+}
+
+/// Nobody listens there.
+pub(crate) fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("its address").port()
+}
+
+/// A server beside PostgreSQL, ended with the test.
+pub(crate) struct Server(Child);
+
+impl Server {
+    pub(crate) fn start(command: &mut Command) -> Server {
+        let silent = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Server(silent.spawn().expect("it runs: bin/test installs it"))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
 }
 
 async fn admin(sql: String) {

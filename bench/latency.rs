@@ -47,7 +47,7 @@ pub(crate) async fn rounds_at(place: &Place) -> (Vec<f64>, Vec<f64>) {
     let (mut began, mut ended) = (Vec::new(), Vec::new());
     for round in 0..WARM_UP + ROUNDS {
         let task = NewTask {
-            input: json!({}),
+            input: json!({}).into(),
             ..NewTask::default()
         };
         let submitted = now();

@@ -60,7 +60,7 @@ impl Shape {
 
 fn task(n: usize) -> NewTask {
     NewTask {
-        input: json!({ "order": n, "customer": "someone@customers.example" }),
+        input: json!({ "order": n, "customer": "someone@customers.example" }).into(),
         ..NewTask::default()
     }
 }

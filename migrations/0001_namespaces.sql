@@ -14,7 +14,7 @@ INSERT INTO tasker.installation DEFAULT VALUES;
 
 -- pgmq allows queue names of 47 characters; '<name>_queue_dlq' must fit.
 CREATE TABLE tasker.namespaces (
-    id         smallint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    id         int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     name       text NOT NULL UNIQUE CHECK (name ~ '^[a-z][a-z0-9_]{0,36}$'),
     queue      text NOT NULL UNIQUE GENERATED ALWAYS AS (name || '_queue') STORED,
     created_at timestamptz NOT NULL DEFAULT now(),
@@ -78,14 +78,26 @@ END
 $$;
 
 -- Creates the namespaces that are missing, each with its queue and its dead-letter queue.
+-- Errors, before anything was done (an id that is given out is gone for good): TK003 for what cannot be a name; TK008 where the role may not make queues.
 -- Locks: an advisory lock for the transaction, so that processes starting together do not race.
 CREATE FUNCTION tasker.ensure_namespaces(p_names text[]) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
     v_queue text;
+    v_bad   text;
 BEGIN
     IF NOT EXISTS (SELECT 1 FROM unnest(p_names) AS n(name) LEFT JOIN tasker.namespaces ns USING (name) WHERE ns.id IS NULL) THEN
         RETURN;
+    END IF;
+    SELECT n.name INTO v_bad FROM unnest(p_names) AS n(name) WHERE n.name ~ '^[a-z][a-z0-9_]{0,36}$' IS NOT TRUE LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION '% cannot be the name of a namespace', coalesce(quote_literal(v_bad), 'null')
+            USING ERRCODE = 'TK003', HINT = 'a name has at most 37 characters, a to z, 0 to 9 and _, and begins with a letter';
+    END IF;
+    IF NOT (has_schema_privilege('pgmq', 'CREATE') AND has_schema_privilege('tasker', 'CREATE')) THEN
+        RAISE EXCEPTION 'the role % may not make the queues of new namespaces (%)', current_user, array_to_string(p_names, ', ')
+            USING ERRCODE = 'TK008', HINT = 'let a role that may run: tasker namespace create NAME; '
+                                            'or grant this one CREATE on the schemas pgmq and tasker, and what it needs on pgmq.meta';
     END IF;
     PERFORM pg_advisory_xact_lock(hashtext('tasker.namespaces'));
     FOR v_queue IN

@@ -1,8 +1,8 @@
 -- Templates: what a task will do. A registered version never changes; a running task keeps the version it began with.
 
 CREATE TABLE tasker.templates (
-    id                 int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    namespace_id       smallint NOT NULL REFERENCES tasker.namespaces,
+    id                 bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    namespace_id       int NOT NULL REFERENCES tasker.namespaces,
     name               text NOT NULL,
     current_version_id int,
     UNIQUE (namespace_id, name)
@@ -10,7 +10,7 @@ CREATE TABLE tasker.templates (
 
 CREATE TABLE tasker.template_versions (
     id           int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    template_id  int NOT NULL REFERENCES tasker.templates,
+    template_id  bigint NOT NULL REFERENCES tasker.templates,
     version      text NOT NULL,
     -- named by us (1, 2, …) because the author gave none
     automatic    boolean NOT NULL,
@@ -64,6 +64,7 @@ CREATE TABLE tasker.template_steps (
     -- Not the version first: a plan made while the table is small would be as glad of this index as of the key, and read all of a version.
     UNIQUE (name, version_id)
 );
+CREATE INDEX template_steps_alerts ON tasker.template_steps (namespace) WHERE alert_threshold IS NOT NULL;
 
 -- Registers a template, already validated by the library, and makes it the current one for callers that name no version.
 -- p_version null: the version that has this digest, or a new one numbered after the last.
@@ -75,7 +76,7 @@ CREATE FUNCTION tasker.register_template(
 )
 LANGUAGE plpgsql AS $$
 DECLARE
-    v_template_id int;
+    v_template_id bigint;
     v_known       tasker.template_versions;
     v_sinks       smallint[];
     v_roots       smallint;
@@ -84,12 +85,14 @@ BEGIN
         SELECT p_namespace UNION SELECT s.namespace FROM jsonb_to_recordset(p_steps) AS s(namespace text)));
     PERFORM pg_advisory_xact_lock(hashtext('tasker.templates'), hashtext(p_namespace || '/' || p_name));
 
-    INSERT INTO tasker.templates (namespace_id, name)
-    SELECT id, p_name FROM tasker.namespaces WHERE name = p_namespace
-    ON CONFLICT DO NOTHING;
     SELECT t.id INTO v_template_id
     FROM tasker.templates t JOIN tasker.namespaces n ON n.id = t.namespace_id
     WHERE n.name = p_namespace AND t.name = p_name;
+    IF NOT FOUND THEN
+        INSERT INTO tasker.templates (namespace_id, name)
+        SELECT id, p_name FROM tasker.namespaces WHERE name = p_namespace
+        RETURNING id INTO v_template_id;
+    END IF;
 
     SELECT tv.* INTO v_known FROM tasker.template_versions tv
     WHERE tv.template_id = v_template_id

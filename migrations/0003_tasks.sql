@@ -2,9 +2,9 @@
 
 CREATE TABLE tasker.tasks (
     id           uuid PRIMARY KEY,
-    template_id  int NOT NULL,
+    template_id  bigint NOT NULL,
     version_id   int NOT NULL,
-    namespace_id smallint NOT NULL,
+    namespace_id int NOT NULL,
     priority     smallint NOT NULL,
     state        tasker.task_state NOT NULL,
     -- Set only while the task is pending: when it came in - priority * aging. Ordering by it is ordering by priority + age / aging,
@@ -52,6 +52,8 @@ CREATE TABLE tasker.steps (
     started_at   timestamptz,
     finished_at  timestamptz,
     retry_at     timestamptz,
+    -- how many bytes the result has, as it was reported
+    result_bytes int,
     result       jsonb,
     errors       jsonb,
     -- what the handler says of its progress, and where its next attempt resumes
@@ -60,6 +62,16 @@ CREATE TABLE tasker.steps (
     PRIMARY KEY (task_id, step)
 ) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX steps_retry ON tasker.steps (retry_at) WHERE retry_at IS NOT NULL;
+
+-- What may be large is compressed by lz4, where PostgreSQL is built with it: several times as fast as its own.
+DO $$
+BEGIN
+    ALTER TABLE tasker.tasks ALTER COLUMN input SET COMPRESSION lz4;
+    ALTER TABLE tasker.steps ALTER COLUMN result SET COMPRESSION lz4, ALTER COLUMN checkpoint SET COMPRESSION lz4;
+EXCEPTION WHEN feature_not_supported THEN
+    NULL;
+END
+$$;
 
 -- RFC 9562 UUID version 7: 48 bits of Unix milliseconds, then random bits.
 CREATE FUNCTION tasker.uuidv7() RETURNS uuid
@@ -187,8 +199,9 @@ BEGIN
     FROM (SELECT u.id, u.input, u.key, u.trace, u.run_at, u.n, coalesce(tasker.priority_number(u.priority), v_version.priority) AS priority,
                  greatest(u.run_at, now()) AS begins, coalesce(u.run_at <= now(), true) AS due
           FROM unnest(v_new, p_inputs, p_keys, p_priorities, p_traces, p_run_ats) WITH ORDINALITY AS u(id, input, key, priority, trace, run_at, n)) AS w
-    ORDER BY w.key, w.n
+    ORDER BY w.key COLLATE "C", w.n
     ON CONFLICT (template_id, key) WHERE key IS NOT NULL DO NOTHING;
+    PERFORM tasker.wake_namespaces(ARRAY[v_namespace.id]);
     PERFORM tasker.notify('tasker_tasks', v_namespace.name);
     IF EXISTS (SELECT FROM unnest(p_run_ats) AS r(run_at) WHERE r.run_at > now()) THEN
         PERFORM tasker.notify('tasker_due', '');

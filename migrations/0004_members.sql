@@ -16,11 +16,12 @@ CREATE TABLE tasker.members (
     -- what it last said of itself: memory, connections, room
     report       jsonb
 ) WITH (fillfactor = 50);
+CREATE INDEX members_present ON tasker.members (id) WHERE left_at IS NULL;
 
 -- What workers did, every ten seconds: for rates, not for accounts. What a killed worker did since its last heartbeat is missing.
 CREATE TABLE tasker.activity (
     at           timestamptz,
-    namespace_id smallint REFERENCES tasker.namespaces,
+    namespace_id int REFERENCES tasker.namespaces,
     member       int,
     completed    bigint NOT NULL,
     failed       bigint NOT NULL,
@@ -30,10 +31,18 @@ CREATE TABLE tasker.activity (
 );
 
 CREATE FUNCTION tasker.join_members(p_kind text, p_name text, p_version text, p_namespaces text[], p_lease interval) RETURNS int
-LANGUAGE sql AS $$
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_id int;
+BEGIN
     INSERT INTO tasker.members (kind, name, version, namespaces, lease_until)
     VALUES (p_kind, p_name, p_version, p_namespaces, clock_timestamp() + p_lease)
-    RETURNING id
+    RETURNING id INTO v_id;
+    IF p_kind = 'worker' THEN
+        PERFORM tasker.wake_namespaces(ARRAY(SELECT n.id FROM tasker.namespaces n WHERE n.name = ANY (p_namespaces)));
+    END IF;
+    RETURN v_id;
+END
 $$;
 
 -- Renews a membership, and takes down what the member says of itself, and did since it last said so:
@@ -65,6 +74,13 @@ $$;
 CREATE FUNCTION tasker.leave_members(p_id int) RETURNS void
 LANGUAGE sql AS $$
     UPDATE tasker.members SET left_at = clock_timestamp() WHERE id = p_id AND left_at IS NULL
+$$;
+
+-- Forgets members that left so long ago that nobody asks who it was. Returns how many.
+CREATE FUNCTION tasker.forget_members(p_since interval) RETURNS bigint
+LANGUAGE sql AS $$
+    WITH gone AS (DELETE FROM tasker.members WHERE left_at < clock_timestamp() - p_since RETURNING 1)
+    SELECT count(*) FROM gone
 $$;
 
 -- Marks the members whose lease ran out and names them.

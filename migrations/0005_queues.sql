@@ -124,7 +124,7 @@ $make$;
 -- again: no live message of a namespace's queue is below `message`, and none of its pending tasks of priority n has a claim_order before lanes[n].
 -- (A design rule of DESIGN section 3.)
 CREATE TABLE tasker.marks (
-    namespace_id smallint PRIMARY KEY,
+    namespace_id int PRIMARY KEY,
     message      bigint NOT NULL DEFAULT 0,
     lanes        timestamptz[] NOT NULL DEFAULT array_fill('-infinity'::timestamptz, ARRAY[4]),
     -- What the marks may become once all that were writing when it was seen have ended: they may yet commit something before it.
@@ -137,15 +137,53 @@ CREATE TABLE tasker.marks (
     -- Tasks of this priority and below it are not claimed (see 0022_backpressure.sql); 0: all are.
     parked       smallint NOT NULL DEFAULT 0,
     -- How many messages its queue may hold for the workers that there are (see 0019_capacity.sql); null: nobody has looked yet.
-    room         int
+    room         int,
+    -- Asleep is a namespace without a worker, of which no task is pending: no loop looks at it. 0: awake; 1 to 3: on its way; 4: asleep.
+    sleep        smallint NOT NULL DEFAULT 0,
+    -- when it was last seen to have something to do
+    busy_at      timestamptz NOT NULL DEFAULT clock_timestamp()
 ) WITH (fillfactor = 20);
+CREATE INDEX marks_awake ON tasker.marks (namespace_id) WHERE sleep < 4;
 
--- Moves the marks on. Once a minute it looks from the very beginning, in case a clock went backwards.
--- Returns whether anything moved. Locks: an advisory lock; who does not get it leaves the work to who has it.
-CREATE FUNCTION tasker.move_marks() RETURNS boolean
+-- Namespaces that are to be awake. A table of its own, into which many write without waiting for each other: a caller's transaction may be long.
+CREATE TABLE tasker.wakes (namespace_id int NOT NULL);
+
+-- Wakes namespaces that are asleep, or on their way: for whoever has written, in the same transaction and before, what they are to be awake for.
+-- That order is what move_marks relies on. Locks: nothing but its own rows.
+CREATE FUNCTION tasker.wake_namespaces(p_namespaces int[]) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF EXISTS (SELECT FROM tasker.marks m WHERE m.namespace_id = ANY (p_namespaces) AND m.sleep > 0) THEN
+        INSERT INTO tasker.wakes (namespace_id)
+        SELECT m.namespace_id FROM tasker.marks m
+        WHERE m.namespace_id = ANY (p_namespaces) AND m.sleep > 0 AND NOT EXISTS (SELECT FROM tasker.wakes w WHERE w.namespace_id = m.namespace_id);
+    END IF;
+END
+$$;
+
+-- The next p_limit namespaces after p_after that are not asleep, in order.
+CREATE FUNCTION tasker.awake_namespaces(p_after int, p_limit int) RETURNS SETOF tasker.namespaces
+LANGUAGE sql STABLE AS $$
+    SELECT n.* FROM (
+        SELECT a.namespace_id AS id FROM (
+            SELECT m.namespace_id FROM tasker.marks m WHERE m.sleep < 4 AND m.namespace_id > p_after
+            UNION SELECT w.namespace_id FROM tasker.wakes w WHERE w.namespace_id > p_after) AS a
+        ORDER BY a.namespace_id LIMIT p_limit) AS l
+    CROSS JOIN LATERAL (SELECT * FROM tasker.namespaces WHERE id = l.id OFFSET 0) AS n
+    ORDER BY n.id
+$$;
+
+-- Moves the marks on, of the next p_limit namespaces after p_after that are not asleep; and puts to sleep what has had nothing to do for a minute.
+-- Once a minute it looks from the very beginning, in case a clock went backwards.
+-- A namespace is asleep only after it was seen, in transactions one after the other, (1) to be on its way, from when on whoever has work for it wakes it;
+-- (2) who was writing then, and may not have known; (3) that all of these have ended; (4) that there is nothing to do all the same.
+-- Returns whether anything moved, and the last namespace it looked at (null: there are no more).
+-- Locks: an advisory lock (who does not get it leaves the work to who has it); then marks in order, skipping those that somebody else has.
+CREATE FUNCTION tasker.move_marks(p_after int DEFAULT 0, p_limit int DEFAULT 50, OUT moved boolean, OUT last int)
 LANGUAGE plpgsql AS $$
 DECLARE
     v_marks   tasker.marks;
+    v_name    text;
     v_queue   text;
     v_now     timestamptz;
     v_sent    bigint;
@@ -154,15 +192,31 @@ DECLARE
     v_pending boolean;
     v_writers text[];
     v_sweep   boolean;
-    v_moved   boolean := false;
+    v_busy    boolean;
+    v_sleep   smallint;
+    v_ids     int[];
+    v_worked  text[];
 BEGIN
+    moved := false;
     IF NOT pg_try_advisory_xact_lock(hashtext('tasker.marks')) THEN
-        RETURN false;
+        RETURN;
     END IF;
-    FOR v_marks IN SELECT * FROM tasker.marks ORDER BY namespace_id LOOP
-        SELECT format('pgmq.%I', pgmq.format_table_name(n.queue, 'q')) INTO v_queue FROM tasker.namespaces n WHERE n.id = v_marks.namespace_id;
-        v_sweep := v_marks.swept_at < clock_timestamp() - interval '1 minute';
+    WITH woken AS (DELETE FROM tasker.wakes RETURNING namespace_id)
+    UPDATE tasker.marks m SET sleep = 0, busy_at = clock_timestamp()
+    WHERE m.namespace_id = ANY (ARRAY(SELECT w.namespace_id FROM woken w ORDER BY 1));
+    v_ids := ARRAY(SELECT a.id FROM tasker.awake_namespaces(p_after, p_limit) AS a);
+    IF cardinality(v_ids) = p_limit THEN
+        last := v_ids[p_limit];
+    END IF;
+    v_worked := ARRAY(SELECT DISTINCT w.name FROM tasker.members m, unnest(m.namespaces) AS w(name) WHERE m.kind = 'worker' AND m.left_at IS NULL);
+    FOR v_marks IN
+        SELECT m.* FROM unnest(v_ids) AS i(id)
+        CROSS JOIN LATERAL (SELECT * FROM tasker.marks WHERE namespace_id = i.id FOR NO KEY UPDATE SKIP LOCKED) AS m ORDER BY i.id
+    LOOP
+        SELECT n.name, format('pgmq.%I', pgmq.format_table_name(n.queue, 'q')) INTO v_name, v_queue
+        FROM tasker.namespaces n WHERE n.id = v_marks.namespace_id;
         v_now := clock_timestamp();
+        v_sweep := v_marks.swept_at < v_now - interval '1 minute';
         v_sent := coalesce(pg_sequence_last_value(pg_get_serial_sequence(v_queue, 'msg_id')::regclass), 0);
         EXECUTE format('SELECT msg_id FROM %s WHERE msg_id >= $1 ORDER BY msg_id LIMIT 1', v_queue)
         INTO v_head USING CASE WHEN v_sweep THEN 0 ELSE v_marks.message END;
@@ -177,18 +231,22 @@ BEGIN
         -- After the heads were seen: whoever wrote then and has not ended by now is among them.
         v_writers := ARRAY(
             SELECT DISTINCT l.virtualtransaction FROM pg_locks l
-            WHERE l.locktype = 'relation' AND l.relation IN (v_queue::regclass, 'tasker.tasks'::regclass)
+            WHERE l.locktype = 'relation' AND l.relation IN (v_queue::regclass, 'tasker.tasks'::regclass, 'tasker.members'::regclass)
               AND l.mode = 'RowExclusiveLock' AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
               AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()));
-        CONTINUE WHEN NOT (v_sweep OR v_pending OR v_sent <> v_marks.sent) OR v_marks.writers && v_writers;
+        v_busy := v_pending OR v_sent <> v_marks.sent OR v_name = ANY (v_worked);
+        v_sleep := CASE
+            WHEN v_busy OR v_marks.busy_at > v_now - interval '1 minute' THEN 0
+            ELSE least(4, v_marks.sleep + 1) END;
+        CONTINUE WHEN NOT (v_sweep OR v_pending OR v_sent <> v_marks.sent OR v_sleep <> v_marks.sleep) OR v_marks.writers && v_writers;
         UPDATE tasker.marks m
         SET message = least(m.next_message, v_head),
             lanes = ARRAY(SELECT least(u.next, u.head) FROM unnest(m.next_lanes, v_lanes) WITH ORDINALITY AS u(next, head, n) ORDER BY u.n),
             next_message = coalesce(v_head, v_sent + 1), next_lanes = v_lanes, writers = v_writers, sent = v_sent,
-            swept_at = CASE WHEN v_sweep THEN clock_timestamp() ELSE m.swept_at END
+            swept_at = CASE WHEN v_sweep THEN clock_timestamp() ELSE m.swept_at END,
+            sleep = v_sleep, busy_at = CASE WHEN v_busy THEN v_now ELSE m.busy_at END
         WHERE m.namespace_id = v_marks.namespace_id;
-        v_moved := true;
+        moved := true;
     END LOOP;
-    RETURN v_moved;
 END
 $$;

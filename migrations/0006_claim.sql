@@ -54,7 +54,7 @@ $$;
 
 -- The pending tasks of a namespace are in four lanes, one for each priority; in each, none is before its mark. Without those that are parked,
 -- unless p_all.
-CREATE FUNCTION tasker.lanes(p_namespace smallint, p_all boolean DEFAULT false) RETURNS TABLE (priority smallint, mark timestamptz)
+CREATE FUNCTION tasker.lanes(p_namespace int, p_all boolean DEFAULT false) RETURNS TABLE (priority smallint, mark timestamptz)
 LANGUAGE sql STABLE ROWS 4 AS $$
     SELECT l.priority::smallint, m.lanes[l.priority] FROM tasker.marks m, generate_series(1, 4) AS l(priority)
     WHERE m.namespace_id = p_namespace AND (p_all OR l.priority > m.parked)
@@ -66,8 +66,8 @@ $$;
 -- traced (null: none): [{namespace, template, task, trace, created, claimed}], the times in seconds since the epoch.
 -- Locks: as many tasks of each priority, skipping those that somebody else is claiming; then only rows it creates.
 CREATE FUNCTION tasker.admit_tasks(
-    p_namespaces smallint[], p_rooms int[], p_member int, p_batch int, p_before timestamptz, p_taker tasker.taker DEFAULT NULL,
-    OUT claimed smallint[], OUT taken tasker.leased_message[], OUT traced jsonb
+    p_namespaces int[], p_rooms int[], p_member int, p_batch int, p_before timestamptz, p_taker tasker.taker DEFAULT NULL,
+    OUT claimed int[], OUT taken tasker.leased_message[], OUT traced jsonb
 )
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -123,9 +123,9 @@ DECLARE
     v_before     timestamptz := clock_timestamp() - p_left;
     v_namespace  record;
     v_depth      int;
-    v_namespaces smallint[];
+    v_namespaces int[];
     v_rooms      int[];
-    v_claimed    smallint[];
+    v_claimed    int[];
     v_traced     jsonb;
 BEGIN
     IF NOT EXISTS (SELECT 1 FROM tasker.members m WHERE m.id = p_member AND m.left_at IS NULL AND m.lease_until > clock_timestamp()) THEN
@@ -133,7 +133,8 @@ BEGIN
     END IF;
     FOR v_namespace IN
         SELECT n.id, n.queue, m.message AS mark, coalesce(n.queue_target, least(p_target, greatest(coalesce(m.room, p_target), 10))) AS target
-        FROM tasker.namespaces n JOIN tasker.marks m ON m.namespace_id = n.id
+        FROM tasker.awake_namespaces(0, NULL) AS n
+        CROSS JOIN LATERAL (SELECT * FROM tasker.marks WHERE namespace_id = n.id OFFSET 0) AS m
         WHERE (p_namespaces IS NULL OR n.name = ANY (p_namespaces))
           AND EXISTS (SELECT FROM tasker.lanes(n.id) AS l, LATERAL (
                   SELECT FROM tasker.tasks t
@@ -161,7 +162,7 @@ $$;
 CREATE FUNCTION tasker.begin_due_tasks(p_limit int, OUT begun int, OUT next_due timestamptz)
 LANGUAGE plpgsql AS $$
 DECLARE
-    v_namespaces smallint[];
+    v_namespaces int[];
 BEGIN
     WITH due AS MATERIALIZED (
         SELECT t.id FROM tasker.tasks t WHERE t.due_at <= clock_timestamp() ORDER BY t.due_at LIMIT p_limit FOR NO KEY UPDATE SKIP LOCKED
@@ -173,6 +174,9 @@ BEGIN
     )
     SELECT array_agg(b.namespace_id) INTO v_namespaces FROM begun b;
     begun := coalesce(cardinality(v_namespaces), 0);
+    IF begun > 0 THEN
+        PERFORM tasker.wake_namespaces(v_namespaces);
+    END IF;
     PERFORM tasker.notify('tasker_tasks', n.name) FROM tasker.namespaces n WHERE n.id = ANY (v_namespaces);
     SELECT min(t.due_at) INTO next_due FROM tasker.tasks t WHERE t.due_at IS NOT NULL;
 END

@@ -10,12 +10,23 @@ LANGUAGE sql IMMUTABLE ROWS 1 AS $$
              AND p_message ->> 'task' ~ '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$', false) AS ours) AS shape
 $$;
 
--- A step as it is leased, with all that its handler needs. trace: {context: the task's}, and if that is sampled {parents: the steps that it
--- waited for, and what they travelled as [[step, msg_id]], previous: what its last failed attempt travelled as}.
+-- Whether this is too large to travel with a lease: it is read when it is wanted. As it is stored, by at most 8 kB; one that is stored
+-- compressed, by 64 kB of text.
+CREATE FUNCTION tasker.is_large(p_json jsonb) RETURNS boolean
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE
+        WHEN pg_column_size(p_json) > 8192 THEN true
+        WHEN pg_column_compression(p_json) IS NULL THEN false
+        ELSE octet_length(p_json::text) > 65536 END
+$$;
+
+-- A step as it is leased, with all that its handler needs, as far as it is not large. large: input and checkpoint are to be read (read_leased);
+-- results are, too, where they are null, and have results_bytes altogether. trace: {context: the task's}, and if that is sampled {parents: the steps
+-- that it waited for, and what they travelled as [[step, msg_id]], previous: what its last failed attempt travelled as}.
 CREATE TYPE tasker.leased_step AS (
     msg_id bigint, fence int, task_id uuid, step smallint, name text, handler text, template text, version text,
-    attempt int, max_attempts int, crashes int, kills int, timeout_ms bigint, input text, config text, results text, trace jsonb,
-    checkpoint text, transactional boolean, shared boolean, waited float8
+    attempt int, max_attempts int, crashes int, kills int, timeout_ms bigint, large boolean, input text, config text, results text,
+    results_bytes bigint, trace jsonb, checkpoint text, transactional boolean, shared boolean, waited float8
 );
 
 -- The steps behind leased messages, as their handlers need them. A message that no runnable step's row stands behind is left out.
@@ -25,27 +36,60 @@ LANGUAGE sql STABLE AS $$
            s.failures + 1,
            coalesce(s.max_attempts, ts.max_attempts, (SELECT n.max_attempts FROM tasker.namespaces n WHERE n.name = ts.namespace)),
            m.fence - 1 - s.released, s.kills::int, ts.timeout_ms,
-           t.input::text, ts.config::text,
-           CASE WHEN ts.parents = '{}' THEN '{}' ELSE (
-               SELECT jsonb_object_agg(pts.name, ps.result)::text
-               FROM tasker.template_steps pts
-               CROSS JOIN LATERAL (SELECT * FROM tasker.steps WHERE task_id = m.task AND step = pts.step OFFSET 0) AS ps
-               WHERE pts.version_id = t.version_id AND pts.step = ANY (ts.parents)) END,
+           z.large, CASE WHEN NOT z.large THEN t.input::text END, ts.config::text,
+           CASE WHEN ts.parents = '{}' THEN '{}' ELSE r.results END, coalesce(r.bytes, 0),
            CASE
                WHEN tasker.is_sampled(t.trace) THEN jsonb_build_object(
                    'context', t.trace, 'previous', s.errors -> -1 -> 'message_id',
                    'parents', (SELECT jsonb_agg(jsonb_build_array(p.step, p.msg_id) ORDER BY p.step) FROM tasker.steps p
                                WHERE p.task_id = m.task AND p.step = ANY (ts.parents)))
                WHEN t.trace IS NOT NULL THEN jsonb_build_object('context', t.trace) END,
-           s.checkpoint::text, ts.transactional, ts.shared,
+           CASE WHEN NOT z.large THEN s.checkpoint::text END, ts.transactional, ts.shared,
            extract(epoch FROM clock_timestamp() - s.enqueued_at)::float8
     FROM unnest(p_messages) AS m
     -- OFFSET 0: each row by its whole key, whatever the planner believes of the sizes of these tables.
     CROSS JOIN LATERAL (SELECT * FROM tasker.steps WHERE task_id = m.task AND step = m.step OFFSET 0) AS s
     CROSS JOIN LATERAL (SELECT * FROM tasker.tasks WHERE id = m.task OFFSET 0) AS t
     CROSS JOIN LATERAL (SELECT * FROM tasker.template_steps WHERE version_id = t.version_id AND step = m.step OFFSET 0) AS ts
+    CROSS JOIN LATERAL (SELECT tasker.is_large(t.input) OR coalesce(tasker.is_large(s.checkpoint), false) AS large) AS z
+    LEFT JOIN LATERAL (
+        SELECT sum(ps.result_bytes) AS bytes, CASE WHEN coalesce(sum(ps.result_bytes), 0) <= 32768 THEN
+               (jsonb_object_agg(pts.name, ps.result) FILTER (WHERE coalesce(ps.result_bytes, 0) <= 32768))::text END AS results
+        FROM tasker.template_steps pts
+        CROSS JOIN LATERAL (SELECT * FROM tasker.steps WHERE task_id = m.task AND step = pts.step OFFSET 0) AS ps
+        WHERE pts.version_id = t.version_id AND pts.step = ANY (ts.parents)) AS r ON ts.parents <> '{}'
     WHERE s.msg_id = m.msg_id AND s.state = 'enqueued' AND t.state IN ('running', 'blocked', 'failed')
     ORDER BY m.msg_id
+$$;
+
+-- What was too large to travel with a step's lease.
+CREATE FUNCTION tasker.read_leased(p_task uuid, p_step smallint, OUT input text, OUT checkpoint text)
+LANGUAGE sql STABLE AS $$
+    SELECT t.input::text, s.checkpoint::text FROM tasker.tasks t JOIN tasker.steps s ON s.task_id = t.id AND s.step = p_step WHERE t.id = p_task
+$$;
+
+-- Results of a task's steps by their names, of those that are complete or skipped, in order, as long as they have no more than p_bytes altogether
+-- (null: all); of p_before, only those that it depends on.
+CREATE FUNCTION tasker.read_results(p_task uuid, p_before smallint, p_names text[], p_bytes bigint DEFAULT NULL) RETURNS TABLE (name text, result text)
+LANGUAGE sql STABLE AS $$
+    SELECT f.name, coalesce(f.result::text, 'null') FROM (
+        SELECT ts.name, s.result, sum(s.result_bytes) OVER (ORDER BY ts.step) AS bytes
+        FROM tasker.tasks t
+        JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.name = ANY (p_names)
+        CROSS JOIN LATERAL (SELECT * FROM tasker.steps WHERE task_id = t.id AND step = ts.step OFFSET 0) AS s
+        WHERE t.id = p_task AND s.state IN ('complete', 'skipped') AND (p_before IS NULL OR ts.step = ANY (
+            SELECT unnest(b.parents) FROM tasker.template_steps b WHERE b.version_id = t.version_id AND b.step = p_before))) AS f
+    WHERE p_bytes IS NULL OR coalesce(f.bytes, 0) <= p_bytes
+$$;
+
+-- The names of the steps that a step depends on, in order.
+CREATE FUNCTION tasker.names_before(p_task uuid, p_step smallint) RETURNS SETOF text
+LANGUAGE sql STABLE AS $$
+    SELECT p.name FROM tasker.tasks t
+    JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = p_step
+    CROSS JOIN LATERAL unnest(ts.parents) AS b(step)
+    CROSS JOIN LATERAL (SELECT * FROM tasker.template_steps WHERE version_id = t.version_id AND step = b.step OFFSET 0) AS p
+    WHERE t.id = p_task ORDER BY b.step
 $$;
 
 -- Leases the first p_limit visible messages of a queue. A worker that has room for more than there are admits tasks itself, and leases their
@@ -63,7 +107,7 @@ DECLARE
     v_messages  jsonb[];
     v_runnable  int;
     v_room      int;
-    v_namespace smallint;
+    v_namespace int;
     v_mark      bigint;
     v_traced    jsonb;
 BEGIN
@@ -137,8 +181,60 @@ BEGIN
     PERFORM tasker.count_event('stale_messages', cardinality(v_gone) - coalesce(cardinality(v_foreign), 0));
     IF v_foreign IS NOT NULL THEN
         PERFORM pgmq.send_batch(p_queue || '_dlq', v_foreign);
+        PERFORM tasker.note_letters(p_queue);
         PERFORM tasker.count_event('foreign_messages', cardinality(v_foreign));
     END IF;
+END
+$$;
+
+-- After lease_steps has failed for its data: tries each of the first p_limit visible messages alone, and gives the step of one that cannot be leased a
+-- certain end (end_barely), as 'unreadable'. Where no message is visible, what
+-- failed was a task on its way there: one is sent, to be looked at by the next call. Returns the ids of the messages that are gone.
+-- Locks: the messages, skipping those that another worker has; then, of one that is given up, its task and its step. The task comes after the message, but is
+-- not waited for: where somebody has it, the message is left.
+CREATE FUNCTION tasker.give_up_unreadable(p_queue text, p_worker int, p_limit int) RETURNS bigint[]
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_table     text := format('pgmq.%I', pgmq.format_table_name(p_queue, 'q'));
+    v_namespace int;
+    v_mark      bigint;
+    v_ids       bigint[];
+    v_id        bigint;
+    v_task      uuid;
+    v_step      smallint;
+    v_state     text;
+    v_gone      bigint[] := '{}';
+BEGIN
+    SELECT n.id, m.message INTO v_namespace, v_mark
+    FROM tasker.namespaces n JOIN tasker.marks m ON m.namespace_id = n.id WHERE n.queue = p_queue;
+    EXECUTE format('SELECT array_agg(h.msg_id) FROM (SELECT msg_id FROM %s WHERE msg_id >= $1 AND vt <= clock_timestamp() '
+                   'ORDER BY msg_id LIMIT $2 FOR UPDATE SKIP LOCKED) AS h', v_table)
+    INTO v_ids USING v_mark, p_limit;
+    IF v_ids IS NULL THEN
+        PERFORM tasker.admit_tasks(ARRAY[v_namespace], ARRAY[1], p_worker, 1, 'infinity');
+        RETURN v_gone;
+    END IF;
+    FOREACH v_id IN ARRAY v_ids LOOP
+        v_task := NULL;
+        BEGIN
+            EXECUTE format('SELECT i.task, i.step FROM %s q, tasker.message_identity(q.message) AS i WHERE q.msg_id = $1', v_table)
+            INTO v_task, v_step USING v_id;
+            EXECUTE format('SELECT q.read_ct + 1 FROM %s q WHERE q.msg_id = $1', v_table) USING v_id;
+            PERFORM tasker.leased_steps(ARRAY[ROW(v_id, 1, v_task, v_step)::tasker.leased_message]);
+            CONTINUE;
+        EXCEPTION WHEN data_exception OR program_limit_exceeded OR internal_error OR data_corrupted THEN
+            v_state := SQLSTATE;
+        END;
+        IF v_task IS NOT NULL THEN
+            PERFORM FROM tasker.tasks t WHERE t.id = v_task FOR NO KEY UPDATE SKIP LOCKED;
+            CONTINUE WHEN NOT FOUND;
+            PERFORM tasker.end_barely(p_queue, v_id, v_task, v_step, 'unreadable', 'it cannot be handed to a worker (SQLSTATE ' || v_state || ')');
+        END IF;
+        EXECUTE format('DELETE FROM %s WHERE msg_id = $1', v_table) USING v_id;
+        v_gone := v_gone || v_id;
+    END LOOP;
+    PERFORM tasker.count_event('unreadable_steps', cardinality(v_gone));
+    RETURN v_gone;
 END
 $$;
 
@@ -224,14 +320,14 @@ BEGIN
 END
 $$;
 
--- Counts leases that ran out in each queue (their holder died or is cut off) and wakes its workers.
+-- Counts leases that ran out in the queues of these namespaces (their holder died or is cut off) and wakes its workers.
 -- The messages are visible again by themselves; this only makes the wait short and the event seen.
-CREATE FUNCTION tasker.wake_expired_leases() RETURNS TABLE (namespace text, expired int)
+CREATE FUNCTION tasker.wake_expired_leases(p_namespaces text[]) RETURNS TABLE (namespace text, expired int)
 LANGUAGE plpgsql AS $$
 DECLARE
     v_namespace tasker.namespaces;
 BEGIN
-    FOR v_namespace IN SELECT * FROM tasker.namespaces ORDER BY id LOOP
+    FOR v_namespace IN SELECT * FROM tasker.namespaces n WHERE n.name = ANY (p_namespaces) ORDER BY n.id LOOP
         EXECUTE format('SELECT count(*) FILTER (WHERE read_ct > 0 AND vt <= clock_timestamp()) '
                        'FROM (SELECT msg_id, read_ct, vt FROM pgmq.%I WHERE msg_id >= $1 ORDER BY msg_id LIMIT 1000) AS live',
                        pgmq.format_table_name(v_namespace.queue, 'q'))

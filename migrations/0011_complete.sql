@@ -86,7 +86,7 @@ BEGIN
 
     WITH done AS (
         UPDATE tasker.steps s
-        SET state = 'complete', result = r.result::jsonb, worker = p_worker, started_at = r.started, finished_at = clock_timestamp()
+        SET state = 'complete', result = r.result::jsonb, result_bytes = octet_length(r.result), worker = p_worker, started_at = r.started, finished_at = clock_timestamp()
         FROM unnest(v_ids, v_tasks, v_steps, v_results, v_started) AS r(id, task, step, result, started)
         WHERE s.task_id = r.task AND s.step = r.step AND s.msg_id = r.id AND s.state = 'enqueued'
         RETURNING s.msg_id, s.task_id, s.step

@@ -13,7 +13,33 @@ LANGUAGE sql VOLATILE AS $$
         ELSE exp(least(700, ln(p_multiplier) * (p_failures - 1))) END) * (1 + p_jitter * (2 * random() - 1))
 $$;
 
--- Steps have just died: sends their dead letters, with everything that is known of them, and marks their tasks blocked or failed.
+-- Tasks of which a step has just died are blocked, or have failed.
+-- Locks: the caller's, who has those of the tasks.
+CREATE FUNCTION tasker.block_tasks(p_tasks uuid[]) RETURNS void
+LANGUAGE sql AS $$
+    UPDATE tasker.tasks t
+    SET state = tv.dead_state, finished_at = CASE WHEN tv.dead_state = 'failed' THEN clock_timestamp() END
+    FROM tasker.template_versions tv
+    WHERE t.id = ANY (p_tasks) AND t.state = 'running' AND tv.id = t.version_id
+$$;
+
+-- The queues that have, or had, dead letters: whoever looks for letters looks nowhere else.
+CREATE TABLE tasker.lettered (namespace_id int PRIMARY KEY);
+
+-- Letters were sent in the queue's namespace. After them, in the same transaction: forget_letterless relies on that order.
+CREATE FUNCTION tasker.note_letters(p_queue text) RETURNS void
+LANGUAGE sql AS $$
+    INSERT INTO tasker.lettered (namespace_id) SELECT n.id FROM tasker.namespaces n WHERE n.queue = p_queue ON CONFLICT DO NOTHING
+$$;
+
+-- An error behind those before it. Of many, the first ten and the last forty are kept: each has the number of its attempt.
+CREATE FUNCTION tasker.append_error(p_errors jsonb, p_error jsonb) RETURNS jsonb
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN jsonb_array_length(p_errors) >= 50 THEN p_errors - 10 ELSE coalesce(p_errors, '[]') END || p_error
+$$;
+
+-- Steps have just died: sends their dead letters, with what is known of them and the names of the steps that have results (see read_results), and
+-- marks their tasks blocked or failed.
 -- p_messages: what they travelled as; null where they had not been sent.
 -- Locks: the caller's, who has those of the tasks.
 CREATE FUNCTION tasker.send_dead_letters(p_tasks uuid[], p_steps smallint[], p_reasons text[], p_messages jsonb[]) RETURNS void
@@ -21,29 +47,32 @@ LANGUAGE plpgsql AS $$
 DECLARE
     v_queue   text;
     v_letters jsonb[];
+    v_from    int;
 BEGIN
-    FOR v_queue, v_letters IN
-        SELECT ts.queue, array_agg(jsonb_build_object(
-            'reason', d.reason, 'queue', ts.queue, 'task', t.id, 'step', ts.name, 'handler', ts.handler, 'template', tp.name,
-            'version', tv.version, 'errors', s.errors, 'worker', s.worker, 'input', t.input, 'trace', t.trace, 'message', d.message,
-            'results', (SELECT jsonb_object_agg(rs.name, r.result) FROM tasker.steps r
-                        JOIN tasker.template_steps rs ON rs.version_id = t.version_id AND rs.step = r.step
-                        WHERE r.task_id = t.id AND r.state = 'complete')))
-        FROM unnest(p_tasks, p_steps, p_reasons, p_messages) AS d(task, step, reason, message)
-        JOIN tasker.tasks t ON t.id = d.task
-        JOIN tasker.steps s ON s.task_id = d.task AND s.step = d.step
-        JOIN tasker.templates tp ON tp.id = t.template_id
-        JOIN tasker.template_versions tv ON tv.id = t.version_id
-        JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = d.step
-        GROUP BY ts.queue ORDER BY ts.queue
-    LOOP
-        PERFORM pgmq.send_batch(v_queue || '_dlq', v_letters);
-        PERFORM tasker.notify('tasker_dead_letters', v_queue);
+    -- A few at a time: a letter may have megabytes.
+    FOR v_from IN SELECT generate_series(0, cardinality(p_tasks) - 1, 16) LOOP
+        FOR v_queue, v_letters IN
+            SELECT ts.queue, array_agg(jsonb_build_object(
+                'reason', d.reason, 'queue', ts.queue, 'task', t.id, 'step', ts.name, 'handler', ts.handler, 'template', tp.name,
+                'version', tv.version, 'errors', s.errors, 'worker', s.worker, 'input', t.input, 'trace', t.trace, 'message', d.message,
+                'results', (SELECT jsonb_agg(rs.name ORDER BY rs.step) FROM tasker.steps r
+                            CROSS JOIN LATERAL (SELECT * FROM tasker.template_steps WHERE version_id = t.version_id AND step = r.step OFFSET 0) AS rs
+                            WHERE r.task_id = t.id AND r.state = 'complete')))
+            FROM unnest(p_tasks[v_from + 1:v_from + 16], p_steps[v_from + 1:v_from + 16], p_reasons[v_from + 1:v_from + 16],
+                        p_messages[v_from + 1:v_from + 16]) AS d(task, step, reason, message)
+            JOIN tasker.tasks t ON t.id = d.task
+            JOIN tasker.steps s ON s.task_id = d.task AND s.step = d.step
+            JOIN tasker.templates tp ON tp.id = t.template_id
+            JOIN tasker.template_versions tv ON tv.id = t.version_id
+            JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = d.step
+            GROUP BY ts.queue ORDER BY ts.queue
+        LOOP
+            PERFORM pgmq.send_batch(v_queue || '_dlq', v_letters);
+            PERFORM tasker.note_letters(v_queue);
+            PERFORM tasker.notify('tasker_dead_letters', v_queue);
+        END LOOP;
     END LOOP;
-    UPDATE tasker.tasks t
-    SET state = tv.dead_state, finished_at = CASE WHEN tv.dead_state = 'failed' THEN clock_timestamp() END
-    FROM tasker.template_versions tv
-    WHERE t.id = ANY (p_tasks) AND t.state = 'running' AND tv.id = t.version_id;
+    PERFORM tasker.block_tasks(p_tasks);
 END
 $$;
 
@@ -96,7 +125,7 @@ BEGIN
                 failures = s.failures + 1, worker = $8, started_at = v.last_read_at,
                 finished_at = CASE WHEN v.dead OR v.over THEN clock_timestamp() END,
                 retry_at = CASE WHEN NOT (v.dead OR v.over) THEN clock_timestamp() + v.delay * interval '1 second' END,
-                errors = coalesce(s.errors, '[]') || (v.error || jsonb_build_object(
+                errors = tasker.append_error(s.errors, v.error || jsonb_build_object(
                     'attempt', s.failures + 1, 'message_id', v.msg_id, 'crashes', v.read_ct - 1 - s.released, 'at', clock_timestamp(), 'worker', $8))
             FROM verdict v
             WHERE s.task_id = v.task AND s.step = v.step
@@ -126,5 +155,45 @@ BEGIN
         PERFORM tasker.notify('tasker_due', '');
     END IF;
     RETURN QUERY SELECT * FROM unnest(v_ids, v_states);
+END
+$$;
+
+-- Ends a step with the least that its row needs, and a letter of constants: for what cannot be ended otherwise. Nothing of it is read or kept, its
+-- errors neither. Locks: the caller's, who has the task and has deleted the message, or will; then the step.
+CREATE FUNCTION tasker.end_barely(p_queue text, p_id bigint, p_task uuid, p_step smallint, p_reason text, p_message text) RETURNS boolean
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_errors jsonb;
+BEGIN
+    SELECT jsonb_build_array(jsonb_build_object('class', 'TaskerError', 'message', p_message, 'attempt', s.failures + 1, 'at', clock_timestamp()))
+    INTO v_errors FROM tasker.steps s WHERE s.task_id = p_task AND s.step = p_step;
+    UPDATE tasker.steps s SET state = 'dead', failures = s.failures + 1, finished_at = clock_timestamp(), errors = v_errors
+    WHERE s.task_id = p_task AND s.step = p_step AND s.msg_id = p_id AND s.state = 'enqueued';
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    PERFORM tasker.release_permits(ARRAY[p_task], ARRAY[p_step], ARRAY[false]);
+    PERFORM pgmq.send(p_queue || '_dlq', (
+        SELECT jsonb_build_object('reason', p_reason, 'queue', p_queue, 'task', p_task, 'step', ts.name, 'handler', ts.handler,
+                                  'template', ts.template, 'version', ts.version, 'errors', v_errors)
+        FROM tasker.tasks t JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = p_step WHERE t.id = p_task));
+    PERFORM tasker.note_letters(p_queue);
+    PERFORM tasker.notify('tasker_dead_letters', p_queue);
+    PERFORM tasker.block_tasks(ARRAY[p_task]);
+    RETURN true;
+END
+$$;
+
+-- Fails one step for good, after fail_steps refused to for its data. False: the report is stale.
+-- Locks: the task, then the message, then the step.
+CREATE FUNCTION tasker.fail_barely(p_queue text, p_id bigint, p_fence int, p_task uuid, p_step smallint, p_reason text, p_message text) RETURNS boolean
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_gone bigint;
+BEGIN
+    PERFORM FROM tasker.tasks t WHERE t.id = p_task FOR NO KEY UPDATE;
+    EXECUTE format('DELETE FROM pgmq.%I WHERE msg_id = $1 AND read_ct = $2 RETURNING msg_id', pgmq.format_table_name(p_queue, 'q'))
+    INTO v_gone USING p_id, p_fence;
+    RETURN v_gone IS NOT NULL AND tasker.end_barely(p_queue, p_id, p_task, p_step, p_reason, p_message);
 END
 $$;

@@ -10,52 +10,77 @@ LANGUAGE sql STABLE AS $$
         THEN 'waiting' ELSE p_task.state END
 $$;
 
--- The lease of a step's message, if it has one: who holds it and until when.
-CREATE FUNCTION tasker.lease_of(p_queue text, p_message bigint, OUT worker int, OUT leased_at timestamptz)
+-- The leases of a queue's messages, as far as they have one: who holds them and since when.
+CREATE FUNCTION tasker.leases_of(p_queue text, p_messages bigint[]) RETURNS TABLE (msg_id bigint, worker int, leased_at timestamptz)
 LANGUAGE plpgsql STABLE AS $$
 BEGIN
-    EXECUTE format('SELECT (headers ->> ''worker'')::int, last_read_at FROM pgmq.%I WHERE msg_id = $1 AND read_ct > 0 AND vt > clock_timestamp()',
-                   pgmq.format_table_name(p_queue, 'q'))
-    INTO worker, leased_at USING p_message;
+    RETURN QUERY EXECUTE format('SELECT msg_id, (headers ->> ''worker'')::int, last_read_at FROM pgmq.%I '
+                                'WHERE msg_id = ANY ($1) AND read_ct > 0 AND vt > clock_timestamp()', pgmq.format_table_name(p_queue, 'q'))
+    USING p_messages;
 END
 $$;
 
--- A task with its steps, in the template's order; null when there is no such task.
+-- A task without its steps; null when there is no such task.
 CREATE FUNCTION tasker.read_task(p_task uuid) RETURNS jsonb
 LANGUAGE sql STABLE AS $$
     SELECT jsonb_build_object(
         'id', t.id, 'template', tp.name, 'namespace', n.name, 'version', tv.version,
         'state', tasker.visible_state(t), 'priority', (ARRAY['low', 'normal', 'high', 'urgent'])[t.priority],
-        'key', t.key, 'input', t.input, 'created_at', t.created_at, 'run_at', t.run_at, 'started_at', t.started_at, 'finished_at', t.finished_at,
-        'steps', (
-            SELECT jsonb_agg(jsonb_build_object(
-                'name', ts.name, 'handler', ts.handler, 'namespace', ts.namespace,
-                'depends_on', coalesce((SELECT jsonb_agg(p.name ORDER BY p.step) FROM tasker.template_steps p
-                                        WHERE p.version_id = t.version_id AND p.step = ANY (ts.parents)), '[]'),
-                'state', CASE
-                    WHEN s.state IS NULL AND t.state = 'cancelled' THEN 'cancelled'
-                    WHEN s.state IS NULL THEN 'pending'
-                    WHEN l.worker IS NOT NULL THEN 'in_progress'
-                    ELSE s.state END,
-                'attempt', CASE WHEN s.state IS NULL THEN 0 WHEN s.state IN ('dead', 'waiting_retry') THEN s.failures ELSE s.failures + 1 END,
-                'max_attempts', coalesce(s.max_attempts, ts.max_attempts, sn.max_attempts),
-                'worker', (SELECT m.name FROM tasker.members m WHERE m.id = coalesce(l.worker, s.worker)),
-                'waits_for', (SELECT l.name FROM tasker.permits p JOIN tasker.limits l ON l.id = p.limit_id
-                              WHERE p.task_id = t.id AND p.step = ts.step AND p.granted_at IS NULL LIMIT 1),
-                'result', s.result, 'progress', s.progress, 'errors', coalesce(s.errors, '[]'),
-                'enqueued_at', s.enqueued_at, 'started_at', coalesce(l.leased_at, s.started_at),
-                'finished_at', s.finished_at, 'retry_at', s.retry_at
-            ) ORDER BY ts.step)
-            FROM tasker.template_steps ts
-            JOIN tasker.namespaces sn ON sn.name = ts.namespace
-            LEFT JOIN tasker.steps s ON s.task_id = t.id AND s.step = ts.step
-            LEFT JOIN LATERAL tasker.lease_of(ts.queue, s.msg_id) AS l ON s.state = 'enqueued'
-            WHERE ts.version_id = t.version_id))
+        'key', t.key, 'input', t.input, 'created_at', t.created_at, 'run_at', t.run_at, 'started_at', t.started_at, 'finished_at', t.finished_at)
     FROM tasker.tasks t
     JOIN tasker.templates tp ON tp.id = t.template_id
     JOIN tasker.template_versions tv ON tv.id = t.version_id
     JOIN tasker.namespaces n ON n.id = t.namespace_id
     WHERE t.id = p_task
+$$;
+
+-- A task's steps, in the template's order, a row each. Results, in that order, come along as long as they have no more than p_bytes altogether; the others
+-- say only how many bytes they have, and are read by their names (read_results).
+-- Everything is joined by what is the same in both, each side read once, however many steps there are: our sessions would not by themselves.
+CREATE FUNCTION tasker.read_steps(p_task uuid, p_bytes bigint) RETURNS SETOF jsonb
+LANGUAGE plpgsql STABLE SET enable_hashjoin = on SET plan_cache_mode = force_custom_plan AS $$
+DECLARE
+    v_task  tasker.tasks;
+    v_names text[];
+BEGIN
+    SELECT * INTO v_task FROM tasker.tasks WHERE id = p_task;
+    v_names := ARRAY(SELECT ts.name FROM tasker.template_steps ts WHERE ts.version_id = v_task.version_id ORDER BY ts.step);
+    RETURN QUERY
+    WITH step AS MATERIALIZED (
+        SELECT ts.step AS number, ts.name, ts.handler, ts.namespace, ts.queue, ts.parents, ts.max_attempts AS own_attempts, s.*,
+               sum(s.result_bytes) OVER (ORDER BY ts.step) AS bytes
+        FROM tasker.template_steps ts
+        LEFT JOIN (SELECT * FROM tasker.steps WHERE task_id = p_task) AS s ON s.step = ts.step
+        WHERE ts.version_id = v_task.version_id
+    ), lease AS MATERIALIZED (
+        SELECT q.queue, l.* FROM (SELECT e.queue, array_agg(e.msg_id) AS ids FROM step e WHERE e.state = 'enqueued' GROUP BY e.queue) AS q
+        CROSS JOIN LATERAL tasker.leases_of(q.queue, q.ids) AS l
+    ), permit AS MATERIALIZED (
+        SELECT DISTINCT ON (p.step) p.step, l.name FROM tasker.permits p JOIN tasker.limits l ON l.id = p.limit_id
+        WHERE p.task_id = p_task AND p.granted_at IS NULL ORDER BY p.step, l.name
+    )
+    SELECT jsonb_build_object(
+        'name', s.name, 'handler', s.handler, 'namespace', s.namespace,
+        'depends_on', to_jsonb(ARRAY(SELECT v_names[b.step + 1] FROM unnest(s.parents) AS b(step) ORDER BY b.step)),
+        'state', CASE
+            WHEN s.state IS NULL AND v_task.state = 'cancelled' THEN 'cancelled'
+            WHEN s.state IS NULL THEN 'pending'
+            WHEN l.worker IS NOT NULL THEN 'in_progress'
+            ELSE s.state END,
+        'attempt', CASE WHEN s.state IS NULL THEN 0 WHEN s.state IN ('dead', 'waiting_retry') THEN s.failures ELSE s.failures + 1 END,
+        'max_attempts', coalesce(s.max_attempts, s.own_attempts, sn.max_attempts),
+        'worker', m.name, 'waits_for', p.name,
+        'result', CASE WHEN coalesce(s.bytes, 0) <= p_bytes THEN s.result END, 'result_bytes', s.result_bytes,
+        'progress', s.progress, 'errors', coalesce(s.errors, '[]'),
+        'enqueued_at', s.enqueued_at, 'started_at', coalesce(l.leased_at, s.started_at),
+        'finished_at', s.finished_at, 'retry_at', s.retry_at)
+    FROM step s
+    JOIN tasker.namespaces sn ON sn.name = s.namespace
+    LEFT JOIN lease l ON l.queue = s.queue AND l.msg_id = s.msg_id
+    LEFT JOIN permit p ON p.step = s.number
+    LEFT JOIN tasker.members m ON m.id = coalesce(l.worker, s.worker)
+    ORDER BY s.number;
+END
 $$;
 
 -- The newest tasks first, those before p_before; a null filter filters nothing.
@@ -92,4 +117,12 @@ LANGUAGE sql STABLE AS $$
     JOIN tasker.namespaces n ON n.id = tp.namespace_id
     JOIN tasker.template_versions tv ON tv.id = tp.current_version_id
     ORDER BY n.name, tp.name
+$$;
+
+-- Which database of which server this is, and whose installation is there. A copy of it has the same installation's id, but is another database or
+-- another server's (its system identifier), or a standby, which nobody writes through.
+CREATE FUNCTION tasker.which_installation() RETURNS text
+LANGUAGE sql STABLE AS $$
+    SELECT concat_ws('/', i.id, c.system_identifier, d.oid, CASE WHEN pg_is_in_recovery() THEN 'standby' END)
+    FROM tasker.installation i, pg_control_system() AS c, pg_database d WHERE d.datname = current_database()
 $$;

@@ -14,8 +14,8 @@ CREATE TABLE tasker.dead_letter_actions (
     details jsonb NOT NULL
 );
 
--- The letters that p_filter lets through: {namespace, template, handler, reason, class, task, ids: [], older_than, newer_than (seconds),
--- before: id}; what it lacks filters nothing. The newest first; 'before' continues after the last of a page.
+-- The letters that p_filter lets through: {namespace, namespaces: [], template, handler, reason, class, task, ids: [], older_than, newer_than
+-- (seconds), before: id}; what it lacks filters nothing. The newest first; 'before' continues after the last of a page.
 CREATE FUNCTION tasker.find_dead_letters(p_filter jsonb, p_limit int)
 RETURNS TABLE (id text, namespace text, msg_id bigint, died_at timestamptz, letter jsonb)
 LANGUAGE plpgsql STABLE AS $$
@@ -29,8 +29,9 @@ BEGIN
         INTO v_before USING split_part(p_filter ->> 'before', '/', 2)::bigint;
     END IF;
     FOR v_namespace IN
-        SELECT n.* FROM tasker.namespaces n
+        SELECT n.* FROM tasker.lettered l JOIN tasker.namespaces n ON n.id = l.namespace_id
         WHERE n.name = coalesce(p_filter ->> 'namespace', n.name)
+          AND (NOT p_filter ? 'namespaces' OR p_filter -> 'namespaces' ? n.name)
           AND (NOT p_filter ? 'ids' OR EXISTS (
               SELECT 1 FROM jsonb_array_elements_text(p_filter -> 'ids') AS i(id) WHERE split_part(i.id, '/', 1) = n.name))
     LOOP
@@ -52,9 +53,23 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION tasker.list_dead_letters(p_filter jsonb, p_limit int) RETURNS SETOF jsonb
+-- The namespaces that have letters, in order; of p_filter, its namespace alone.
+CREATE FUNCTION tasker.lettered_namespaces(p_filter jsonb DEFAULT '{}') RETURNS SETOF text
 LANGUAGE sql STABLE AS $$
-    SELECT f.letter || jsonb_build_object('id', f.id, 'namespace', f.namespace, 'died_at', f.died_at)
+    SELECT n.name FROM tasker.lettered l JOIN tasker.namespaces n ON n.id = l.namespace_id
+    WHERE n.name = coalesce(p_filter ->> 'namespace', n.name) ORDER BY n.id
+$$;
+
+-- A page of them. Unless p_whole, what is large is left out, so that a page has a bound: of the input (which then says how many bytes
+-- it has), and of the errors all but the last.
+CREATE FUNCTION tasker.list_dead_letters(p_filter jsonb, p_limit int, p_whole boolean DEFAULT false) RETURNS SETOF jsonb
+LANGUAGE sql STABLE AS $$
+    SELECT f.letter
+        || CASE WHEN NOT p_whole AND pg_column_size(f.letter -> 'input') > 8192
+           THEN jsonb_build_object('input', NULL, 'input_bytes', octet_length((f.letter -> 'input')::text)) ELSE '{}' END
+        || CASE WHEN NOT p_whole AND pg_column_size(f.letter -> 'errors') > 65536
+           THEN jsonb_build_object('errors', jsonb_build_array(f.letter -> 'errors' -> -1)) ELSE '{}' END
+        || jsonb_build_object('id', f.id, 'namespace', f.namespace, 'died_at', f.died_at)
     FROM tasker.find_dead_letters(p_filter, p_limit) f
     ORDER BY f.died_at DESC, f.id DESC LIMIT p_limit
 $$;
@@ -173,6 +188,7 @@ BEGIN
     ), settled AS (
         UPDATE tasker.steps s
         SET state = CASE WHEN p_result IS NULL THEN 'skipped' ELSE 'complete' END::tasker.step_state, result = p_result,
+            result_bytes = octet_length(p_result::text),
             finished_at = clock_timestamp()
         FROM taken k WHERE s.task_id = k.task_id AND s.step = k.step
         RETURNING k.id, k.task_id, k.step, k.letter
@@ -212,14 +228,37 @@ BEGIN
 END
 $$;
 
--- Letters that are older than their retention (the step's, else its template's, else its namespace's), the oldest first.
-CREATE FUNCTION tasker.expired_dead_letters(p_limit int) RETURNS SETOF text
+-- Letters of a namespace that are older than their retention (the step's, else its template's, else its namespace's), the oldest first.
+CREATE FUNCTION tasker.expired_dead_letters(p_namespace text, p_limit int) RETURNS SETOF text
 LANGUAGE sql STABLE AS $$
     SELECT f.id
-    FROM tasker.find_dead_letters('{}', NULL) f
+    FROM tasker.find_dead_letters(jsonb_build_object('namespace', p_namespace), NULL) f
     JOIN tasker.namespaces n ON n.name = f.namespace
     LEFT JOIN tasker.tasks t ON t.id = (f.letter ->> 'task')::uuid
     LEFT JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.name = f.letter ->> 'step'
     WHERE f.died_at < now() - coalesce(ts.retention_days, n.retention_days) * interval '1 day'
     ORDER BY f.died_at LIMIT p_limit
+$$;
+
+-- Forgets that a namespace has letters, if it has none any more. Returns whether it did.
+-- Locks: its dead-letter queue against new ones, without waiting: whoever sends one later notes it again.
+CREATE FUNCTION tasker.forget_letterless(p_namespace text) RETURNS boolean
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_table text := format('pgmq.%I', pgmq.format_table_name(p_namespace || '_queue_dlq', 'q'));
+    v_any   boolean;
+BEGIN
+    EXECUTE format('SELECT EXISTS (SELECT FROM %s)', v_table) INTO v_any;
+    IF v_any THEN
+        RETURN false;
+    END IF;
+    BEGIN
+        EXECUTE format('LOCK TABLE %s IN SHARE MODE NOWAIT', v_table);
+    EXCEPTION WHEN lock_not_available THEN
+        RETURN false;
+    END;
+    EXECUTE format('SELECT EXISTS (SELECT FROM %s)', v_table) INTO v_any;
+    DELETE FROM tasker.lettered l USING tasker.namespaces n WHERE NOT v_any AND n.id = l.namespace_id AND n.name = p_namespace;
+    RETURN FOUND;
+END
 $$;

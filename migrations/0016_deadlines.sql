@@ -97,7 +97,7 @@ BEGIN
 
     UPDATE tasker.steps s
     SET state = 'dead', retry_at = NULL, finished_at = clock_timestamp(),
-        errors = coalesce(s.errors, '[]') || (jsonb_build_object('attempt', s.failures + 1, 'at', clock_timestamp()) || CASE WHEN d.state IS NULL
+        errors = tasker.append_error(s.errors, jsonb_build_object('attempt', s.failures + 1, 'at', clock_timestamp()) || CASE WHEN d.state IS NULL
             THEN jsonb_build_object('class', 'DeadlineExceeded', 'message', 'the task did not end in the time its template allows')
             ELSE jsonb_build_object('class', 'Stuck', 'message', 'it was ' || d.state || ' for longer than its template allows') END)
     FROM unnest(v_tasks, v_steps, v_states) AS d(task, step, state) WHERE s.task_id = d.task AND s.step = d.step;

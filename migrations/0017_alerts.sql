@@ -19,24 +19,29 @@ CREATE TABLE tasker.alerts (
 CREATE UNIQUE INDEX alerts_open ON tasker.alerts (namespace, template, step) WHERE cleared_at IS NULL;
 CREATE INDEX alerts_undelivered ON tasker.alerts (next_try_at) WHERE delivered_at IS NULL;
 
--- Counts the letters against the thresholds, raises and clears alerts, and returns those it raised.
+-- The namespaces whose letters may raise an alert, or clear one, in order.
+CREATE FUNCTION tasker.alerting_namespaces() RETURNS SETOF text
+LANGUAGE sql STABLE AS $$
+    SELECT n.name FROM tasker.lettered l JOIN tasker.namespaces n ON n.id = l.namespace_id
+    WHERE n.alert_threshold IS NOT NULL
+       OR EXISTS (SELECT FROM tasker.template_steps ts WHERE ts.namespace = n.name AND ts.alert_threshold IS NOT NULL)
+    UNION SELECT a.namespace FROM tasker.alerts a WHERE a.cleared_at IS NULL
+    ORDER BY 1
+$$;
+
+-- Counts the letters of these namespaces against the thresholds, raises and clears their alerts, and returns those it raised.
 -- Locks: an advisory lock; who does not get it leaves the work to the one who has it.
-CREATE FUNCTION tasker.check_alerts() RETURNS SETOF jsonb
+CREATE FUNCTION tasker.check_alerts(p_namespaces text[]) RETURNS SETOF jsonb
 LANGUAGE plpgsql AS $$
 BEGIN
     IF NOT pg_try_advisory_xact_lock(hashtext('tasker.alerts')) THEN
-        RETURN;
-    END IF;
-    IF NOT EXISTS (SELECT 1 FROM tasker.namespaces WHERE alert_threshold IS NOT NULL)
-        AND NOT EXISTS (SELECT 1 FROM tasker.template_steps WHERE alert_threshold IS NOT NULL)
-        AND NOT EXISTS (SELECT 1 FROM tasker.alerts WHERE cleared_at IS NULL) THEN
         RETURN;
     END IF;
     RETURN QUERY
     WITH counted AS MATERIALIZED (
         SELECT f.namespace, coalesce(own.template, '') AS template, coalesce(own.step, '') AS step,
                coalesce(own.threshold, n.alert_threshold) AS threshold, count(*) AS letters
-        FROM tasker.find_dead_letters('{}', NULL) f
+        FROM tasker.find_dead_letters(jsonb_build_object('namespaces', p_namespaces), NULL) f
         JOIN tasker.namespaces n ON n.name = f.namespace
         LEFT JOIN LATERAL (
             SELECT f.letter ->> 'template' AS template, ts.name AS step, ts.alert_threshold AS threshold
@@ -49,7 +54,7 @@ BEGIN
         GROUP BY c.namespace, c.template, c.step HAVING sum(c.letters) >= min(c.threshold)
     ), cleared AS (
         UPDATE tasker.alerts a SET cleared_at = clock_timestamp()
-        WHERE a.cleared_at IS NULL AND NOT EXISTS (
+        WHERE a.cleared_at IS NULL AND a.namespace = ANY (p_namespaces) AND NOT EXISTS (
             SELECT 1 FROM reached r WHERE (r.namespace, r.template, r.step) = (a.namespace, a.template, a.step))
     ), raised AS (
         INSERT INTO tasker.alerts AS a (namespace, template, step, threshold, letters)

@@ -3,7 +3,7 @@
 -- What waited in each namespace, every ten seconds, in steps.
 CREATE TABLE tasker.traffic (
     at           timestamptz,
-    namespace_id smallint REFERENCES tasker.namespaces,
+    namespace_id int REFERENCES tasker.namespaces,
     waiting      bigint NOT NULL,
     PRIMARY KEY (at, namespace_id)
 );
@@ -12,7 +12,7 @@ CREATE TABLE tasker.traffic (
 CREATE TABLE tasker.arrivals (
     -- five minutes from here on
     at           timestamptz,
-    namespace_id smallint REFERENCES tasker.namespaces,
+    namespace_id int REFERENCES tasker.namespaces,
     steps        float8 NOT NULL,
     PRIMARY KEY (namespace_id, at)
 );
@@ -50,7 +50,7 @@ LANGUAGE sql STABLE AS $$
 $$;
 
 -- How many steps come in a second, over the last minute: what was done, and what waits more than before.
-CREATE FUNCTION tasker.arrival_rate(p_namespace smallint, p_now timestamptz) RETURNS float8
+CREATE FUNCTION tasker.arrival_rate(p_namespace int, p_now timestamptz) RETURNS float8
 LANGUAGE sql STABLE AS $$
     SELECT greatest(0, (
         (SELECT coalesce(sum(r.completed + r.failed), 0) FROM tasker.activity r
@@ -67,31 +67,43 @@ LANGUAGE sql STABLE AS $$
     WHERE m.kind = 'worker' AND m.left_at IS NULL AND m.lease_until > clock_timestamp() AND p_namespace = ANY (m.namespaces)
 $$;
 
--- Takes down what waits and what came in, once every ten seconds whoever asks, and forgets what is too old; and how many messages a queue may hold
--- for the workers that there are: as many as they have handlers, and finish in 200 ms.
-CREATE FUNCTION tasker.note_traffic() RETURNS void
+-- Takes down what waits and what came in in the next p_limit namespaces after p_after that are not asleep, once every ten seconds whoever asks, and
+-- forgets what is too old; and how many messages a queue may hold for the workers that there are: as many as they have handlers, and finish in 200 ms.
+-- Returns the last namespace that it looked at (null: there are no more, or somebody else is at it).
+-- Locks: an advisory lock; then marks in order.
+CREATE FUNCTION tasker.note_traffic(p_after int DEFAULT 0, p_limit int DEFAULT 100) RETURNS int
 LANGUAGE plpgsql AS $$
 DECLARE
-    v_now timestamptz := date_bin('10 s', clock_timestamp(), 'epoch');
+    v_now  timestamptz := date_bin('10 s', clock_timestamp(), 'epoch');
+    v_ids  int[];
+    v_last int;
 BEGIN
-    IF EXISTS (SELECT FROM tasker.traffic t WHERE t.at >= v_now) OR NOT pg_try_advisory_xact_lock(hashtext('tasker.traffic')) THEN
-        RETURN;
+    IF NOT pg_try_advisory_xact_lock(hashtext('tasker.traffic')) THEN
+        RETURN NULL;
+    END IF;
+    v_ids := ARRAY(SELECT a.id FROM tasker.awake_namespaces(p_after, p_limit) AS a);
+    v_last := CASE WHEN cardinality(v_ids) = p_limit THEN v_ids[p_limit] END;
+    v_ids := ARRAY(SELECT i.id FROM unnest(v_ids) AS i(id)
+                   WHERE NOT EXISTS (SELECT FROM tasker.traffic t WHERE t.at = v_now AND t.namespace_id = i.id) ORDER BY i.id);
+    IF v_ids = '{}' THEN
+        RETURN v_last;
     END IF;
     INSERT INTO tasker.traffic (at, namespace_id, waiting)
-    SELECT v_now, n.id, tasker.waiting_steps(n, 200000) FROM tasker.namespaces n
-    ON CONFLICT DO NOTHING;
+    SELECT v_now, n.id, tasker.waiting_steps(n, 200000) FROM tasker.namespaces n WHERE n.id = ANY (v_ids);
     INSERT INTO tasker.arrivals AS a (at, namespace_id, steps)
     SELECT date_bin('5 minutes', v_now, 'epoch'), n.id, 10 * tasker.arrival_rate(n.id, v_now) FROM tasker.namespaces n
+    WHERE n.id = ANY (v_ids)
     ON CONFLICT (namespace_id, at) DO UPDATE SET steps = a.steps + excluded.steps;
     UPDATE tasker.marks m SET room = d.room
     FROM (
         SELECT n.id, ceil(h.handlers + 0.2 * coalesce((
                    SELECT sum(r.completed + r.failed) / 30 FROM tasker.activity r
                    WHERE r.namespace_id = n.id AND r.at >= v_now - interval '30 s' AND r.at < v_now), 0))::int AS room
-        FROM tasker.namespaces n CROSS JOIN LATERAL tasker.handlers(n.name) AS h) AS d
+        FROM tasker.namespaces n CROSS JOIN LATERAL tasker.handlers(n.name) AS h WHERE n.id = ANY (v_ids)) AS d
     WHERE m.namespace_id = d.id AND m.room IS DISTINCT FROM d.room;
     DELETE FROM tasker.traffic t WHERE t.at < v_now - interval '20 minutes';
     DELETE FROM tasker.arrivals a WHERE a.at < v_now - interval '15 days';
+    RETURN v_last;
 END
 $$;
 
@@ -99,7 +111,7 @@ $$;
 --   trend  the slope of the last half hour (least squares), continued; to no less than half, and no more than twice of what it is
 --   daily  by what it usually grows at this time: the median of the last fourteen days that have something to say; by four at most
 -- Of both, where at least two days say something, the mean; else the trend.
-CREATE FUNCTION tasker.forecast_rate(p_namespace smallint, p_rate float8, p_now timestamptz, p_ahead interval, OUT rate float8, OUT days int)
+CREATE FUNCTION tasker.forecast_rate(p_namespace int, p_rate float8, p_now timestamptz, p_ahead interval, OUT rate float8, OUT days int)
 LANGUAGE sql STABLE AS $$
     SELECT CASE WHEN d.days >= 2 THEN (t.rate + p_rate * least(4, greatest(0.25, d.growth))) / 2 ELSE t.rate END, d.days
     FROM (

@@ -1,19 +1,20 @@
 -- What probes and operators ask of the whole fleet. Cheap whatever the backlog: heads of indexes, and counts that go no further than a bound.
 
--- The queues of these namespaces (null: all), of those that are there, that this session cannot work with: dropped, or without the privileges.
+-- The queues of these namespaces (null: all that are not asleep), of those that are there, that this session cannot work with: dropped, or without the privileges.
 CREATE FUNCTION tasker.unreachable_queues(p_namespaces text[]) RETURNS SETOF text
 LANGUAGE sql STABLE AS $$
     SELECT n.queue
-    FROM tasker.namespaces n
+    FROM (SELECT * FROM tasker.awake_namespaces(0, NULL) WHERE p_namespaces IS NULL
+          UNION ALL SELECT * FROM tasker.namespaces a WHERE a.name = ANY (p_namespaces)) AS n
     CROSS JOIN LATERAL to_regclass(format('pgmq.%I', pgmq.format_table_name(n.queue, 'q'))) AS q
-    WHERE (p_namespaces IS NULL OR n.name = ANY (p_namespaces)) AND NOT coalesce(has_table_privilege(q, 'SELECT') AND has_table_privilege(q, 'INSERT')
+    WHERE NOT coalesce(has_table_privilege(q, 'SELECT') AND has_table_privilege(q, 'INSERT')
                        AND has_table_privilege(q, 'UPDATE') AND has_table_privilege(q, 'DELETE'), false)
     ORDER BY n.queue
 $$;
 
 -- The pending tasks of a namespace by priority, counted no further than p_count each; how long the first of them waits, in seconds, and how many
 -- priorities its age is worth by now.
-CREATE FUNCTION tasker.backlog(p_namespace smallint, p_count int) RETURNS jsonb
+CREATE FUNCTION tasker.backlog(p_namespace int, p_count int) RETURNS jsonb
 LANGUAGE sql STABLE AS $$
     SELECT jsonb_object_agg(p.name, jsonb_build_object(
         'pending', h.pending, 'oldest_seconds', extract(epoch FROM h.waits), 'escalation', extract(epoch FROM h.waits) / extract(epoch FROM tasker.aging())))
@@ -27,7 +28,7 @@ LANGUAGE sql STABLE AS $$
 $$;
 
 -- What workers did in a namespace, a second, over the last 1, 5 and 15 minutes. The newest ten seconds are not complete and do not count.
-CREATE FUNCTION tasker.rates(p_namespace smallint) RETURNS jsonb
+CREATE FUNCTION tasker.rates(p_namespace int) RETURNS jsonb
 LANGUAGE sql STABLE AS $$
     SELECT jsonb_object_agg(w.minutes || 'm', jsonb_build_object('completed', r.completed, 'failed', r.failed))
     FROM unnest(ARRAY[1, 5, 15]) AS w(minutes)
@@ -38,23 +39,37 @@ LANGUAGE sql STABLE AS $$
         WHERE a.namespace_id = p_namespace AND a.at >= now - w.minutes * interval '1 minute' AND a.at < now) AS r
 $$;
 
--- The fleet: namespaces, members, limits, what went wrong, and the server.
+-- The next p_limit namespaces after p_after that are not asleep or have dead letters, in order: how they are.
+CREATE FUNCTION tasker.fleet_namespaces(p_after int, p_limit int, p_count int DEFAULT 10000) RETURNS TABLE (id int, name text, namespace jsonb)
+LANGUAGE sql STABLE AS $$
+    SELECT n.id, n.name, jsonb_build_object(
+        'queue', tasker.queue_health(n.queue, m.message, p_count),
+        'dead_letters', CASE WHEN EXISTS (SELECT FROM tasker.lettered l WHERE l.namespace_id = n.id)
+            THEN tasker.queue_health(n.queue || '_dlq', 0, p_count)
+            ELSE jsonb_build_object('queue', n.queue || '_dlq', 'depth', 0, 'oldest_seconds', NULL) END,
+        'backlog', tasker.backlog(n.id, p_count),
+        'rates', tasker.rates(n.id),
+        'capacity', tasker.capacity(n),
+        'pressure', jsonb_build_object('state', n.pressure, 'seconds', extract(epoch FROM clock_timestamp() - n.pressure_since),
+                                       'parked', m.parked > 0),
+        'workers', (SELECT count(*) FROM tasker.members w WHERE w.kind = 'worker' AND w.left_at IS NULL
+                    AND w.lease_until > clock_timestamp() AND n.name = ANY (w.namespaces)))
+    FROM (
+        SELECT f.id FROM (
+            SELECT a.id FROM tasker.awake_namespaces(p_after, p_limit) AS a
+            UNION SELECT l.namespace_id FROM tasker.lettered l WHERE l.namespace_id > p_after) AS f
+        ORDER BY f.id LIMIT p_limit) AS l
+    CROSS JOIN LATERAL (SELECT * FROM tasker.namespaces WHERE id = l.id OFFSET 0) AS n
+    CROSS JOIN LATERAL (SELECT * FROM tasker.marks WHERE namespace_id = l.id OFFSET 0) AS m
+    ORDER BY n.id
+$$;
+
+-- The fleet but for its namespaces: members, limits, what went wrong, and the server.
 CREATE FUNCTION tasker.fleet(p_count int DEFAULT 10000) RETURNS jsonb
 LANGUAGE sql STABLE AS $$
     SELECT jsonb_build_object(
         'counted_to', p_count,
-        'namespaces', (
-            SELECT coalesce(jsonb_object_agg(n.name, jsonb_build_object(
-                'queue', tasker.queue_health(n.queue, m.message, p_count),
-                'dead_letters', tasker.queue_health(n.queue || '_dlq', 0, p_count),
-                'backlog', tasker.backlog(n.id, p_count),
-                'rates', tasker.rates(n.id),
-                'capacity', tasker.capacity(n),
-                'pressure', jsonb_build_object('state', n.pressure, 'seconds', extract(epoch FROM clock_timestamp() - n.pressure_since),
-                                               'parked', m.parked > 0),
-                'workers', (SELECT count(*) FROM tasker.members w WHERE w.kind = 'worker' AND w.left_at IS NULL
-                            AND w.lease_until > clock_timestamp() AND n.name = ANY (w.namespaces)))), '{}')
-            FROM tasker.namespaces n JOIN tasker.marks m ON m.namespace_id = n.id),
+        'asleep', (SELECT count(*) FROM tasker.namespaces) - (SELECT count(*) FROM tasker.marks m WHERE m.sleep < 4),
         'members', (
             SELECT coalesce(jsonb_agg(jsonb_build_object(
                 'kind', m.kind, 'name', m.name, 'version', m.version, 'namespaces', m.namespaces,

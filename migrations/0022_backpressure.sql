@@ -36,7 +36,6 @@ CREATE FUNCTION tasker.measure_pressure(p_every interval) RETURNS TABLE (namespa
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN
-    PERFORM tasker.note_traffic();
     PERFORM FROM tasker.measurements m WHERE m.measured_at <= clock_timestamp() - p_every FOR UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
         RETURN;

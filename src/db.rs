@@ -1,12 +1,12 @@
 //! The database: the pool, the migrations, and what wakes a waiting process.
 
 mod bounded;
+mod target;
 mod wake;
 
 pub(crate) use wake::{channel, wait, Wake};
 
-use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
@@ -14,6 +14,7 @@ use sqlx::{Connection, Executor, PgPool};
 use tokio_util::sync::CancellationToken;
 
 use bounded::{Bounded, Waits};
+use target::Target;
 
 use crate::error::{Error, Result};
 
@@ -23,8 +24,11 @@ const ACQUIRE: Duration = Duration::from_secs(10);
 /// How long a call can take, from wanting a connection to giving up on an answer.
 pub(crate) const LONGEST_CALL: Duration = Duration::from_secs(30);
 
-/// What bounds every session on the server's side: a peer that is cut off holds its locks for seconds, not for the hours that TCP allows.
+/// What bounds every session on the server's side: a peer that is cut off holds its locks for seconds, not for the hours that TCP allows. And what our
+/// statements take for granted, whatever the database or the role sets.
 const BOUNDS: &str = "
+    SET standard_conforming_strings = on;
+    SET default_transaction_isolation = 'read committed';
     SET statement_timeout = '15s';
     SET lock_timeout = '10s';
     SET idle_in_transaction_session_timeout = '10s';
@@ -49,14 +53,30 @@ pub const PLANS: &str = "
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
 
-fn pool(options: &PgConnectOptions, connections: u32) -> PgPool {
+/// Why a server is not worked with, if it is not: what libpq's `target_session_attrs=read-write` asks.
+const READ_ONLY: &str = "
+    SELECT CASE WHEN pg_is_in_recovery() THEN 'it is a standby (in recovery), expected the primary'
+                WHEN current_setting('transaction_read_only')::boolean THEN 'its transactions are read-only (default_transaction_read_only)' END";
+
+/// Why the last connection that could be made was refused by us; None: it was not.
+type Refusal = Arc<Mutex<Option<String>>>;
+
+fn pool(options: &PgConnectOptions, connections: u32, refusal: &Refusal) -> PgPool {
+    let refusal = refusal.clone();
     PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(ACQUIRE)
-        .after_connect(|connection, _| {
+        .after_connect(move |connection, _| {
+            let refusal = refusal.clone();
             Box::pin(async move {
                 connection.execute(BOUNDS).await?;
-                connection.execute(PLANS).await.map(drop)
+                connection.execute(PLANS).await?;
+                let read_only: Option<String> = sqlx::query_scalar(READ_ONLY).fetch_one(&mut *connection).await?;
+                refusal.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&read_only);
+                match read_only {
+                    None => Ok(()),
+                    Some(why) => Err(sqlx::Error::Configuration(why.into())),
+                }
             })
         })
         // A round trip for every call is too much; a connection that has been idle may have been cut off.
@@ -103,6 +123,7 @@ pub struct Db {
     upkeep: PgPool,
     probes: PgPool,
     waits: Arc<Waits>,
+    refusal: Refusal,
     options: PgConnectOptions,
     closing: CancellationToken,
     target: String,
@@ -112,26 +133,17 @@ impl Db {
     /// Connects, and proves it with one connection.
     ///
     /// `url` is `postgres://user:password@host:port/database`; `max_connections`, at least 4, is never exceeded while one orchestrator
-    /// or one worker runs on it. Errors: [`Error::Config`] for a URL that cannot be read or too few connections, [`Error::Unreachable`]
-    /// when there is no answer within 10 s or a refusal.
+    /// or one worker runs on it. Errors: [`Error::Config`] for a URL that cannot be read, a parameter in it that we do not know, too few connections or a
+    /// database that is not in UTF8, [`Error::Unreachable`] when there is no answer within 10 s (or its `connect_timeout`), a refusal, or the server
+    /// is a standby or read-only.
     pub async fn connect(url: &str, max_connections: u32) -> Result<Db> {
-        let not_valid = |why: String| {
-            Error::Config(format!(
-                "the database URL is not valid ({why}): expected postgres://user:password@host:port/database"
-            ))
-        };
-        if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
-            return Err(not_valid("it begins otherwise".into()));
-        }
+        let Target { options, patience } = Target::parse(url)?;
         if max_connections <= APART {
             return Err(Error::Config(format!(
                 "{max_connections} database connections are too few: expected at least {}, one of them for heartbeats, one for probes and one to LISTEN",
                 APART + 1
             )));
         }
-        let options = PgConnectOptions::from_str(url)
-            .map_err(|error| not_valid(error.to_string()))?
-            .application_name("tasker");
         let target = format!(
             "{}:{} (user {}, database {})",
             options.get_host(),
@@ -145,12 +157,23 @@ impl Db {
         };
 
         // A pool hides why it cannot connect behind its own timeout: ask directly first.
-        let first = tokio::time::timeout(ACQUIRE, sqlx::ConnectOptions::connect(&options)).await;
+        let patience = patience.unwrap_or(ACQUIRE);
+        let first = tokio::time::timeout(patience, sqlx::ConnectOptions::connect(&options)).await;
         match first {
-            Err(_) => return Err(unreachable("no answer within 10 s".into())),
+            Err(_) => return Err(unreachable(format!("no answer within {} s", patience.as_secs()))),
             Ok(Err(sqlx::Error::Database(e))) => return Err(unreachable(e.message().to_owned())),
-            Ok(Err(error)) => return Err(unreachable(error.to_string())),
+            Ok(Err(error)) => return Err(unreachable(target::explain(&error))),
             Ok(Ok(mut connection)) => {
+                let read_only: Option<String> = sqlx::query_scalar(READ_ONLY).fetch_one(&mut connection).await?;
+                if let Some(why) = read_only {
+                    return Err(unreachable(why));
+                }
+                let encoding: String = sqlx::query_scalar("SHOW server_encoding").fetch_one(&mut connection).await?;
+                if encoding != "UTF8" {
+                    return Err(Error::Config(format!(
+                        "the database at {target} has the encoding {encoding}: expected UTF8, as CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0 makes it"
+                    )));
+                }
                 let allowed: i64 = sqlx::query_scalar("SELECT setting::bigint FROM pg_settings WHERE name = 'max_connections'")
                     .fetch_one(&mut connection)
                     .await?;
@@ -164,10 +187,12 @@ impl Db {
                 sqlx::Connection::close(connection).await?;
             }
         }
+        let refusal = Refusal::default();
         Ok(Db {
-            pool: pool(&options, max_connections - APART),
-            upkeep: pool(&options, 1),
-            probes: pool(&options, 1),
+            pool: pool(&options, max_connections - APART, &refusal),
+            upkeep: pool(&options, 1, &refusal),
+            probes: pool(&options, 1, &refusal),
+            refusal,
             waits: Arc::default(),
             options,
             closing: CancellationToken::new(),
@@ -197,6 +222,26 @@ impl Db {
     /// Whether a call had to wait too long for a connection, within the last 10 s.
     pub(crate) fn is_pressed(&self) -> bool {
         self.waits.were_long(PRESSED)
+    }
+
+    /// Why the server that answers is not worked with, when it is not: it is a standby, or read-only.
+    pub(crate) fn refusal(&self) -> Option<String> {
+        let refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+        refusal
+            .as_ref()
+            .map(|why| format!("the server at {} cannot be worked with: {why}", self.target))
+    }
+
+    /// Errors with [`Error::Unreachable`] when the server takes no writes (any more).
+    pub(crate) async fn check_writable(&self) -> Result<()> {
+        let read_only: Option<String> = sqlx::query_scalar(READ_ONLY).fetch_one(self.probes()).await?;
+        match read_only {
+            None => Ok(()),
+            Some(reason) => Err(Error::Unreachable {
+                target: self.target.clone(),
+                reason,
+            }),
+        }
     }
 
     /// How much of the pool is in use.
@@ -229,7 +274,12 @@ impl Db {
 
     /// Installs pgmq where it is missing and brings the schema `tasker` up to this binary's version. Safe to run from many processes
     /// at once, and again.
+    /// Errors: [`Error::NotMigrated`] for what cannot be applied, [`Error::Forbidden`] where the role may not; with a schema that is up to date neither
+    /// rights nor writes are wanted.
     pub async fn migrate(&self) -> Result<()> {
+        if self.is_up_to_date().await? {
+            return Ok(());
+        }
         let mut lock = self.upkeep.acquire().await?;
         sqlx::query("SELECT pg_advisory_lock(hashtext('tasker.migrate'))")
             .execute(&mut *lock)
@@ -259,13 +309,36 @@ impl Db {
                     .map_err(|error| Error::NotMigrated(format!("pgmq cannot be installed: {error}")))?;
             }
         }
-        sqlx::query("CREATE SCHEMA IF NOT EXISTS tasker").execute(&self.pool).await?;
+        if !self.has_schema("tasker").await? {
+            sqlx::query("CREATE SCHEMA tasker").execute(&self.pool).await?;
+        }
         let mut connection = self.pool.acquire().await?;
         // sqlx keeps its list of migrations in the search path's first schema.
         sqlx::query("SET search_path TO tasker, public").execute(&mut *connection).await?;
         let done = MIGRATIONS.run_direct(&mut *connection).await;
         sqlx::query("RESET search_path").execute(&mut *connection).await?;
         done.map_err(|error| Error::NotMigrated(format!("the migrations cannot be applied: {error}")))
+    }
+
+    async fn has_schema(&self, name: &str) -> Result<bool> {
+        Ok(sqlx::query_scalar("SELECT to_regnamespace($1) IS NOT NULL")
+            .bind(name)
+            .fetch_one(&self.pool)
+            .await?)
+    }
+
+    /// Whether every migration is applied, as this binary has it.
+    async fn is_up_to_date(&self) -> Result<bool> {
+        let there: bool = sqlx::query_scalar("SELECT to_regclass('tasker._sqlx_migrations') IS NOT NULL")
+            .fetch_one(&self.pool)
+            .await?;
+        if !there {
+            return Ok(false);
+        }
+        let applied: Vec<(i64, Vec<u8>)> = sqlx::query_as("SELECT version, checksum FROM tasker._sqlx_migrations WHERE success ORDER BY version")
+            .fetch_all(&self.pool)
+            .await?;
+        Ok(MIGRATIONS.iter().map(|m| (m.version, m.checksum.to_vec())).eq(applied))
     }
 
     /// Errors with [`Error::NotMigrated`] unless the schema is the one this binary was built with.

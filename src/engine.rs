@@ -31,6 +31,12 @@ use crate::error::{Error, Result};
 /// How much JSON an input, a result or a checkpoint may be. What is larger belongs in a table or a file, with the JSON saying where.
 pub const MAX_PAYLOAD_BYTES: usize = 1 << 20;
 
+/// How many namespaces one transaction looks at: each is a queue's table with its indexes, and the locks of all sessions share one memory.
+const SLICE: usize = 50;
+
+/// How many bytes the results may have altogether that one step depends on.
+pub const MAX_RESULTS_BYTES: i64 = 1 << 28;
+
 /// Errors: [`Error::TooLarge`] when `json` is more than [`MAX_PAYLOAD_BYTES`]; `what` names it.
 pub fn check_payload(what: &str, json: &str) -> Result<()> {
     match json.len() {

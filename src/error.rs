@@ -58,6 +58,10 @@ pub enum Error {
     #[error("{0}")]
     NotMigrated(String),
 
+    /// The role that this process connects as may not do that.
+    #[error("{0}")]
+    Forbidden(String),
+
     /// The address to listen on is not to be had.
     #[error("cannot listen on {address}: {reason}")]
     Listen {
@@ -117,7 +121,7 @@ impl Error {
             Error::NotFound(_) => ErrorKind::NotFound,
             Error::Invalid(_) => ErrorKind::Invalid,
             Error::TooLarge(_) => ErrorKind::TooLarge,
-            Error::Config(_) | Error::NotMigrated(_) | Error::Listen { .. } | Error::System { .. } => ErrorKind::Config,
+            Error::Config(_) | Error::NotMigrated(_) | Error::Forbidden(_) | Error::Listen { .. } | Error::System { .. } => ErrorKind::Config,
             Error::Backpressure { .. } => ErrorKind::Backpressure,
             Error::Stale(_) => ErrorKind::Stale,
             Error::Unreachable { .. } | Error::Coordinator(_) | Error::Database(_) => ErrorKind::Database,
@@ -163,6 +167,10 @@ impl From<sqlx::Error> for Error {
             Some("TK003" | "TK004" | "23514") => Error::Invalid(text),
             Some("TK005") => Error::Stale(text),
             Some("TK006") => Error::TooLarge(text),
+            Some("TK008") => Error::Forbidden(text),
+            Some("42501") => Error::Forbidden(format!(
+                "PostgreSQL says: {text}; the role that this process connects as lacks rights (docs/deployment.md says which are needed)"
+            )),
             Some("TK007") => Error::Backpressure {
                 message: text,
                 retry_after: refusal.and_then(|p| p.detail()?.parse().ok()).unwrap_or(1),

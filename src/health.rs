@@ -41,6 +41,9 @@ use fresh::Fresh;
 /// How long a question to the database may take, of those that are not about the process alone: less than the second that Kubernetes waits.
 const PATIENCE: Duration = Duration::from_millis(800);
 
+/// A loop that has failed for longer than this, again and again, makes no progress.
+const FAILING: Duration = Duration::from_secs(10);
+
 /// The health of one orchestrator, worker or client. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Health(Arc<Inner>);
@@ -132,20 +135,23 @@ impl Health {
         let of = &self.0;
         let (database, unreachable) = of.ready.get(|| self.ask_ready()).await;
         let draining = of.draining.load(Ordering::Relaxed);
-        Ready::new(self.kind(), draining, database, unreachable, of.db.is_pressed(), of.db.pool_use())
+        let failing = of.beats.failing(FAILING);
+        Ready::new(self.kind(), draining, database, unreachable, failing, of.db.is_pressed(), of.db.pool_use())
     }
 
     /// (what is wrong with the database, the queues that cannot be worked with)
     async fn ask_ready(&self) -> (Option<String>, Vec<String>) {
         let of = &self.0;
         let asking = async {
+            of.db.check_writable().await?;
             of.db.check_schema().await?;
             fleet::unreachable_queues(&of.db, &of.namespaces).await
         };
+        let wrong = |why: String| (Some(of.db.refusal().unwrap_or(why)), Vec::new());
         match tokio::time::timeout(PATIENCE, asking).await {
             Ok(Ok(unreachable)) => (None, unreachable),
-            Ok(Err(error)) => (Some(error.to_string()), Vec::new()),
-            Err(_) => (Some(database::NO_ANSWER.to_owned()), Vec::new()),
+            Ok(Err(error)) => wrong(error.to_string()),
+            Err(_) => wrong(database::NO_ANSWER.to_owned()),
         }
     }
 
@@ -239,10 +245,11 @@ pub(crate) async fn keep_membership(
             drop(beat);
             beat = health.beats().register("heartbeat", held + crate::db::LONGEST_CALL);
         }
-        if let Err(error) = membership.renew(&health.process()).await {
+        let renewed = membership.renew(&health.process()).await;
+        beat.note(&renewed);
+        if let Err(error) = renewed {
             tracing::error!(%error, "the membership's heartbeat failed");
         }
-        beat.beat();
         tokio::select! { () = stop.cancelled() => {}, () = tokio::time::sleep(held / 3) => {} }
     }
 }

@@ -51,9 +51,9 @@
 //! let orchestrator = Orchestrator::start(&db, OrchestratorConfig::default()).await?;
 //! let config = WorkerConfig { namespaces: vec!["hall".into()], ..WorkerConfig::default() };
 //! let worker = Arc::new(Worker::start(&db, config).await?);
-//! worker.handle_with(Handlers::default().with("Greet", |step: Arc<Step>| async move { Ok(json!(format!("hello {}", step.leased.input))) }));
+//! worker.handle_with(Handlers::default().with("Greet", |step: Arc<Step>| async move { Ok(json!(format!("hello {}", step.input().await?))) }));
 //!
-//! let task = submit::NewTask { input: json!({ "name": "world" }), ..Default::default() };
+//! let task = submit::NewTask { input: json!({ "name": "world" }).into(), ..Default::default() };
 //! let submitted = submit::Submitter::new(db.clone()).submit("greeting", None, &[task]).await?;
 //! assert_eq!(read::wait_for_end(&db, submitted[0].id, None).await?, "complete");
 //!

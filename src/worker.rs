@@ -82,10 +82,11 @@ struct Shared {
 
 impl Shared {
     /// A step that was leased after the moment `asked` is this worker's from now on.
-    fn hold(&self, queue: usize, leased: LeasedStep, asked: Instant) -> Step {
+    fn hold(self: &Arc<Self>, queue: usize, leased: LeasedStep, asked: Instant) -> Step {
         let leased = Arc::new(leased);
         let lost = self.held.add(queue, leased.clone(), asked);
         Step {
+            shared: self.clone(),
             leased,
             queue,
             lost,
@@ -187,7 +188,8 @@ impl Worker {
             let beat = beats.register(format!("poller {name}"), Duration::from_secs(60));
             pollers.spawn(poller::run(shared.clone(), queue, outlets.clone(), wakes.subscribe(), beat));
             let (report, outcomes) = tokio::sync::mpsc::unbounded_channel();
-            loops.spawn(batcher::run(shared.clone(), queue, outcomes, buffer.clone()));
+            let beat = beats.register(format!("reports {name}"), Duration::MAX);
+            loops.spawn(batcher::run(shared.clone(), queue, outcomes, buffer.clone(), Arc::new(beat)));
             reports.push(report);
         }
         loops.spawn(heartbeat::run(shared.clone(), wakes.subscribe(), beats.clone()));
@@ -265,7 +267,7 @@ impl Worker {
             },
             failure => failure,
         };
-        let taken = self.shared.held.reported(step.queue, &step.lease());
+        let taken = self.shared.held.reported(step.queue, &step.lease(), outcome.bytes());
         if taken {
             self.note_duration(step, outcome.name());
             // The receiver ends only after every step is accounted for.

@@ -124,7 +124,7 @@ impl Task {
                 connection,
             } => {
                 let task = NewTask {
-                    input: read_json(&input)?,
+                    input: read_json(&input)?.into(),
                     priority,
                     key,
                     run_at: at.or_else(|| Utc::now().checked_add_signed(TimeDelta::from_std(wait?).ok()?)),

@@ -29,8 +29,27 @@ impl Provider for Layer {
     }
 
     fn data(&self) -> std::result::Result<Profiles<Profile, Dict>, figment::Error> {
-        let dict = figment::value::Value::serialize(&self.value)?.into_dict().unwrap_or_default();
+        let dict = figments(&self.value).into_dict().unwrap_or_default();
         Ok(Profile::Default.collect(dict))
+    }
+}
+
+/// The same value as figment has it, whose own way through serde does not know what a JSON number of any size is.
+fn figments(value: &Value) -> figment::value::Value {
+    match value {
+        Value::Null => figment::value::Value::from(figment::value::Empty::None),
+        Value::Bool(yes) => (*yes).into(),
+        Value::Number(number) => match (number.as_u64(), number.as_i64(), number.as_f64()) {
+            (Some(number), ..) => number.into(),
+            (_, Some(number), _) => number.into(),
+            (.., number) => number.unwrap_or(f64::NAN).into(),
+        },
+        Value::String(text) => text.as_str().into(),
+        Value::Array(items) => items.iter().map(figments).collect::<Vec<_>>().into(),
+        Value::Object(entries) => {
+            let entries = entries.iter().map(|(key, value)| (key.clone(), figments(value)));
+            entries.collect::<Dict>().into()
+        }
     }
 }
 

@@ -53,6 +53,23 @@ impl Bounded<'_> {
     }
 }
 
+impl Bounded<'_> {
+    /// Does `work` in a transaction, which is rolled back, and its connection closed, when that fails or is given up. Each of its statements is bounded by
+    /// the server (`BOUNDS` in db.rs), and so is the time between two.
+    pub(crate) async fn within<T>(&self, work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>) -> Result<T, sqlx::Error> {
+        let mut borrowed = Borrowed {
+            connection: self.acquire().await?,
+            finished: false,
+        };
+        let connection: &mut PgConnection = &mut borrowed.connection;
+        connection.execute("BEGIN").await?;
+        let done = work(&mut *connection).await?;
+        connection.execute("COMMIT").await?;
+        borrowed.finished = true;
+        Ok(done)
+    }
+}
+
 /// A connection that goes back to the pool only when its work was finished. Otherwise (no answer, or nobody waits for it any more) it is
 /// closed: who knows what is still to come through it.
 struct Borrowed {
@@ -68,6 +85,13 @@ impl Drop for Borrowed {
     }
 }
 
+/// Whether it is the server that this connection leads to that is at fault, so that another connection may be better: it is read-only by now (25006), or
+/// shuts down, crashed, or starts (57P01, 57P02, 57P03).
+fn is_of_the_server(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.is_some_and(|code| ["25006", "57P01", "57P02", "57P03"].contains(&code.as_ref()))
+}
+
 /// Runs what `$work` makes of a connection, for [`ANSWER`] at most.
 macro_rules! bounded {
     ($bounded:expr, $connection:ident => $work:expr) => {{
@@ -77,7 +101,7 @@ macro_rules! bounded {
         };
         let $connection: &mut PgConnection = &mut borrowed.connection;
         let answer = tokio::time::timeout(ANSWER, $work).await;
-        borrowed.finished = answer.is_ok();
+        borrowed.finished = answer.as_ref().is_ok_and(|answer| !answer.as_ref().is_err_and(is_of_the_server));
         answer.unwrap_or_else(|_| {
             Err(sqlx::Error::Io(io::Error::new(
                 io::ErrorKind::TimedOut,

@@ -60,7 +60,7 @@ impl Db {
         let (wakes, _) = broadcast::channel(64);
         let listener = Listener {
             db: self.clone(),
-            pool: super::pool(&self.options, 1),
+            pool: super::pool(&self.options, 1, &self.refusal),
             channels,
             wakes: wakes.clone(),
             hears: AtomicBool::new(false),

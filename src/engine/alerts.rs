@@ -7,7 +7,15 @@ use crate::error::Result;
 
 /// Raises and clears alerts; returns those it raised.
 pub(crate) async fn check(db: &Db) -> Result<Vec<Value>> {
-    Ok(sqlx::query_scalar("SELECT tasker.check_alerts()").fetch_all(db.pool()).await?)
+    let namespaces: Vec<String> = sqlx::query_scalar("SELECT tasker.alerting_namespaces()")
+        .fetch_all(db.pool())
+        .await?;
+    let mut raised = Vec::new();
+    for slice in namespaces.chunks(super::SLICE) {
+        let query = sqlx::query_scalar("SELECT tasker.check_alerts($1)");
+        raised.extend::<Vec<Value>>(query.bind(slice).fetch_all(db.pool()).await?);
+    }
+    Ok(raised)
 }
 
 /// An alert that is to be delivered now. It comes again later, unless [`delivered`] is called.

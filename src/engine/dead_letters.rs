@@ -1,9 +1,11 @@
 //! Dead letters: looking at them, and what an operator does about them. Each action is recorded with who did it and why.
 
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sqlx::types::Json;
 
+use super::read::read_results;
 use crate::db::Db;
 use crate::error::{Error, Result};
 
@@ -88,39 +90,88 @@ fn check_ids<'a>(mut ids: impl Iterator<Item = &'a String>) -> Result<()> {
     }
 }
 
-/// At most `limit` letters with all that they carry, the newest first.
+/// At most `limit` letters, the newest first, without what is large: of an input only `input_bytes`, of many errors the last.
 pub async fn list(db: &Db, filter: &Filter, limit: i32) -> Result<Vec<Value>> {
     filter.check()?;
-    let query = sqlx::query_scalar("SELECT tasker.list_dead_letters($1, $2)");
-    Ok(query.bind(Json(filter)).bind(limit).fetch_all(db.pool()).await?)
+    let mut letters: Vec<Value> = Vec::new();
+    for slice in slices(db, filter).await? {
+        let query = sqlx::query_scalar("SELECT tasker.list_dead_letters($1, $2)");
+        letters.extend::<Vec<Value>>(query.bind(Json(&slice)).bind(limit).fetch_all(db.pool()).await?);
+    }
+    // As each slice is ordered: PostgreSQL writes all times in one zone, with as many digits as they need.
+    letters.sort_by(|a, b| (died_at(b), b["id"].as_str()).cmp(&(died_at(a), a["id"].as_str())));
+    letters.truncate(limit.max(0) as usize);
+    Ok(letters)
 }
 
-/// One letter. Errors: [`Error::NotFound`].
+fn died_at(letter: &Value) -> Option<DateTime<Utc>> {
+    letter["died_at"].as_str()?.parse().ok()
+}
+
+/// What looks at all namespaces that have letters does so in slices: each letter's queue is a table of its own.
+async fn slices(db: &Db, filter: &Filter) -> Result<Vec<Value>> {
+    let written = serde_json::json!(filter);
+    if filter.namespace.is_some() || !filter.ids.is_empty() {
+        return Ok(vec![written]);
+    }
+    let namespaces: Vec<String> = sqlx::query_scalar("SELECT tasker.lettered_namespaces()")
+        .fetch_all(db.pool())
+        .await?;
+    let slice = |namespaces: &[String]| {
+        let mut slice = written.clone();
+        slice["namespaces"] = serde_json::json!(namespaces);
+        slice
+    };
+    Ok(namespaces.chunks(super::SLICE).map(slice).collect())
+}
+
+/// How many bytes of results [`show`] shows.
+const RESULTS: i64 = 1 << 24;
+
+/// One letter, whole; `results` are those that its task has, by step, in order as long as they have no more than 16 MiB. Errors: [`Error::NotFound`].
 pub async fn show(db: &Db, id: &str) -> Result<Value> {
     let filter = Filter {
         ids: vec![id.to_owned()],
         ..Filter::default()
     };
-    list(db, &filter, 1)
-        .await?
-        .pop()
-        .ok_or_else(|| Error::NotFound(format!("no dead letter {id}")))
+    filter.check()?;
+    let found: Option<Value> = sqlx::query_scalar("SELECT tasker.list_dead_letters($1, 1, true)")
+        .bind(Json(&filter))
+        .fetch_optional(db.pool())
+        .await?;
+    let mut letter = found.ok_or_else(|| Error::NotFound(format!("no dead letter {id}")))?;
+    let names: Vec<String> = serde_json::from_value(letter["results"].take()).unwrap_or_default();
+    let task = letter["task"].as_str().and_then(|task| task.parse().ok());
+    if let Some(task) = task.filter(|_| !names.is_empty()) {
+        let results = read_results(db, task, None, &names, Some(RESULTS)).await?;
+        let parse = |(name, json): (String, String)| Some((name, serde_json::from_str(&json).ok()?));
+        letter["results"] = Value::Object(results.into_iter().filter_map(parse).collect());
+    }
+    Ok(letter)
 }
 
 /// The letters by namespace, template, step, reason and class of error, the largest group first.
 pub async fn groups(db: &Db, filter: &Filter) -> Result<Vec<Value>> {
     filter.check()?;
-    Ok(sqlx::query_scalar("SELECT tasker.group_dead_letters($1)")
-        .bind(Json(filter))
-        .fetch_all(db.pool())
-        .await?)
+    let mut groups: Vec<Value> = Vec::new();
+    for slice in slices(db, filter).await? {
+        let query = sqlx::query_scalar("SELECT tasker.group_dead_letters($1)");
+        groups.extend::<Vec<Value>>(query.bind(Json(&slice)).fetch_all(db.pool()).await?);
+    }
+    groups.sort_by_key(|group| std::cmp::Reverse(group["count"].as_i64()));
+    Ok(groups)
 }
 
 /// The ids of all letters that `filter` lets through, the oldest first: what an action on it would concern.
 pub async fn matching(db: &Db, filter: &Filter) -> Result<Vec<String>> {
     filter.check()?;
-    let query = sqlx::query_scalar("SELECT id FROM tasker.find_dead_letters($1, NULL) ORDER BY died_at, id");
-    Ok(query.bind(Json(filter)).fetch_all(db.pool()).await?)
+    let mut found: Vec<(DateTime<Utc>, String)> = Vec::new();
+    for slice in slices(db, filter).await? {
+        let query = sqlx::query_as("SELECT died_at, id FROM tasker.find_dead_letters($1, NULL)");
+        found.extend::<Vec<_>>(query.bind(Json(&slice)).fetch_all(db.pool()).await?);
+    }
+    found.sort();
+    Ok(found.into_iter().map(|(_, id)| id).collect())
 }
 
 /// Lets the steps of these letters start over. Returns those that it replayed; a letter whose task was cancelled meanwhile, or that is no
@@ -178,17 +229,25 @@ pub async fn discard(db: &Db, ids: &[String], by: &By) -> Result<Vec<String>> {
 
 /// Deletes the letters that are older than their retention, recording each. Returns how many.
 pub async fn purge(db: &Db, by: &By) -> Result<usize> {
+    let namespaces: Vec<String> = sqlx::query_scalar("SELECT tasker.lettered_namespaces()")
+        .fetch_all(db.pool())
+        .await?;
     let mut purged = 0;
-    loop {
-        let expired: Vec<String> = sqlx::query_scalar("SELECT tasker.expired_dead_letters($1)")
-            .bind(BATCH as i32)
-            .fetch_all(db.pool())
-            .await?;
-        purged += delete(db, &expired, "purge", by).await?.len();
-        if expired.len() < BATCH {
-            return Ok(purged);
+    for namespace in namespaces {
+        loop {
+            let query = sqlx::query_scalar("SELECT tasker.expired_dead_letters($1, $2)");
+            let expired: Vec<String> = query.bind(&namespace).bind(BATCH as i32).fetch_all(db.pool()).await?;
+            purged += delete(db, &expired, "purge", by).await?.len();
+            if expired.len() < BATCH {
+                break;
+            }
         }
+        sqlx::query("SELECT tasker.forget_letterless($1)")
+            .bind(&namespace)
+            .execute(db.pool())
+            .await?;
     }
+    Ok(purged)
 }
 
 /// What was done, the newest first.

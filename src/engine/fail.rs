@@ -69,16 +69,38 @@ impl Failure {
 
     /// What PostgreSQL can store: no U+0000, no endless text, a delay that is one.
     fn storable(&self) -> Failure {
-        const MAX_CHARS: usize = 10_000;
-        let clean = |text: &str| text.chars().filter(|&c| c != '\0').take(MAX_CHARS).collect::<String>();
+        let clean = |text: &str, most: usize| text.chars().filter(|&c| c != '\0').take(most).collect::<String>();
         Failure {
-            class: clean(&self.class),
-            message: clean(&self.message),
-            backtrace: self.backtrace.iter().take(30).map(|line| clean(line)).collect(),
+            class: clean(&self.class, 1_000),
+            message: clean(&self.message, 10_000),
+            backtrace: self.backtrace.iter().take(30).map(|line| clean(line, 1_000)).collect(),
+            reason: self.reason.as_deref().map(|reason| clean(reason, 100)),
             retry_after: self.retry_after.filter(|s| s.is_finite()).map(|s| s.clamp(0.0, 366.0 * 86_400.0)),
             ..self.clone()
         }
     }
+}
+
+/// What a handler could not read may be read by its next attempt.
+impl From<crate::Error> for Failure {
+    fn from(error: crate::Error) -> Failure {
+        Failure::retryable("TaskerError", error.to_string())
+    }
+}
+
+/// Ends one step for good with a failure of constants, for what [`fail_steps`] refuses whatever is said. False: the report is stale.
+pub(crate) async fn fail_barely(db: &Db, queue: &str, lease: &Lease) -> Result<bool> {
+    super::again_on_conflict(|| async {
+        let query = sqlx::query_scalar("SELECT tasker.fail_barely($1, $2, $3, $4, $5, 'unreadable', 'its failure cannot be stored')");
+        let query = query
+            .bind(queue)
+            .bind(lease.msg_id)
+            .bind(lease.fence)
+            .bind(lease.task_id)
+            .bind(lease.step);
+        Ok(query.fetch_one(db.pool()).await?)
+    })
+    .await
 }
 
 /// A failure that counted.

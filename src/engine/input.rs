@@ -3,18 +3,46 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Datelike, Utc};
 use serde_json::Value;
 
 use crate::db::Db;
 use crate::error::{Error, Result};
 use crate::template::{Priority, Template};
 
+/// A task's input, as JSON text: it is looked into only where the template has an `input_schema`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Input(String);
+
+impl Input {
+    /// Of text that is JSON.
+    pub fn of_json(text: String) -> Input {
+        Input(text)
+    }
+
+    /// The JSON.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<Value> for Input {
+    fn from(value: Value) -> Input {
+        Input(value.to_string())
+    }
+}
+
+impl Default for Input {
+    fn default() -> Input {
+        Input("{}".into())
+    }
+}
+
 /// A task to be created.
 #[derive(Debug, Clone, Default)]
 pub struct NewTask {
     /// A JSON object that satisfies the template's `input_schema`.
-    pub input: Value,
+    pub input: Input,
     /// None: the template's.
     pub priority: Option<Priority>,
     /// Idempotency key, unique within the template: the same key is the same task.
@@ -96,9 +124,9 @@ impl Templates {
     }
 }
 
-/// The inputs of tasks of this template as JSON, if all of them are acceptable: as they are checked when they are created. Errors:
-/// [`Error::Invalid`], [`Error::TooLarge`].
-pub fn check_inputs(template: &Template, tasks: &[NewTask]) -> Result<Vec<String>> {
+/// Whether the inputs of tasks of this template are acceptable, as they are checked when they are created. Errors: [`Error::Invalid`],
+/// [`Error::TooLarge`].
+pub fn check_inputs(template: &Template, tasks: &[NewTask]) -> Result<()> {
     let version = Version {
         id: 0,
         name: String::new(),
@@ -111,32 +139,76 @@ fn validator(schema: &Value) -> Result<jsonschema::Validator> {
     jsonschema::validator_for(schema).map_err(|error| Error::Invalid(format!("the template's input_schema is not valid: {error}")))
 }
 
-impl Version {
-    /// The inputs as JSON, if all of them are acceptable. Errors: [`Error::Invalid`], [`Error::TooLarge`].
-    pub(super) fn accept(&self, template: &str, tasks: &[NewTask]) -> Result<Vec<String>> {
-        let accept = |(n, task): (usize, &NewTask)| {
-            let text = task.input.to_string();
-            super::check_payload("the input", &text)?;
-            match self.problem(template, &task.input, &text) {
-                None => Ok(text),
-                Some(problem) if tasks.len() == 1 => Err(Error::Invalid(problem)),
-                Some(problem) => Err(Error::Invalid(format!("task {} of {}: {problem}", n + 1, tasks.len()))),
+/// The last year in which a task may be told to begin: four digits, as everybody reads them.
+const LAST_YEAR: i32 = 9999;
+
+/// PostgreSQL keeps numbers as digits, without exponents.
+const MOST_DIGITS: i64 = 1_000;
+
+/// The first number in this JSON whose exponent would make too many digits of it.
+fn long_number(json: &str) -> Option<&str> {
+    let bytes = json.as_bytes();
+    let (mut at, mut in_string) = (0, false);
+    while at < bytes.len() {
+        match bytes[at] {
+            b'\\' if in_string => at += 1,
+            b'"' => in_string = !in_string,
+            b'-' | b'0'..=b'9' if !in_string => {
+                let rest = &json[at..];
+                let length = rest.find(|c: char| !matches!(c, '0'..='9' | '-' | '+' | '.' | 'e' | 'E')).unwrap_or(rest.len());
+                let (number, exponent) = (&rest[..length], rest[..length].split(['e', 'E']).nth(1));
+                if exponent.is_some_and(|e| e.trim_start_matches('+').parse::<i64>().is_ok_and(|e| e.abs() > MOST_DIGITS) || e.len() > 9) {
+                    return Some(number);
+                }
+                at += length - 1;
             }
-        };
-        tasks.iter().enumerate().map(accept).collect()
+            _ => {}
+        }
+        at += 1;
+    }
+    None
+}
+
+impl Version {
+    /// Errors unless all are acceptable: [`Error::Invalid`], [`Error::TooLarge`].
+    pub(super) fn accept(&self, template: &str, tasks: &[NewTask]) -> Result<()> {
+        for (n, task) in tasks.iter().enumerate() {
+            super::check_payload("the input", task.input.as_str())?;
+            match self.problem(template, task) {
+                None => {}
+                Some(problem) if tasks.len() == 1 => return Err(Error::Invalid(problem)),
+                Some(problem) => return Err(Error::Invalid(format!("task {} of {}: {problem}", n + 1, tasks.len()))),
+            }
+        }
+        Ok(())
     }
 
-    fn problem(&self, template: &str, input: &Value, text: &str) -> Option<String> {
-        if !input.is_object() {
+    fn problem(&self, template: &str, task: &NewTask) -> Option<String> {
+        let text = task.input.as_str();
+        if task.key.as_ref().is_some_and(|key| key.contains('\0')) {
+            return Some("the key contains the character U+0000, which PostgreSQL cannot store".into());
+        }
+        if task.run_at.is_some_and(|at| at.year() > LAST_YEAR) {
+            return Some(format!("run_at is after the year {LAST_YEAR}"));
+        }
+        if !text.trim_start().starts_with('{') {
             return Some(format!("the input of a {template} must be a JSON object"));
         }
         if text.contains("\\u0000") {
             return Some("the input contains the character U+0000, which PostgreSQL cannot store".into());
         }
-        let problems = self
-            .schema
-            .as_ref()?
-            .iter_errors(input)
+        if let Some(number) = long_number(text) {
+            return Some(format!(
+                "the input contains the number {number}, of which PostgreSQL would make more than {MOST_DIGITS} digits: pass it as a string"
+            ));
+        }
+        let schema = self.schema.as_ref()?;
+        let input: Value = match serde_json::from_str(text) {
+            Ok(input) => input,
+            Err(error) => return Some(format!("the input is not JSON: {error}")),
+        };
+        let problems = schema
+            .iter_errors(&input)
             .take(10)
             .map(|error| match error.instance_path().to_string() {
                 path if path.is_empty() => error.to_string(),

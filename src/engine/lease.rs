@@ -52,16 +52,20 @@ pub struct LeasedStep {
     pub kills: i32,
     /// How long the handler may run, in milliseconds.
     pub timeout_ms: Option<i64>,
-    /// The task's input: a JSON object.
-    pub input: String,
+    /// Its input and checkpoint are too large to travel with it.
+    pub(crate) large: bool,
+    /// The task's input: a JSON object. None: it is large; [`Step::input`](crate::worker::Step::input) reads it.
+    pub input: Option<String>,
     /// The step's `config`: a JSON object.
     pub config: String,
-    /// The results of the steps it depends on, by name: a JSON object.
-    pub results: String,
+    /// The results of the steps it depends on, by name: a JSON object. None: they are large; [`Step::results`](crate::worker::Step::results) reads them.
+    pub results: Option<String>,
+    /// How many bytes they have altogether, where it depends on any.
+    pub results_bytes: i64,
     /// Where its task is part of a trace.
     #[sqlx(json(nullable))]
     pub trace: Option<Trace>,
-    /// What an earlier attempt left with a checkpoint, as JSON.
+    /// What an earlier attempt left with a checkpoint, as JSON; None where it is large, too.
     pub checkpoint: Option<String>,
     /// Its completion belongs into the handler's own transaction.
     pub transactional: bool,
@@ -135,6 +139,31 @@ pub(crate) async fn lease_steps(
     Ok((steps, traced))
 }
 
+/// After leasing has failed for its data: gives those of the first `limit` steps of `queue` that cannot be leased a certain end. Returns how many.
+pub(crate) async fn give_up_unreadable(db: &Db, queue: &str, worker: i32, limit: i32) -> Result<usize> {
+    let query = sqlx::query_scalar("SELECT tasker.give_up_unreadable($1, $2, $3)");
+    let gone: Vec<i64> = query.bind(queue).bind(worker).bind(limit).fetch_one(db.pool()).await?;
+    Ok(gone.len())
+}
+
+/// (input, checkpoint), as JSON: what was too large to travel with a lease.
+pub(crate) async fn read_leased(db: &Db, task: Uuid, step: i16) -> Result<(String, Option<String>)> {
+    Ok(sqlx::query_as("SELECT input, checkpoint FROM tasker.read_leased($1, $2)")
+        .bind(task)
+        .bind(step)
+        .fetch_one(db.pool())
+        .await?)
+}
+
+/// The names of the steps that this one depends on, in order.
+pub(crate) async fn names_before(db: &Db, task: Uuid, step: i16) -> Result<Vec<String>> {
+    Ok(sqlx::query_scalar("SELECT tasker.names_before($1, $2)")
+        .bind(task)
+        .bind(step)
+        .fetch_all(db.pool())
+        .await?)
+}
+
 /// Counts that a suspect begins; false when its lease is no longer the caller's.
 pub(crate) async fn begin_suspect(db: &Db, queue: &str, lease: &Lease) -> Result<bool> {
     let query = sqlx::query_scalar("SELECT tasker.begin_suspect($1, $2, $3, $4, $5)");
@@ -183,12 +212,21 @@ pub(crate) async fn release_steps(db: &Db, queue: &str, leases: &[Lease]) -> Res
 
 /// Wakes the workers of queues in which leases ran out. Returns (namespace, how many) where there were any.
 pub(crate) async fn wake_expired(db: &Db) -> Result<Vec<(String, i32)>> {
-    Ok(sqlx::query_as("SELECT namespace, expired FROM tasker.wake_expired_leases()")
-        .fetch_all(db.pool())
-        .await?)
+    let mut expired = Vec::new();
+    for namespaces in super::namespaces::awake(db).await?.chunks(super::SLICE) {
+        let query = sqlx::query_as("SELECT namespace, expired FROM tasker.wake_expired_leases($1)");
+        expired.extend::<Vec<(String, i32)>>(query.bind(namespaces).fetch_all(db.pool()).await?);
+    }
+    Ok(expired)
 }
 
 /// Moves on the marks below which no live message and no pending task is, for all processes. Returns whether anything moved.
 pub(crate) async fn move_marks(db: &Db) -> Result<bool> {
-    Ok(sqlx::query_scalar("SELECT tasker.move_marks()").fetch_one(db.pool()).await?)
+    let (mut any, mut after) = (false, Some(0));
+    while let Some(last) = after {
+        let query = sqlx::query_as("SELECT moved, last FROM tasker.move_marks($1)");
+        let (moved, next): (bool, Option<i32>) = query.bind(last).fetch_one(db.pool()).await?;
+        (any, after) = (any || moved, next);
+    }
+    Ok(any)
 }

@@ -160,6 +160,14 @@ pub async fn expire(db: &Db) -> Result<Vec<Expired>> {
         .await?)
 }
 
+/// Forgets the members that left longer ago than that. Returns how many.
+pub(crate) async fn forget(db: &Db, since: Duration) -> Result<i64> {
+    Ok(sqlx::query_scalar("SELECT tasker.forget_members(make_interval(secs => $1))")
+        .bind(since.as_secs_f64())
+        .fetch_one(db.upkeep())
+        .await?)
+}
+
 /// Forgets what workers did so long ago that no rate is of it.
 pub(crate) async fn forget_activity(db: &Db) -> Result<()> {
     sqlx::query("SELECT tasker.forget_activity()").execute(db.upkeep()).await?;

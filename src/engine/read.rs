@@ -24,13 +24,36 @@ pub struct TaskFilter {
 /// The states in which a task stays for good.
 pub const ENDED: [&str; 3] = ["complete", "failed", "cancelled"];
 
-/// A task with its steps. Errors: [`Error::NotFound`].
+/// How many bytes of results [`read_task`] reads.
+const RESULTS_OF_A_TASK: i64 = 1 << 20;
+
+/// A task with its steps. Their results come along, in order, as long as they have no more than a mebibyte altogether; of the others `result` is null, and
+/// [`read_results`] reads them. Errors: [`Error::NotFound`].
 pub async fn read_task(db: &Db, task: Uuid) -> Result<Value> {
     let found: Option<Value> = sqlx::query_scalar("SELECT tasker.read_task($1)")
         .bind(task)
         .fetch_one(db.pool())
         .await?;
-    found.ok_or_else(|| Error::NotFound(format!("no task {task}")))
+    let mut found = found.ok_or_else(|| Error::NotFound(format!("no task {task}")))?;
+    let steps: Vec<Value> = sqlx::query_scalar("SELECT tasker.read_steps($1, $2)")
+        .bind(task)
+        .bind(RESULTS_OF_A_TASK)
+        .fetch_all(db.pool())
+        .await?;
+    found["steps"] = Value::Array(steps);
+    Ok(found)
+}
+
+/// (name, JSON) of the results of these steps of a task, of those that are complete or skipped. `before`: only of steps that this one depends on;
+/// `bytes`: the first of them that have no more altogether.
+pub async fn read_results(db: &Db, task: Uuid, before: Option<i16>, names: &[String], bytes: Option<i64>) -> Result<Vec<(String, String)>> {
+    Ok(sqlx::query_as("SELECT name, result FROM tasker.read_results($1, $2, $3, $4)")
+        .bind(task)
+        .bind(before)
+        .bind(names)
+        .bind(bytes)
+        .fetch_all(db.pool())
+        .await?)
 }
 
 /// At most `limit` tasks, the newest first.
@@ -75,10 +98,10 @@ pub async fn counters(db: &Db) -> Result<Vec<(String, i64)>> {
 }
 
 /// Whether a connection leads to an installation at all; only then may it be asked for [`INSTALLATION`].
-pub const IS_INSTALLED: &str = "SELECT (to_regclass('tasker.installation') IS NOT NULL)::text";
+pub const IS_INSTALLED: &str = "SELECT (to_regprocedure('tasker.which_installation()') IS NOT NULL)::text";
 
-/// Which installation a connection leads to.
-pub const INSTALLATION: &str = "SELECT id::text FROM tasker.installation";
+/// Which database of which server a connection leads to, and whose installation is there; a copy, a restored one or a replica is another.
+pub const INSTALLATION: &str = "SELECT tasker.which_installation()";
 
 /// Which installation `db` leads to.
 pub async fn installation(db: &Db) -> Result<String> {

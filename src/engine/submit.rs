@@ -5,13 +5,16 @@ use std::sync::{Arc, OnceLock};
 use chrono::{DateTime, Utc};
 use opentelemetry::KeyValue;
 use serde::Serialize;
+use sqlx::postgres::PgArguments;
+use sqlx::query::QueryAs;
 use sqlx::types::Json;
+use sqlx::Postgres;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::sync::{oneshot, Semaphore};
 use uuid::Uuid;
 
 use super::input::Templates;
-pub use super::input::{check_inputs, NewTask};
+pub use super::input::{check_inputs, Input, NewTask};
 use super::trace::Submission;
 use crate::db::Db;
 use crate::error::{Error, Result};
@@ -110,13 +113,13 @@ impl Submitter {
 
     async fn create(&self, template: &str, version: Option<&str>, tasks: &[NewTask], trace: Option<Carrier>) -> Result<Vec<Submitted>> {
         if let Some(known) = self.templates.remembered(template, version) {
-            if let Ok(inputs) = known.accept(template, tasks) {
+            if known.accept(template, tasks).is_ok() {
                 let flow = Flow {
                     template: template.into(),
                     version: version.map(str::to_owned),
                     checked: Some(known.id),
                 };
-                match self.create_with_others(flow, inputs, tasks, trace.clone()).await {
+                match self.create_with_others(flow, tasks, trace.clone()).await {
                     // Another version is the current one by now.
                     Err(Error::Stale(_)) => {}
                     done => return done,
@@ -124,34 +127,25 @@ impl Submitter {
             }
         }
         let found = self.templates.ask(template, version).await?;
-        let inputs = found.accept(template, tasks)?;
+        found.accept(template, tasks)?;
         let flow = Flow {
             template: template.into(),
             version: Some(found.name.clone()),
             checked: None,
         };
-        self.create_with_others(flow, inputs, tasks, trace).await
+        self.create_with_others(flow, tasks, trace).await
     }
 
-    async fn create_with_others(
-        &self,
-        flow: Flow,
-        inputs: Vec<String>,
-        tasks: &[NewTask],
-        trace: Option<Carrier>,
-    ) -> Result<Vec<Submitted>> {
-        let call = Call {
-            flow,
-            inputs,
-            keys: tasks.iter().map(|task| task.key.clone()).collect(),
-            priorities: tasks.iter().map(|task| task.priority.map(Priority::name)).collect(),
-            run_ats: tasks.iter().map(|task| task.run_at).collect(),
-            trace,
-        };
+    async fn create_with_others(&self, flow: Flow, tasks: &[NewTask], trace: Option<Carrier>) -> Result<Vec<Submitted>> {
         let door = self.door.get_or_init(|| Door::open(&self.db));
         if let Ok(_permit) = door.commits.try_acquire() {
-            return create_tasks(&self.db, &[&call]).await;
+            return create_tasks(&self.db, &flow, tasks.iter().map(|task| (task, trace.as_ref())).collect()).await;
         }
+        let call = Call {
+            flow,
+            tasks: tasks.to_vec(),
+            trace,
+        };
         let (reply, answer) = oneshot::channel();
         let stopping = || Error::Unreachable {
             target: self.db.target().into(),
@@ -171,14 +165,11 @@ struct Flow {
     checked: Option<i32>,
 }
 
-/// Tasks that wait to be created. The vectors are parallel.
+/// Tasks that wait to be created.
 #[derive(Debug)]
 struct Call {
     flow: Flow,
-    inputs: Vec<String>,
-    keys: Vec<Option<String>>,
-    priorities: Vec<Option<&'static str>>,
-    run_ats: Vec<Option<DateTime<Utc>>>,
+    tasks: Vec<NewTask>,
     /// Of all of them.
     trace: Option<Carrier>,
 }
@@ -224,11 +215,11 @@ async fn admit(db: Db, mut waiting: UnboundedReceiver<Waiting>, commits: Arc<Sem
         let Ok(permit) = commits.clone().acquire_owned().await else {
             return;
         };
-        let mut count = first.call.inputs.len();
+        let mut count = first.call.tasks.len();
         let mut groups = vec![vec![first]];
         while count < TOGETHER {
             let Ok(next) = waiting.try_recv() else { break };
-            count += next.call.inputs.len();
+            count += next.call.tasks.len();
             match groups.iter_mut().find(|group| group[0].call.flow == next.call.flow) {
                 Some(group) => group.push(next),
                 None => groups.push(vec![next]),
@@ -244,53 +235,94 @@ async fn admit(db: Db, mut waiting: UnboundedReceiver<Waiting>, commits: Arc<Sem
     }
 }
 
-/// One transaction for all of these calls; where PostgreSQL refuses that, one for each: a bad one must not hold up the others.
+/// One transaction for all of these calls; where PostgreSQL refuses that, one for each half of them: a bad one must not hold up the others.
 async fn create_together(db: &Db, group: Vec<Waiting>) {
-    let calls: Vec<&Call> = group.iter().map(|waiting| &waiting.call).collect();
-    match create_tasks(db, &calls).await {
-        Ok(mut submitted) => {
-            for waiting in group {
-                let rest = submitted.split_off(waiting.call.inputs.len().min(submitted.len()));
-                waiting.answer(Ok(std::mem::replace(&mut submitted, rest)));
-            }
-        }
-        // Who knows whether it was committed: whoever wants to try again has to know that.
-        Err(Error::Database(error)) if !Error::Database(error.clone()).is_bad_data() => {
-            for waiting in group {
-                waiting.answer(Err(Error::Database(error.clone())));
-            }
-        }
-        Err(error) => match <[Waiting; 1]>::try_from(group) {
-            Ok([waiting]) => waiting.answer(Err(error)),
-            Err(group) => {
-                for waiting in group {
-                    let done = create_tasks(db, &[&waiting.call]).await;
-                    waiting.answer(done);
+    let mut parts = vec![group];
+    while let Some(mut part) = parts.pop() {
+        let Some(flow) = part.first().map(|waiting| waiting.call.flow.clone()) else {
+            continue;
+        };
+        let tasks = part.iter().flat_map(|Waiting { call, .. }| call.tasks.iter().map(|task| (task, call.trace.as_ref())));
+        match create_tasks(db, &flow, tasks.collect()).await {
+            Ok(mut submitted) => {
+                for waiting in part {
+                    let rest = submitted.split_off(waiting.call.tasks.len().min(submitted.len()));
+                    waiting.answer(Ok(std::mem::replace(&mut submitted, rest)));
                 }
             }
-        },
+            // Who knows whether it was committed: whoever wants to try again has to know that.
+            Err(Error::Database(error)) if !Error::Database(error.clone()).is_bad_data() => {
+                for waiting in part {
+                    waiting.answer(Err(Error::Database(error.clone())));
+                }
+            }
+            Err(error) => match part.len() {
+                1 => part.remove(0).answer(Err(error)),
+                many => {
+                    parts.push(part.split_off(many / 2));
+                    parts.push(part);
+                }
+            },
+        }
     }
 }
 
-async fn create_tasks(db: &Db, calls: &[&Call]) -> Result<Vec<Submitted>> {
-    let flow = &calls[0].flow;
-    let inputs: Vec<&str> = calls.iter().flat_map(|call| &call.inputs).map(String::as_str).collect();
-    let keys: Vec<Option<&str>> = calls.iter().flat_map(|call| &call.keys).map(Option::as_deref).collect();
-    let keys = keys.iter().any(Option::is_some).then_some(keys);
-    let priorities: Vec<Option<&str>> = calls.iter().flat_map(|call| &call.priorities).copied().collect();
-    let run_ats: Vec<Option<DateTime<Utc>>> = calls.iter().flat_map(|call| &call.run_ats).copied().collect();
-    let run_ats = run_ats.iter().any(Option::is_some).then_some(run_ats);
-    let traces = || {
-        calls
-            .iter()
-            .flat_map(|call| call.inputs.iter().map(|_| call.trace.as_ref().map(Json)))
-    };
-    let traces: Option<Vec<_>> = calls.iter().any(|call| call.trace.is_some()).then(|| traces().collect());
+/// How many bytes of inputs one statement has at most, unless one input alone has more.
+const STATEMENT_BYTES: usize = 8 << 20;
+
+/// Creates tasks, each with the trace that it is part of, in one transaction: of one statement, or of several where there is much to say.
+async fn create_tasks(db: &Db, flow: &Flow, tasks: Vec<(&NewTask, Option<&Carrier>)>) -> Result<Vec<Submitted>> {
+    let statements = statements(&tasks);
+    if statements.len() <= 1 {
+        return super::again_on_conflict(|| async { Ok(insert(flow, &tasks).fetch_all(db.pool()).await?) }).await;
+    }
     super::again_on_conflict(|| async {
-        let query = sqlx::query_as("SELECT id, created FROM tasker.create_tasks($1, $2::text[]::jsonb[], $3, $4, $5, $6, $7, $8)");
-        let query = query.bind(&flow.template).bind(&inputs).bind(&keys).bind(&priorities);
-        let query = query.bind(&flow.version).bind(&traces).bind(&run_ats).bind(flow.checked);
-        Ok(query.fetch_all(db.pool()).await?)
+        let pool = db.pool();
+        let created = pool.within(async |connection| {
+            let mut created = Vec::with_capacity(tasks.len());
+            for statement in &statements {
+                let some: Vec<_> = statement.iter().map(|n| tasks[*n]).collect();
+                let submitted = insert(flow, &some).fetch_all(&mut *connection).await?;
+                created.extend(statement.iter().copied().zip(submitted));
+            }
+            Ok(created)
+        });
+        let mut created: Vec<(usize, Submitted)> = created.await?;
+        created.sort_by_key(|(n, _)| *n);
+        Ok(created.into_iter().map(|(_, submitted)| submitted).collect())
     })
     .await
+}
+
+/// Which tasks each statement creates. By key, as the statement itself does, so that submissions which share keys cannot deadlock.
+fn statements(tasks: &[(&NewTask, Option<&Carrier>)]) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..tasks.len()).collect();
+    order.sort_by_key(|n| &tasks[*n].0.key);
+    let (mut statements, mut bytes) = (vec![Vec::new()], 0);
+    for n in order {
+        let more = tasks[n].0.input.as_str().len();
+        if bytes > 0 && bytes + more > STATEMENT_BYTES {
+            statements.push(Vec::new());
+            bytes = 0;
+        }
+        bytes += more;
+        if let Some(last) = statements.last_mut() {
+            last.push(n);
+        }
+    }
+    statements
+}
+
+fn insert<'q>(flow: &'q Flow, tasks: &[(&'q NewTask, Option<&'q Carrier>)]) -> QueryAs<'q, Postgres, Submitted, PgArguments> {
+    let inputs: Vec<&str> = tasks.iter().map(|(task, _)| task.input.as_str()).collect();
+    let keys: Vec<Option<&str>> = tasks.iter().map(|(task, _)| task.key.as_deref()).collect();
+    let keys = keys.iter().any(Option::is_some).then_some(keys);
+    let priorities: Vec<Option<&str>> = tasks.iter().map(|(task, _)| task.priority.map(Priority::name)).collect();
+    let run_ats: Vec<Option<DateTime<Utc>>> = tasks.iter().map(|(task, _)| task.run_at).collect();
+    let run_ats = run_ats.iter().any(Option::is_some).then_some(run_ats);
+    let traces: Vec<Option<Json<&Carrier>>> = tasks.iter().map(|(_, trace)| trace.map(Json)).collect();
+    let traces = traces.iter().any(Option::is_some).then_some(traces);
+    let query = sqlx::query_as("SELECT id, created FROM tasker.create_tasks($1, $2::text[]::jsonb[], $3, $4, $5, $6, $7, $8)");
+    let query = query.bind(&flow.template).bind(inputs).bind(keys).bind(priorities);
+    query.bind(&flow.version).bind(traces).bind(run_ats).bind(flow.checked)
 }

@@ -16,6 +16,8 @@ struct Loop {
     name: String,
     bound: Duration,
     last: AtomicU64,
+    /// Since when each of its cycles has failed; 0: the last one did not.
+    failing: AtomicU64,
 }
 
 /// One loop's own end: it beats once a cycle. Dropping it (the loop ended) takes the loop off the list.
@@ -44,6 +46,7 @@ impl Beats {
             name,
             bound,
             last: AtomicU64::new(self.millis()),
+            failing: AtomicU64::new(0),
         });
         self.loops.lock().unwrap_or_else(PoisonError::into_inner).push(of.clone());
         Beat { beats: self.clone(), of }
@@ -57,6 +60,17 @@ impl Beats {
         loops.iter().filter(is_late).map(|l| l.name.clone()).collect()
     }
 
+    /// The names of the loops whose cycles have failed, again and again, for longer than this.
+    pub fn failing(&self, longer: Duration) -> Vec<String> {
+        let now = self.millis();
+        let loops = self.loops.lock().unwrap_or_else(PoisonError::into_inner);
+        let fails = |l: &&Arc<Loop>| match l.failing.load(Ordering::Relaxed) {
+            0 => false,
+            since => u128::from(now.saturating_sub(since)) > longer.as_millis(),
+        };
+        loops.iter().filter(fails).map(|l| l.name.clone()).collect()
+    }
+
     fn millis(&self) -> u64 {
         self.started.elapsed().as_millis() as u64
     }
@@ -65,6 +79,26 @@ impl Beats {
 impl Beat {
     /// The loop has come round.
     pub fn beat(&self) {
+        self.come_round();
+        self.of.failing.store(0, Ordering::Relaxed);
+    }
+
+    /// The loop has come round, but its cycle failed.
+    pub fn fail(&self) {
+        self.come_round();
+        let now = self.beats.millis().max(1);
+        self.of.failing.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed).ok();
+    }
+
+    /// As what was done says.
+    pub(crate) fn note<T, E>(&self, done: &Result<T, E>) {
+        match done {
+            Ok(_) => self.beat(),
+            Err(_) => self.fail(),
+        }
+    }
+
+    fn come_round(&self) {
         #[cfg(debug_assertions)]
         if is_wedged(&self.of.name) {
             return;

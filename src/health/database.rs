@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 
 use super::fresh::FRESH;
 use crate::db::Db;
+use crate::error::Error;
 
 /// How long who asks waits for the answer: most come within a millisecond.
 const PATIENCE: Duration = Duration::from_millis(50);
@@ -74,10 +75,11 @@ impl Database {
 
     async fn ask(self: Arc<Self>, db: Db) {
         let asked = Instant::now();
-        let why = match tokio::time::timeout(GIVEN_UP, sqlx::query("SELECT 1").execute(db.probes())).await {
-            Ok(Ok(_)) => None,
+        let why = match tokio::time::timeout(GIVEN_UP, db.check_writable()).await {
+            Ok(Ok(())) => None,
+            Ok(Err(error @ Error::Unreachable { .. })) => Some(error.to_string()),
             Ok(Err(error)) => Some(format!("the database does not answer: {error}")),
-            Err(_) => Some(NO_ANSWER.to_owned()),
+            Err(_) => Some(db.refusal().unwrap_or_else(|| NO_ANSWER.to_owned())),
         };
         let mut known = self.known();
         known.under_way = false;

@@ -78,6 +78,7 @@ impl Ready {
         draining: bool,
         database: Option<String>,
         unreachable: Vec<String>,
+        failing: Vec<String>,
         overloaded: bool,
         pool: PoolUse,
     ) -> Ready {
@@ -86,6 +87,11 @@ impl Ready {
             unreachable
                 .into_iter()
                 .map(|queue| format!("the queue {queue} cannot be worked with")),
+        );
+        failed.extend(
+            failing
+                .into_iter()
+                .map(|name| format!("the loop {name} fails again and again: the log says why")),
         );
         if draining {
             failed.push("it is shutting down".to_owned());

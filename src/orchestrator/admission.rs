@@ -59,7 +59,7 @@ impl Admission {
         let mut poll = Duration::ZERO;
         while !stop.is_cancelled() {
             let next = self.cycle().await;
-            self.beat.beat();
+            self.beat.note(&next);
             let wait = async {
                 match next {
                     Ok(next) => {

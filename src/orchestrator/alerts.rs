@@ -39,7 +39,7 @@ impl Alerts {
         let mut backoff = Backoff::default();
         while !stop.is_cancelled() {
             let cycle = self.cycle().await;
-            self.beat.beat();
+            self.beat.note(&cycle);
             let wait = async {
                 match cycle {
                     Ok(()) => {

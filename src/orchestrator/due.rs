@@ -34,7 +34,7 @@ impl Due {
         let mut backoff = Backoff::default();
         while !stop.is_cancelled() {
             let due = begin_what_is_due(&self.db, BATCH).await;
-            self.beat.beat();
+            self.beat.note(&due);
             let wait = async {
                 match due {
                     Ok(due) => {

@@ -8,7 +8,7 @@ use super::rounds::Round;
 use crate::db::Db;
 use crate::engine::claim::expire_tasks;
 use crate::engine::lease::wake_expired;
-use crate::engine::member;
+use crate::engine::member::{self, Expired};
 use crate::error::Result;
 use crate::telemetry;
 
@@ -25,16 +25,30 @@ impl Recovery {
     }
 }
 
+/// How many members that were lost together are named.
+const NAMED: usize = 5;
+
+fn tell_lost(members: &[Expired]) {
+    for kind in ["orchestrator", "worker"] {
+        let lost: Vec<&Expired> = members.iter().filter(|member| member.kind == kind).collect();
+        if lost.is_empty() {
+            continue;
+        }
+        telemetry::metrics()
+            .members_lost
+            .add(lost.len() as u64, &[KeyValue::new("kind", kind)]);
+        let named = |member: &&Expired| format!("{} ({})", member.name, member.id);
+        let names = lost.iter().take(NAMED).map(named).collect::<Vec<_>>().join(", ");
+        tracing::warn!(count = lost.len(), names, kind, "members' leases ran out");
+    }
+}
+
 impl Round for Recovery {
     const NAME: &'static str = "recovery";
     const EVERY: Duration = Duration::from_secs(5);
 
     async fn round(&mut self) -> Result<Duration> {
-        for dead in member::expire(&self.db).await? {
-            let label = KeyValue::new("kind", dead.kind.clone());
-            telemetry::metrics().members_lost.add(1, &[label]);
-            tracing::warn!(member = dead.id, name = dead.name, kind = dead.kind, "a member's lease ran out");
-        }
+        tell_lost(&member::expire(&self.db).await?);
         let late = expire_tasks(&self.db, BATCH).await?;
         if late > 0 {
             tracing::warn!(

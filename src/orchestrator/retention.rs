@@ -8,6 +8,9 @@ use crate::engine::dead_letters::{self, By};
 use crate::engine::{limits, member};
 use crate::error::Result;
 
+/// How long it is known who a member was that left.
+const MEMBERS: Duration = Duration::from_secs(30 * 86_400);
+
 pub(super) struct Retention {
     db: Db,
     by: By,
@@ -30,6 +33,10 @@ impl Round for Retention {
     async fn round(&mut self) -> Result<Duration> {
         member::forget_activity(&self.db).await?;
         limits::forget(&self.db).await?;
+        let forgotten = member::forget(&self.db, MEMBERS).await?;
+        if forgotten > 0 {
+            tracing::info!(forgotten, "members that left a month ago are forgotten");
+        }
         let purged = dead_letters::purge(&self.db, &self.by).await?;
         if purged > 0 {
             tracing::info!(

@@ -22,7 +22,9 @@ pub(super) async fn run<R: Round>(mut of: R, beats: Beats, stop: CancellationTok
     let beat = beats.register(R::NAME, R::EVERY * 2 + Duration::from_secs(60));
     let mut backoff = Backoff::default();
     while !stop.is_cancelled() {
-        let delay = match of.round().await {
+        let done = of.round().await;
+        beat.note(&done);
+        let delay = match done {
             Ok(rest) => {
                 backoff.reset();
                 rest.mul_f64(0.9 + 0.2 * fastrand::f64())
@@ -32,7 +34,6 @@ pub(super) async fn run<R: Round>(mut of: R, beats: Beats, stop: CancellationTok
                 backoff.next_delay()
             }
         };
-        beat.beat();
         tokio::select! { () = stop.cancelled() => {}, () = tokio::time::sleep(delay) => {} }
     }
 }

@@ -13,14 +13,18 @@ use super::spans::{self, Reporting};
 use super::{log_step, Handled, Outcome, Shared, Step};
 use crate::backoff::Backoff;
 use crate::engine::complete::{complete_steps, Completed, Completion};
-use crate::engine::fail::{fail_steps, Failure};
+use crate::engine::fail::{fail_barely, fail_steps, Failure};
 use crate::engine::lease::{lease_holders, Lease};
 use crate::error::{Error, Result};
+use crate::health::Beat;
 
 /// Two commits may be under way for a queue: while one waits for the disk, the next one is prepared.
 const CONCURRENT_COMMITS: usize = 2;
 
-pub(super) async fn run(shared: Arc<Shared>, queue: usize, mut outcomes: UnboundedReceiver<Handled>, buffer: Buffer) {
+/// So many bytes are committed together at most, unless one report alone has more.
+const MOST_BYTES: usize = 4 << 20;
+
+pub(super) async fn run(shared: Arc<Shared>, queue: usize, mut outcomes: UnboundedReceiver<Handled>, buffer: Buffer, beat: Arc<Beat>) {
     let commits = Arc::new(Semaphore::new(CONCURRENT_COMMITS));
     loop {
         let first = tokio::select! {
@@ -37,6 +41,7 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, mut outcomes: Unbound
             shared: shared.clone(),
             queue,
             buffer: buffer.clone(),
+            beat: beat.clone(),
         };
         tokio::spawn(async move {
             commit.run(batch).await;
@@ -49,16 +54,19 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, mut outcomes: Unbound
 async fn collect(shared: &Shared, queue: usize, first: Handled, outcomes: &mut UnboundedReceiver<Handled>) -> Vec<Handled> {
     let (linger, most) = shared.live.worker(|config| (config.linger, config.batch));
     let deadline = Instant::now() + linger;
+    let mut bytes = first.outcome.bytes();
     let mut batch = vec![first];
-    while batch.len() < most {
-        match outcomes.try_recv() {
-            Ok(outcome) => batch.push(outcome),
+    while batch.len() < most && bytes < MOST_BYTES {
+        let next = match outcomes.try_recv() {
+            Ok(outcome) => outcome,
             Err(_) if shared.held.all_reported(queue) => break,
             Err(_) => match timeout_at(deadline, outcomes.recv()).await {
-                Ok(Some(outcome)) => batch.push(outcome),
+                Ok(Some(outcome)) => outcome,
                 Ok(None) | Err(_) => break,
             },
-        }
+        };
+        bytes += next.outcome.bytes();
+        batch.push(next);
     }
     batch
 }
@@ -68,6 +76,7 @@ struct Commit {
     shared: Arc<Shared>,
     queue: usize,
     buffer: Buffer,
+    beat: Arc<Beat>,
 }
 
 impl Commit {
@@ -99,7 +108,13 @@ impl Commit {
             .map(|(reported, error)| reported.but(|(lease, failure)| (lease, failure.bare(&error))))
             .collect();
         for (Reported { step, .. }, error) in self.report(bare).await {
-            log_step!(ERROR, self.shared, self.queue, step.leased, %error, "PostgreSQL refuses the report, the lease will run out");
+            let least = fail_barely(&self.shared.db, self.queue_name(), &step.lease()).await;
+            match least {
+                Ok(_) => log_step!(ERROR, self.shared, self.queue, step.leased, %error, "PostgreSQL refuses the report, the step is dead"),
+                Err(least) => {
+                    log_step!(ERROR, self.shared, self.queue, step.leased, %error, %least, "PostgreSQL refuses the report, the lease will run out");
+                }
+            }
             self.shared.held.remove(self.queue, [&step.lease()]);
         }
     }
@@ -119,16 +134,26 @@ impl Commit {
         &self.shared.queues[self.queue]
     }
 
-    /// Reports all of them together; where PostgreSQL refuses the data of that, one by one: a bad row must not hold up the others.
+    /// Reports all of them together; where PostgreSQL refuses the data of that, in halves: a bad row must not hold up the others.
     /// Returns those that it refuses alone, with its errors; they are still held.
     async fn report<R: Report>(&self, reports: Vec<Reported<R>>) -> Vec<(Reported<R>, Error)> {
-        let mut refused = Vec::new();
-        if reports.is_empty() || self.sent(&reports).await.is_none() {
-            return refused;
-        }
-        for report in reports {
-            if let Some(error) = self.sent(std::slice::from_ref(&report)).await {
-                refused.push((report, error));
+        let (mut refused, mut parts) = (Vec::new(), vec![reports]);
+        while let Some(mut part) = parts.pop() {
+            if part.len() > R::MOST {
+                parts.push(part.split_off(R::MOST));
+            }
+            let error = match part.is_empty() {
+                true => None,
+                false => self.sent(&part).await,
+            };
+            match (error, part.pop()) {
+                (Some(error), Some(alone)) if part.is_empty() => refused.push((alone, error)),
+                (Some(_), last) => {
+                    part.extend(last);
+                    parts.push(part.split_off(part.len() / 2));
+                    parts.push(part);
+                }
+                (None, _) => {}
             }
         }
         refused
@@ -144,6 +169,7 @@ impl Commit {
             let asked = Instant::now().into_std();
             match R::send(self, reports).await {
                 Ok(completed) => {
+                    self.beat.beat();
                     for leased in completed.next {
                         let step = self.shared.hold(self.queue, leased, asked);
                         // The handlers take from the buffer until every report is committed.
@@ -156,6 +182,7 @@ impl Commit {
                 }
                 Err(error) if error.is_bad_data() => return Some(error),
                 Err(error) => {
+                    self.beat.fail();
                     tracing::error!(%error, "reporting failed, trying again");
                     tokio::select! {
                         () = self.shared.abandon.cancelled() => {
@@ -240,12 +267,15 @@ fn trace<R: Report>(shared: &Shared, reports: &[Reported<R>], counted: &[i64], b
 trait Report: Sized + Sync + Send {
     /// What commits it.
     const FUNCTION: &'static str;
+    /// How many are reported together at most.
+    const MOST: usize;
     fn failure(&self) -> Option<&Failure>;
     fn send(commit: &Commit, reports: &[Reported<Self>]) -> impl Future<Output = Result<Completed>> + Send;
 }
 
 impl Report for Completion {
     const FUNCTION: &'static str = "tasker.complete_steps";
+    const MOST: usize = usize::MAX;
 
     fn failure(&self) -> Option<&Failure> {
         None
@@ -273,6 +303,8 @@ impl Report for Completion {
 
 impl Report for (Lease, Failure) {
     const FUNCTION: &'static str = "tasker.fail_steps";
+    /// Each may become a dead letter, with its input.
+    const MOST: usize = 100;
 
     fn failure(&self) -> Option<&Failure> {
         Some(&self.1)

@@ -105,8 +105,9 @@ fn unknown(message: String) -> Outcome {
 
 /// None: the lease was lost, and the handler was stopped.
 async fn handle(handler: &Arc<dyn Handler>, step: &Arc<Step>) -> Option<Outcome> {
-    // A task of its own, so that a panic ends only the step.
-    let handling = handler.call(step.clone());
+    // A task of its own, in which it begins, too, so that a panic ends only the step.
+    let (called, with) = (handler.clone(), step.clone());
+    let handling = async move { called.call(with).await };
     let mut handling = match step.context() {
         Some(context) => tokio::spawn(handling.with_context(Context::new().with_remote_span_context(context))),
         None => tokio::spawn(handling),

@@ -8,7 +8,7 @@ use tokio::sync::broadcast;
 
 use super::{log_step, Shared};
 use crate::db::{self, channel, Wake};
-use crate::engine::lease::{extend_leases, record_progress, Lease};
+use crate::engine::lease::{extend_leases, record_progress, Lease, Word};
 use crate::health::Beats;
 
 /// How many leases one call renews.
@@ -30,20 +30,22 @@ pub(super) async fn run(shared: Arc<Shared>, mut wakes: broadcast::Receiver<Wake
                 }
             }
             let lease = lease(&shared);
+            let mut renewed = true;
             for (queue, name) in shared.queues.iter().enumerate() {
                 for leases in shared.held.leases(queue).chunks(BATCH) {
-                    renew(&shared, queue, name, leases, lease).await;
-                    beat.beat();
-                }
-                let words = shared.held.take_progress(queue);
-                if !words.is_empty() {
-                    if let Err(error) = record_progress(&shared.db, name, &words).await {
-                        tracing::warn!(%error, queue = name, "progress was not recorded");
+                    renewed &= renew(&shared, queue, name, leases, lease).await;
+                    if renewed {
+                        beat.beat();
                     }
                 }
+                let words = shared.held.take_progress(queue);
+                record(&shared, name, &words).await;
             }
             *granted.lock().unwrap_or_else(PoisonError::into_inner) = lease;
-            beat.beat();
+            match renewed {
+                true => beat.beat(),
+                false => beat.fail(),
+            }
         }
     };
     let guarding = async {
@@ -64,13 +66,34 @@ pub(super) async fn run(shared: Arc<Shared>, mut wakes: broadcast::Receiver<Wake
     }
 }
 
+/// What PostgreSQL refuses together for its data is recorded one by one.
+async fn record(shared: &Shared, name: &str, words: &[Word]) {
+    if words.is_empty() {
+        return;
+    }
+    match record_progress(&shared.db, name, words).await {
+        Ok(_) => {}
+        Err(error) if error.is_bad_data() && words.len() > 1 => {
+            for word in words {
+                if let Err(error) = record_progress(&shared.db, name, std::slice::from_ref(word)).await {
+                    tracing::warn!(%error, queue = name, task = %word.lease.task_id, "progress was not recorded");
+                }
+            }
+        }
+        Err(error) => tracing::warn!(%error, queue = name, "progress was not recorded"),
+    }
+}
+
 fn lease(shared: &Shared) -> Duration {
     shared.live.worker(|config| config.lease)
 }
 
-async fn renew(shared: &Shared, queue: usize, name: &str, leases: &[Lease], lease: Duration) {
+/// Whether the database said so.
+async fn renew(shared: &Shared, queue: usize, name: &str, leases: &[Lease], lease: Duration) -> bool {
     let asked = Instant::now();
-    match tokio::time::timeout(lease / 3, extend_leases(&shared.db, name, leases, lease)).await {
+    let answer = tokio::time::timeout(lease / 3, extend_leases(&shared.db, name, leases, lease)).await;
+    let renewed = matches!(answer, Ok(Ok(_)));
+    match answer {
         Ok(Ok(gone)) => {
             let lost = shared.held.renewed(queue, leases, asked, &gone);
             shared.metrics.lease_losses.add(lost.len() as u64, &[]);
@@ -87,4 +110,5 @@ async fn renew(shared: &Shared, queue: usize, name: &str, leases: &[Lease], leas
         Ok(Err(error)) => tracing::error!(%error, queue = name, "renewing leases failed"),
         Err(_) => tracing::error!(queue = name, "renewing leases failed: no answer in time"),
     }
+    renewed
 }

@@ -26,8 +26,13 @@ struct Entries {
     by_lease: HashMap<Key, Entry>,
     /// Of each queue, how many of them are not reported yet.
     unreported: Vec<usize>,
+    /// How much their reports are that wait to be committed.
+    bytes: usize,
     pace: Pace,
 }
+
+/// While so many bytes of reports wait to be committed, nothing more is leased.
+const MOST_BYTES: usize = 32 << 20;
 
 type Key = (usize, i64, i32);
 
@@ -38,6 +43,8 @@ struct Entry {
     renewed: Instant,
     lost: CancellationToken,
     reported: bool,
+    /// Of its report.
+    bytes: usize,
     /// What the handler said of its progress since it was last recorded.
     progress: Option<Value>,
 }
@@ -94,22 +101,27 @@ impl Held {
             renewed: asked,
             lost: lost.clone(),
             reported: false,
+            bytes: 0,
             progress: None,
         };
         let mut entries = self.entries();
-        if entries.by_lease.insert(key, entry).is_none_or(|before| before.reported) {
+        let before = entries.by_lease.insert(key, entry);
+        entries.bytes -= before.as_ref().map_or(0, |before| before.bytes);
+        if before.is_none_or(|before| before.reported) {
             entries.unreported[queue] += 1;
         }
         lost
     }
 
     /// The handler is done with it. False: it was reported before, or it is not held any more.
-    pub(super) fn reported(&self, queue: usize, lease: &Lease) -> bool {
+    pub(super) fn reported(&self, queue: usize, lease: &Lease, bytes: usize) -> bool {
         let mut entries = self.entries();
         let Some(entry) = entries.by_lease.get_mut(&key(queue, lease)).filter(|entry| !entry.reported) else {
             return false;
         };
         entry.reported = true;
+        entry.bytes = bytes;
+        entries.bytes += bytes;
         entries.unreported[queue] -= 1;
         self.finished.fetch_add(1, Ordering::Relaxed);
         true
@@ -119,8 +131,10 @@ impl Held {
     pub(super) fn remove<'a>(&self, queue: usize, leases: impl IntoIterator<Item = &'a Lease>) {
         let mut entries = self.entries();
         for lease in leases {
-            if entries.by_lease.remove(&key(queue, lease)).is_some_and(|entry| !entry.reported) {
-                entries.unreported[queue] -= 1;
+            match entries.by_lease.remove(&key(queue, lease)) {
+                Some(entry) if entry.reported => entries.bytes -= entry.bytes,
+                Some(_) => entries.unreported[queue] -= 1,
+                None => {}
             }
         }
         drop(entries);
@@ -156,6 +170,9 @@ impl Held {
             };
         }
         let limit = concurrency + entries.pace.ahead.min(max_prefetch);
+        if entries.bytes > MOST_BYTES {
+            return (limit, 0);
+        }
         (limit, (limit + suspects.min(limit)).saturating_sub(entries.by_lease.len()))
     }
 

@@ -12,8 +12,9 @@ use super::{log_step, Shared, Step};
 use crate::backoff::Backoff;
 use crate::db::{self, channel, Wake};
 use crate::engine::fail::{fail_steps, Failure};
-use crate::engine::lease::{lease_steps, LeasedStep};
+use crate::engine::lease::{give_up_unreadable, lease_steps, LeasedStep};
 use crate::engine::trace::tell_claims;
+use crate::engine::MAX_RESULTS_BYTES;
 use crate::health::Beat;
 
 /// A step whose lease ran out this often is a suspect. Once happens to all that a worker held when it was killed.
@@ -57,7 +58,6 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
         // Not cancelled by `stop`: what was leased must reach the buffer, to be handed back from there.
         let call = |_| lease_steps(&shared.db, name, shared.membership.id(), limit as i32, lease);
         let answers = join_all((0..calls).map(call)).await;
-        beat.beat();
         let (mut leased, mut failure) = (0, None);
         for answer in answers {
             match answer {
@@ -75,10 +75,15 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
         shared.held.look_again();
         let wait = match failure {
             Some(error) => {
+                beat.fail();
                 tracing::error!(%error, queue = name, "leasing failed");
+                if error.is_bad_data() {
+                    give_up(&shared, queue, limit as i32).await;
+                }
                 Some(backoff.next_delay())
             }
             None => {
+                beat.beat();
                 backoff.reset();
                 if leased > 0 {
                     poll = SHORTEST_POLL;
@@ -104,6 +109,15 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
     }
 }
 
+/// What PostgreSQL cannot hand to a worker must not stand in the way of the rest.
+async fn give_up(shared: &Shared, queue: usize, limit: i32) {
+    let name = &shared.queues[queue];
+    match give_up_unreadable(&shared.db, name, shared.membership.id(), limit).await {
+        Ok(gone) => tracing::error!(gone, queue = name, "steps that cannot be leased were dead-lettered as unreadable"),
+        Err(error) => tracing::error!(%error, queue = name, "could not find the steps that cannot be leased"),
+    }
+}
+
 /// Waits until it is worth leasing, for any room when nothing of this queue waits for a handler, for a quarter of the buffer when something does; and
 /// until it is this queue's turn.
 async fn room(shared: &Shared, queue: usize) -> usize {
@@ -123,8 +137,15 @@ async fn room(shared: &Shared, queue: usize) -> usize {
 }
 
 /// Puts a leased step where it is run from; one that has taken its workers down too often is dead-lettered.
-async fn accept(shared: &Shared, queue: usize, outlets: &Outlets, leased: LeasedStep, asked: Instant) {
+async fn accept(shared: &Arc<Shared>, queue: usize, outlets: &Outlets, leased: LeasedStep, asked: Instant) {
     let step = shared.hold(queue, leased, asked);
+    if step.leased.results_bytes > MAX_RESULTS_BYTES {
+        let message = format!(
+            "the results of the steps it depends on have {} bytes altogether, at most {MAX_RESULTS_BYTES} are handed to one step: keep them elsewhere, and return where",
+            step.leased.results_bytes
+        );
+        return bury(shared, &step, "payload_too_large", Failure::permanent("PayloadTooLarge", message)).await;
+    }
     match (step.leased.crashes, step.leased.kills) {
         (..SUSPICIOUS, _) => outlets.buffer.add(step),
         (_, kills) if kills < shared.live.worker(|config| config.max_crashes) as i32 => {
@@ -134,21 +155,21 @@ async fn accept(shared: &Shared, queue: usize, outlets: &Outlets, leased: Leased
         }
         (_, kills) => {
             let message = format!("{kills} workers died while they ran this step");
-            let failure = Failure {
-                reason: Some("poison".into()),
-                ..Failure::permanent("WorkerCrashed", message)
-            };
-            let reported = fail_steps(
-                &shared.db,
-                &shared.queues[queue],
-                shared.membership.id(),
-                [&(step.lease(), failure)].into(),
-            )
-            .await;
-            if let Err(error) = reported {
-                log_step!(ERROR, shared, queue, step.leased, %error, "could not dead-letter a poison step, its lease will run out");
-            }
-            shared.held.remove(queue, [&step.lease()]);
+            bury(shared, &step, "poison", Failure::permanent("WorkerCrashed", message)).await;
         }
     }
+}
+
+/// Dead-letters a step that no handler may have.
+async fn bury(shared: &Shared, step: &Step, reason: &str, failure: Failure) {
+    let failure = Failure {
+        reason: Some(reason.into()),
+        ..failure
+    };
+    let (queue, lease) = (step.queue, step.lease());
+    let reported = fail_steps(&shared.db, &shared.queues[queue], shared.membership.id(), [&(lease, failure)].into()).await;
+    if let Err(error) = reported {
+        log_step!(ERROR, shared, queue, step.leased, %error, reason, "could not dead-letter a step, its lease will run out");
+    }
+    shared.held.remove(queue, [&lease]);
 }

@@ -1,18 +1,24 @@
 //! A step on its way through a worker, and what becomes of it.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use opentelemetry::trace::SpanContext;
+use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 
-use super::spans;
+use super::{spans, Shared};
 use crate::engine::fail::Failure;
-use crate::engine::lease::{Lease, LeasedStep};
+use crate::engine::lease::{names_before, read_leased, Lease, LeasedStep};
+use crate::engine::read::read_results;
+use crate::error::Result;
 
 /// A leased step on its way through this worker.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Step {
+    pub(super) shared: Arc<Shared>,
     /// What the lease brought.
     pub leased: Arc<LeasedStep>,
     pub(super) queue: usize,
@@ -22,7 +28,48 @@ pub struct Step {
     pub(super) began: Option<Instant>,
 }
 
+impl fmt::Debug for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Step").field(&self.leased).finish()
+    }
+}
+
 impl Step {
+    /// The task's input: a JSON object. What is large is read now. Errors: those of the database.
+    pub async fn input(&self) -> Result<String> {
+        match &self.leased.input {
+            Some(input) => Ok(input.clone()),
+            None => Ok(self.read_large().await?.0),
+        }
+    }
+
+    /// What an earlier attempt left with a checkpoint, as JSON. What is large is read now. Errors: those of the database.
+    pub async fn checkpoint(&self) -> Result<Option<String>> {
+        match self.leased.large {
+            false => Ok(self.leased.checkpoint.clone()),
+            true => Ok(self.read_large().await?.1),
+        }
+    }
+
+    async fn read_large(&self) -> Result<(String, Option<String>)> {
+        read_leased(&self.shared.db, self.leased.task_id, self.leased.step).await
+    }
+
+    /// The names of the steps that it depends on, in the template's order. Errors: those of the database.
+    pub async fn names_before(&self) -> Result<Vec<String>> {
+        names_before(&self.shared.db, self.leased.task_id, self.leased.step).await
+    }
+
+    /// Of the steps that it depends on, the results of these, by name, as JSON; what is large is read now. Errors: those of the database.
+    pub async fn results(&self, names: &[String]) -> Result<Vec<(String, String)>> {
+        if let Some(along) = &self.leased.results {
+            let all: BTreeMap<String, Box<RawValue>> = serde_json::from_str(along).unwrap_or_default();
+            let wanted = all.into_iter().filter(|(name, _)| names.contains(name));
+            return Ok(wanted.map(|(name, json)| (name, json.get().to_owned())).collect());
+        }
+        read_results(&self.shared.db, self.leased.task_id, Some(self.leased.step), names, None).await
+    }
+
     /// Whether the lease is gone (taken by another worker, or the task was cancelled): the outcome will be refused.
     pub fn is_lost(&self) -> bool {
         self.lost.is_cancelled()
@@ -57,6 +104,14 @@ impl Outcome {
         match self {
             Outcome::Complete(_) => "complete",
             Outcome::Fail(_) => "failed",
+        }
+    }
+
+    /// How much its report will be, roughly.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Outcome::Complete(result) => result.len(),
+            Outcome::Fail(failure) => failure.message.len().min(10_000),
         }
     }
 }

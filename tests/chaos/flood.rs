@@ -58,7 +58,7 @@ pub(crate) async fn flood(db: &Db, pool: &PgPool, processes: &Processes, count: 
             "flood",
             None,
             &[NewTask {
-                input: json!({}),
+                input: json!({}).into(),
                 ..NewTask::default()
             }],
         )
@@ -99,7 +99,7 @@ pub(crate) async fn flood(db: &Db, pool: &PgPool, processes: &Processes, count: 
         }
     }
     let last = NewTask {
-        input: json!({}),
+        input: json!({}).into(),
         key: Some("last".into()),
         ..NewTask::default()
     };

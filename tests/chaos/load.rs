@@ -150,7 +150,7 @@ async fn submit(db: Db, mut random: Rng, mix: Mix, stop: CancellationToken) -> H
                 let from = random.i64(1..=ACCOUNTS);
                 let input = json!({ "from": from, "to": 1 + from % ACCOUNTS, "cents": random.u32(1..50), "ms": random.u32(0..20) });
                 NewTask {
-                    input,
+                    input: input.into(),
                     key: Some(format!("{}-{n}", accepted.len())),
                     run_at: (random.u32(0..5) == 0).then(|| Utc::now() + Duration::from_millis(random.u64(0..3_000))),
                     priority: None,

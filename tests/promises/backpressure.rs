@@ -19,7 +19,7 @@ const ONE: &str = "name: one\nnamespace: here\nsteps:\n  - { name: only, handler
 impl World {
     async fn submit_as(&self, count: usize, priority: Priority) -> tasker::Result<Vec<Submitted>> {
         let task = NewTask {
-            input: json!({}),
+            input: json!({}).into(),
             priority: Some(priority),
             ..NewTask::default()
         };
@@ -202,7 +202,7 @@ async fn a_flood_in_one_namespace_does_not_hold_up_another() {
                 .await;
         }
         let task = NewTask {
-            input: json!({}),
+            input: json!({}).into(),
             priority: Some(Priority::Urgent),
             ..NewTask::default()
         };

@@ -35,7 +35,7 @@ const ONE: &str = "name: one\nnamespace: here\nsteps:\n  - { name: only, handler
 async fn submit_many(world: &World, count: usize) -> Vec<Uuid> {
     let tasks: Vec<NewTask> = (0..count)
         .map(|n| NewTask {
-            input: json!({ "n": n }),
+            input: json!({ "n": n }).into(),
             ..NewTask::default()
         })
         .collect();
@@ -278,7 +278,7 @@ async fn leases_are_renewed_while_the_pool_is_exhausted() {
                             "one",
                             None,
                             &[NewTask {
-                                input: json!({}),
+                                input: json!({}).into(),
                                 ..NewTask::default()
                             }],
                         )
@@ -413,7 +413,7 @@ async fn a_bad_row_does_not_hold_up_its_batch() {
         world.claim().await;
         let worker = worker(&world.db, Duration::from_secs(30)).await;
         worker.handle_with(Handlers::default().with("H", |step: Arc<tasker::worker::Step>| async move {
-            let input: serde_json::Value = serde_json::from_str(&step.leased.input).unwrap();
+            let input: serde_json::Value = serde_json::from_str(&step.input().await.unwrap()).unwrap();
             match input["n"].as_i64().unwrap() {
                 7 => Ok(json!("a bad row")),
                 21 => Err(Failure::permanent("Oops", "a bad row")),
@@ -450,7 +450,7 @@ async fn every_loop_reconnects() {
             assert!(world.count(all).await > 0);
             let submitter = Submitter::new(world.db.clone());
             let task = NewTask {
-                input: json!({}),
+                input: json!({}).into(),
                 ..NewTask::default()
             };
             let task = loop {

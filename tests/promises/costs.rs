@@ -61,7 +61,7 @@ async fn a_step_of_a_backlog_costs_less_than_six_row_writes_and_a_small_part_of_
         let db = Db::connect(&world.url, 4).await.unwrap();
         let tasks = vec![
             NewTask {
-                input: json!({}),
+                input: json!({}).into(),
                 ..NewTask::default()
             };
             1_000

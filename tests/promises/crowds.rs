@@ -27,7 +27,7 @@ steps:
 async fn submit(world: &World, template: &str, count: usize) -> Vec<uuid::Uuid> {
     let tasks: Vec<NewTask> = (0..count)
         .map(|n| NewTask {
-            input: json!({ "n": n }),
+            input: json!({ "n": n }).into(),
             ..NewTask::default()
         })
         .collect();

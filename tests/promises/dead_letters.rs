@@ -371,7 +371,7 @@ async fn an_alert_is_raised_once_for_every_crossing_of_a_threshold() {
             .await;
         world.set_rules("here", json!({ "alert_threshold": 1 })).await.unwrap();
         let check = async || -> Vec<Value> {
-            sqlx::query_scalar("SELECT tasker.check_alerts()")
+            sqlx::query_scalar("SELECT tasker.check_alerts('{here}')")
                 .fetch_all(&world.pool)
                 .await
                 .unwrap()

@@ -23,8 +23,8 @@ impl World {
     }
 
     async fn submit_to(&self, template: &str, inputs: Vec<Value>) -> Vec<Uuid> {
-        let task = |input| NewTask {
-            input,
+        let task = |input: Value| NewTask {
+            input: input.into(),
             ..NewTask::default()
         };
         let tasks: Vec<NewTask> = inputs.into_iter().map(task).collect();
@@ -113,7 +113,7 @@ async fn a_limit_by_key_and_one_for_all_hold_exactly_under_eight_workers() {
             Handlers::default().with("Charge", move |step: Arc<Step>| {
                 let running = running.clone();
                 async move {
-                    let input: Value = serde_json::from_str(&step.leased.input).unwrap();
+                    let input: Value = serde_json::from_str(&step.input().await.unwrap()).unwrap();
                     let account = input["account"]["id"].as_str().unwrap().to_owned();
                     running.begin(&account);
                     running.begin("all");

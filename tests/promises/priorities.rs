@@ -17,7 +17,7 @@ async fn urgent_tasks_go_first_and_a_task_gains_one_priority_for_every_minute_it
         let submitter = Submitter::new(world.db.clone());
         let submit = async |priority: Priority, waited_seconds: f64| {
             let task = NewTask {
-                input: json!({}),
+                input: json!({}).into(),
                 priority: Some(priority),
                 ..NewTask::default()
             };
@@ -83,7 +83,7 @@ async fn a_stream_of_others_that_never_ends_does_not_starve_a_low_task() {
         let submitter = Submitter::new(world.db.clone());
         let submit = async |priority: Priority| {
             let task = NewTask {
-                input: json!({}),
+                input: json!({}).into(),
                 priority: Some(priority),
                 ..NewTask::default()
             };

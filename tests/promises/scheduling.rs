@@ -18,7 +18,7 @@ const ONE: &str = "name: one\nnamespace: here\nsteps:\n  - { name: only, handler
 /// A task that may not start before so many seconds from now.
 async fn submit_in(world: &World, seconds: i64) -> Uuid {
     let task = NewTask {
-        input: json!({}),
+        input: json!({}).into(),
         run_at: Some(Utc::now() + TimeDelta::seconds(seconds)),
         ..NewTask::default()
     };

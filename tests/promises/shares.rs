@@ -21,7 +21,7 @@ impl World {
                 .await;
             let tasks = vec![
                 NewTask {
-                    input: json!({}),
+                    input: json!({}).into(),
                     ..NewTask::default()
                 };
                 count

@@ -17,7 +17,7 @@ steps:
 
 fn new(input: Value) -> NewTask {
     NewTask {
-        input,
+        input: input.into(),
         ..NewTask::default()
     }
 }

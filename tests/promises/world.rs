@@ -121,7 +121,7 @@ impl World {
 
     pub(crate) async fn submit(&self, template: &str, input: Value) -> Uuid {
         let task = NewTask {
-            input,
+            input: input.into(),
             ..NewTask::default()
         };
         Submitter::new(self.db.clone())

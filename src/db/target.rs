@@ -1,0 +1,114 @@
+//! Where a database is, and how it is reached: what its URL says, and nothing in it is passed over in silence.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::postgres::PgConnectOptions;
+
+use crate::error::{Error, Result};
+
+/// What the driver reads.
+const READ: [&str; 13] = [
+    "sslmode",
+    "sslrootcert",
+    "sslcert",
+    "sslkey",
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "password",
+    "application_name",
+    "options",
+    "statement-cache-capacity",
+];
+
+/// What this file reads.
+const OWN: [&str; 2] = ["connect_timeout", "target_session_attrs"];
+
+/// What a URL says.
+#[derive(Debug)]
+pub(super) struct Target {
+    pub(super) options: PgConnectOptions,
+    /// How long an answer may take at first; None: as long as ever.
+    pub(super) patience: Option<Duration>,
+}
+
+impl Target {
+    /// Errors: [`Error::Config`] for what is no URL of one PostgreSQL, and for parameters that nobody would read.
+    pub(super) fn parse(url: &str) -> Result<Target> {
+        if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+            return Err(not_valid("it begins otherwise"));
+        }
+        let (place, query) = url.split_once('?').unwrap_or((url, ""));
+        let authority = place.split("://").nth(1).unwrap_or_default().split('/').next().unwrap_or_default();
+        let host = authority.rsplit('@').next().unwrap_or_default();
+        let mut patience = None;
+        let mut rest = Vec::new();
+        for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
+            let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+            match name {
+                "connect_timeout" => patience = patience_of(value)?,
+                // The engine writes: it always wants such a server, and says so where it finds another.
+                "target_session_attrs" if ["read-write", "primary", "any"].contains(&value) => {}
+                "target_session_attrs" => return Err(not_valid(&format!("target_session_attrs is {value}: expected read-write or primary"))),
+                "host" | "hostaddr" | "port" if value.contains(',') || value.contains("%2C") => return Err(several_hosts()),
+                _ if READ.contains(&name) || name.starts_with("options[") => rest.push(parameter),
+                _ => return Err(not_valid(&unknown(name))),
+            }
+        }
+        if host.contains(',') {
+            return Err(several_hosts());
+        }
+        let url = match rest.is_empty() {
+            true => place.to_owned(),
+            false => format!("{place}?{}", rest.join("&")),
+        };
+        let options = PgConnectOptions::from_str(&url).map_err(|error| not_valid(&error.to_string()))?;
+        Ok(Target {
+            options: options.application_name("tasker"),
+            patience,
+        })
+    }
+}
+
+/// As libpq reads it, where 0 is no bound of its own.
+fn patience_of(value: &str) -> Result<Option<Duration>> {
+    match value.parse::<u64>() {
+        Ok(0) => Ok(None),
+        Ok(seconds) => Ok(Some(Duration::from_secs(seconds.min(super::ACQUIRE.as_secs())))),
+        Err(_) => Err(not_valid(&format!("connect_timeout is {value}: expected whole seconds"))),
+    }
+}
+
+fn unknown(name: &str) -> String {
+    let known = READ.into_iter().chain(OWN);
+    let nearest = known.clone().max_by(|a, b| strsim::jaro(a, name).total_cmp(&strsim::jaro(b, name)));
+    match nearest.filter(|nearest| strsim::jaro(nearest, name) > 0.8) {
+        Some(nearest) => format!("the parameter {name} is unknown, did you mean {nearest}?"),
+        None => format!("the parameter {name} is unknown; known are {}", known.collect::<Vec<_>>().join(", ")),
+    }
+}
+
+fn several_hosts() -> Error {
+    Error::Config("the database URL names several hosts, of which only one can be used so far: name the primary, or an address that always leads to it".into())
+}
+
+fn not_valid(why: &str) -> Error {
+    Error::Config(format!(
+        "the database URL is not valid ({why}): expected postgres://user:password@host:port/database"
+    ))
+}
+
+/// Why a connection could not be made, with what to do where that is known.
+pub(super) fn explain(error: &sqlx::Error) -> String {
+    let text = error.to_string();
+    match text.contains("CaUsedAsEndEntity") {
+        true => format!(
+            "{text}: the server's certificate is one that may sign others (CA:TRUE), which OpenSSL accepts as a server's and we do not; make it with \
+             basicConstraints=CA:FALSE (sslrootcert may still name it), or have it signed by an authority of its own"
+        ),
+        false => text,
+    }
+}

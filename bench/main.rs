@@ -15,6 +15,7 @@ mod raw;
 mod report;
 mod scaling;
 mod site;
+mod stalls;
 mod telemetry;
 mod throughput;
 
@@ -46,7 +47,7 @@ struct Options {
     #[arg(long, default_value_t = 0)]
     horizon: u32,
     /// Only this: raw, submit, rust, ruby, latency, claims, history, profile, scale, telemetry, limits, scaling, flood, idle, compare, horizon;
-    /// and memory, which is measured only so
+    /// and memory and stalls, which are measured only so
     #[arg(long)]
     only: Option<String>,
     /// Passed by cargo
@@ -191,6 +192,16 @@ async fn main() {
     if wanted("flood") {
         report.section("A task beside a million of another namespace, handlers in ruby", &flood::COLUMNS);
         flood::measure(&site, |name, figures| report.row(name, figures)).await;
+    }
+    if options.only.as_deref() == Some("stalls") {
+        report.section(
+            "Whether work waits while nobody works, linear-4, handlers in ruby, two threads",
+            &stalls::COLUMNS,
+        );
+        for (name, notifications) in stalls::CASES {
+            let figures = stalls::measure(&site, notifications, options.runs, options.steps / 4).await;
+            report.row(name, &figures);
+        }
     }
     if wanted("idle") {
         report.section("Idle, after 10 s", &["figure"]);

@@ -179,11 +179,27 @@ impl Drop for Site {
 impl Place {
     /// An orchestrator in this process, and workers: Rust ones beside it, Ruby ones in processes of their own.
     pub(crate) async fn work(&self, language: Language, processes: usize) -> Crew {
+        self.work_through(language, processes, None).await
+    }
+
+    /// Where PostgreSQL listens.
+    pub(crate) fn address(&self) -> (String, u16) {
+        let options: PgConnectOptions = self.url.parse().expect("our own URL");
+        (options.get_host().to_owned(), options.get_port())
+    }
+
+    /// The same, where Ruby workers reach PostgreSQL by way of another port of this machine.
+    pub(crate) async fn work_through(&self, language: Language, processes: usize, port: Option<u16>) -> Crew {
+        let by = port.map(|port| {
+            let url = self.url.replace(&format!(":{}/", self.address().1), &format!(":{port}/"));
+            format!("{url}?sslmode=disable")
+        });
+        let environment: Vec<(&str, &str)> = by.iter().map(|url| ("DATABASE_URL", url.as_str())).collect();
         let mut workers = Vec::new();
         for _ in 0..processes {
             workers.push(match language {
                 Language::Rust => self.rust().await,
-                Language::Ruby { threads } => Hand::Ruby(self.ruby(threads, &[])),
+                Language::Ruby { threads } => Hand::Ruby(self.ruby(threads, &environment)),
             });
         }
         let mut joined = 0;
@@ -298,6 +314,17 @@ impl Place {
                 .expect("asks");
         }
         self.seconds().await
+    }
+
+    /// The longest time between two steps' ends, in seconds.
+    pub(crate) async fn longest_gap(&self) -> f64 {
+        sqlx::query_scalar(
+            "SELECT extract(epoch FROM max(g.gap))::float8
+             FROM (SELECT s.finished_at - lag(s.finished_at) OVER (ORDER BY s.finished_at) AS gap FROM tasker.steps s) AS g",
+        )
+        .fetch_one(&self.pool)
+        .await
+        .expect("the times")
     }
 
     async fn seconds(&self) -> f64 {

@@ -6,6 +6,8 @@ abi = RUBY_VERSION[/\d+\.\d+/]
 require File.directory?(File.join(__dir__, "tasker_core", abi)) ? "tasker_core/#{abi}/tasker_core" : "tasker_core/tasker_core"
 require_relative "tasker_core/native_logger"
 require_relative "tasker_core/configuration"
+require_relative "tasker_core/conversion"
+require_relative "tasker_core/results"
 require_relative "tasker_core/instrumentation"
 require_relative "tasker_core/tracing"
 require_relative "tasker_core/step_handler"
@@ -67,13 +69,14 @@ module TaskerCore
     # @param priority [Symbol, String, nil] :low, :normal, :high, :urgent; nil: the workflow's own
     # @param key [String, nil] idempotency key: the same key of the same workflow is the same task
     # @param run_at [Time, nil] not before then; its deadline and its limits count from there
-    # @param wait [Numeric, ActiveSupport::Duration, nil] not before so many seconds from now, in place of +run_at+
+    # @param wait [Numeric, String, ActiveSupport::Duration, nil] not before so many seconds from now (or "5m"), in place of +run_at+
     # @param version [String, nil] of a workflow given by name; nil: the current one
     # @return [Task]
-    # @raise [InvalidInput] when the input, the key, the priority or the time is not acceptable
+    # @raise [InvalidInput] when the input, the key, the priority or the time is not acceptable, or an option is unknown
     # @raise [NotFound] when there is no such workflow
-    def enqueue(workflow, input = {}, priority: nil, key: nil, run_at: nil, wait: nil, version: nil)
-      run_at ||= wait && (Time.now + wait)
+    def enqueue(workflow, input = {}, priority: nil, key: nil, run_at: nil, wait: nil, version: nil, **unknown)
+      refuse_options(unknown, %i[priority key run_at wait version], "TaskerCore.enqueue(#{workflow}, { order_id: 1 }, priority: :high)") if unknown.any?
+      run_at ||= wait && (Time.now + Span.seconds(wait, "wait"))
       client.enqueue_all(workflow, [input], priority: priority, key: key && ->(_) { key }, run_at: run_at, version: version).first
     end
 
@@ -84,7 +87,8 @@ module TaskerCore
     # @param run_at [Time, Proc, nil] for all, or called with each input
     # @return [Array<Task>] in the order of the inputs
     # @raise (see .enqueue)
-    def enqueue_all(workflow, inputs, priority: nil, key: nil, run_at: nil, version: nil)
+    def enqueue_all(workflow, inputs, priority: nil, key: nil, run_at: nil, version: nil, **unknown)
+      refuse_options(unknown, %i[priority key run_at version], "TaskerCore.enqueue_all(#{workflow}, [{ order_id: 1 }])") if unknown.any?
       client.enqueue_all(workflow, inputs, priority: priority, key: key, run_at: run_at, version: version)
     end
 
@@ -121,6 +125,14 @@ module TaskerCore
     end
 
     private
+
+    def refuse_options(unknown, known, example)
+      named = unknown.keys.map do |name|
+        nearest = DidYouMean::SpellChecker.new(dictionary: known).correct(name).first if defined?(DidYouMean::SpellChecker)
+        nearest ? "#{name} (did you mean #{nearest}?)" : name
+      end
+      raise InvalidInput, "unknown option #{named.join(', ')}: the options are #{known.join(', ')}; the input is a Hash of its own, as in #{example}"
+    end
 
     def takes_part? = @configured || !@client.nil? || (defined?(Rails.application) && !Rails.application.nil?)
   end

@@ -52,12 +52,12 @@ LANGUAGE sql STABLE AS $$
     CROSS JOIN LATERAL (SELECT * FROM tasker.tasks WHERE id = m.task OFFSET 0) AS t
     CROSS JOIN LATERAL (SELECT * FROM tasker.template_steps WHERE version_id = t.version_id AND step = m.step OFFSET 0) AS ts
     CROSS JOIN LATERAL (SELECT tasker.is_large(t.input) OR coalesce(tasker.is_large(s.checkpoint), false) AS large) AS z
-    LEFT JOIN LATERAL (
+    CROSS JOIN LATERAL (
         SELECT sum(ps.result_bytes) AS bytes, CASE WHEN coalesce(sum(ps.result_bytes), 0) <= 32768 THEN
                (jsonb_object_agg(pts.name, ps.result) FILTER (WHERE coalesce(ps.result_bytes, 0) <= 32768))::text END AS results
         FROM tasker.template_steps pts
         CROSS JOIN LATERAL (SELECT * FROM tasker.steps WHERE task_id = m.task AND step = pts.step OFFSET 0) AS ps
-        WHERE pts.version_id = t.version_id AND pts.step = ANY (ts.parents)) AS r ON ts.parents <> '{}'
+        WHERE ts.parents <> '{}' AND pts.version_id = t.version_id AND pts.step = ANY (ts.parents)) AS r
     WHERE s.msg_id = m.msg_id AND s.state = 'enqueued' AND t.state IN ('running', 'blocked', 'failed')
     ORDER BY m.msg_id
 $$;
@@ -320,14 +320,17 @@ BEGIN
 END
 $$;
 
--- Counts leases that ran out in the queues of these namespaces (their holder died or is cut off) and wakes its workers.
--- The messages are visible again by themselves; this only makes the wait short and the event seen.
-CREATE FUNCTION tasker.wake_expired_leases(p_namespaces text[]) RETURNS TABLE (namespace text, expired int)
+-- Counts leases that ran out (their holder died or is cut off) in the queues of the next p_limit namespaces after p_after that are not asleep, and wakes
+-- their workers. The messages are visible again by themselves; this only makes the wait short and the event seen.
+-- A last row without a namespace says where to go on, if there are more.
+CREATE FUNCTION tasker.wake_expired_leases(p_after int DEFAULT 0, p_limit int DEFAULT 50) RETURNS TABLE (namespace text, expired int, last int)
 LANGUAGE plpgsql AS $$
 DECLARE
     v_namespace tasker.namespaces;
+    v_seen      int := 0;
 BEGIN
-    FOR v_namespace IN SELECT * FROM tasker.namespaces n WHERE n.name = ANY (p_namespaces) ORDER BY n.id LOOP
+    FOR v_namespace IN SELECT * FROM tasker.awake_namespaces(p_after, p_limit) LOOP
+        v_seen := v_seen + 1;
         EXECUTE format('SELECT count(*) FILTER (WHERE read_ct > 0 AND vt <= clock_timestamp()) '
                        'FROM (SELECT msg_id, read_ct, vt FROM pgmq.%I WHERE msg_id >= $1 ORDER BY msg_id LIMIT 1000) AS live',
                        pgmq.format_table_name(v_namespace.queue, 'q'))
@@ -338,5 +341,8 @@ BEGIN
             RETURN NEXT;
         END IF;
     END LOOP;
+    IF v_seen = p_limit THEN
+        RETURN QUERY SELECT NULL::text, NULL::int, v_namespace.id;
+    END IF;
 END
 $$;

@@ -17,7 +17,7 @@ $$;
 CREATE FUNCTION tasker.backlog(p_namespace int, p_count int) RETURNS jsonb
 LANGUAGE sql STABLE AS $$
     SELECT jsonb_object_agg(p.name, jsonb_build_object(
-        'pending', h.pending, 'oldest_seconds', extract(epoch FROM h.waits), 'escalation', extract(epoch FROM h.waits) / extract(epoch FROM tasker.aging())))
+        'pending', h.pending, 'oldest_seconds', extract(epoch FROM h.waits), 'escalation', (extract(epoch FROM h.waits) / extract(epoch FROM tasker.aging()))::float8))
     FROM unnest(ARRAY['low', 'normal', 'high', 'urgent']) WITH ORDINALITY AS p(name, priority)
     JOIN tasker.lanes(p_namespace, true) AS l ON l.priority = p.priority
     CROSS JOIN LATERAL (
@@ -34,7 +34,7 @@ LANGUAGE sql STABLE AS $$
     FROM unnest(ARRAY[1, 5, 15]) AS w(minutes)
     CROSS JOIN date_bin('10 s', clock_timestamp(), 'epoch') AS now
     CROSS JOIN LATERAL (
-        SELECT coalesce(sum(a.completed), 0) / (w.minutes * 60.0) AS completed, coalesce(sum(a.failed), 0) / (w.minutes * 60.0) AS failed
+        SELECT (coalesce(sum(a.completed), 0) / (w.minutes * 60.0))::float8 AS completed, (coalesce(sum(a.failed), 0) / (w.minutes * 60.0))::float8 AS failed
         FROM tasker.activity a
         WHERE a.namespace_id = p_namespace AND a.at >= now - w.minutes * interval '1 minute' AND a.at < now) AS r
 $$;

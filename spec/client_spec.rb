@@ -47,7 +47,8 @@ RSpec.describe TaskerCore do
     tasks += described_class.enqueue_all(flow, [{ id: 0 }, { id: 1 }], run_at: ->(input) { later if input[:id].zero? })
     expect(described_class.statuses(tasks).values_at(*tasks.map(&:id))).to eq((%w[waiting] * 4) + ["pending"])
     expect(tasks.map { |task| task.to_h[:run_at] }[0..3].map { |time| Time.parse(time) }).to all(be_within(60).of(later))
-    expect { described_class.enqueue(flow, {}, run_at: "soon") }.to raise_error(TaskerCore::InvalidInput, /"soon" is no time/)
+    expect { described_class.enqueue(flow, {}, run_at: "soon") }.to raise_error(TaskerCore::InvalidInput, /run_at is "soon": expected a Time/)
+    expect { described_class.enqueue(flow, {}, run_at: Time.utc(10_000)) }.to raise_error(TaskerCore::InvalidInput, /run_at is .*before the year 10000/)
   end
 
   it "refuses bad input with what was expected, and leaves no trace" do
@@ -56,7 +57,8 @@ RSpec.describe TaskerCore do
     {
       { id: "one" } => /id: "one" is not of type "integer"/,
       [1] => /must be a JSON object/,
-      { at: Time.now } => /cannot convert Time/,
+      { at: $stdout } => /not JSON at at: cannot convert IO/,
+      { items: [{ price: 1 }, { price: Object.new }] } => /not JSON at items\[1\].price: cannot convert Object/,
       { 1 => 2 } => /hash key 1 is not a string or symbol/,
       { text: "\xFF" } => /UTF-8/,
       { text: "a\u0000b" } => /U\+0000/,
@@ -70,6 +72,14 @@ RSpec.describe TaskerCore do
       described_class.enqueue(flow, {}, priority: :huge)
     }.to raise_error(TaskerCore::InvalidInput, /expected low, normal, high or urgent/)
     expect { described_class.enqueue(flow, {}, key: "") }.to raise_error(TaskerCore::InvalidInput, /1 to 255 characters/)
+    expect { described_class.enqueue(flow, {}, key: "a\0b") }.to raise_error(TaskerCore::InvalidInput, /the key contains the character U\+0000/)
+    [Float::INFINITY, "soon", :soon, -1, Time.now].each do |wait|
+      expect { described_class.enqueue(flow, {}, wait: wait) }.to raise_error(TaskerCore::InvalidInput, /wait is .*expected seconds, or .*"5m"/)
+    end
+    expect { described_class.enqueue(flow, id: 1) }
+      .to raise_error(TaskerCore::InvalidInput, /unknown option id.*the input is a Hash of its own, as in .*\{ order_id: 1 \}/)
+    expect { described_class.enqueue(flow, {}, prioritty: :high) }.to raise_error(TaskerCore::InvalidInput, /did you mean priority\?/)
+    expect { described_class.enqueue_all(flow, [{}], kee: nil) }.to raise_error(TaskerCore::InvalidInput, /did you mean key\?/)
     expect { described_class.enqueue(String, {}) }.to raise_error(TaskerCore::InvalidInput, /String is not a workflow/)
     expect { described_class.enqueue("nothing", {}) }.to raise_error(TaskerCore::NotFound, /no template nothing/)
     expect(Database.query("SELECT FROM tasker.tasks t JOIN tasker.namespaces n ON n.id = t.namespace_id WHERE n.name = $1",
@@ -95,6 +105,47 @@ RSpec.describe TaskerCore do
     input = { text: "ä\u{1F600}", symbol: :s, int: 2**53, big: -(2**63), float: 0.1, yes: true, no: false, nothing: nil,
               list: [1, [2, {}]], "string key" => {} }
     expect(described_class.enqueue(flow, input).input).to eq(input.merge(symbol: "s").transform_keys(&:to_sym))
+  end
+
+  it "keeps numbers as they are, of any size: Integers are Integers, and Floats are Floats" do
+    numbers = [2**64, -(10**300), 0, 1.0, 1e22, 1.7976931348623157e308, 5e-324, -0.1, 123_456_789.125]
+    read = described_class.enqueue(flow, { numbers: numbers }).input[:numbers]
+    expect(read).to eq(numbers)
+    expect(read.map(&:class)).to eq(numbers.map(&:class))
+  end
+
+  it "takes lengths of time as templates do" do
+    task = described_class.enqueue(flow, {}, wait: "1h 30m")
+    expect(Time.parse(task.to_h[:run_at])).to be_within(60).of(Time.now + 5400)
+    expect(described_class.enqueue(flow, {}).wait(timeout: "10ms")).to eq("pending")
+    expect { task.wait(timeout: "soon") }.to raise_error(TaskerCore::InvalidInput, /timeout is "soon"/)
+  end
+
+  it "creates what is much in pieces, in the caller's transaction too" do
+    inputs = Array.new(30) { |n| { id: n, text: "x" * 900_000 } }
+    PG.connect(Database.url).then do |connection|
+      described_class.configuration.open_transaction = -> { connection }
+      tasks = connection.transaction { described_class.enqueue_all(flow, inputs, key: ->(input) { "key #{30 - input[:id]}" }) }
+      expect(tasks.map { |task| task.input[:id] }).to eq((0...30).to_a)
+    ensure
+      described_class.configuration.open_transaction = nil
+      connection.close
+    end
+  end
+
+  it "does not take a copy of its database for its own" do
+    copy = "_copy"
+    Database.create_copy(copy) { described_class.client.close }
+    described_class.configure { nil }
+    connection = PG.connect(Database.url(copy))
+    described_class.configuration.open_transaction = -> { connection }
+    task = connection.transaction { described_class.enqueue(flow, { id: 1 }) }
+    expect(described_class.task(task.id).status).to eq("pending")
+    expect(connection.exec("SELECT FROM tasker.tasks").ntuples).to eq(0)
+  ensure
+    described_class.configuration.open_transaction = nil
+    connection&.close
+    Database.drop(copy)
   end
 
   it "finds, waits for and cancels a task" do

@@ -165,9 +165,13 @@ RSpec.describe TaskerCore::Testing do
       expect(run_step(echo, **given)).to eq([{ a: 1 }, { before: [2] }, { c: 3 }, 4, 5, "symbol"])
     end
 
-    it "raises what the handler raises, and for a result that JSON cannot hold" do
+    it "raises what the handler raises, and for a result that JSON cannot hold where that is strict" do
       expect { run_step(handler { |_| raise IOError, "gone" }) }.to raise_error(IOError, "gone")
-      expect { run_step(handler { |_| Object.new }) }.to raise_error(TaskerCore::InvalidInput, /not JSON/)
+      expect(run_step(handler { |_| { at: Date.new(2026, 1, 2), other: Object.new } })).to eq({ at: "2026-01-02", other: nil })
+      TaskerCore.configuration.strict_results = true
+      expect { run_step(handler { |_| Object.new }) }.to raise_error(TaskerCore::InvalidInput, /not JSON: cannot convert Object/)
+    ensure
+      TaskerCore.configuration.strict_results = false
     end
 
     it "needs no mode" do

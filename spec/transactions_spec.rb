@@ -60,7 +60,7 @@ RSpec.describe "transactions on the handlers' own connection" do
   end
 
   it "roll back when the result cannot be stored, which no other attempt can mend" do
-    flow = transactional { Object.new }
+    flow = transactional { "a\0b" }
     working(threads: 1) do
       task = TaskerCore.enqueue(flow)
       expect(task.wait(timeout: 30)).to eq("blocked")

@@ -60,6 +60,55 @@ RSpec.describe TaskerCore::Worker do
       end
     end
 
+    # What a handler raises, and the class and the message that are recorded.
+    {
+      "whose message raises" => [-> { raise Class.new(IOError) { def message = raise("no") } }, "IOError", "its message cannot be read"],
+      "whose message is nothing that can be read" => [-> { raise ArgumentError, "\xE9+AOk-".dup.force_encoding("UTF-7") }, "ArgumentError", "\u{FFFD}+AOk-"],
+      "whose backtrace has invalid bytes" => [-> { raise IOError.new("no").tap { |e| e.set_backtrace(["\xFF.rb:1"]) } }, "IOError", "no"],
+      "whose class says nothing of its name" => [-> { raise Class.new(KeyError) { def self.name = raise("no") }.new("no") }, "KeyError", "no"],
+      "of a class without a name" => [-> { raise Class.new(RangeError), "no" }, "RangeError", "no"],
+      "that says no time to try again" => [-> { raise TaskerCore::RetryableError.new("no", retry_after: :soon) }, "TaskerCore::RetryableError", "no"],
+      "that lies about everything" => [
+        -> { raise Class.new(StandardError) { %i[message backtrace class cause is_a? to_s inspect].each { |m| define_method(m) { |*| raise "no" } } } },
+        "StandardError", "its message cannot be read"
+      ]
+    }.each do |title, (raising, recorded, message)|
+      it "#{title} is a failed attempt, and its thread goes on" do
+        handler("Strange") { |step| step.context[:strange] ? raising.call : "fine" }
+        flow = workflow { step :strange, "Strange", retry: { max_attempts: 2, base: 0.01 } }
+        working(threads: 1) do |worker|
+          task = TaskerCore.enqueue(flow, { strange: true })
+          expect(task.wait(timeout: 30)).to eq("blocked")
+          expect(task.steps.first.errors.map { |error| error.slice(:class, :message) }).to eq([{ class: recorded, message: message }] * 2)
+          expect(TaskerCore.enqueue(flow, {}).wait(timeout: 30)).to eq("complete")
+          expect(worker).to be_healthy
+        end
+      end
+    end
+
+    it "in reporting it, too, is a failed attempt" do
+      handler("Strange") { |_| Struct.new(:a) { def to_h = raise("no") }.new(1) }
+      flow = workflow { step :strange, "Strange", retry: { max_attempts: 1 } }
+      working(threads: 1) do
+        task = TaskerCore.enqueue(flow)
+        expect(task.wait(timeout: 30)).to eq("blocked")
+        expect(task.steps.first.errors.first.slice(:class, :message)).to eq({ class: "RuntimeError", message: "no" })
+      end
+    end
+
+    it "is recorded of a step that nobody reported before it was forgotten" do
+      flow = workflow { step :lost, "Lost", retry: { max_attempts: 1 } }
+      task = TaskerCore.enqueue(flow)
+      orchestrator = start_orchestrator
+      native = TaskerCore::Native::Worker.start(TaskerCore.client.native, { worker: { namespaces: [namespace] } }, nil)
+      Thread.new { native.next(30.0) or raise "no step" }.join
+      Timeout.timeout(30) { GC.start && sleep(0.05) until task.status == "blocked" }
+      expect(task.steps.first.errors.first[:message]).to eq("the handler failed, and how cannot be described")
+    ensure
+      native&.shutdown(0.0)
+      orchestrator&.signal("TERM")
+    end
+
     it "is final when it is a PermanentError" do
       handler("Refuse") { |_| raise TaskerCore::PermanentError, "never" }
       flow = workflow { step :refuse, "Refuse" }

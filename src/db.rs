@@ -335,9 +335,10 @@ impl Db {
         if !there {
             return Ok(false);
         }
-        let applied: Vec<(i64, Vec<u8>)> = sqlx::query_as("SELECT version, checksum FROM tasker._sqlx_migrations WHERE success ORDER BY version")
-            .fetch_all(&self.pool)
-            .await?;
+        let applied: Vec<(i64, Vec<u8>)> =
+            sqlx::query_as("SELECT version, checksum FROM tasker._sqlx_migrations WHERE success ORDER BY version")
+                .fetch_all(&self.pool)
+                .await?;
         Ok(MIGRATIONS.iter().map(|m| (m.version, m.checksum.to_vec())).eq(applied))
     }
 

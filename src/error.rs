@@ -121,7 +121,9 @@ impl Error {
             Error::NotFound(_) => ErrorKind::NotFound,
             Error::Invalid(_) => ErrorKind::Invalid,
             Error::TooLarge(_) => ErrorKind::TooLarge,
-            Error::Config(_) | Error::NotMigrated(_) | Error::Forbidden(_) | Error::Listen { .. } | Error::System { .. } => ErrorKind::Config,
+            Error::Config(_) | Error::NotMigrated(_) | Error::Forbidden(_) | Error::Listen { .. } | Error::System { .. } => {
+                ErrorKind::Config
+            }
             Error::Backpressure { .. } => ErrorKind::Backpressure,
             Error::Stale(_) => ErrorKind::Stale,
             Error::Unreachable { .. } | Error::Coordinator(_) | Error::Database(_) => ErrorKind::Database,

@@ -136,7 +136,15 @@ impl Health {
         let (database, unreachable) = of.ready.get(|| self.ask_ready()).await;
         let draining = of.draining.load(Ordering::Relaxed);
         let failing = of.beats.failing(FAILING);
-        Ready::new(self.kind(), draining, database, unreachable, failing, of.db.is_pressed(), of.db.pool_use())
+        Ready::new(
+            self.kind(),
+            draining,
+            database,
+            unreachable,
+            failing,
+            of.db.is_pressed(),
+            of.db.pool_use(),
+        )
     }
 
     /// (what is wrong with the database, the queues that cannot be worked with)

@@ -1,5 +1,6 @@
 //! The HTTP face of an orchestrator or a worker: its health and metrics, on a port and on its socket in the run directory (see [`crate::health::local`]).
 
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -20,6 +21,16 @@ use crate::error::{Error, Result};
 use crate::health::local::Socket;
 use crate::health::Health;
 
+/// How many ports after the default one are tried.
+const NEXT_PORTS: u16 = 100;
+
+fn cannot_listen(address: SocketAddr, error: &io::Error) -> Error {
+    Error::Listen {
+        address: address.to_string(),
+        reason: error.to_string(),
+    }
+}
+
 /// Where one process answers.
 #[derive(Debug)]
 pub struct Server {
@@ -32,19 +43,38 @@ impl Server {
     /// says, other processes of the host find this one by its address only.
     pub async fn bind(address: Option<SocketAddr>, kind: Kind) -> Result<Server> {
         let port = match address {
-            Some(address) => Some(TcpListener::bind(address).await.map_err(|e| Error::Listen {
-                address: address.to_string(),
-                reason: e.to_string(),
-            })?),
+            Some(address) => Some(TcpListener::bind(address).await.map_err(|e| cannot_listen(address, &e))?),
             None => None,
         };
+        Ok(Server::on(port, kind))
+    }
+
+    /// The same with an address that nobody asked for: where its port is taken, by another orchestrator of this host perhaps, one of the next is.
+    pub async fn bind_from(address: SocketAddr, kind: Kind) -> Result<Server> {
+        let mut wanted = address;
+        let port = loop {
+            match TcpListener::bind(wanted).await {
+                Ok(port) => break port,
+                Err(error) if error.kind() == ErrorKind::AddrInUse && wanted.port() < address.port() + NEXT_PORTS => {
+                    wanted.set_port(wanted.port() + 1);
+                }
+                Err(error) => return Err(cannot_listen(wanted, &error)),
+            }
+        };
+        if wanted != address {
+            tracing::warn!(taken = %address, address = %wanted, "the default port is taken, answering on another");
+        }
+        Ok(Server::on(Some(port), kind))
+    }
+
+    fn on(port: Option<TcpListener>, kind: Kind) -> Server {
         let socket = Socket::listen(kind)
             .inspect_err(|error| {
                 let folder = crate::health::local::folder();
                 tracing::warn!(%error, folder = %folder.display(), "no socket for local probes: set TASKER_RUN_DIR to a folder of this user's");
             })
             .ok();
-        Ok(Server { port, socket })
+        Server { port, socket }
     }
 
     /// The address that was taken.

@@ -80,4 +80,5 @@ pub mod worker;
 
 pub use db::{Db, PoolUse, PLANS};
 pub use error::{Error, ErrorKind, Result};
+pub use span::seconds;
 pub use template::{Priority, Template, TemplateError};

@@ -158,6 +158,11 @@ impl PrivatePostgres {
         self.pg_ctl(&["restart", "-w", "-t", "60", "-m", "immediate", "-l", &log.to_string_lossy()])
     }
 
+    /// The folder of its data.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
     /// Where a program of this PostgreSQL is, `pgbench` for example.
     pub fn program(&self, name: &str) -> PathBuf {
         self.binaries.join(name)

@@ -32,3 +32,9 @@ impl Span {
         }
     }
 }
+
+/// How many seconds a length of time has, as templates and settings write it ("30s", "1h 30m"); None: it is none, or longer than a year.
+pub fn seconds(text: &str) -> Option<f64> {
+    let of = Span::Text(text.to_owned());
+    of.read().map(|span| span.as_secs_f64())
+}

@@ -29,17 +29,21 @@ given = ENV.fetch("CARGO_TARGET_DIR", "")
 target = given.empty? ? Dir.mktmpdir("tasker_core") : File.expand_path(given)
 clean_up = given.empty? ? "rm -rf '#{target}'" : "true"
 library = darwin ? "libtasker_core.dylib" : "libtasker_core.so"
+profile = ENV.fetch("RB_SYS_CARGO_PROFILE", "release")
+output = profile == "dev" ? "debug" : profile
+installed = "$(folder)/tasker_core.#{RbConfig::CONFIG['DLEXT']}"
 
 File.write("Makefile", <<~MAKEFILE)
   sitearchdir = #{RbConfig::MAKEFILE_CONFIG['sitearchdir']}
   folder = $(DESTDIR)$(sitearchdir)/tasker_core
 
   all:
-  \tcd '#{root}' && RUBY='#{RbConfig.ruby}' CARGO_TARGET_DIR='#{target}' cargo build --release --locked --package tasker_core || { #{clean_up}; false; }
+  \tcd '#{root}' && RUBY='#{RbConfig.ruby}' CARGO_TARGET_DIR='#{target}' cargo build --profile #{profile} --locked #{ENV.fetch('CARGO_FLAGS', '--package tasker_core')} || { #{clean_up}; false; }
 
   install: all
   \tmkdir -p "$(folder)"
-  \tcp '#{target}/release/#{library}' "$(folder)/tasker_core.#{RbConfig::CONFIG['DLEXT']}"
+  \tcp '#{target}/#{output}/#{library}' "#{installed}.new"
+  \tmv -f "#{installed}.new" "#{installed}"
   \t#{clean_up}
 
   clean:

@@ -67,13 +67,21 @@ module TaskerCore
       transaction ? submit_within(transaction, *arguments) : @native.submit(*arguments)
     end
 
+    # How many bytes of inputs one statement has at most, unless one input alone has more.
+    STATEMENT_BYTES = 8 << 20
+    private_constant :STATEMENT_BYTES
+
     # Inside the caller's own transaction: the tasks exist if, and only if, it commits.
     def submit_within(connection, name, version, tasks, trace)
       accepted, texts = @native.check(name, version, tasks, trace)
-      lists = [texts, *(1..3).map { |column| tasks.map { |task| task[column] } }]
-      arguments = [name, accepted.version, *lists.map { |list| JSON.generate(list) }, accepted.trace]
-      rows = connection.exec_params(Native::Client::CREATE_WITHIN, arguments)
-      rows.map { |row| [row["id"], row["created"] == "true"] }.tap { |created| @native.created(accepted, created) }
+      created = Array.new(tasks.size)
+      statements(tasks, texts).each do |places|
+        lists = [texts.values_at(*places), *(1..3).map { |column| places.map { |place| tasks[place][column] } }]
+        arguments = [name, accepted.version, *lists.map { |list| JSON.generate(list) }, accepted.trace]
+        rows = connection.exec_params(Native::Client::CREATE_WITHIN, arguments)
+        places.zip(rows.to_a) { |place, row| created[place] = [row["id"], row["created"] == "true"] }
+      end
+      created.tap { @native.created(accepted, created) }
     rescue StandardError => e
       # An error of the pg gem, which we do not depend on. "C" is PG_DIAG_SQLSTATE, "D" PG_DIAG_MESSAGE_DETAIL.
       state = e.result&.error_field("C".ord) if e.respond_to?(:result)
@@ -83,13 +91,31 @@ module TaskerCore
       raise InvalidInput, e.message
     end
 
+    # Which tasks each statement creates: as many as its bytes allow, by their keys, as the engine orders them, so that two cannot deadlock.
+    def statements(tasks, texts)
+      bytes = 0
+      order = (0...tasks.size).sort_by { |place| [tasks[place][1].to_s.b, place] }
+      order.slice_before do |place|
+        full = bytes.positive? && bytes + texts[place].bytesize > STATEMENT_BYTES
+        bytes = (full ? 0 : bytes) + texts[place].bytesize
+        full
+      end
+    end
+
     # What is meant for this input: a value for all, or a proc.
     def of(setting, input) = setting.respond_to?(:call) ? setting.call(input) : setting
 
+    # The last year that has four digits.
+    LAST_YEAR = 9999
+    private_constant :LAST_YEAR
+
     def rfc3339(time)
-      time&.to_time&.getutc&.iso8601(6)
+      utc = time&.to_time&.getutc or return
+      raise InvalidInput, "run_at is #{time.inspect}: expected a time before the year #{LAST_YEAR + 1}" unless utc.year.between?(1, LAST_YEAR)
+
+      utc.iso8601(6)
     rescue NoMethodError
-      raise InvalidInput, "#{time.inspect} is no time"
+      raise InvalidInput, "run_at is #{time.inspect}: expected a Time"
     end
 
     # Asked once for each connection.

@@ -3,11 +3,12 @@
 require "json"
 
 module TaskerCore
-  # The dead letters: steps that will not be tried again by themselves, each with its reason, errors, input and results so far.
+  # The dead letters: steps that will not be tried again by themselves, each with its reason, errors and input, and the names of the steps that
+  # have results.
   #
   # Filters, wherever one is taken: namespace, template, handler, reason (attempts_exhausted, permanent_error, timeout, unknown_handler,
   # payload_too_large, poison, deadline, stuck, not_a_step, unknown_task, unknown_step), class (of the last error), task (an id), older_than
-  # and newer_than (seconds). Every action is recorded with who did it and why.
+  # and newer_than (seconds, or "1h"). Every action is recorded with who did it and why.
   #
   # @example What is wrong, and once it is fixed, all of it again, ten a second
   #   TaskerCore::DLQ.groups(namespace: "fulfillment")
@@ -17,7 +18,7 @@ module TaskerCore
       # @param limit [Integer]
       # @param before [String, nil] the id of the last letter of the page before
       # @param filter [Hash]
-      # @return [Array<Hash>] the newest first
+      # @return [Array<Hash>] the newest first, without what is large: of such an input only +input_bytes+
       def list(limit: 20, before: nil, **filter) = request(:list, filter: filter.merge(before: before).compact, limit: limit)
 
       # @param filter [Hash]
@@ -25,7 +26,7 @@ module TaskerCore
       def groups(**filter) = request(:groups, filter: filter)
 
       # @param id [String] namespace/number
-      # @return [Hash]
+      # @return [Hash] with the whole input, and the results so far
       # @raise [NotFound]
       def show(id) = request(:show, id: id)
 
@@ -78,7 +79,13 @@ module TaskerCore
         dry_run ? ids : request(verb, ids: ids, **arguments)
       end
 
+      # Lengths of time as everywhere.
+      def spans(filter)
+        filter.to_h { |name, value| [name, %i[older_than newer_than].include?(name) ? Span.seconds(value, name.to_s) : value] }
+      end
+
       def request(verb, **arguments)
+        arguments[:filter] &&= spans(arguments[:filter])
         JSON.parse(TaskerCore.client.native.dead_letters({ verb: verb, **arguments }), symbolize_names: true, max_nesting: false)
       end
     end

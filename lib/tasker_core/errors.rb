@@ -49,11 +49,11 @@ module TaskerCore
 
   # Raise it in a handler to be tried again, and when. Any other StandardError is tried again by the step's own rules.
   class RetryableError < Error
-    # @return [Numeric, nil] seconds; nil: the step's own backoff
+    # @return [Numeric, String, nil] seconds, or "5m"; nil: the step's own backoff
     attr_reader :retry_after
 
     # @param message [String]
-    # @param retry_after [Numeric, nil] seconds until the next attempt
+    # @param retry_after [Numeric, String, nil] seconds until the next attempt, or "5m"; what is no length of time counts as none
     def initialize(message = nil, retry_after: nil)
       super(message)
       @retry_after = retry_after

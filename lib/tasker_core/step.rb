@@ -34,8 +34,14 @@ module TaskerCore
     # @return [Hash{Symbol => Object}] the task's input
     def context = @context ||= parse(@native.input)
 
-    # @return [Hash{Symbol => Object}] the results of the steps that this one depends on, by their names
-    def results = @results ||= parse(@native.results)
+    # @return [Hash{Symbol => Object}, Results] the results of the steps that this one depends on, by their names; where they are large, each is read
+    #   when it is asked for
+    def results
+      @results ||= begin
+        along = @native.results
+        along ? parse(along) : Results.new(@native.names_before.map(&:to_sym)) { |names| @native.read_results(names) }
+      end
+    end
 
     # @return [Hash{Symbol => Object}] the step's +config+ from its workflow
     def config = @config ||= parse(@native.config)

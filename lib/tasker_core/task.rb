@@ -10,7 +10,7 @@ module TaskerCore
 
     # A step of a task, as an operator sees it: its +name+ (Symbol) and +state+ (pending, enqueued, in_progress, waiting_retry, complete,
     # dead, cancelled or skipped); +attempt+ (0 before the first one), +max_attempts+; +worker+, the name of who has or had it; +progress+,
-    # what the handler last said with {Step#heartbeat}; +result+; and +errors+ of the attempts that failed, each with class, message,
+    # what the handler last said with {Step#heartbeat}; +result+ (nil where those of the task are more than a mebibyte: {#results} reads it); and +errors+ of the attempts that failed, each with class, message,
     # backtrace, attempt and at.
     StepState = Struct.new(:name, :state, :attempt, :max_attempts, :worker, :progress, :result, :errors, keyword_init: true)
 
@@ -38,13 +38,21 @@ module TaskerCore
       read[:steps].map { |step| StepState.new(**step.slice(*StepState.members), name: step[:name].to_sym) }
     end
 
-    # @return [Hash{Symbol => Object}] the results of the steps that are complete, by their names
-    def results = steps.select { |step| step.state == "complete" }.to_h { |step| [step.name, step.result] }
+    # @return [Hash{Symbol => Object}, Results] the results of the steps that are complete, by their names; where they are large, each is read when it
+    #   is asked for
+    def results
+      complete = read[:steps].select { |step| step[:state] == "complete" }
+      names = complete.map { |step| step[:name].to_sym }
+      return names.zip(complete.map { |step| step[:result] }).to_h if complete.none? { |step| left_out?(step) }
+
+      Results.new(names) { |wanted| @client.native.read_results(@id, wanted) }
+    end
 
     # Waits until the task has ended or is blocked.
-    # @param timeout [Numeric, nil] seconds; nil waits for ever
+    # @param timeout [Numeric, String, nil] seconds, or "5m"; nil waits for ever
     # @return [String] the status, whatever it is when the time is over
-    def wait(timeout: nil) = @client.native.wait(@id, timeout&.to_f)
+    # @raise [InvalidInput]
+    def wait(timeout: nil) = @client.native.wait(@id, Span.seconds(timeout, "timeout"))
 
     # Cancels the task unless it has ended. Running handlers learn of it at their next heartbeat.
     # @return [Boolean] whether this call cancelled it
@@ -61,6 +69,9 @@ module TaskerCore
     def to_h = read
 
     private
+
+    # It has a result, which was too much to come along.
+    def left_out?(step) = step[:result].nil? && step[:result_bytes].to_i > 4
 
     def read = JSON.parse(@client.native.read_task(@id), symbolize_names: true, max_nesting: false)
   end

@@ -82,12 +82,12 @@ module TaskerCore
     end
 
     # Takes no more steps, hands back at once what was not begun, lets handlers finish within the grace, and hands back the rest.
-    # @param grace [Numeric] seconds
+    # @param grace [Numeric, String] seconds, or "5m"
     # @return [self]
     def stop(grace: @grace)
       @stopping = true
       @supervisor.kill
-      @native.shutdown(grace.to_f)
+      @native.shutdown(Span.seconds(grace, "grace"))
       @slots.each(&:kill)
       @log_pump&.stop
       self.class.current = nil if self.class.current.equal?(self)
@@ -100,6 +100,7 @@ module TaskerCore
       failed = health[:failed]
       failed << "the supervisor of the handlers is dead" unless @supervisor.alive?
       failed << "a handler's thread is dead" unless @slots.all?(&:alive?)
+      failed << "a handler's thread is stuck" if @slots.any? { |slot| slot.overdue?(2 * STOP_GRACE) }
       health.merge(healthy: failed.empty?)
     end
 

@@ -14,6 +14,13 @@ module Database
 
     def drop(suffix = "") = admin("DROP DATABASE IF EXISTS #{NAME}#{suffix} WITH (FORCE)")
 
+    # A copy of the suite's own, which nobody may be connected to meanwhile.
+    def create_copy(suffix)
+      yield
+      admin("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '#{NAME}'")
+      admin("CREATE DATABASE #{NAME}#{suffix} TEMPLATE #{NAME}")
+    end
+
     # @return [Array<Hash>]
     def query(sql, values = [], suffix: "")
       connection = PG.connect(url(suffix))

@@ -1,7 +1,7 @@
 //! `tasker namespace`: the rules of failures where neither step nor template says otherwise.
 
 use clap::Subcommand;
-use serde_json::json;
+use serde_json::{json, Value};
 
 use super::{listing, print, By, Connection};
 use crate::engine::namespaces::{self, Rules};
@@ -12,6 +12,17 @@ use crate::template::Backoff;
 pub(super) enum Namespace {
     /// List the namespaces with their rules
     List {
+        /// A JSON array
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Create namespaces with their queues, where they are missing: for those whose workers may not
+    Create {
+        /// a to z, 0 to 9 and _, at most 37 of them
+        #[arg(required = true)]
+        names: Vec<String>,
         /// A JSON array
         #[arg(long)]
         json: bool,
@@ -80,6 +91,13 @@ impl Namespace {
     pub(super) async fn run(self) -> Result<i32> {
         let (json, found) = match self {
             Namespace::List { json, connection } => (json, namespaces::list(&connection.open().await?).await?),
+            Namespace::Create { names, json, connection } => {
+                let db = connection.open().await?;
+                namespaces::ensure(&db, &names).await?;
+                let all = namespaces::list(&db).await?;
+                let made = |of: &Value| of["name"].as_str().is_some_and(|name| names.iter().any(|made| made == name));
+                (json, all.into_iter().filter(made).collect())
+            }
             Namespace::Set {
                 name,
                 max_attempts,

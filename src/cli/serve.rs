@@ -32,7 +32,8 @@ pub(super) struct Options {
     /// Settings; default: TASKER_CONFIG, or config/tasker.yml, or tasker.yml, if there is one. Each setting is overridden by its flag
     #[arg(long)]
     config: Option<PathBuf>,
-    /// Where to answer GET /health, /ready, /health/detailed and /metrics; default: 127.0.0.1:8470
+    /// Where to answer GET /health, /ready, /health/detailed and /metrics; default: 127.0.0.1:8470, or
+    /// the next port that is free
     #[arg(long)]
     listen: Option<SocketAddr>,
     /// Admit the tasks of these namespaces only
@@ -86,7 +87,10 @@ impl Options {
 }
 
 pub(super) async fn bind(settings: &Settings) -> Result<Server> {
-    Server::bind(Some(settings.orchestrator.listen.unwrap_or(LISTEN)), Kind::Orchestrator).await
+    match settings.orchestrator.listen {
+        Some(address) => Server::bind(Some(address), Kind::Orchestrator).await,
+        None => Server::bind_from(LISTEN, Kind::Orchestrator).await,
+    }
 }
 
 /// Runs until SIGTERM or SIGINT.

@@ -52,7 +52,11 @@ impl Target {
                 "connect_timeout" => patience = patience_of(value)?,
                 // The engine writes: it always wants such a server, and says so where it finds another.
                 "target_session_attrs" if ["read-write", "primary", "any"].contains(&value) => {}
-                "target_session_attrs" => return Err(not_valid(&format!("target_session_attrs is {value}: expected read-write or primary"))),
+                "target_session_attrs" => {
+                    return Err(not_valid(&format!(
+                        "target_session_attrs is {value}: expected read-write or primary"
+                    )))
+                }
                 "host" | "hostaddr" | "port" if value.contains(',') || value.contains("%2C") => return Err(several_hosts()),
                 _ if READ.contains(&name) || name.starts_with("options[") => rest.push(parameter),
                 _ => return Err(not_valid(&unknown(name))),
@@ -87,7 +91,10 @@ fn unknown(name: &str) -> String {
     let nearest = known.clone().max_by(|a, b| strsim::jaro(a, name).total_cmp(&strsim::jaro(b, name)));
     match nearest.filter(|nearest| strsim::jaro(nearest, name) > 0.8) {
         Some(nearest) => format!("the parameter {name} is unknown, did you mean {nearest}?"),
-        None => format!("the parameter {name} is unknown; known are {}", known.collect::<Vec<_>>().join(", ")),
+        None => format!(
+            "the parameter {name} is unknown; known are {}",
+            known.collect::<Vec<_>>().join(", ")
+        ),
     }
 }
 

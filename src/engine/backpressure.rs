@@ -20,15 +20,22 @@ pub struct Measured {
     pub age: Option<f64>,
 }
 
-/// Measures the namespaces that have limits, unless another has within `every`, or is at it; and takes down what waits in all of them, for their
-/// capacity.
+/// Measures the namespaces that have limits, unless another has within `every`, or is at it.
 pub async fn measure(db: &Db, every: Duration) -> Result<Vec<Measured>> {
-    let mut after = Some(0);
-    while let Some(last) = after {
-        after = sqlx::query_scalar("SELECT tasker.note_traffic($1)").bind(last).fetch_one(db.pool()).await?;
-    }
     Ok(sqlx::query_as("SELECT * FROM tasker.measure_pressure(make_interval(secs => $1))")
         .bind(every.as_secs_f64())
         .fetch_all(db.pool())
         .await?)
+}
+
+/// Takes down what waits in the namespaces, for their capacity, once in ten seconds whoever asks.
+pub(crate) async fn note_traffic(db: &Db) -> Result<()> {
+    let mut after = Some(0);
+    while let Some(last) = after {
+        after = sqlx::query_scalar("SELECT tasker.note_traffic($1)")
+            .bind(last)
+            .fetch_one(db.pool())
+            .await?;
+    }
+    Ok(())
 }

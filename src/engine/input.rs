@@ -145,6 +145,9 @@ const LAST_YEAR: i32 = 9999;
 /// PostgreSQL keeps numbers as digits, without exponents.
 const MOST_DIGITS: i64 = 1_000;
 
+/// It has room for so many of them (131,072 before the point).
+const MOST_WRITTEN: usize = 131_000;
+
 /// The first number in this JSON whose exponent would make too many digits of it.
 fn long_number(json: &str) -> Option<&str> {
     let bytes = json.as_bytes();
@@ -155,10 +158,15 @@ fn long_number(json: &str) -> Option<&str> {
             b'"' => in_string = !in_string,
             b'-' | b'0'..=b'9' if !in_string => {
                 let rest = &json[at..];
-                let length = rest.find(|c: char| !matches!(c, '0'..='9' | '-' | '+' | '.' | 'e' | 'E')).unwrap_or(rest.len());
+                let length = rest
+                    .find(|c: char| !matches!(c, '0'..='9' | '-' | '+' | '.' | 'e' | 'E'))
+                    .unwrap_or(rest.len());
                 let (number, exponent) = (&rest[..length], rest[..length].split(['e', 'E']).nth(1));
-                if exponent.is_some_and(|e| e.trim_start_matches('+').parse::<i64>().is_ok_and(|e| e.abs() > MOST_DIGITS) || e.len() > 9) {
-                    return Some(number);
+                if number.len() > MOST_WRITTEN
+                    || exponent
+                        .is_some_and(|e| e.trim_start_matches('+').parse::<i64>().is_ok_and(|e| e.abs() > MOST_DIGITS) || e.len() > 9)
+                {
+                    return Some(&number[..number.len().min(30)]);
                 }
                 at += length - 1;
             }
@@ -199,7 +207,7 @@ impl Version {
         }
         if let Some(number) = long_number(text) {
             return Some(format!(
-                "the input contains the number {number}, of which PostgreSQL would make more than {MOST_DIGITS} digits: pass it as a string"
+                "the input contains a number of more digits than are accepted ({number}…): pass it as a string"
             ));
         }
         let schema = self.schema.as_ref()?;

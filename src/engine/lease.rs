@@ -212,10 +212,16 @@ pub(crate) async fn release_steps(db: &Db, queue: &str, leases: &[Lease]) -> Res
 
 /// Wakes the workers of queues in which leases ran out. Returns (namespace, how many) where there were any.
 pub(crate) async fn wake_expired(db: &Db) -> Result<Vec<(String, i32)>> {
-    let mut expired = Vec::new();
-    for namespaces in super::namespaces::awake(db).await?.chunks(super::SLICE) {
-        let query = sqlx::query_as("SELECT namespace, expired FROM tasker.wake_expired_leases($1)");
-        expired.extend::<Vec<(String, i32)>>(query.bind(namespaces).fetch_all(db.pool()).await?);
+    let (mut expired, mut after) = (Vec::new(), Some(0));
+    while let Some(last) = after.take() {
+        let query = sqlx::query_as("SELECT namespace, expired, last FROM tasker.wake_expired_leases($1)");
+        let rows: Vec<(Option<String>, Option<i32>, Option<i32>)> = query.bind(last).fetch_all(db.pool()).await?;
+        for row in rows {
+            match row {
+                (Some(namespace), Some(count), _) => expired.push((namespace, count)),
+                (.., last) => after = last,
+            }
+        }
     }
     Ok(expired)
 }

@@ -17,13 +17,6 @@ pub(crate) async fn ensure(db: &Db, names: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// The namespaces that are not asleep: those that have workers or pending tasks, or had a minute ago.
-pub(crate) async fn awake(db: &Db) -> Result<Vec<String>> {
-    Ok(sqlx::query_scalar("SELECT name FROM tasker.awake_namespaces(0, NULL)")
-        .fetch_all(db.pool())
-        .await?)
-}
-
 /// Every namespace with its rules.
 pub async fn list(db: &Db) -> Result<Vec<Value>> {
     Ok(sqlx::query_scalar("SELECT tasker.list_namespaces()").fetch_all(db.pool()).await?)

@@ -242,7 +242,9 @@ async fn create_together(db: &Db, group: Vec<Waiting>) {
         let Some(flow) = part.first().map(|waiting| waiting.call.flow.clone()) else {
             continue;
         };
-        let tasks = part.iter().flat_map(|Waiting { call, .. }| call.tasks.iter().map(|task| (task, call.trace.as_ref())));
+        let tasks = part
+            .iter()
+            .flat_map(|Waiting { call, .. }| call.tasks.iter().map(|task| (task, call.trace.as_ref())));
         match create_tasks(db, &flow, tasks.collect()).await {
             Ok(mut submitted) => {
                 for waiting in part {

@@ -167,7 +167,13 @@ async fn bury(shared: &Shared, step: &Step, reason: &str, failure: Failure) {
         ..failure
     };
     let (queue, lease) = (step.queue, step.lease());
-    let reported = fail_steps(&shared.db, &shared.queues[queue], shared.membership.id(), [&(lease, failure)].into()).await;
+    let reported = fail_steps(
+        &shared.db,
+        &shared.queues[queue],
+        shared.membership.id(),
+        [&(lease, failure)].into(),
+    )
+    .await;
     if let Err(error) = reported {
         log_step!(ERROR, shared, queue, step.leased, %error, reason, "could not dead-letter a step, its lease will run out");
     }

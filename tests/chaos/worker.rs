@@ -42,7 +42,12 @@ async fn work(step: Arc<Step>) -> Result<Value, Failure> {
     let run = uuid::Uuid::new_v4().to_string();
     let (config, input) = (parse(&step.leased.config), parse(&step.input().await?));
     let before = step.names_before().await?;
-    let results: Value = step.results(&before).await?.into_iter().map(|(name, json)| (name, parse(&json))).collect();
+    let results: Value = step
+        .results(&before)
+        .await?
+        .into_iter()
+        .map(|(name, json)| (name, parse(&json)))
+        .collect();
     let at = monotonic();
     journal(&json!({ "task": step.leased.task_id, "step": step.leased.name, "run": run, "at": at }));
     let attempt = i64::from(step.leased.attempt);

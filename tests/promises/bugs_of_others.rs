@@ -16,6 +16,10 @@
 //! | Hatchet #2604, #4930: heartbeats and depth that cost more and more | [`a_claim_reads_no_more_of_a_deep_queue_than_its_target`] |
 //! | awa #388: a bad row wedged its batch | [`a_bad_row_does_not_hold_up_its_batch`] |
 //! | absurd, procrastinate and others: dead after a restart of PostgreSQL | [`every_loop_reconnects`] |
+//! | payloads that stop a queue, fill the memory, or hide what is beside them | the file `large` |
+//! | loops that walk through thousands of idle queues | the file `many_namespaces` |
+//! | standbys, copies, encodings, settings and rights that are not as expected | the file `other_servers` |
+//! | errors that cannot be described | spec/worker_spec.rb |
 
 use std::sync::Arc;
 use std::time::Duration;

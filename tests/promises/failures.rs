@@ -88,13 +88,17 @@ async fn a_dead_letter_carries_the_reason_the_errors_the_input_and_the_results_s
         let letter = world.dead_letters("here").await.remove(0);
         let expected = json!({
             "reason": "attempts_exhausted", "queue": "here_queue", "task": task, "step": "second", "handler": "S", "template": "two",
-            "input": { "order": 7 }, "results": { "first": { "total": 3 } },
+            "input": { "order": 7 }, "results": ["first"],
         });
         for (field, value) in expected.as_object().unwrap() {
             assert_eq!(&letter[field], value, "{field}");
         }
         let errors: Vec<(&Value, &Value)> = letter["errors"].as_array().unwrap().iter().map(|e| (&e["attempt"], &e["message"])).collect();
         assert_eq!(errors, [(&json!(1), &json!("one")), (&json!(2), &json!("two"))]);
+        // Read from the task, they are shown with the letter.
+        let listed = tasker::engine::dead_letters::list(&world.db, &Default::default(), 1).await.unwrap();
+        let shown = tasker::engine::dead_letters::show(&world.db, listed[0]["id"].as_str().unwrap()).await.unwrap();
+        assert_eq!(shown["results"], json!({ "first": { "total": 3 } }));
         assert_eq!(world.task(task).await["state"], "blocked");
     })
     .await;

@@ -53,12 +53,12 @@ impl Serve {
         self.process.id()
     }
 
-    fn get(&self, path: &str) -> (u16, Value) {
+    pub(crate) fn get(&self, path: &str) -> (u16, Value) {
         get(&self.address, path)
     }
 
     /// Asks until the answer is as expected.
-    async fn until(&self, path: &str, expected: impl Fn(u16, &Value) -> bool) -> Value {
+    pub(crate) async fn until(&self, path: &str, expected: impl Fn(u16, &Value) -> bool) -> Value {
         let asking = async {
             loop {
                 let (status, body) = self.get(path);
@@ -140,7 +140,7 @@ fn says(body: &Value, what: &str) -> bool {
 }
 
 /// A PostgreSQL of the test's own, migrated.
-async fn own_postgres(folder: &TempDir) -> (PrivatePostgres, String) {
+pub(crate) async fn own_postgres(folder: &TempDir) -> (PrivatePostgres, String) {
     let postgres = PrivatePostgres::in_folder(folder.path()).expect("PostgreSQL is installed");
     let url = postgres.start().await.expect("starts");
     let db = Db::connect(&url, 4).await.expect("connects");
@@ -362,8 +362,8 @@ async fn detailed_health_tells_of_the_whole_fleet() {
         assert_eq!(here["backlog"]["high"]["pending"], 1, "{here}");
         assert!(here["backlog"]["high"]["oldest_seconds"].as_f64().is_some_and(|s| s > 3600.0), "{here}");
         assert_eq!(here["backlog"]["low"], json!({ "pending": 0, "oldest_seconds": null, "escalation": null }));
-        assert_eq!(here["rates"]["1m"], json!({ "completed": 10.0, "failed": 1.0 }), "{here}");
-        assert_eq!(here["rates"]["5m"], json!({ "completed": 2.0, "failed": 0.2 }), "{here}");
+        assert_eq!(here["rates"]["1m"], json!({ "completed": 10, "failed": 1 }), "{here}");
+        assert_eq!(here["rates"]["5m"], json!({ "completed": 2, "failed": 0.2 }), "{here}");
         assert_eq!(here["workers"], 1);
         let members = detailed["fleet"]["members"].as_array().unwrap();
         let bee = members.iter().find(|member| member["name"] == "bee").unwrap();

@@ -7,7 +7,7 @@ use magnus::{function, method, prelude::*, Error, RArray, RModule, Ruby, TryConv
 use opentelemetry::context::FutureExt;
 use opentelemetry::Context;
 use tasker::config::{Given, Local};
-use tasker::engine::submit::{check_inputs, Accepted as CoreAccepted, NewTask, Submitted, Submitter, CREATE_WITHIN};
+use tasker::engine::submit::{check_inputs, Accepted as CoreAccepted, Input, NewTask, Submitted, Submitter, CREATE_WITHIN};
 use tasker::engine::{cancel, read, register};
 use tasker::health::Health;
 use tasker::telemetry::{self, Carrier};
@@ -42,6 +42,7 @@ pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
     class.define_method("created", method!(Client::created, 2))?;
     class.define_method("installation", method!(Client::installation, 0))?;
     class.define_method("read_task", method!(Client::read_task, 1))?;
+    class.define_method("read_results", method!(Client::read_results, 2))?;
     class.define_method("task_states", method!(Client::task_states, 1))?;
     class.define_method("wait", method!(Client::wait, 2))?;
     class.define_method("cancel", method!(Client::cancel, 1))?;
@@ -131,7 +132,7 @@ impl Client {
     ) -> Result<(Accepted, Vec<String>), Error> {
         let submitter = this.owned(ruby)?.submitter.clone();
         let tasks = new_tasks(ruby, tasks)?;
-        let texts = tasks.iter().map(|task| task.input.to_string()).collect();
+        let texts = tasks.iter().map(|task| task.input.as_str().to_owned()).collect();
         let checking = async move { submitter.check(&template, version.as_deref(), &tasks).await };
         let accepted = block_on(ruby, checking.with_context(context(trace)))?;
         Ok((
@@ -169,6 +170,12 @@ impl Client {
     fn read_task(ruby: &Ruby, this: &Client, id: String) -> Result<String, Error> {
         let (db, id) = (this.db(ruby)?, parse_id(ruby, &id)?);
         Ok(block_on(ruby, async move { read::read_task(&db, id).await })?.to_string())
+    }
+
+    /// [name, JSON] of the results of these steps of a task, of those that are complete or skipped.
+    fn read_results(ruby: &Ruby, this: &Client, id: String, names: Vec<String>) -> Result<Vec<(String, String)>, Error> {
+        let (db, id) = (this.db(ruby)?, parse_id(ruby, &id)?);
+        block_on(ruby, async move { read::read_results(&db, id, None, &names, None).await })
     }
 
     /// [id, state] of each task that exists.
@@ -212,7 +219,9 @@ struct Accepted {
 /// The inputs, as JSON, of tasks that this template accepts. For tests without a database.
 pub(crate) fn check_tasks(ruby: &Ruby, source: String, origin: String, tasks: RArray) -> Result<Vec<String>, Error> {
     let template = Template::parse(&source, &origin).map_err(|error| raise::error(ruby, &error.into()))?;
-    check_inputs(&template, &new_tasks(ruby, tasks)?).map_err(|error| raise::error(ruby, &error))
+    let tasks = new_tasks(ruby, tasks)?;
+    check_inputs(&template, &tasks).map_err(|error| raise::error(ruby, &error))?;
+    Ok(tasks.iter().map(|task| task.input.as_str().to_owned()).collect())
 }
 
 fn context(trace: Option<Carrier>) -> Context {
@@ -226,7 +235,7 @@ fn new_tasks(ruby: &Ruby, given: RArray) -> Result<Vec<NewTask>, Error> {
         let run_at = run_at.map(|time| time.parse()).transpose();
         let priority = priority.map(|name| name.parse()).transpose();
         Ok(NewTask {
-            input: json::from_ruby(ruby, input)?,
+            input: Input::of_json(json::text(ruby, input)?),
             priority: priority.map_err(|problem| raise::with_class(ruby, "InvalidInput", problem))?,
             key,
             run_at: run_at.map_err(|problem| raise::with_class(ruby, "InvalidInput", format!("{problem}")))?,

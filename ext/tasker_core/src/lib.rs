@@ -31,6 +31,8 @@ fn init(ruby: &Ruby) -> Result<(), Error> {
     native.define_singleton_method("check_tasks", function!(client::check_tasks, 3))?;
     native.define_singleton_method("worker_settings", function!(settings::read, 2))?;
     native.define_singleton_method("to_json", function!(worker::storable, 1))?;
+    native.define_singleton_method("result_to_json", function!(worker::storable_result, 2))?;
+    native.define_singleton_method("seconds", function!(seconds, 1))?;
     native.define_singleton_method("database_url", function!(database_url, 1))?;
     native.define_singleton_method("local_workers", function!(local_workers, 0))?;
     native.define_singleton_method("flush_telemetry", function!(flush_telemetry, 0))?;
@@ -53,6 +55,11 @@ fn check_template(ruby: &Ruby, source: String, origin: String) -> Result<(String
 /// The database that is meant: the given one, or that of `tasker dev` in this folder.
 fn database_url(ruby: &Ruby, given: Option<String>) -> Result<String, Error> {
     tasker::config::database_url(given.as_deref()).map_err(|error| raise::error(ruby, &error))
+}
+
+/// How long this text says ("5m", "1h 30m"), in seconds; nil: it is no length of time.
+fn seconds(text: String) -> Option<f64> {
+    tasker::seconds(&text)
 }
 
 /// The workers of this host: process id, and what has failed there.

@@ -1,7 +1,8 @@
 //! TaskerCore::Native::Worker and Step: leases, prefetching, heartbeats and batched reports run on tokio threads without the GVL; Ruby
 //! threads take steps with `next` and give outcomes with `complete` and `fail`.
 
-use std::sync::Arc;
+use std::cell::Cell;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use magnus::{function, method, prelude::*, Error, RModule, Ruby, Value as RubyValue};
@@ -15,6 +16,7 @@ use tasker::telemetry::{self, Carrier};
 use tasker::worker::{Outcome, Step as CoreStep, Worker as CoreWorker};
 use tokio_util::sync::DropGuard;
 
+use crate::json::{Converted, Unknown};
 use crate::runtime::Owned;
 use crate::waiting::{block_on, receive};
 use crate::{client, json, raise, settings};
@@ -36,6 +38,10 @@ const SUPERVISOR_BOUND: Duration = Duration::from_secs(30);
 #[magnus::wrap(class = "TaskerCore::Native::Step", free_immediately, size)]
 pub(crate) struct Step {
     pub(crate) core: CoreStep,
+    held_by: Weak<CoreWorker>,
+    pid: u32,
+    /// It was reported, or needs no report.
+    settled: Cell<bool>,
     /// Whose it is, and which worker's: for logs.
     pub(crate) namespace: Arc<str>,
     pub(crate) worker: i32,
@@ -48,11 +54,12 @@ pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
     class.define_method("concurrency", method!(Worker::concurrency, 0))?;
     class.define_method("next", method!(Worker::next, 1))?;
     class.define_method("stopped?", method!(Worker::is_stopped, 0))?;
-    class.define_method("complete", method!(Worker::complete, 2))?;
+    class.define_method("complete", method!(Worker::complete, 3))?;
     class.define_method("fail", method!(Worker::fail, 2))?;
+    class.define_method("fail_barely", method!(Worker::fail_barely, 1))?;
     class.define_method("progress", method!(Worker::progress, 2))?;
     class.define_method("checkpoint", method!(Worker::checkpoint, 2))?;
-    class.define_method("completion", method!(Worker::completion, 2))?;
+    class.define_method("completion", method!(Worker::completion, 3))?;
     class.define_method("forget", method!(Worker::forget, 1))?;
     class.define_method("beat", method!(Worker::beat, 0))?;
     class.define_method("health", method!(Worker::health, 0))?;
@@ -71,10 +78,12 @@ pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
         "timeout",
         method!(|step: &Step| step.core.leased.timeout_ms.map(|ms| ms as f64 / 1000.0), 0),
     )?;
-    class.define_method("input", method!(|step: &Step| step.core.leased.input.clone(), 0))?;
+    class.define_method("input", method!(Step::input, 0))?;
     class.define_method("config", method!(|step: &Step| step.core.leased.config.clone(), 0))?;
     class.define_method("results", method!(|step: &Step| step.core.leased.results.clone(), 0))?;
-    class.define_method("checkpoint", method!(|step: &Step| step.core.leased.checkpoint.clone(), 0))?;
+    class.define_method("names_before", method!(Step::names_before, 0))?;
+    class.define_method("read_results", method!(Step::read_results, 1))?;
+    class.define_method("checkpoint", method!(Step::checkpoint, 0))?;
     class.define_method("transactional?", method!(|step: &Step| step.core.leased.transactional, 0))?;
     class.define_method("namespace", method!(|step: &Step| step.namespace.to_string(), 0))?;
     class.define_method("worker", method!(|step: &Step| step.worker, 0))?;
@@ -94,6 +103,54 @@ impl Step {
     fn trace(&self) -> Option<Carrier> {
         self.core.context().as_ref().map(telemetry::inject)
     }
+
+    /// JSON; what is large is read now.
+    fn input(ruby: &Ruby, this: &Step) -> Result<String, Error> {
+        match &this.core.leased.input {
+            Some(input) => Ok(input.clone()),
+            None => {
+                let core = this.core.clone();
+                block_on(ruby, async move { core.input().await })
+            }
+        }
+    }
+
+    /// JSON, or nil; what is large is read now.
+    fn checkpoint(ruby: &Ruby, this: &Step) -> Result<Option<String>, Error> {
+        let core = this.core.clone();
+        match core.leased.checkpoint {
+            Some(_) => Ok(core.leased.checkpoint.clone()),
+            None => block_on(ruby, async move { core.checkpoint().await }),
+        }
+    }
+
+    fn names_before(ruby: &Ruby, this: &Step) -> Result<Vec<String>, Error> {
+        let core = this.core.clone();
+        block_on(ruby, async move { core.names_before().await })
+    }
+
+    /// [name, JSON] of each that is there.
+    fn read_results(ruby: &Ruby, this: &Step, names: Vec<String>) -> Result<Vec<(String, String)>, Error> {
+        let core = this.core.clone();
+        block_on(ruby, async move { core.results(&names).await })
+    }
+}
+
+/// A step that nobody has reported is not held for ever: whoever had it has lost it.
+impl Drop for Step {
+    fn drop(&mut self) {
+        if self.settled.get() || self.pid != std::process::id() {
+            return;
+        }
+        if let Some(worker) = self.held_by.upgrade() {
+            worker.report(&self.core, Outcome::Fail(undescribed()));
+        }
+    }
+}
+
+/// What is recorded where nothing of a failure can be.
+fn undescribed() -> Failure {
+    Failure::retryable("TaskerCore::Error", "the handler failed, and how cannot be described")
 }
 
 impl Worker {
@@ -142,6 +199,9 @@ impl Worker {
         let worker = this.owned(ruby)?;
         let ready = receive(ruby, worker.ready(), Some(timeout))?;
         Ok(ready.and_then(|ready| worker.begin(ready)).map(|core| Step {
+            held_by: Arc::downgrade(worker),
+            pid: std::process::id(),
+            settled: Cell::new(false),
             namespace: worker.namespace(&core).into(),
             worker: worker.id(),
             core,
@@ -153,17 +213,30 @@ impl Worker {
         Ok(ready.is_disconnected() && ready.is_empty())
     }
 
-    /// Reports a result. Raises TaskerCore::InvalidInput, and reports nothing, when JSON cannot hold it or it is too large.
-    fn complete(ruby: &Ruby, this: &Worker, step: &Step, result: RubyValue) -> Result<(), Error> {
-        let result = storable(ruby, result)?;
-        this.owned(ruby)?.report(&step.core, Outcome::Complete(result));
-        Ok(())
+    /// Reports a result; returns what is null in it because JSON cannot hold it. Raises TaskerCore::InvalidInput, and reports nothing, when that is an
+    /// error (`strict`), or it is too large.
+    fn complete(ruby: &Ruby, this: &Worker, step: &Step, result: RubyValue, strict: bool) -> Result<Vec<String>, Error> {
+        let (result, left_out) = storable_result(ruby, result, strict)?;
+        this.settle(ruby, step, Outcome::Complete(result))?;
+        Ok(left_out)
     }
 
     /// Reports a failure: a hash with class, message, backtrace, reason, permanent, retry_after. False: the step was reported before, or handed back.
     fn fail(ruby: &Ruby, this: &Worker, step: &Step, failure: RubyValue) -> Result<bool, Error> {
-        let failure: Failure = serde_magnus::deserialize(ruby, failure)?;
-        Ok(this.owned(ruby)?.report(&step.core, Outcome::Fail(failure)))
+        let failure = serde_json::from_value(json::from_ruby(ruby, failure)?);
+        let failure = failure.map_err(|error| raise::with_class(ruby, "InvalidInput", format!("no failure: {error}")))?;
+        this.settle(ruby, step, Outcome::Fail(failure))
+    }
+
+    /// Reports a failure of which nothing can be said.
+    fn fail_barely(ruby: &Ruby, this: &Worker, step: &Step) -> Result<bool, Error> {
+        this.settle(ruby, step, Outcome::Fail(undescribed()))
+    }
+
+    fn settle(&self, ruby: &Ruby, step: &Step, outcome: Outcome) -> Result<bool, Error> {
+        let taken = self.owned(ruby)?.report(&step.core, outcome);
+        step.settled.set(true);
+        Ok(taken)
     }
 
     /// Notes progress; it travels with the next heartbeat.
@@ -179,9 +252,15 @@ impl Worker {
         block_on(ruby, async move { worker.checkpoint(&step, checkpoint).await })
     }
 
-    /// [SQL, arguments]: what completes the step inside the handler's own transaction.
-    fn completion(ruby: &Ruby, this: &Worker, step: &Step, result: RubyValue) -> Result<(&'static str, Vec<String>), Error> {
-        let result = storable(ruby, result)?;
+    /// [SQL, arguments, what is null in the result]: what completes the step inside the handler's own transaction.
+    fn completion(
+        ruby: &Ruby,
+        this: &Worker,
+        step: &Step,
+        result: RubyValue,
+        strict: bool,
+    ) -> Result<(&'static str, Vec<String>, Vec<String>), Error> {
+        let (result, left_out) = storable_result(ruby, result, strict)?;
         let (queue, member, msg_id, fence, task, step) = this.owned(ruby)?.completion(&step.core);
         let arguments = vec![
             queue.to_owned(),
@@ -192,12 +271,13 @@ impl Worker {
             step.to_string(),
             result,
         ];
-        Ok((COMPLETE_WITHIN, arguments))
+        Ok((COMPLETE_WITHIN, arguments, left_out))
     }
 
     /// The step was completed inside the handler's own transaction.
     fn forget(ruby: &Ruby, this: &Worker, step: &Step) -> Result<(), Error> {
         this.owned(ruby)?.forget(&step.core);
+        step.settled.set(true);
         Ok(())
     }
 
@@ -227,8 +307,19 @@ impl Worker {
 }
 
 /// As JSON, if it can be stored. Raises TaskerCore::InvalidInput.
-pub(crate) fn storable(ruby: &Ruby, result: RubyValue) -> Result<String, Error> {
-    let result = json::from_ruby(ruby, result)?.to_string();
-    check_payload("the result", &result).map_err(|error| raise::error(ruby, &error))?;
-    Ok(result)
+pub(crate) fn storable(ruby: &Ruby, value: RubyValue) -> Result<String, Error> {
+    let text = json::text(ruby, value)?;
+    check_payload("the value", &text).map_err(|error| raise::error(ruby, &error))?;
+    Ok(text)
+}
+
+/// [JSON, what is null in it because JSON cannot hold it] of a result. Raises TaskerCore::InvalidInput.
+pub(crate) fn storable_result(ruby: &Ruby, result: RubyValue, strict: bool) -> Result<(String, Vec<String>), Error> {
+    let unknown = match strict {
+        true => Unknown::Refused,
+        false => Unknown::Null,
+    };
+    let Converted { json, left_out } = json::convert(ruby, result, unknown)?;
+    check_payload("the result", &json).map_err(|error| raise::error(ruby, &error))?;
+    Ok((json, left_out))
 }

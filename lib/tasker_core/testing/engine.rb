@@ -63,18 +63,25 @@ module TaskerCore
 
       # What a handler and its executor ask.
 
-      def complete(attempt, result) = attempt.step.complete(Native.to_json(result))
+      def complete(attempt, result, strict)
+        json, left_out = Native.result_to_json(result, strict)
+        attempt.step.complete(json)
+        left_out
+      end
 
       def fail(attempt, failure) = attempt.step.fail(failure)
+
+      def fail_barely(attempt) = fail(attempt, { class: "TaskerCore::Error", message: "the handler failed, and how cannot be described", backtrace: [] })
 
       def progress(attempt, value) = attempt.step.progress = Native.to_json(value)
 
       def checkpoint(attempt, value) = attempt.step.checkpoint = Native.to_json(value)
 
       # The statement that the handler's own transaction completes the step with: here, none that changes anything.
-      def completion(attempt, result)
-        attempt.step.prepare(Native.to_json(result))
-        ["SELECT 1", []]
+      def completion(attempt, result, strict)
+        json, left_out = Native.result_to_json(result, strict)
+        attempt.step.prepare(json)
+        ["SELECT 1", [], left_out]
       end
 
       # It was completed so.
@@ -101,7 +108,8 @@ module TaskerCore
           input: Native.to_json(context), results: Native.to_json(results)
         )
         result = handler.new.call(Step.new(native, self, TaskerCore.configuration.logger))
-        JSON.parse(Native.to_json(result), symbolize_names: true)
+        json, = Native.result_to_json(result, TaskerCore.configuration.strict_results)
+        JSON.parse(json, symbolize_names: true)
       end
 
       private

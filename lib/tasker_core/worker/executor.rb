@@ -1,12 +1,15 @@
 # frozen_string_literal: true
 
+require "set"
 require "timeout"
 
 module TaskerCore
   class Worker
-    # Runs one step: finds its handler, bounds its time, and reports what became of it. Whatever the handler does hurts only its step.
+    # Runs one step: finds its handler, bounds its time, and reports what became of it. Whatever the handler does hurts only its step, and nothing that
+    # an error does while it is recorded hurts anything.
     # @api private
-    class Executor
+    class Executor # rubocop:disable Metrics/ClassLength
+      # rubocop:disable Lint/RescueException
       # What a stored backtrace is cut to.
       BACKTRACE_LINES = 20
       # What it leaves out.
@@ -17,6 +20,8 @@ module TaskerCore
         @logger = configuration.logger
         @around = configuration.around_step || ->(&block) { block.call }
         @transaction = configuration.transaction
+        @strict = configuration.strict_results
+        @told = Set.new
       end
 
       # @param native_step [Native::Step]
@@ -26,12 +31,12 @@ module TaskerCore
         begin
           result = around.call { limited(native_step) { observed(step) { run(native_step, step) } } }
           report = native_step.transactional? ? -> { @native.forget(native_step) } : -> { complete(native_step, step, result) }
-        rescue Exception => e # rubocop:disable Lint/RescueException
+        rescue Exception => e
           report = -> { fail(native_step, step, e) }
         ensure
           # None: the handler ended this thread.
           report ||= -> { fail(native_step, step, RetryableError.new("the handler ended its thread")) }
-          report.call
+          surely(native_step, step, &report)
         end
       end
 
@@ -49,7 +54,8 @@ module TaskerCore
 
         @transaction.call do |connection|
           result = handler.call(step)
-          sql, arguments = storable { @native.completion(native_step, result) }
+          sql, arguments, left_out = storable { @native.completion(native_step, result, @strict) }
+          tell_left_out(step, left_out)
           if connection.exec_params(sql, arguments).ntuples.zero?
             raise LeaseLost, "step #{step.name} of task #{step.task_id} is no longer this worker's: its transaction was rolled back"
           end
@@ -64,9 +70,26 @@ module TaskerCore
       end
 
       def complete(native_step, step, result)
-        storable { @native.complete(native_step, result) }
-      rescue PermanentError => e
-        fail(native_step, step, e)
+        tell_left_out(step, storable { @native.complete(native_step, result, @strict) })
+      end
+
+      # Whatever happens while a step is reported, it is.
+      def surely(native_step, step)
+        yield
+      rescue Exception => e
+        begin
+          fail(native_step, step, e)
+        rescue Exception
+          @native.fail_barely(native_step)
+        end
+      end
+
+      # Once for each step and class.
+      def tell_left_out(step, left_out)
+        return if left_out.empty? || !@told.add?([step.workflow, step.name, left_out.map { |place| place[/[^ ]+\z/] }.uniq])
+
+        step.logger.warn("the result of step #{step.name} of #{step.workflow} is stored with null for what JSON cannot hold: " \
+                         "#{left_out.first(5).join(', ')} (return what later steps need, or nil; strict_results makes this an error)")
       end
 
       # Another attempt would return the same.
@@ -81,15 +104,33 @@ module TaskerCore
         @native.fail(native_step, failure) and step.logger.failed("#{failure[:class]}: #{failure[:message]}")
       end
 
+      # Each part by itself: an error may fail in saying any of them.
       def failure(error)
         {
-          class: error.class.name.to_s,
-          message: text(error.message),
-          backtrace: (error.backtrace || []).grep_v(OWN_LINES).first(BACKTRACE_LINES).map { |line| text(line) },
-          permanent: error.is_a?(PermanentError),
-          retry_after: error.is_a?(RetryableError) ? error.retry_after&.to_f : nil,
-          reason: reason(error)
+          class: described("Exception") { text(class_name(error)) },
+          message: described(nil) { text(error.message) } || "its message cannot be read",
+          backtrace: described([]) { backtrace(error) },
+          permanent: PermanentError === error, # rubocop:disable Style/CaseEquality
+          retry_after: described(nil) { Span.read(error.retry_after) if error.is_a?(RetryableError) },
+          reason: described(nil) { reason(error) }
         }
+      end
+
+      def described(otherwise)
+        yield
+      rescue Exception
+        otherwise
+      end
+
+      # Of a class without a name that of the nearest one above it that has one.
+      def class_name(error)
+        name = Module.instance_method(:name)
+        Kernel.instance_method(:class).bind_call(error).ancestors.filter_map { |above| name.bind_call(above) }.first
+      end
+
+      def backtrace(error)
+        lines = Array(error.backtrace).map { |line| text(line) }
+        lines.grep_v(OWN_LINES).first(BACKTRACE_LINES)
       end
 
       # A dead letter's reason, where it is none of those that the engine gives.
@@ -103,7 +144,14 @@ module TaskerCore
 
       def timeout_message(native_step) = "the handler ran longer than #{native_step.timeout} s"
 
-      def text(string) = string.to_s.encode("UTF-8", invalid: :replace, undef: :replace).scrub
+      # In UTF-8, whatever it was in: an encoding that Ruby cannot convert is read as bytes.
+      def text(string)
+        string = string.to_s
+        string.encode("UTF-8", invalid: :replace, undef: :replace).scrub.delete("\0")
+      rescue EncodingError
+        string.b.encode("UTF-8", invalid: :replace, undef: :replace).delete("\0")
+      end
+      # rubocop:enable Lint/RescueException
     end
   end
 end

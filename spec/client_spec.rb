@@ -141,7 +141,7 @@ RSpec.describe TaskerCore do
     described_class.configuration.open_transaction = -> { connection }
     task = connection.transaction { described_class.enqueue(flow, { id: 1 }) }
     expect(described_class.task(task.id).status).to eq("pending")
-    expect(connection.exec("SELECT FROM tasker.tasks").ntuples).to eq(0)
+    expect(connection.exec("SELECT FROM tasker.tasks WHERE id = '#{task.id}'").ntuples).to eq(0)
   ensure
     described_class.configuration.open_transaction = nil
     connection&.close

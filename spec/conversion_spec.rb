@@ -2,6 +2,7 @@
 
 require "spec_helper"
 require "bigdecimal"
+require "tasker_core/testing"
 
 RSpec.describe "what JSON has no name for" do
   # Ruby code for values, and what they are as JSON.

@@ -10,6 +10,12 @@ module TaskerCore
       # The test is already where the application's code may run.
       def around = ->(&block) { block.call }
 
+      def surely(native_step, step)
+        yield
+      rescue StandardError => e
+        fail(native_step, step, e)
+      end
+
       # A failed expectation, or Ctrl-C, is the test's.
       def fail(native_step, step, error)
         super

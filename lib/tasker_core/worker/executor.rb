@@ -125,7 +125,8 @@ module TaskerCore
       # Of a class without a name that of the nearest one above it that has one.
       def class_name(error)
         name = Module.instance_method(:name)
-        Kernel.instance_method(:class).bind_call(error).ancestors.filter_map { |above| name.bind_call(above) }.first
+        classes = Kernel.instance_method(:class).bind_call(error).ancestors.grep(Class)
+        classes.filter_map { |above| name.bind_call(above) }.first
       end
 
       def backtrace(error)

@@ -5,6 +5,9 @@
 -- A message under a lease, and the step it stands for.
 CREATE TYPE tasker.leased_message AS (msg_id bigint, fence int, task uuid, step smallint);
 
+-- Steps are changed by their place (ctid) where many are changed at once: whoever has locked or deleted a step's message is the only one to change the step,
+-- but for what ends it (0013_cancel.sql, 0016_deadlines.sql); so its place stays what the key has found, or it is no longer enqueued.
+
 -- Makes the functions of a queue, or makes them anew:
 --   <queue>_send    sends messages, as pgmq.send_batch does; the first p_room of them are p_worker's from the beginning. Returns their ids.
 --   <queue>_lease   leases the first p_limit visible messages from p_mark on; skips those that another worker is leasing or reporting.

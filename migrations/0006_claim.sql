@@ -91,7 +91,8 @@ BEGIN
     ), claim AS (
         UPDATE tasker.tasks t
         SET state = 'running', claim_order = NULL, claimed_by = p_member, started_at = clock_timestamp()
-        FROM counted WHERE t.id = counted.id AND counted.before < counted.room
+        -- The array, because a join could begin at all tasks.
+        FROM counted WHERE t.id = counted.id AND t.id = ANY (ARRAY(SELECT f.id FROM first f)) AND counted.before < counted.room
         RETURNING t.id, t.namespace_id, t.template_id, t.version_id, t.trace, t.created_at, t.started_at
     )
     SELECT array_agg(c.id), array_agg(s.step), array_agg(s.queue), (SELECT array_agg(namespace_id) FROM claim), (
@@ -192,13 +193,13 @@ DECLARE
     v_steps smallint[];
 BEGIN
     WITH due AS MATERIALIZED (
-        SELECT s.task_id, s.step FROM tasker.steps s
+        SELECT s.ctid AS place FROM tasker.steps s
         WHERE s.retry_at <= clock_timestamp() ORDER BY s.retry_at LIMIT p_limit
         FOR UPDATE SKIP LOCKED
     ), again AS (
         UPDATE tasker.steps s
         SET state = 'enqueued', msg_id = NULL, retry_at = NULL, released = 0, kills = 0, suspected = NULL, enqueued_at = clock_timestamp()
-        FROM due WHERE s.task_id = due.task_id AND s.step = due.step
+        FROM due WHERE s.ctid = due.place
         RETURNING s.task_id, s.step
     )
     SELECT array_agg(a.task_id), array_agg(a.step), count(*) INTO v_tasks, v_steps, enqueued FROM again a;

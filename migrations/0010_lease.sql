@@ -289,8 +289,10 @@ DECLARE
 BEGIN
     EXECUTE format('SELECT tasker.%I($1, $2)', p_queue || '_hold') INTO v_held USING p_ids, p_fences;
     UPDATE tasker.steps s SET progress = coalesce(r.progress, s.progress), checkpoint = coalesce(r.checkpoint, s.checkpoint)
-    FROM unnest(p_ids, p_tasks, p_steps, p_progress, p_checkpoints) AS r(id, task, step, progress, checkpoint)
-    WHERE s.task_id = r.task AND s.step = r.step AND s.msg_id = r.id AND r.id = ANY (v_held);
+    FROM (SELECT u.progress, u.checkpoint, h.place FROM unnest(p_ids, p_tasks, p_steps, p_progress, p_checkpoints) AS u(id, task, step, progress, checkpoint)
+          CROSS JOIN LATERAL (SELECT ctid AS place FROM tasker.steps WHERE task_id = u.task AND step = u.step AND msg_id = u.id OFFSET 0) AS h
+          WHERE u.id = ANY (v_held)) AS r
+    WHERE s.ctid = r.place;
     RETURN QUERY SELECT r.id FROM unnest(p_ids) AS r(id) WHERE r.id <> ALL (coalesce(v_held, '{}'));
 END
 $$;
@@ -309,8 +311,9 @@ BEGIN
             UPDATE pgmq.%I q SET vt = clock_timestamp() WHERE q.msg_id = ANY ($1) RETURNING q.msg_id, q.read_ct, q.message
         )
         UPDATE tasker.steps s SET released = released + 1, kills = kills - (suspected IS NOT DISTINCT FROM v.read_ct)::int
-        FROM visible v, tasker.message_identity(v.message) AS i
-        WHERE s.task_id = i.task AND s.step = i.step AND s.msg_id = v.msg_id
+        FROM (SELECT n.read_ct, h.place FROM visible n, tasker.message_identity(n.message) AS i
+              CROSS JOIN LATERAL (SELECT ctid AS place FROM tasker.steps WHERE task_id = i.task AND step = i.step AND msg_id = n.msg_id OFFSET 0) AS h) AS v
+        WHERE s.ctid = v.place
     $f$, pgmq.format_table_name(p_queue, 'q')) USING v_held;
     GET DIAGNOSTICS v_released = ROW_COUNT;
     IF v_released > 0 THEN

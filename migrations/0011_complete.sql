@@ -26,7 +26,8 @@ BEGIN
     ), finalised AS (
         UPDATE tasker.tasks t SET state = 'complete', finished_at = clock_timestamp()
         FROM (SELECT DISTINCT f.task, tv.sinks FROM finished f JOIN tasker.template_versions tv ON tv.id = f.version_id WHERE f.children = '{}') AS last
-        WHERE t.id = last.task AND t.state IN ('running', 'blocked')
+        -- The array, because a join could begin at all tasks.
+        WHERE t.id = last.task AND t.id = ANY (ARRAY(SELECT f.task FROM finished f)) AND t.state IN ('running', 'blocked')
           AND (cardinality(last.sinks) = 1 OR cardinality(last.sinks) = (
               SELECT count(*) FROM tasker.steps s
               WHERE s.task_id = t.id AND s.step = ANY (last.sinks) AND s.state IN ('complete', 'skipped')))
@@ -86,9 +87,13 @@ BEGIN
 
     WITH done AS (
         UPDATE tasker.steps s
-        SET state = 'complete', result = r.result::jsonb, result_bytes = octet_length(r.result), worker = p_worker, started_at = r.started, finished_at = clock_timestamp()
-        FROM unnest(v_ids, v_tasks, v_steps, v_results, v_started) AS r(id, task, step, result, started)
-        WHERE s.task_id = r.task AND s.step = r.step AND s.msg_id = r.id AND s.state = 'enqueued'
+        SET state = 'complete', result = r.result::jsonb, result_bytes = octet_length(r.result), worker = p_worker, started_at = r.started,
+            finished_at = clock_timestamp()
+        -- By its place, which its key finds (see 0005_queues.sql): a join by the key could begin at all steps.
+        FROM (SELECT u.result, u.started, h.place FROM unnest(v_ids, v_tasks, v_steps, v_results, v_started) AS u(id, task, step, result, started)
+              CROSS JOIN LATERAL (SELECT ctid AS place FROM tasker.steps
+                                  WHERE task_id = u.task AND step = u.step AND msg_id = u.id AND state = 'enqueued' OFFSET 0) AS h) AS r
+        WHERE s.ctid = r.place AND s.state = 'enqueued'
         RETURNING s.msg_id, s.task_id, s.step
     )
     SELECT array_agg(msg_id), array_agg(task_id), array_agg(step) INTO v_ids, v_tasks, v_steps FROM done;

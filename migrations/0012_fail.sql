@@ -108,16 +108,17 @@ BEGIN
             WHERE q.msg_id = ANY ($1) AND q.read_ct = ($2)[width_bucket(q.msg_id, $1)]
             RETURNING q.msg_id, q.read_ct, q.last_read_at, q.message
         ), verdict AS (
-            SELECT gone.*, r.task, r.step, r.error, r.permanent, r.permanent OR s.failures + 1 >= coalesce(s.max_attempts, ts.max_attempts, n.max_attempts) AS dead,
+            SELECT gone.*, s.place, r.task, r.step, r.error, r.permanent, r.permanent OR s.failures + 1 >= coalesce(s.max_attempts, ts.max_attempts, n.max_attempts) AS dead,
                    coalesce(r.retry_after, tasker.backoff_seconds(
                        coalesce(ts.backoff, n.backoff), coalesce(ts.multiplier, n.multiplier), coalesce(ts.base_seconds, n.base_seconds),
                        coalesce(ts.max_seconds, n.max_seconds), coalesce(ts.jitter, n.jitter), s.failures + 1)) AS delay,
                    t.state NOT IN ('running', 'blocked', 'failed') AS over
             FROM gone
             JOIN unnest($1, $3, $4, $5, $6, $7) AS r(id, task, step, error, permanent, retry_after) ON r.id = gone.msg_id
-            JOIN tasker.steps s ON s.task_id = r.task AND s.step = r.step AND s.msg_id = r.id AND s.state = 'enqueued'
-            JOIN tasker.tasks t ON t.id = r.task
-            JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = r.step
+            CROSS JOIN LATERAL (SELECT *, ctid AS place FROM tasker.steps
+                                WHERE task_id = r.task AND step = r.step AND msg_id = r.id AND state = 'enqueued' OFFSET 0) AS s
+            CROSS JOIN LATERAL (SELECT * FROM tasker.tasks WHERE id = r.task OFFSET 0) AS t
+            CROSS JOIN LATERAL (SELECT * FROM tasker.template_steps WHERE version_id = t.version_id AND step = r.step OFFSET 0) AS ts
             JOIN tasker.namespaces n ON n.name = ts.namespace
         ), failed AS (
             UPDATE tasker.steps s
@@ -128,7 +129,7 @@ BEGIN
                 errors = tasker.append_error(s.errors, v.error || jsonb_build_object(
                     'attempt', s.failures + 1, 'message_id', v.msg_id, 'crashes', v.read_ct - 1 - s.released, 'at', clock_timestamp(), 'worker', $8))
             FROM verdict v
-            WHERE s.task_id = v.task AND s.step = v.step
+            WHERE s.ctid = v.place AND s.state = 'enqueued'
             RETURNING s.msg_id, s.task_id, s.step, s.state, v.message, NOT v.permanent AS troubled,
                       coalesce(v.error ->> 'reason', CASE WHEN v.permanent THEN 'permanent_error' ELSE 'attempts_exhausted' END) AS reason
         )

@@ -166,6 +166,27 @@ RSpec.describe TaskerCore::Worker do
     end
   end
 
+  it "has all of its threads at work when there is work for all, whoever took what others were woken for" do
+    arrived = Queue.new
+    go_on = Queue.new
+    handler("Meet") do |step|
+      next unless step.context[:meet]
+
+      arrived << true
+      go_on.pop
+    end
+    flow = workflow { step :meet, "Meet", timeout: 60 }
+    working(threads: 6) do
+      5.times do
+        TaskerCore.enqueue_all(flow, Array.new(300) { {} }).each { |task| task.wait(timeout: 30) }
+        meeting = TaskerCore.enqueue_all(flow, Array.new(6) { { meet: true } })
+        Timeout.timeout(30) { 6.times { arrived.pop } }
+        6.times { go_on << true }
+        expect(meeting.map { |task| task.wait(timeout: 30) }).to all(eq("complete"))
+      end
+    end
+  end
+
   it "tells an unknown handler, a result that is too large, and a handler's own mistakes apart" do
     handler("TooMuch") { |_| "x" * (1 << 20) }
     handler("Mistaken") { |_| NoSuchConstant }

@@ -48,6 +48,7 @@ pub const PLANS: &str = "
     SET enable_sort = off;
     SET enable_hashjoin = off;
     SET enable_mergejoin = off;
+    SET enable_memoize = off;
     SET jit = off;
 ";
 

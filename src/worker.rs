@@ -1,5 +1,5 @@
 //! The worker: leases steps, has them handled, reports. The handling itself is somebody else's: Rust handlers ([`Worker::handle_with`]) or
-//! the Ruby threads of the gem, which wait for [`Worker::ready`], take a step by [`Worker::begin`] and give outcomes to [`Worker::report`].
+//! the Ruby threads of the gem, which take steps by [`Worker::next`] and give outcomes to [`Worker::report`].
 //!
 //! A step's way through: `poller` (leases it) → buffer (by way of `suspects`, if its worker was lost before) → handler → `batcher` (reports
 //! it, with others); `held` knows all of them, and `heartbeat` keeps their leases until their reports are committed.
@@ -16,7 +16,6 @@ mod suspects;
 mod turns;
 
 pub use crate::config::WorkerConfig;
-pub use buffer::Ready;
 pub use handler::{Handler, Handlers, Handling};
 pub use step::{Outcome, Step};
 
@@ -131,7 +130,7 @@ impl Shared {
 pub struct Worker {
     shared: Arc<Shared>,
     health: Health,
-    ready: flume::Receiver<Ready>,
+    exit: buffer::Exit,
     reports: Vec<tokio::sync::mpsc::UnboundedSender<Handled>>,
     pollers: TaskTracker,
     loops: TaskTracker,
@@ -176,7 +175,7 @@ impl Worker {
             &[channel::TASKS, channel::STEPS, channel::CANCELLED, channel::CONFIGURATION],
             stop.clone(),
         );
-        let (buffer, ready) = buffer::Buffer::of(shared.turns.clone());
+        let (buffer, exit) = buffer::Buffer::of(shared.turns.clone());
         let (suspects, suspected) = tokio::sync::mpsc::unbounded_channel();
         let outlets = poller::Outlets {
             buffer: buffer.clone(),
@@ -211,35 +210,38 @@ impl Worker {
         Ok(Worker {
             shared,
             health,
-            ready,
+            exit,
             reports,
             pollers,
             loops,
         })
     }
 
-    /// One for each leased step that waits for a handler. Disconnected once the worker shuts down.
-    pub fn ready(&self) -> &flume::Receiver<Ready> {
-        &self.ready
+    /// The next step, when there is one; its handler begins: from now on its time counts. None: the worker has shut down.
+    pub async fn next(&self) -> Option<Step> {
+        self.exit.next().await.map(|step| self.begin(step))
     }
 
-    /// A handler begins with the step whose turn it is: from now on its time counts. None: the worker is handing it back.
-    pub fn begin(&self, _: Ready) -> Option<Step> {
-        let mut step = self.shared.turns.next()?;
+    /// The next step, if there is one.
+    pub fn try_next(&self) -> Option<Step> {
+        self.exit.try_next().map(|step| self.begin(step))
+    }
+
+    /// How many steps wait for a handler.
+    pub fn waiting(&self) -> usize {
+        self.exit.count()
+    }
+
+    /// Whether it has shut down.
+    pub fn is_stopped(&self) -> bool {
+        self.exit.is_closed()
+    }
+
+    fn begin(&self, mut step: Step) -> Step {
         step.began = Some(Instant::now());
         let waited = step.leased.waited + step.received.elapsed().as_secs_f64();
         self.shared.metrics.step_wait.record(waited, self.shared.label(step.queue));
-        Some(step)
-    }
-
-    /// The next step, when there is one. None: the worker has shut down.
-    pub async fn next(&self) -> Option<Step> {
-        loop {
-            let ready = self.ready.recv_async().await.ok()?;
-            if let Some(step) = self.begin(ready) {
-                return Some(step);
-            }
-        }
+        step
     }
 
     /// The handler is done.
@@ -369,7 +371,6 @@ impl Worker {
         shared.stop.cancel();
         tracing::info!(member = shared.membership.id(), ?grace, "worker is stopping");
         self.pollers.wait().await;
-        self.ready.drain();
         let unstarted: Vec<Step> = std::iter::from_fn(|| shared.turns.next()).collect();
         self.hand_back(unstarted.into_iter().map(|step| (step.queue, step.leased)).collect())
             .await;

@@ -104,7 +104,7 @@ async fn a_step_does_not_wait_behind_what_its_worker_has_leased_ahead_of_another
         let worker = Worker::start(&world.db, config).await.unwrap();
         // The faster steps are done, the more are leased ahead.
         let mut running = worker.next().await.unwrap();
-        while worker.ready().len() < 10 {
+        while worker.waiting() < 10 {
             worker.report(&running, Outcome::Complete("{}".into()));
             running = worker.next().await.unwrap();
         }
@@ -113,7 +113,7 @@ async fn a_step_does_not_wait_behind_what_its_worker_has_leased_ahead_of_another
         while sqlx::query_scalar::<_, i64>(leased).fetch_one(&world.pool).await.unwrap() == 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        assert!(worker.ready().len() >= 10, "ten of the first still wait");
+        assert!(worker.waiting() >= 10, "ten of the first still wait");
         let mut before = 0;
         while running.leased.template == "first" {
             worker.report(&running, Outcome::Complete("{}".into()));

@@ -5,9 +5,11 @@ use std::sync::LazyLock;
 
 use magnus::{function, prelude::*, Error, RModule, Ruby};
 use tasker::telemetry::{self, About};
+use tokio::sync::mpsc::{self, Receiver, Sender};
+use tokio::sync::Mutex;
 use tracing::Level;
 
-use crate::waiting::receive;
+use crate::waiting::wait;
 use crate::worker::Step;
 
 /// What a Ruby logger has not taken yet; more goes to standard error.
@@ -16,7 +18,10 @@ const WAITING: usize = 10_000;
 /// Severity and text; none: the last one was before.
 type Line = Option<(u8, String)>;
 
-static LINES: LazyLock<(flume::Sender<Line>, flume::Receiver<Line>)> = LazyLock::new(|| flume::bounded(WAITING));
+static LINES: LazyLock<(Sender<Line>, Mutex<Receiver<Line>>)> = LazyLock::new(|| {
+    let (lines, waiting) = mpsc::channel(WAITING);
+    (lines, Mutex::new(waiting))
+});
 
 pub(crate) fn init(native: RModule) -> Result<(), Error> {
     native.define_singleton_method("init_logging", function!(telemetry::init_logging, 0))?;
@@ -65,10 +70,11 @@ fn forward_logs() {
 /// They go to standard error again. The lines that wait are still there.
 fn stop_forwarding_logs() {
     telemetry::log_to_standard_error();
-    LINES.0.send(None).ok();
+    LINES.0.blocking_send(None).ok();
 }
 
 /// [severity, line], as soon as there is one; nil after the last.
 fn next_log(ruby: &Ruby) -> Result<Line, Error> {
-    Ok(receive(ruby, &LINES.1, None)?.flatten())
+    let line = wait(ruby, None, || async { LINES.1.lock().await.recv().await })?;
+    Ok(line.flatten().flatten())
 }

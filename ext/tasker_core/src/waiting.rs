@@ -1,11 +1,15 @@
-//! Waiting without the GVL. Modelled on the bridge of Temporal's Ruby SDK: work runs on tokio threads, its result crosses on a channel, and
-//! the waiting Ruby thread can be interrupted (Ctrl-C, Thread#kill, Timeout).
+//! Waiting without the GVL. Modelled on the bridge of Temporal's Ruby SDK: work runs on tokio threads, its result crosses to the Ruby thread, which waits
+//! for it and can be interrupted (Ctrl-C, Thread#kill, Timeout).
 
 use std::ffi::c_void;
 use std::future::Future;
 use std::ptr;
+use std::time::Duration;
 
 use magnus::{Error, Ruby};
+use tokio::runtime::Runtime;
+use tokio::sync::{Mutex, Notify};
+use tokio::time::Instant;
 
 use crate::raise;
 use crate::runtime::runtime;
@@ -52,41 +56,50 @@ where
     }
 }
 
-/// Waits on a channel without the GVL; Err is the Ruby exception that interrupted the wait. None: the channel is closed, or `timeout` passed.
-pub(crate) fn receive<T: Send>(
-    ruby: &Ruby,
-    channel: &flume::Receiver<T>,
-    timeout: Option<std::time::Duration>,
-) -> Result<Option<T>, Error> {
-    // What is there already costs no hand-over of the GVL.
-    if let Ok(found) = channel.try_recv() {
-        return Ok(Some(found));
+/// Waits for what `make` makes, on this process's runtime and without the GVL; Err is the Ruby exception that interrupted the wait. None: `timeout`
+/// passed. After an interrupt that raised nothing it is made again: it must lose nothing when it is dropped.
+///
+/// A future, not a selection among channels: flume's, which this was, forgets a thread that was woken for what another took before it came.
+pub(crate) fn wait<F: Future + Send>(ruby: &Ruby, timeout: Option<Duration>, mut make: impl FnMut() -> F + Send) -> Result<Option<F::Output>, Error>
+where
+    F::Output: Send,
+{
+    enum Got<T> {
+        Value(T),
+        End,
+        Interrupt,
     }
-    let (wake, woken) = flume::bounded::<()>(1);
-    let unblock = move || {
-        wake.try_send(()).ok();
-    };
+    let runtime = start(ruby)?;
+    let interrupt = Notify::new();
+    let unblock = || interrupt.notify_one();
+    let until = timeout.map(|timeout| Instant::now() + timeout);
     loop {
-        enum Got<T> {
-            Value(T),
-            End,
-            Interrupt,
-        }
-        let wait = || {
-            let selector = flume::Selector::new()
-                .recv(channel, |value| value.map_or(Got::End, Got::Value))
-                .recv(&woken, |_| Got::Interrupt);
-            match timeout {
-                Some(timeout) => selector.wait_timeout(timeout).unwrap_or(Got::End),
-                None => selector.wait(),
+        let time_is_over = async {
+            match until {
+                Some(until) => tokio::time::sleep_until(until).await,
+                None => std::future::pending().await,
             }
         };
-        match without_gvl(wait, Some(&unblock)) {
+        let work = || {
+            runtime.block_on(async {
+                tokio::select! {
+                    biased;
+                    value = make() => Got::Value(value),
+                    () = interrupt.notified() => Got::Interrupt,
+                    () = time_is_over => Got::End,
+                }
+            })
+        };
+        match without_gvl(work, Some(&unblock)) {
             Some(Got::Value(value)) => return Ok(Some(value)),
             Some(Got::End) => return Ok(None),
             Some(Got::Interrupt) | None => check_interrupts(ruby)?,
         }
     }
+}
+
+fn start(ruby: &Ruby) -> Result<&'static Runtime, Error> {
+    runtime().map_err(|error| raise::with_class(ruby, "Error", format!("cannot start threads: {error}")))
 }
 
 /// Runs a future of the core on this process's runtime and waits for it; its errors become Ruby exceptions. An interrupted wait abandons the
@@ -96,14 +109,14 @@ where
     F: Future<Output = tasker::Result<T>> + Send + 'static,
     T: Send + 'static,
 {
-    let runtime = runtime().map_err(|error| raise::with_class(ruby, "Error", format!("cannot start threads: {error}")))?;
-    let (sender, receiver) = flume::bounded(1);
-    runtime.spawn(async move {
-        sender.send(future.await).ok();
-    });
-    match receive(ruby, &receiver, None)? {
-        Some(done) => done.map_err(|error| raise::error(ruby, &error)),
-        None => Err(raise::with_class(
+    let running = Mutex::new(start(ruby)?.spawn(future));
+    let done = wait(ruby, None, || async {
+        // Nobody else has it.
+        (&mut *running.lock().await).await
+    })?;
+    match done {
+        Some(Ok(done)) => done.map_err(|error| raise::error(ruby, &error)),
+        Some(Err(_)) | None => Err(raise::with_class(
             ruby,
             "Error",
             "the operation failed unexpectedly; its panic is on standard error".into(),

@@ -18,7 +18,7 @@ use tokio_util::sync::DropGuard;
 
 use crate::json::{Converted, Unknown};
 use crate::runtime::Owned;
-use crate::waiting::{block_on, receive};
+use crate::waiting::{block_on, wait};
 use crate::{client, json, raise, settings};
 
 #[magnus::wrap(class = "TaskerCore::Native::Worker", free_immediately, size)]
@@ -197,8 +197,12 @@ impl Worker {
     fn next(ruby: &Ruby, this: &Worker, seconds: f64) -> Result<Option<Step>, Error> {
         let timeout = Duration::try_from_secs_f64(seconds).unwrap_or_default();
         let worker = this.owned(ruby)?;
-        let ready = receive(ruby, worker.ready(), Some(timeout))?;
-        Ok(ready.and_then(|ready| worker.begin(ready)).map(|core| Step {
+        let core = match worker.try_next() {
+            // What is there already costs no hand-over of the GVL.
+            Some(core) => Some(core),
+            None => wait(ruby, Some(timeout), || worker.next())?.flatten(),
+        };
+        Ok(core.map(|core| Step {
             held_by: Arc::downgrade(worker),
             pid: std::process::id(),
             settled: Cell::new(false),
@@ -209,8 +213,7 @@ impl Worker {
     }
 
     fn is_stopped(ruby: &Ruby, this: &Worker) -> Result<bool, Error> {
-        let ready = this.owned(ruby)?.ready();
-        Ok(ready.is_disconnected() && ready.is_empty())
+        Ok(this.owned(ruby)?.is_stopped())
     }
 
     /// Reports a result; returns what is null in it because JSON cannot hold it. Raises TaskerCore::InvalidInput, and reports nothing, when that is an

@@ -75,7 +75,7 @@ module TaskerCore
     # @raise [InvalidInput] when the input, the key, the priority or the time is not acceptable, or an option is unknown
     # @raise [NotFound] when there is no such workflow
     def enqueue(workflow, input = {}, priority: nil, key: nil, run_at: nil, wait: nil, version: nil, **unknown)
-      refuse_options(unknown, %i[priority key run_at wait version], "TaskerCore.enqueue(#{workflow}, { order_id: 1 }, priority: :high)") if unknown.any?
+      refuse_options(unknown, %i[priority key run_at wait version], "enqueue(#{workflow}, { order_id: 1 }, priority: :high)")
       run_at ||= wait && (Time.now + Span.seconds(wait, "wait"))
       client.enqueue_all(workflow, [input], priority: priority, key: key && ->(_) { key }, run_at: run_at, version: version).first
     end
@@ -88,7 +88,7 @@ module TaskerCore
     # @return [Array<Task>] in the order of the inputs
     # @raise (see .enqueue)
     def enqueue_all(workflow, inputs, priority: nil, key: nil, run_at: nil, version: nil, **unknown)
-      refuse_options(unknown, %i[priority key run_at version], "TaskerCore.enqueue_all(#{workflow}, [{ order_id: 1 }])") if unknown.any?
+      refuse_options(unknown, %i[priority key run_at version], "enqueue_all(#{workflow}, [{ order_id: 1 }])")
       client.enqueue_all(workflow, inputs, priority: priority, key: key, run_at: run_at, version: version)
     end
 
@@ -127,11 +127,14 @@ module TaskerCore
     private
 
     def refuse_options(unknown, known, example)
+      return if unknown.empty?
+
       named = unknown.keys.map do |name|
         nearest = DidYouMean::SpellChecker.new(dictionary: known).correct(name).first if defined?(DidYouMean::SpellChecker)
         nearest ? "#{name} (did you mean #{nearest}?)" : name
       end
-      raise InvalidInput, "unknown option #{named.join(', ')}: the options are #{known.join(', ')}; the input is a Hash of its own, as in #{example}"
+      raise InvalidInput, "unknown option #{named.join(', ')}: the options are #{known.join(', ')}; " \
+                          "the input is a Hash of its own, as in TaskerCore.#{example}"
     end
 
     def takes_part? = @configured || !@client.nil? || (defined?(Rails.application) && !Rails.application.nil?)

@@ -61,16 +61,22 @@ RSpec.describe TaskerCore::Worker do
     end
 
     # What a handler raises, and the class and the message that are recorded.
+    unreadable = "its message cannot be read"
     {
-      "whose message raises" => [-> { raise Class.new(IOError) { def message = raise("no") } }, "IOError", "its message cannot be read"],
-      "whose message is nothing that can be read" => [-> { raise ArgumentError, "\xE9+AOk-".dup.force_encoding("UTF-7") }, "ArgumentError", "\u{FFFD}+AOk-"],
-      "whose backtrace has invalid bytes" => [-> { raise IOError.new("no").tap { |e| e.set_backtrace(["\xFF.rb:1"]) } }, "IOError", "no"],
-      "whose class says nothing of its name" => [-> { raise Class.new(KeyError) { def self.name = raise("no") }.new("no") }, "KeyError", "no"],
+      "whose message raises" => [-> { raise Class.new(IOError) { def message = raise("no") } }, "IOError", unreadable],
+      "in an encoding that Ruby cannot convert" => [
+        -> { raise ArgumentError, "\xE9-".dup.force_encoding("UTF-7") }, "ArgumentError", "\u{FFFD}-"
+      ],
+      "whose backtrace has invalid bytes" => [-> { raise IOError, "no", ["\xFF.rb:1"] }, "IOError", "no"],
+      "whose class says nothing of its name" => [-> { raise Class.new(KeyError) { def self.name = raise("no") }, "no" }, "KeyError", "no"],
       "of a class without a name" => [-> { raise Class.new(RangeError), "no" }, "RangeError", "no"],
-      "that says no time to try again" => [-> { raise TaskerCore::RetryableError.new("no", retry_after: :soon) }, "TaskerCore::RetryableError", "no"],
+      "that says no time to try again" => [
+        -> { raise TaskerCore::RetryableError.new("no", retry_after: :soon) }, "TaskerCore::RetryableError", "no"
+      ],
       "that lies about everything" => [
-        -> { raise Class.new(StandardError) { %i[message backtrace class cause is_a? to_s inspect].each { |m| define_method(m) { |*| raise "no" } } } },
-        "StandardError", "its message cannot be read"
+        lambda {
+          raise Class.new(StandardError) { %i[message backtrace class cause is_a? to_s].each { |m| define_method(m) { |*| raise "no" } } }
+        }, "StandardError", unreadable
       ]
     }.each do |title, (raising, recorded, message)|
       it "#{title} is a failed attempt, and its thread goes on" do

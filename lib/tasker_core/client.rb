@@ -111,9 +111,9 @@ module TaskerCore
 
     def rfc3339(time)
       utc = time&.to_time&.getutc or return
-      raise InvalidInput, "run_at is #{time.inspect}: expected a time before the year #{LAST_YEAR + 1}" unless utc.year.between?(1, LAST_YEAR)
+      return utc.iso8601(6) if utc.year.between?(1, LAST_YEAR)
 
-      utc.iso8601(6)
+      raise InvalidInput, "run_at is #{time.inspect}: expected a time before the year #{LAST_YEAR + 1}"
     rescue NoMethodError
       raise InvalidInput, "run_at is #{time.inspect}: expected a Time"
     end

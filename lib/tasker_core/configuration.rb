@@ -33,8 +33,8 @@ module TaskerCore
     #   databases, an array of them. ActiveRecord's in Rails.
     attr_accessor :open_transaction
 
-    # @return [Boolean] whether a result that JSON cannot hold (a record, an IO) makes its step fail for good. Default false: it is stored as null, and the
-    #   log names the step and what it was, once.
+    # @return [Boolean] whether a result that JSON cannot hold (a record, an IO) makes its step fail for good. Default false: it is stored
+    #   as null, and the log names the step and what it was, once.
     attr_accessor :strict_results
 
     # @return [Array(String, Hash), nil] the name of a file of settings that was read already, and its section of this environment: in Rails

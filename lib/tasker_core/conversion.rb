@@ -5,14 +5,22 @@ require "set"
 require "time"
 
 module TaskerCore
-  # What is not JSON's own, but has a natural form there: the one that Rails gives it, the same with and without ActiveSupport. The core asks here for
-  # what it does not know, and converts what it gets by the same rules.
+  # What is not JSON's own, but has a natural form there: the one that Rails gives it, the same with and without ActiveSupport. The core
+  # asks here for what it does not know, and converts what it gets by the same rules.
   # @api private
   module Conversion
     # It has none.
     NONE = Object.new.freeze
-    # What Rails writes as its text.
-    AS_TEXT = %w[Rational Complex Range Regexp Pathname URI::Generic IPAddr Module].freeze
+    # What may not be loaded, by name, and how it is converted.
+    RARE = {
+      "ActiveSupport::TimeWithZone" => ->(value) { time(value) },
+      "ActiveSupport::Duration" => ->(value) { seconds(value) },
+      "ActiveSupport::TimeZone" => ->(value) { value.name },
+      "BigDecimal" => ->(value) { value.finite? ? value.to_s("F") : NONE },
+      "Data" => ->(value) { value.to_h },
+      "ActionController::Parameters" => ->(value) { value.to_h },
+      **%w[Rational Complex Range Regexp Pathname URI::Generic IPAddr Module].to_h { |name| [name, ->(value) { value.to_s }] }
+    }.freeze
 
     class << self
       # @return [Object] nearer to JSON, or {NONE}
@@ -29,16 +37,9 @@ module TaskerCore
 
       private
 
-      # The class may not be loaded.
       def rare(value)
-        if instance?(value, "ActiveSupport::TimeWithZone") then time(value)
-        elsif instance?(value, "ActiveSupport::Duration") then seconds(value)
-        elsif instance?(value, "ActiveSupport::TimeZone") then value.name
-        elsif instance?(value, "BigDecimal") then value.finite? ? value.to_s("F") : NONE
-        elsif instance?(value, "Data") || instance?(value, "ActionController::Parameters") then value.to_h
-        elsif AS_TEXT.any? { |name| instance?(value, name) } then value.to_s
-        else NONE
-        end
+        _, convert = RARE.find { |name, _| instance?(value, name) }
+        convert ? instance_exec(value, &convert) : NONE
       end
 
       def time(value) = value.strftime("%Y-%m-%dT%H:%M:%S.%L") + (value.utc? ? "Z" : value.strftime("%:z"))
@@ -74,12 +75,18 @@ module TaskerCore
 
       # @return [Float, nil] nil: it is none
       def read(value)
-        seconds = if value.is_a?(String) then Native.seconds(value)
-                  elsif value.is_a?(Numeric) || value.respond_to?(:in_seconds) then value.to_f
-                  end
-        seconds if seconds&.finite? && seconds >= 0
+        seconds = number(value)
+        seconds if seconds && seconds.finite? && seconds >= 0 # rubocop:disable Style/SafeNavigation
       rescue RangeError, NoMethodError # a Complex
         nil
+      end
+
+      private
+
+      def number(value)
+        return Native.seconds(value) if value.is_a?(String)
+
+        value.to_f if value.is_a?(Numeric) || value.respond_to?(:in_seconds)
       end
     end
   end

@@ -3,8 +3,8 @@
 require "json"
 
 module TaskerCore
-  # The dead letters: steps that will not be tried again by themselves, each with its reason, errors and input, and the names of the steps that
-  # have results.
+  # The dead letters: steps that will not be tried again by themselves, each with its reason, errors and input, and the names of the steps
+  # that have results.
   #
   # Filters, wherever one is taken: namespace, template, handler, reason (attempts_exhausted, permanent_error, timeout, unknown_handler,
   # payload_too_large, poison, deadline, stuck, not_a_step, unknown_task, unknown_step), class (of the last error), task (an id), older_than

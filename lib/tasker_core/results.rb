@@ -3,8 +3,8 @@
 require "json"
 
 module TaskerCore
-  # Results of steps by their names, read from the database one by one, when they are asked for: what is large is not held all at once. It is used
-  # like the Hash of them; what only a Hash can do (+to_h+, +merge+, …) reads all.
+  # Results of steps by their names, read from the database one by one, when they are asked for: what is large is not held all at once. It
+  # is used like the Hash of them; what only a Hash can do (+to_h+, +merge+, …) reads all.
   class Results
     include Enumerable
 

@@ -34,8 +34,8 @@ module TaskerCore
     # @return [Hash{Symbol => Object}] the task's input
     def context = @context ||= parse(@native.input)
 
-    # @return [Hash{Symbol => Object}, Results] the results of the steps that this one depends on, by their names; where they are large, each is read
-    #   when it is asked for
+    # @return [Hash{Symbol => Object}, Results] the results of the steps that this one depends on, by their names; where they are large,
+    #   each is read when it is asked for
     def results
       @results ||= begin
         along = @native.results

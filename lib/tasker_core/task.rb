@@ -10,8 +10,8 @@ module TaskerCore
 
     # A step of a task, as an operator sees it: its +name+ (Symbol) and +state+ (pending, enqueued, in_progress, waiting_retry, complete,
     # dead, cancelled or skipped); +attempt+ (0 before the first one), +max_attempts+; +worker+, the name of who has or had it; +progress+,
-    # what the handler last said with {Step#heartbeat}; +result+ (nil where those of the task are more than a mebibyte: {#results} reads it); and +errors+ of the attempts that failed, each with class, message,
-    # backtrace, attempt and at.
+    # what the handler last said with {Step#heartbeat}; +result+ (nil where those of the task are more than a mebibyte: {#results} reads
+    # it); and +errors+ of the attempts that failed, each with class, message, backtrace, attempt and at.
     StepState = Struct.new(:name, :state, :attempt, :max_attempts, :worker, :progress, :result, :errors, keyword_init: true)
 
     # @return [String] a UUID, version 7
@@ -38,8 +38,8 @@ module TaskerCore
       read[:steps].map { |step| StepState.new(**step.slice(*StepState.members), name: step[:name].to_sym) }
     end
 
-    # @return [Hash{Symbol => Object}, Results] the results of the steps that are complete, by their names; where they are large, each is read when it
-    #   is asked for
+    # @return [Hash{Symbol => Object}, Results] the results of the steps that are complete, by their names; where they are large, each is
+    #   read when it is asked for
     def results
       complete = read[:steps].select { |step| step[:state] == "complete" }
       names = complete.map { |step| step[:name].to_sym }

@@ -116,7 +116,10 @@ impl Document {
         } else if self.steps.value.len() > MAX_STEPS {
             found.add(
                 &self.steps,
-                format!("{} steps: expected at most {MAX_STEPS}", self.steps.value.len()),
+                format!(
+                    "{} steps: expected at most {MAX_STEPS}; what is done for each of many things is a task for each (TaskerCore.enqueue_all in a step)",
+                    self.steps.value.len()
+                ),
             );
         }
 

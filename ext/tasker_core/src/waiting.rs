@@ -60,7 +60,11 @@ where
 /// passed. After an interrupt that raised nothing it is made again: it must lose nothing when it is dropped.
 ///
 /// A future, not a selection among channels: flume's, which this was, forgets a thread that was woken for what another took before it came.
-pub(crate) fn wait<F: Future + Send>(ruby: &Ruby, timeout: Option<Duration>, mut make: impl FnMut() -> F + Send) -> Result<Option<F::Output>, Error>
+pub(crate) fn wait<F: Future + Send>(
+    ruby: &Ruby,
+    timeout: Option<Duration>,
+    mut make: impl FnMut() -> F + Send,
+) -> Result<Option<F::Output>, Error>
 where
     F::Output: Send,
 {

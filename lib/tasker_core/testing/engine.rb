@@ -71,7 +71,9 @@ module TaskerCore
 
       def fail(attempt, failure) = attempt.step.fail(failure)
 
-      def fail_barely(attempt) = fail(attempt, { class: "TaskerCore::Error", message: "the handler failed, and how cannot be described", backtrace: [] })
+      def fail_barely(attempt)
+        fail(attempt, { class: "TaskerCore::Error", message: "the handler failed, and how cannot be described", backtrace: [] })
+      end
 
       def progress(attempt, value) = attempt.step.progress = Native.to_json(value)
 

@@ -70,7 +70,8 @@ module TaskerCore
         {
           name: name, handler: definition[:handler], namespace: definition[:namespace], depends_on: @parents.map(&:name),
           state: cancelled && @state == "pending" ? "cancelled" : @state, attempt: complete? ? failures + 1 : failures,
-          max_attempts: max_attempts, worker: nil, result: value(@result), result_bytes: @result&.bytesize, progress: value(progress), errors: @errors,
+          max_attempts: max_attempts, worker: nil, result: value(@result), result_bytes: @result&.bytesize,
+          progress: value(progress), errors: @errors,
           enqueued_at: nil, started_at: nil, finished_at: nil, retry_at: nil, waits_for: nil
         }
       end

@@ -5,10 +5,10 @@ require "timeout"
 
 module TaskerCore
   class Worker
-    # Runs one step: finds its handler, bounds its time, and reports what became of it. Whatever the handler does hurts only its step, and nothing that
-    # an error does while it is recorded hurts anything.
+    # Runs one step: finds its handler, bounds its time, and reports what became of it. Whatever the handler does hurts only its step, and
+    # nothing that an error does while it is recorded hurts anything.
     # @api private
-    class Executor # rubocop:disable Metrics/ClassLength
+    class Executor
       # rubocop:disable Lint/RescueException
       # What a stored backtrace is cut to.
       BACKTRACE_LINES = 20

@@ -78,7 +78,8 @@ END
 $$;
 
 -- Creates the namespaces that are missing, each with its queue and its dead-letter queue.
--- Errors, before anything was done (an id that is given out is gone for good): TK003 for what cannot be a name; TK008 where the role may not make queues.
+-- Errors, before anything was done (an id that is given out is gone for good): TK003 for what cannot be a name; TK008 where the role may not make
+-- queues.
 -- Locks: an advisory lock for the transaction, so that processes starting together do not race.
 CREATE FUNCTION tasker.ensure_namespaces(p_names text[]) RETURNS void
 LANGUAGE plpgsql AS $$

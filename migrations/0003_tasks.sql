@@ -144,7 +144,8 @@ LANGUAGE sql IMMUTABLE AS $$ SELECT p_trace ->> 'traceparent' ~ '[13579bdf]$' $$
 -- p_keys (may be null, as may each key): a task of this template that already has the key is returned instead of a new one.
 -- p_priorities: low, normal, high, urgent; null means the template's.
 -- p_checked: the version that the inputs were checked against, if the caller has only remembered it.
--- Errors: TK002, TK003 (see find_template), TK004 bad argument, TK005 the version is another by now than was checked, TK006 an input is too large, TK007 (see throttle). input_schema is enforced by the libraries and the CLI, not here.
+-- Errors: TK002, TK003 (see find_template), TK004 bad argument, TK005 the version is another by now than was checked, TK006 an input is too large,
+-- TK007 (see throttle). input_schema is enforced by the libraries and the CLI, not here.
 -- Locks: nothing but its own rows; keys are inserted in order, so that batches that share keys cannot deadlock.
 CREATE FUNCTION tasker.create_tasks(
     p_template text, p_inputs jsonb[], p_keys text[] DEFAULT NULL, p_priorities text[] DEFAULT NULL,

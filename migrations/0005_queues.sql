@@ -5,13 +5,14 @@
 -- A message under a lease, and the step it stands for.
 CREATE TYPE tasker.leased_message AS (msg_id bigint, fence int, task uuid, step smallint);
 
--- Steps are changed by their place (ctid) where many are changed at once: whoever has locked or deleted a step's message is the only one to change the step,
--- but for what ends it (0013_cancel.sql, 0016_deadlines.sql); so its place stays what the key has found, or it is no longer enqueued.
+-- Steps are changed by their place (ctid) where many are changed at once: whoever has locked or deleted a step's message is the only one to change
+-- the step, but for what ends it (0013_cancel.sql, 0016_deadlines.sql); so its place stays what the key has found, or it is no longer enqueued.
 
 -- Makes the functions of a queue, or makes them anew:
 --   <queue>_send    sends messages, as pgmq.send_batch does; the first p_room of them are p_worker's from the beginning. Returns their ids.
 --   <queue>_lease   leases the first p_limit visible messages from p_mark on; skips those that another worker is leasing or reporting.
---   <queue>_delete  deletes the messages that are held under these fences; the ids are in order. Returns what was passed along with them, and when they were leased.
+--   <queue>_delete  deletes the messages that are held under these fences; the ids are in order. Returns what was passed along with them, and when
+--   they were leased.
 --   <queue>_hold    locks the messages that are held under these fences, in order. Returns their ids.
 --   <queue>_extend  renews the leases that are held under these fences, but for what is being reported at this moment: that needs none.
 --                   Returns the ids that are not held.
@@ -36,6 +37,9 @@ DECLARE
                 RETURNING msg_id
             )
             SELECT array_agg(s.msg_id) INTO ids FROM sent s;
+            IF EXISTS (SELECT FROM tasker.marks WHERE namespace_id = {namespace} AND sleep > 0) THEN
+                PERFORM tasker.wake_namespaces(ARRAY[{namespace}]);
+            END IF;
         END
         $$;
 
@@ -119,7 +123,8 @@ DECLARE
         $$;
     $functions$;
 BEGIN
-    EXECUTE replace(replace(v_functions, '{queue}', p_queue), '{table}', format('pgmq.%I', pgmq.format_table_name(p_queue, 'q')));
+    EXECUTE replace(replace(replace(v_functions, '{queue}', p_queue), '{table}', format('pgmq.%I', pgmq.format_table_name(p_queue, 'q'))),
+                    '{namespace}', (SELECT n.id::text FROM tasker.namespaces n WHERE n.queue = p_queue));
 END
 $make$;
 
@@ -141,7 +146,8 @@ CREATE TABLE tasker.marks (
     parked       smallint NOT NULL DEFAULT 0,
     -- How many messages its queue may hold for the workers that there are (see 0019_capacity.sql); null: nobody has looked yet.
     room         int,
-    -- Asleep is a namespace without a worker, of which no task is pending: no loop looks at it. 0: awake; 1 to 3: on its way; 4: asleep.
+    -- Asleep is a namespace without a worker, of which no task is pending and no message waits: no loop looks at it. 0: awake; 1 to 3: on its way;
+    -- 4: asleep.
     sleep        smallint NOT NULL DEFAULT 0,
     -- when it was last seen to have something to do
     busy_at      timestamptz NOT NULL DEFAULT clock_timestamp()
@@ -178,8 +184,8 @@ $$;
 
 -- Moves the marks on, of the next p_limit namespaces after p_after that are not asleep; and puts to sleep what has had nothing to do for a minute.
 -- Once a minute it looks from the very beginning, in case a clock went backwards.
--- A namespace is asleep only after it was seen, in transactions one after the other, (1) to be on its way, from when on whoever has work for it wakes it;
--- (2) who was writing then, and may not have known; (3) that all of these have ended; (4) that there is nothing to do all the same.
+-- A namespace is asleep only after it was seen, in transactions one after the other, (1) to be on its way, from when on whoever has work for it wakes
+-- it; (2) who was writing then, and may not have known; (3) that all of these have ended; (4) that there is nothing to do all the same.
 -- Returns whether anything moved, and the last namespace it looked at (null: there are no more).
 -- Locks: an advisory lock (who does not get it leaves the work to who has it); then marks in order, skipping those that somebody else has.
 CREATE FUNCTION tasker.move_marks(p_after int DEFAULT 0, p_limit int DEFAULT 50, OUT moved boolean, OUT last int)
@@ -237,7 +243,7 @@ BEGIN
             WHERE l.locktype = 'relation' AND l.relation IN (v_queue::regclass, 'tasker.tasks'::regclass, 'tasker.members'::regclass)
               AND l.mode = 'RowExclusiveLock' AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
               AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()));
-        v_busy := v_pending OR v_sent <> v_marks.sent OR v_name = ANY (v_worked);
+        v_busy := v_pending OR v_head IS NOT NULL OR v_sent <> v_marks.sent OR v_name = ANY (v_worked);
         v_sleep := CASE
             WHEN v_busy OR v_marks.busy_at > v_now - interval '1 minute' THEN 0
             ELSE least(4, v_marks.sleep + 1) END;

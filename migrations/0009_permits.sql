@@ -51,6 +51,7 @@ BEGIN
         UPDATE tasker.steps s SET msg_id = m.msg_id
         FROM unnest(v_tasks, v_steps, ARRAY(SELECT pgmq.send_batch(v_queue, v_messages))) AS m(task, step, msg_id)
         WHERE s.task_id = m.task AND s.step = m.step;
+        PERFORM tasker.wake_namespaces(ARRAY(SELECT n.id FROM tasker.namespaces n WHERE n.queue = v_queue));
         PERFORM tasker.notify('tasker_steps', v_queue);
     END LOOP;
     IF EXISTS (SELECT FROM tasker.limit_events e WHERE e.at <= clock_timestamp()) THEN

@@ -187,11 +187,11 @@ BEGIN
 END
 $$;
 
--- After lease_steps has failed for its data: tries each of the first p_limit visible messages alone, and gives the step of one that cannot be leased a
--- certain end (end_barely), as 'unreadable'. Where no message is visible, what
--- failed was a task on its way there: one is sent, to be looked at by the next call. Returns the ids of the messages that are gone.
--- Locks: the messages, skipping those that another worker has; then, of one that is given up, its task and its step. The task comes after the message, but is
--- not waited for: where somebody has it, the message is left.
+-- After lease_steps has failed for its data: tries each of the first p_limit visible messages alone, and gives the step of one that cannot be leased
+-- a certain end (end_barely), as 'unreadable'. Where no message is visible, what failed was a task on its way there: one is sent, to be looked at by
+-- the next call. Returns the ids of the messages that are gone.
+-- Locks: the messages, skipping those that another worker has; then, of one that is given up, its task and its step. The task comes after the
+-- message, but is not waited for: where somebody has it, the message is left.
 CREATE FUNCTION tasker.give_up_unreadable(p_queue text, p_worker int, p_limit int) RETURNS bigint[]
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -323,9 +323,9 @@ BEGIN
 END
 $$;
 
--- Counts leases that ran out (their holder died or is cut off) in the queues of the next p_limit namespaces after p_after that are not asleep, and wakes
--- their workers. The messages are visible again by themselves; this only makes the wait short and the event seen.
--- A last row without a namespace says where to go on, if there are more.
+-- Counts leases that ran out (their holder died or is cut off) in the queues of the next p_limit namespaces after p_after that are not asleep, and
+-- wakes their workers. The messages are visible again by themselves; this only makes the wait short and the event seen. A last row without a
+-- namespace says where to go on, if there are more.
 CREATE FUNCTION tasker.wake_expired_leases(p_after int DEFAULT 0, p_limit int DEFAULT 50) RETURNS TABLE (namespace text, expired int, last int)
 LANGUAGE plpgsql AS $$
 DECLARE

@@ -58,11 +58,11 @@ $$;
 -- Completes steps: in one transaction deletes their messages, records their results, enqueues the dependents that are now ready and
 -- finalises the tasks that are done. Returns the messages whose report counted (the others were stale and changed nothing), and
 -- the steps that the worker has leased by the same call: at most p_room of those that are ready now in this queue, and none when
--- others wait there, which would be overtaken; and the tasks that are done. The first row has the messages; each of the others is a step or a template's tasks.
--- The arrays are parallel and in msg_id order: (message, fence, task, step, result).
+-- others wait there, which would be overtaken; and the tasks that are done. The first row has the messages; each of the others is a step or a
+-- template's tasks. The arrays are parallel and in msg_id order: (message, fence, task, step, result).
 -- p_shared: the tasks of which a step's siblings could decide the same thing (leased_step.shared); more are right, too.
--- Locks: first, in id order, p_shared; then messages in order; then steps. The update that finalises a task with a single last step comes last without having locked it first: no other
--- report of that task can be under way, and cancel_tasks waits for nothing while it holds the task.
+-- Locks: first, in id order, p_shared; then messages in order; then steps. The update that finalises a task with a single last step comes last
+-- without having locked it first: no other report of that task can be under way, and cancel_tasks waits for nothing while it holds the task.
 CREATE FUNCTION tasker.complete_steps(
     p_queue text, p_worker int, p_ids bigint[], p_fences int[], p_tasks uuid[], p_steps smallint[], p_results text[],
     p_shared uuid[], p_room int DEFAULT 0, p_lease interval DEFAULT NULL

@@ -79,7 +79,8 @@ $$;
 -- Fails steps: in one transaction deletes their messages, records the errors and schedules the retry; or, where the error is permanent or
 -- the attempts are used up, sends the dead letter, marks the step dead and the task blocked or failed. Branches that do not depend on it
 -- go on.
--- The arrays are parallel and in msg_id order. Each error is {class, message, backtrace, reason}; retry_after (seconds, may be null) takes the place of the backoff.
+-- The arrays are parallel and in msg_id order. Each error is {class, message, backtrace, reason}; retry_after (seconds, may be null) takes the place
+-- of the backoff.
 -- Returns the messages whose report counted, and what has become of their steps; the others were stale and changed nothing.
 -- Locks: the tasks in id order, then messages in order, then steps.
 CREATE FUNCTION tasker.fail_steps(

@@ -34,9 +34,9 @@ LANGUAGE sql STABLE AS $$
     WHERE t.id = p_task
 $$;
 
--- A task's steps, in the template's order, a row each. Results, in that order, come along as long as they have no more than p_bytes altogether; the others
--- say only how many bytes they have, and are read by their names (read_results).
--- Everything is joined by what is the same in both, each side read once, however many steps there are: our sessions would not by themselves.
+-- A task's steps, in the template's order, a row each. Results, in that order, come along as long as they have no more than p_bytes altogether; the
+-- others say only how many bytes they have, and are read by their names (read_results). Everything is joined by what is the same in both, each side
+-- read once, however many steps there are: our sessions would not by themselves.
 CREATE FUNCTION tasker.read_steps(p_task uuid, p_bytes bigint) RETURNS SETOF jsonb
 LANGUAGE plpgsql STABLE SET enable_hashjoin = on SET plan_cache_mode = force_custom_plan AS $$
 DECLARE

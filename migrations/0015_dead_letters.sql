@@ -14,6 +14,14 @@ CREATE TABLE tasker.dead_letter_actions (
     details jsonb NOT NULL
 );
 
+-- The last p_limit actions, the newest first. What is large is left out: it says how many bytes it has.
+CREATE FUNCTION tasker.list_dead_letter_actions(p_limit int) RETURNS SETOF jsonb
+LANGUAGE sql STABLE AS $$
+    SELECT to_jsonb(a) || CASE WHEN pg_column_size(a.details) > 65536
+                          THEN jsonb_build_object('details', jsonb_build_object('left_out_bytes', octet_length(a.details::text))) ELSE '{}' END
+    FROM tasker.dead_letter_actions a ORDER BY a.id DESC LIMIT p_limit
+$$;
+
 -- The letters that p_filter lets through: {namespace, namespaces: [], template, handler, reason, class, task, ids: [], older_than, newer_than
 -- (seconds), before: id}; what it lacks filters nothing. The newest first; 'before' continues after the last of a page.
 CREATE FUNCTION tasker.find_dead_letters(p_filter jsonb, p_limit int)

@@ -31,8 +31,8 @@ BEGIN
 END
 $$;
 
--- How many steps wait in a namespace: messages in its queue, and what its pending tasks will be, by what the first hundred of them are. Counted no further
--- than p_count of each.
+-- How many steps wait in a namespace: messages in its queue, and what its pending tasks will be, by what the first hundred of them are. Counted no
+-- further than p_count of each.
 CREATE FUNCTION tasker.waiting_steps(p_namespace tasker.namespaces, p_count int) RETURNS bigint
 LANGUAGE sql STABLE AS $$
     SELECT (tasker.queue_health(p_namespace.queue, m.message, p_count) ->> 'depth')::bigint + (p.pending * coalesce(s.steps, 1))::bigint
@@ -68,7 +68,8 @@ LANGUAGE sql STABLE AS $$
 $$;
 
 -- Takes down what waits and what came in in the next p_limit namespaces after p_after that are not asleep, once every ten seconds whoever asks, and
--- forgets what is too old; and how many messages a queue may hold for the workers that there are: as many as they have handlers, and finish in 200 ms.
+-- forgets what is too old; and how many messages a queue may hold for the workers that there are: as many as they have handlers, and finish in 200
+-- ms.
 -- Returns the last namespace that it looked at (null: there are no more, or somebody else is at it).
 -- Locks: an advisory lock; then marks in order.
 CREATE FUNCTION tasker.note_traffic(p_after int DEFAULT 0, p_limit int DEFAULT 100) RETURNS int
@@ -142,11 +143,11 @@ LANGUAGE sql IMMUTABLE AS $$
     FROM (SELECT round((p_rate * p_service / 0.8 + p_waiting * p_service / 60)::numeric, 3)::float8 AS wanted) AS h
 $$;
 
--- What a namespace needs. Little's law (J. D. C. Little, 1961): as many handlers are busy as steps come in a second, times the seconds that each takes.
--- To that comes what has to be done within a minute of what waits already; and handlers should be busy for four fifths of the time.
+-- What a namespace needs. Little's law (J. D. C. Little, 1961): as many handlers are busy as steps come in a second, times the seconds that each
+-- takes. To that comes what has to be done within a minute of what waits already; and handlers should be busy for four fifths of the time.
 -- arrival_rate: steps a second, over the last minute; service_seconds: how long a handler has a step (null: none was done within fifteen minutes);
--- handlers: those of the workers that live; desired_handlers, desired_workers: such workers as there are now, or of eight handlers.
--- forecast: the same in ten minutes, by what forecast_rate guesses, and what the guess is based on.
+-- handlers: those of the workers that live; desired_handlers, desired_workers: such workers as there are now, or of eight handlers. forecast: the
+-- same in ten minutes, by what forecast_rate guesses, and what the guess is based on.
 CREATE FUNCTION tasker.capacity(p_namespace tasker.namespaces) RETURNS jsonb
 LANGUAGE sql STABLE AS $$
     SELECT jsonb_build_object(

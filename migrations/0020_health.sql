@@ -1,6 +1,7 @@
 -- What probes and operators ask of the whole fleet. Cheap whatever the backlog: heads of indexes, and counts that go no further than a bound.
 
--- The queues of these namespaces (null: all that are not asleep), of those that are there, that this session cannot work with: dropped, or without the privileges.
+-- The queues of these namespaces (null: all that are not asleep), of those that are there, that this session cannot work with: dropped, or without
+-- the privileges.
 CREATE FUNCTION tasker.unreachable_queues(p_namespaces text[]) RETURNS SETOF text
 LANGUAGE sql STABLE AS $$
     SELECT n.queue

@@ -4,8 +4,8 @@
 CREATE TABLE tasker.measurements (measured_at timestamptz NOT NULL);
 INSERT INTO tasker.measurements VALUES ('-infinity');
 
--- How much waits in a namespace and is not parked at critical, counted no further than p_count: tasks that are pending; and how long the first of them
--- waits, in seconds (null: none does).
+-- How much waits in a namespace and is not parked at critical, counted no further than p_count: tasks that are pending; and how long the first of
+-- them waits, in seconds (null: none does).
 CREATE FUNCTION tasker.load(p_namespace tasker.namespaces, p_count int, OUT depth bigint, OUT age float8)
 LANGUAGE sql STABLE AS $$
     SELECT coalesce(sum(h.pending), 0)::bigint, extract(epoch FROM max(h.waits))::float8
@@ -67,8 +67,8 @@ BEGIN
 END
 $$;
 
--- Stands in the way of new tasks of a namespace that is critical: for as long as its rules want to wait that it is not any more, and with TK007, whose
--- DETAIL is how many seconds it will take at its present pace, at a guess: 1 to 60.
+-- Stands in the way of new tasks of a namespace that is critical: for as long as its rules want to wait that it is not any more, and with TK007,
+-- whose DETAIL is how many seconds it will take at its present pace, at a guess: 1 to 60.
 CREATE FUNCTION tasker.throttle(p_namespace tasker.namespaces) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE

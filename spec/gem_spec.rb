@@ -14,7 +14,9 @@ RSpec.describe "the gem" do
   # What follows runs with the installed gem, in a folder without the sources, and with no other gem.
   def install(file, **environment)
     succeed("gem", "install", "--local", "--no-document", file, environment: gems.merge(environment.transform_keys(&:to_s)), folder: home)
-    expect(Dir.glob(File.join(home, "gems/**/*")).sum { |path| File.file?(path) ? File.size(path) : 0 }).to be < 40_000_000
+    size = Dir.glob(File.join(home, "gems/**/*")).sum { |path| File.file?(path) ? File.size(path) : 0 }
+    # Not optimized where it is only tested; bin/nightly builds it as it is released.
+    expect(size).to be < (ENV["RB_SYS_CARGO_PROFILE"] == "dev" ? 250_000_000 : 40_000_000)
     expect(Dir.children(File.join(home, "gems/gems"))).to match([/\Atasker_core-#{TaskerCore::VERSION}/])
   end
 

@@ -4,6 +4,7 @@ mod bounded;
 mod target;
 mod wake;
 
+pub(crate) use bounded::answered;
 pub(crate) use wake::{channel, wait, Wake};
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,8 +25,8 @@ const ACQUIRE: Duration = Duration::from_secs(10);
 /// How long a call can take, from wanting a connection to giving up on an answer.
 pub(crate) const LONGEST_CALL: Duration = Duration::from_secs(30);
 
-/// What bounds every session on the server's side: a peer that is cut off holds its locks for seconds, not for the hours that TCP allows. And what our
-/// statements take for granted, whatever the database or the role sets.
+/// What bounds every session on the server's side: a peer that is cut off holds its locks for seconds, not for the hours that TCP allows. And what
+/// our statements take for granted, whatever the database or the role sets.
 const BOUNDS: &str = "
     SET standard_conforming_strings = on;
     SET default_transaction_isolation = 'read committed';
@@ -40,7 +41,8 @@ const BOUNDS: &str = "
 ";
 
 /// How our statements are planned: once, since planning costs more than most of them do, and by indexes in nested loops, since each names
-/// the few rows it wants, in the order in which the index has them. What the planner knows of tables that are empty in one second and full in the next would mislead it.
+/// the few rows it wants, in the order in which the index has them. What the planner knows of tables that are empty in one second and full in the
+/// next would mislead it.
 pub const PLANS: &str = "
     SET plan_cache_mode = 'force_generic_plan';
     SET enable_seqscan = off;
@@ -117,7 +119,8 @@ pub struct PoolUse {
 /// Each queue of a worker keeps at most three busy, however many handlers it runs: one leases, two commit reports. An orchestrator's
 /// loops are short, and three connections serve them all. Three more are kept apart, because they must not wait while all the others are in
 /// use: one for heartbeats, one for probes (made when the first of them comes), and one to LISTEN. So an orchestrator wants 6, and a worker
-/// 3 + 3 × its queues; with fewer, from 4 on, work waits for its turn, for 10 s at most. PostgreSQL must allow the sum over all processes (`max_connections`).
+/// 3 + 3 × its queues; with fewer, from 4 on, work waits for its turn, for 10 s at most. PostgreSQL must allow the sum over all processes
+/// (`max_connections`).
 #[derive(Debug, Clone)]
 pub struct Db {
     pool: PgPool,
@@ -134,9 +137,9 @@ impl Db {
     /// Connects, and proves it with one connection.
     ///
     /// `url` is `postgres://user:password@host:port/database`; `max_connections`, at least 4, is never exceeded while one orchestrator
-    /// or one worker runs on it. Errors: [`Error::Config`] for a URL that cannot be read, a parameter in it that we do not know, too few connections or a
-    /// database that is not in UTF8, [`Error::Unreachable`] when there is no answer within 10 s (or its `connect_timeout`), a refusal, or the server
-    /// is a standby or read-only.
+    /// or one worker runs on it. Errors: [`Error::Config`] for a URL that cannot be read, a parameter in it that we do not know, too few connections
+    /// or a database that is not in UTF8, [`Error::Unreachable`] when there is no answer within 10 s (or its `connect_timeout`), a refusal, or the
+    /// server is a standby or read-only.
     pub async fn connect(url: &str, max_connections: u32) -> Result<Db> {
         let Target { options, patience } = Target::parse(url)?;
         if max_connections <= APART {
@@ -275,8 +278,8 @@ impl Db {
 
     /// Installs pgmq where it is missing and brings the schema `tasker` up to this binary's version. Safe to run from many processes
     /// at once, and again.
-    /// Errors: [`Error::NotMigrated`] for what cannot be applied, [`Error::Forbidden`] where the role may not; with a schema that is up to date neither
-    /// rights nor writes are wanted.
+    /// Errors: [`Error::NotMigrated`] for what cannot be applied, [`Error::Forbidden`] where the role may not; with a schema that is up to date
+    /// neither rights nor writes are wanted.
     pub async fn migrate(&self) -> Result<()> {
         if self.is_up_to_date().await? {
             return Ok(());

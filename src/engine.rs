@@ -1,8 +1,8 @@
 //! The verbs of the engine, each a thin, batched call of the SQL function that does the work in one transaction (`migrations/`).
 //!
 //! Read them in the order in which a task meets them: [`register`], [`submit`], [`claim`], [`lease`], [`complete`] or [`fail`],
-//! [`dead_letters`], [`cancel`], [`read`]; [`member`] is who does it, and [`reconcile`] what looks after it all; [`trace`] is what they tell of a task. The fleet as a whole is in `fleet`,
-//! and what it is told in [`configuration`].
+//! [`dead_letters`], [`cancel`], [`read`]; [`member`] is who does it, and [`reconcile`] what looks after it all; [`trace`] is what they tell of a
+//! task. The fleet as a whole is in `fleet`, and what it is told in [`configuration`].
 
 pub(crate) mod alerts;
 pub mod backpressure;

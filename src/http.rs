@@ -1,4 +1,5 @@
-//! The HTTP face of an orchestrator or a worker: its health and metrics, on a port and on its socket in the run directory (see [`crate::health::local`]).
+//! The HTTP face of an orchestrator or a worker: its health and metrics, on a port and on its socket in the run directory (see
+//! [`crate::health::local`]).
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;

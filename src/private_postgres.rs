@@ -63,8 +63,8 @@ impl PrivatePostgres {
         self.start_with(&[]).await
     }
 
-    /// Starts the server, with these settings, unless it runs; makes the database `tasker` where it is missing, and returns its URL, which is kept in the
-    /// file `database_url` of the folder.
+    /// Starts the server, with these settings, unless it runs; makes the database `tasker` where it is missing, and returns its URL, which is kept in
+    /// the file `database_url` of the folder.
     pub async fn start_with(&self, settings: &[(&str, &str)]) -> Result<String> {
         let url_file = self.folder.join("database_url");
         let password_file = self.folder.join("password");

@@ -307,8 +307,9 @@ impl Worker {
         }
     }
 
-    /// The call that completes a step inside the handler's own transaction, on the handler's connection: [`COMPLETE_WITHIN`](crate::engine::complete::COMPLETE_WITHIN) with these
-    /// arguments, in order. No row means that the step is no longer this worker's, and the transaction must be rolled back.
+    /// The call that completes a step inside the handler's own transaction, on the handler's connection:
+    /// [`COMPLETE_WITHIN`](crate::engine::complete::COMPLETE_WITHIN) with these arguments, in order. No row means that the step is no longer this
+    /// worker's, and the transaction must be rolled back.
     pub fn completion(&self, step: &Step) -> (&str, i32, i64, i32, Uuid, i16) {
         let lease = step.lease();
         (

@@ -42,7 +42,11 @@ impl Queue {
             .collect();
         print(json, &json!(rows), || {
             let headings = COLUMNS.map(str::to_uppercase);
-            listing(&headings.each_ref().map(String::as_str), &COLUMNS, &rows)
+            let listed = listing(&headings.each_ref().map(String::as_str), &COLUMNS, &rows);
+            match fleet["asleep"].as_i64() {
+                None | Some(0) => listed,
+                Some(asleep) => format!("{listed}\n{asleep} more are asleep: nothing waits there, and no worker is theirs"),
+            }
         });
         Ok(0)
     }

@@ -1,5 +1,6 @@
 //! A pool through which no call waits for ever: PostgreSQL may be black-holed, and TCP alone would notice in a quarter of an hour.
 
+use std::future::Future;
 use std::io;
 use std::pin::pin;
 use std::sync::{Mutex, PoisonError};
@@ -54,17 +55,17 @@ impl Bounded<'_> {
 }
 
 impl Bounded<'_> {
-    /// Does `work` in a transaction, which is rolled back, and its connection closed, when that fails or is given up. Each of its statements is bounded by
-    /// the server (`BOUNDS` in db.rs), and so is the time between two.
+    /// Does `work` in a transaction, which is rolled back, and its connection closed, when that fails or is given up. Each of its statements is to be
+    /// [`answered`].
     pub(crate) async fn within<T>(&self, work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>) -> Result<T, sqlx::Error> {
         let mut borrowed = Borrowed {
             connection: self.acquire().await?,
             finished: false,
         };
         let connection: &mut PgConnection = &mut borrowed.connection;
-        connection.execute("BEGIN").await?;
+        answered(connection.execute("BEGIN")).await?;
         let done = work(&mut *connection).await?;
-        connection.execute("COMMIT").await?;
+        answered(connection.execute("COMMIT")).await?;
         borrowed.finished = true;
         Ok(done)
     }
@@ -85,14 +86,31 @@ impl Drop for Borrowed {
     }
 }
 
-/// Whether it is the server that this connection leads to that is at fault, so that another connection may be better: it is read-only by now (25006), or
-/// shuts down, crashed, or starts (57P01, 57P02, 57P03).
+/// Whether it is the server that this connection leads to that is at fault, so that another connection may be better: it is read-only by now (25006),
+/// or shuts down, crashed, or starts (57P01, 57P02, 57P03).
 fn is_of_the_server(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());
     code.is_some_and(|code| ["25006", "57P01", "57P02", "57P03"].contains(&code.as_ref()))
 }
 
-/// Runs what `$work` makes of a connection, for [`ANSWER`] at most.
+/// Waits for an answer of PostgreSQL's for [`ANSWER`] at most.
+pub(crate) async fn answered<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
+    let no_answer = || io::Error::new(io::ErrorKind::TimedOut, "no answer from PostgreSQL");
+    tokio::time::timeout(ANSWER, work)
+        .await
+        .unwrap_or_else(|_| Err(sqlx::Error::Io(no_answer())))
+}
+
+/// Whether the connection may be used again: it has nothing more to say, and leads to a server that works.
+fn is_finished<T>(answer: &Result<T, sqlx::Error>) -> bool {
+    match answer {
+        Ok(_) => true,
+        Err(sqlx::Error::Io(_)) => false,
+        Err(error) => !is_of_the_server(error),
+    }
+}
+
+/// Runs what `$work` makes of a connection, as far as it is answered.
 macro_rules! bounded {
     ($bounded:expr, $connection:ident => $work:expr) => {{
         let mut borrowed = Borrowed {
@@ -100,14 +118,9 @@ macro_rules! bounded {
             finished: false,
         };
         let $connection: &mut PgConnection = &mut borrowed.connection;
-        let answer = tokio::time::timeout(ANSWER, $work).await;
-        borrowed.finished = answer.as_ref().is_ok_and(|answer| !answer.as_ref().is_err_and(is_of_the_server));
-        answer.unwrap_or_else(|_| {
-            Err(sqlx::Error::Io(io::Error::new(
-                io::ErrorKind::TimedOut,
-                "no answer from PostgreSQL",
-            )))
-        })
+        let answer = answered($work).await;
+        borrowed.finished = is_finished(&answer);
+        answer
     }};
 }
 

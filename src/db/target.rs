@@ -69,11 +69,11 @@ impl Target {
             true => place.to_owned(),
             false => format!("{place}?{}", rest.join("&")),
         };
-        let options = PgConnectOptions::from_str(&url).map_err(|error| not_valid(&error.to_string()))?;
-        Ok(Target {
-            options: options.application_name("tasker"),
-            patience,
-        })
+        let mut options = PgConnectOptions::from_str(&url).map_err(|error| not_valid(&error.to_string()))?;
+        if !rest.iter().any(|parameter| parameter.starts_with("application_name=")) {
+            options = options.application_name("tasker");
+        }
+        Ok(Target { options, patience })
     }
 }
 
@@ -91,10 +91,10 @@ fn unknown(name: &str) -> String {
     let nearest = known.clone().max_by(|a, b| strsim::jaro(a, name).total_cmp(&strsim::jaro(b, name)));
     match nearest.filter(|nearest| strsim::jaro(nearest, name) > 0.8) {
         Some(nearest) => format!("the parameter {name} is unknown, did you mean {nearest}?"),
-        None => format!(
-            "the parameter {name} is unknown; known are {}",
-            known.collect::<Vec<_>>().join(", ")
-        ),
+        None => {
+            let known = known.collect::<Vec<_>>().join(", ");
+            format!("the parameter {name} is unknown; known are {known}")
+        }
     }
 }
 

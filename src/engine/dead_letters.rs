@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sqlx::types::Json;
 
+use super::check_payload;
 use super::read::read_results;
 use crate::db::Db;
 use crate::error::{Error, Result};
@@ -180,6 +181,9 @@ pub async fn replay(db: &Db, ids: &[String], how: &Replay, by: &By) -> Result<Ve
     if how.input.as_ref().is_some_and(|input| !input.is_object()) {
         return Err(Error::Invalid("the input must be a JSON object".into()));
     }
+    if let Some(input) = &how.input {
+        check_payload("the input", &input.to_string())?;
+    }
     if how.per_second.is_some_and(|rate| !rate.is_finite() || rate <= 0.0) || how.max_attempts == Some(0) {
         return Err(Error::Invalid("per_second and max_attempts must be more than 0".into()));
     }
@@ -206,6 +210,9 @@ pub async fn replay(db: &Db, ids: &[String], how: &Replay, by: &By) -> Result<Ve
 /// Ends the steps of these letters by hand: complete with `result` or, where that is None, skipped. Their tasks go on.
 /// Returns those that it settled.
 pub async fn settle(db: &Db, ids: &[String], result: Option<&Value>, by: &By) -> Result<Vec<String>> {
+    if let Some(result) = result {
+        check_payload("the result", &result.to_string())?;
+    }
     let mut settled = Vec::new();
     for batch in batches(ids)? {
         let query = sqlx::query_scalar("SELECT tasker.settle_dead_letters($1, $2, $3, $4)");
@@ -252,7 +259,7 @@ pub async fn purge(db: &Db, by: &By) -> Result<usize> {
 
 /// What was done, the newest first.
 pub async fn actions(db: &Db, limit: i32) -> Result<Vec<Value>> {
-    let query = sqlx::query_scalar("SELECT to_jsonb(a) FROM tasker.dead_letter_actions a ORDER BY id DESC LIMIT $1");
+    let query = sqlx::query_scalar("SELECT tasker.list_dead_letter_actions($1)");
     Ok(query.bind(limit).fetch_all(db.pool()).await?)
 }
 

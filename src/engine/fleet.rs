@@ -6,8 +6,8 @@ use super::SLICE;
 use crate::db::Db;
 use crate::error::Result;
 
-/// Namespaces that are awake or have dead letters, with their queues, dead letters, backlogs and rates; members with what they last said of themselves; counters; the server. On the
-/// connection that is kept for probes.
+/// Namespaces that are awake or have dead letters, with their queues, dead letters, backlogs and rates; members with what they last said of
+/// themselves; counters; the server. On the connection that is kept for probes.
 pub(crate) async fn fleet(db: &Db) -> Result<Value> {
     let mut fleet: Value = sqlx::query_scalar("SELECT tasker.fleet()").fetch_one(db.probes()).await?;
     let mut namespaces = Map::new();

@@ -58,7 +58,8 @@ pub struct LeasedStep {
     pub input: Option<String>,
     /// The step's `config`: a JSON object.
     pub config: String,
-    /// The results of the steps it depends on, by name: a JSON object. None: they are large; [`Step::results`](crate::worker::Step::results) reads them.
+    /// The results of the steps it depends on, by name: a JSON object. None: they are large; [`Step::results`](crate::worker::Step::results) reads
+    /// them.
     pub results: Option<String>,
     /// How many bytes they have altogether, where it depends on any.
     pub results_bytes: i64,

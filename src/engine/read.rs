@@ -27,8 +27,8 @@ pub const ENDED: [&str; 3] = ["complete", "failed", "cancelled"];
 /// How many bytes of results [`read_task`] reads.
 const RESULTS_OF_A_TASK: i64 = 1 << 20;
 
-/// A task with its steps. Their results come along, in order, as long as they have no more than a mebibyte altogether; of the others `result` is null, and
-/// [`read_results`] reads them. Errors: [`Error::NotFound`].
+/// A task with its steps. Their results come along, in order, as long as they have no more than a mebibyte altogether; of the others `result` is
+/// null, and [`read_results`] reads them. Errors: [`Error::NotFound`].
 pub async fn read_task(db: &Db, task: Uuid) -> Result<Value> {
     let found: Option<Value> = sqlx::query_scalar("SELECT tasker.read_task($1)")
         .bind(task)

@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::input::Templates;
 pub use super::input::{check_inputs, Input, NewTask};
 use super::trace::Submission;
-use crate::db::Db;
+use crate::db::{answered, Db};
 use crate::error::{Error, Result};
 use crate::telemetry::{self, Carrier, Metrics};
 use crate::template::Priority;
@@ -31,7 +31,8 @@ pub struct Submitted {
 }
 
 /// Creates tasks inside the caller's own transaction, on the caller's connection, after [`Submitter::check`]: rows of id and created, in the
-/// tasks' order. The parameters: template; version; inputs, keys, priorities and times, each as a JSON array of strings (or nulls); the trace, as JSON.
+/// tasks' order. The parameters: template; version; inputs, keys, priorities and times, each as a JSON array of strings (or nulls); the trace, as
+/// JSON.
 pub const CREATE_WITHIN: &str = "
     SELECT id, created::text FROM tasker.create_tasks(
         $1, ARRAY(SELECT e::jsonb FROM jsonb_array_elements_text($3::jsonb) WITH ORDINALITY AS a(e, n) ORDER BY n),
@@ -284,7 +285,7 @@ async fn create_tasks(db: &Db, flow: &Flow, tasks: Vec<(&NewTask, Option<&Carrie
             let mut created = Vec::with_capacity(tasks.len());
             for statement in &statements {
                 let some: Vec<_> = statement.iter().map(|n| tasks[*n]).collect();
-                let submitted = insert(flow, &some).fetch_all(&mut *connection).await?;
+                let submitted = answered(insert(flow, &some).fetch_all(&mut *connection)).await?;
                 created.extend(statement.iter().copied().zip(submitted));
             }
             Ok(created)

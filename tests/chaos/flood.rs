@@ -1,5 +1,5 @@
-//! A flood: far more tasks than the workers can take soon. The namespace becomes critical, parks what has low priority, turns away what comes then, and is
-//! well again in the end; no process grows with what waits.
+//! A flood: far more tasks than the workers can take soon. The namespace becomes critical, parks what has low priority, turns away what comes then,
+//! and is well again in the end; no process grows with what waits.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -38,6 +38,16 @@ pub(crate) async fn flood(db: &Db, pool: &PgPool, processes: &Processes, count: 
             .unwrap();
     };
     throttle("hold").await;
+    // What a process needs to begin is no growth.
+    let joined = "SELECT count(*) >= $1 FROM tasker.members WHERE report IS NOT NULL AND left_at IS NULL";
+    while !sqlx::query_scalar::<_, bool>(joined)
+        .bind(processes.0.len() as i64)
+        .fetch_one(pool)
+        .await
+        .unwrap()
+    {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     let before = processes.megabytes();
 
     let submitter = Submitter::new(db.clone());

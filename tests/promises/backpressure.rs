@@ -1,4 +1,5 @@
-//! Backpressure: a backlog that grows too long or too old is the same state for the whole fleet, slows down or turns away what comes, and loses nothing.
+//! Backpressure: a backlog that grows too long or too old is the same state for the whole fleet, slows down or turns away what comes, and loses
+//! nothing.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -143,6 +143,8 @@ async fn a_worker_and_a_task_whose_time_has_come_wake_their_namespaces() {
         assert_eq!(asleep(world).await, 1);
         while world.count("SELECT begun::bigint FROM tasker.begin_due_tasks(10)").await == 0 {}
         assert_eq!(world.claim().await, 1);
+        let step = world.lease("here_queue", 1).await.remove(0);
+        world.complete(&[step], "1").await;
         move_marks(world).await;
         long_ago(world).await;
         fall_asleep(world).await;
@@ -157,6 +159,39 @@ async fn a_worker_and_a_task_whose_time_has_come_wake_their_namespaces() {
         world.run(&format!("SELECT tasker.leave_members({worker})")).await;
         fall_asleep(world).await;
         assert_eq!(asleep(world).await, 1);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namespace_in_whose_queue_something_waits_is_awake() {
+    World::with(async |world| {
+        let flow = "
+            name: flow
+            namespace: here
+            steps:
+              - { name: near, handler: H }
+              - { name: far, handler: H, namespace: there, depends_on: [near] }
+        ";
+        world.register(flow).await;
+        world.submit("flow", json!({})).await;
+        world.claim().await;
+        move_marks(world).await;
+        long_ago(world).await;
+        fall_asleep(world).await;
+        let awake = async || {
+            world
+                .text("SELECT string_agg(name, ' ' ORDER BY name) FROM tasker.awake_namespaces(0, NULL)")
+                .await
+        };
+        assert_eq!(awake().await, "here");
+        let step = world.lease("here_queue", 1).await.remove(0);
+        world.complete(&[step], "1").await;
+        assert_eq!(awake().await, "here there", "a step of another namespace's task was sent");
+        move_marks(world).await;
+        long_ago(world).await;
+        fall_asleep(world).await;
+        assert_eq!(awake().await, "there");
     })
     .await;
 }

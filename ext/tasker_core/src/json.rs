@@ -1,4 +1,5 @@
-//! Ruby values to JSON: what JSON cannot hold, and has no natural form there (lib/tasker_core/conversion.rb), is an error that says where it is, or null.
+//! Ruby values to JSON: what JSON cannot hold, and has no natural form there (lib/tasker_core/conversion.rb), is an error that says where it is, or
+//! null.
 
 use magnus::r_hash::ForEach;
 use magnus::{prelude::*, Error, Float, Integer, RArray, RHash, RModule, RString, Ruby, Symbol, Value as RubyValue};
@@ -25,8 +26,8 @@ pub(crate) struct Converted {
     pub(crate) left_out: Vec<String>,
 }
 
-/// Converts nil, true, false, Integer, finite Float, String, Symbol, what has a natural form, and Array and Hash of these (with String or Symbol keys).
-/// Raises TaskerCore::InvalidInput.
+/// Converts nil, true, false, Integer, finite Float, String, Symbol, what has a natural form, and Array and Hash of these (with String or Symbol
+/// keys). Raises TaskerCore::InvalidInput.
 pub(crate) fn convert(ruby: &Ruby, value: RubyValue, unknown: Unknown) -> Result<Converted, Error> {
     let mut writer = Writer {
         ruby,

@@ -1,5 +1,5 @@
-//! Waiting without the GVL. Modelled on the bridge of Temporal's Ruby SDK: work runs on tokio threads, its result crosses to the Ruby thread, which waits
-//! for it and can be interrupted (Ctrl-C, Thread#kill, Timeout).
+//! Waiting without the GVL. Modelled on the bridge of Temporal's Ruby SDK: work runs on tokio threads, its result crosses to the Ruby thread, which
+//! waits for it and can be interrupted (Ctrl-C, Thread#kill, Timeout).
 
 use std::ffi::c_void;
 use std::future::Future;

@@ -216,8 +216,8 @@ impl Worker {
         Ok(this.owned(ruby)?.is_stopped())
     }
 
-    /// Reports a result; returns what is null in it because JSON cannot hold it. Raises TaskerCore::InvalidInput, and reports nothing, when that is an
-    /// error (`strict`), or it is too large.
+    /// Reports a result; returns what is null in it because JSON cannot hold it. Raises TaskerCore::InvalidInput, and reports nothing, when that is
+    /// an error (`strict`), or it is too large.
     fn complete(ruby: &Ruby, this: &Worker, step: &Step, result: RubyValue, strict: bool) -> Result<Vec<String>, Error> {
         let (result, left_out) = storable_result(ruby, result, strict)?;
         this.settle(ruby, step, Outcome::Complete(result))?;
@@ -244,6 +244,7 @@ impl Worker {
 
     /// Notes progress; it travels with the next heartbeat.
     fn progress(ruby: &Ruby, this: &Worker, step: &Step, progress: RubyValue) -> Result<(), Error> {
+        storable(ruby, progress)?;
         let progress = json::from_ruby(ruby, progress)?;
         this.owned(ruby)?.progress(&step.core, progress);
         Ok(())

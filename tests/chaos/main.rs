@@ -39,7 +39,7 @@ fn worker_process() {
 
 #[test]
 fn nothing_is_lost_and_nothing_counts_twice_under_random_faults() {
-    let found = run(Ordeal::Faults(Duration::from_secs(setting("CHAOS_SECONDS").unwrap_or(30))));
+    let found = run(Ordeal::Faults(Duration::from_secs(setting("CHAOS_SECONDS").unwrap_or(20))));
     assert!(found.is_empty(), "the checker found:\n{}", found.join("\n"));
 }
 
@@ -112,10 +112,10 @@ fn the_checker_finds_an_engine_that_drops_a_message() {
     });
 }
 
-/// A bug shows when a fault hits the right moment; three runs without one would be a checker that sees nothing.
+/// A bug shows when a fault hits the right moment; five runs without one would be a checker that sees nothing.
 fn must_find(bug: Bug) {
-    let found = (0..3)
-        .map(|_| run(Ordeal::Bug(bug, Duration::from_secs(20))))
+    let found = (0..5)
+        .map(|_| run(Ordeal::Bug(bug, Duration::from_secs(12))))
         .find(|found| !found.is_empty());
     println!("found, as it must be:\n{}", found.expect("the bug was not found").join("\n"));
 }

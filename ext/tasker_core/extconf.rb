@@ -38,7 +38,7 @@ File.write("Makefile", <<~MAKEFILE)
   folder = $(DESTDIR)$(sitearchdir)/tasker_core
 
   all:
-  \tcd '#{root}' && RUBY='#{RbConfig.ruby}' CARGO_TARGET_DIR='#{target}' cargo build --profile #{profile} --locked #{ENV.fetch('CARGO_FLAGS', '--package tasker_core')} || { #{clean_up}; false; }
+  \tcd '#{root}' && RUBY='#{RbConfig.ruby}' CARGO_TARGET_DIR='#{target}' cargo build --profile #{profile} --locked --package tasker_core || { #{clean_up}; false; }
 
   install: all
   \tmkdir -p "$(folder)"

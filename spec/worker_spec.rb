@@ -157,7 +157,7 @@ RSpec.describe TaskerCore::Worker do
       work: -> { :done }
     }
     handler("Misbehave") { |step| deeds.fetch(step.context[:deed].to_sym).call }
-    flow = workflow { step :misbehave, "Misbehave", timeout: 0.2, retry: { max_attempts: 1 } }
+    flow = workflow { step :misbehave, "Misbehave", timeout: 2, retry: { max_attempts: 1 } }
     working(threads: 2) do |worker|
       tasks = deeds.keys.to_h { |deed| [deed, TaskerCore.enqueue(flow, { deed: deed })] }
       errors = tasks.transform_values { |task| [task.wait(timeout: 60), task.steps.first.errors.map { |error| error[:class] }.first] }

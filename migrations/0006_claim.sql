@@ -91,8 +91,8 @@ BEGIN
     ), claim AS (
         UPDATE tasker.tasks t
         SET state = 'running', claim_order = NULL, claimed_by = p_member, started_at = clock_timestamp()
-        -- The array, because a join could begin at all tasks.
-        FROM counted WHERE t.id = counted.id AND t.id = ANY (ARRAY(SELECT f.id FROM first f)) AND counted.before < counted.room
+        -- The array of one, because a join by = could begin at all tasks.
+        FROM counted WHERE t.id = ANY (ARRAY[counted.id]) AND counted.before < counted.room
         RETURNING t.id, t.namespace_id, t.template_id, t.version_id, t.trace, t.created_at, t.started_at
     )
     SELECT array_agg(c.id), array_agg(s.step), array_agg(s.queue), (SELECT array_agg(namespace_id) FROM claim), (

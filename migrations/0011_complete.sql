@@ -26,8 +26,8 @@ BEGIN
     ), finalised AS (
         UPDATE tasker.tasks t SET state = 'complete', finished_at = clock_timestamp()
         FROM (SELECT DISTINCT f.task, tv.sinks FROM finished f JOIN tasker.template_versions tv ON tv.id = f.version_id WHERE f.children = '{}') AS last
-        -- The array, because a join could begin at all tasks.
-        WHERE t.id = last.task AND t.id = ANY (ARRAY(SELECT f.task FROM finished f)) AND t.state IN ('running', 'blocked')
+        -- The array of one, because a join by = could begin at all tasks.
+        WHERE t.id = ANY (ARRAY[last.task]) AND t.state IN ('running', 'blocked')
           AND (cardinality(last.sinks) = 1 OR cardinality(last.sinks) = (
               SELECT count(*) FROM tasker.steps s
               WHERE s.task_id = t.id AND s.step = ANY (last.sinks) AND s.state IN ('complete', 'skipped')))

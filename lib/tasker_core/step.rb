@@ -77,7 +77,7 @@ module TaskerCore
     # @return [Object, nil]
     # @raise [LeaseLost]
     def checkpoint(value = (reading = true))
-      return @checkpoint ||= @native.checkpoint && parse(@native.checkpoint) if reading
+      return @checkpoint ||= @native.checkpoint&.then { |json| parse(json) } if reading
 
       @worker.checkpoint(@native, value)
       @checkpoint = value

@@ -2,6 +2,7 @@
 //! null.
 
 use magnus::r_hash::ForEach;
+use magnus::rb_sys::AsRawValue;
 use magnus::{prelude::*, Error, Float, Integer, RArray, RHash, RModule, RString, Ruby, Symbol, Value as RubyValue};
 use serde_json::Value;
 
@@ -51,8 +52,12 @@ pub(crate) fn text(ruby: &Ruby, value: RubyValue) -> Result<String, Error> {
 
 /// The same for what is looked into.
 pub(crate) fn from_ruby(ruby: &Ruby, value: RubyValue) -> Result<Value, Error> {
-    let json = text(ruby, value)?;
-    serde_json::from_str(&json).map_err(|error| raise::with_class(ruby, "InvalidInput", format!("not JSON: {error}")))
+    parse(ruby, &text(ruby, value)?)
+}
+
+/// What was converted, to be looked into.
+pub(crate) fn parse(ruby: &Ruby, json: &str) -> Result<Value, Error> {
+    serde_json::from_str(json).map_err(|error| raise::with_class(ruby, "InvalidInput", format!("not JSON: {error}")))
 }
 
 enum Part {
@@ -208,7 +213,7 @@ impl Writer<'_> {
         // Its class, by the name that it really has: an object may say anything of itself.
         // SAFETY: the name is copied at once.
         let class = unsafe { value.class().name() }.into_owned();
-        match natural.as_raw_eq(none) {
+        match natural.as_raw() == none.as_raw() {
             false => {
                 let depth = self.path.len();
                 // One that converts to another of its kind for ever must not overflow the stack.
@@ -273,15 +278,4 @@ fn conversion(ruby: &Ruby) -> Result<(RModule, RubyValue), Error> {
     let module: RModule = tasker_core.const_get("Conversion")?;
     let none: RubyValue = module.const_get("NONE")?;
     Ok((module, none))
-}
-
-trait SameObject {
-    fn as_raw_eq(&self, other: RubyValue) -> bool;
-}
-
-impl SameObject for RubyValue {
-    fn as_raw_eq(&self, other: RubyValue) -> bool {
-        use magnus::rb_sys::AsRawValue;
-        self.as_raw() == other.as_raw()
-    }
 }

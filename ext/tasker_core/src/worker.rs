@@ -117,10 +117,13 @@ impl Step {
 
     /// JSON, or nil; what is large is read now.
     fn checkpoint(ruby: &Ruby, this: &Step) -> Result<Option<String>, Error> {
-        let core = this.core.clone();
-        match core.leased.checkpoint {
-            Some(_) => Ok(core.leased.checkpoint.clone()),
-            None => block_on(ruby, async move { core.checkpoint().await }),
+        match &this.core.leased.input {
+            Some(_) => Ok(this.core.leased.checkpoint.clone()),
+            // It is left behind together with the input.
+            None => {
+                let core = this.core.clone();
+                block_on(ruby, async move { core.checkpoint().await })
+            }
         }
     }
 
@@ -244,8 +247,7 @@ impl Worker {
 
     /// Notes progress; it travels with the next heartbeat.
     fn progress(ruby: &Ruby, this: &Worker, step: &Step, progress: RubyValue) -> Result<(), Error> {
-        storable(ruby, progress)?;
-        let progress = json::from_ruby(ruby, progress)?;
+        let progress = json::parse(ruby, &storable(ruby, progress)?)?;
         this.owned(ruby)?.progress(&step.core, progress);
         Ok(())
     }

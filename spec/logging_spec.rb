@@ -54,14 +54,34 @@ RSpec.describe "Logs" do
     expect(text.join).not_to include("hunter2")
   end
 
-  it "of the core go to the application's logger while a worker runs" do
+  # What the core says while the block runs, to a logger of its own.
+  def told(formatter = nil)
     log = StringIO.new
-    TaskerCore.configuration.logger = Logger.new(log)
-    handler("Work") { |_| nil }
-    flow = workflow { step :work, "Work" }
-    working { TaskerCore.enqueue(flow).wait(timeout: 30) }
-    expect(log.string).to match(/INFO -- : worker started member=\d+/).and include("worker stopped")
+    TaskerCore.configuration.logger = Logger.new(log, formatter: formatter)
+    yield
+    log.string
   ensure
     TaskerCore.configuration.logger = Logger.new(File::NULL)
+  end
+
+  it "of the core go to the application's logger while a worker runs" do
+    handler("Work") { |_| nil }
+    flow = workflow { step :work, "Work" }
+    log = told { working { TaskerCore.enqueue(flow).wait(timeout: 30) } }
+    expect(log).to match(/INFO -- : worker started member=\d+/).and include("worker stopped")
+  end
+
+  it "of two workers of one process go to the logger of the one that came last, then to the other's again" do
+    inner = nil
+    outer = told { working { inner = told { working { nil } } } }
+    expect(inner.scan(/worker (?:started|is stopping|stopped)/)).to eq(["worker started", "worker is stopping", "worker stopped"])
+    expect(outer.scan(/worker (?:started|is stopping|stopped)/)).to eq(["worker started", "worker is stopping", "worker stopped"])
+  end
+
+  it "go on after a line that the logger could not write" do
+    failing = ->(_, _, _, line) { line.include?("started") ? raise(EncodingError, "no such letter") : "#{line}\n" }
+    log = nil
+    expect { log = told(failing) { working { nil } } }.to output(/logger failed \(EncodingError\): worker started/).to_stderr
+    expect(log).to match(/\Aanswering.*worker is stopping.*worker stopped/m)
   end
 end

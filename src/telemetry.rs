@@ -7,7 +7,7 @@ mod observed;
 mod otlp;
 mod traces;
 
-pub use logging::{init_logging, log, log_as, log_to, log_to_standard_error, About};
+pub use logging::{init_logging, log, log_as, log_to, About, Logging};
 pub(crate) use metrics::Metrics;
 pub use metrics::{Described, TABLE};
 pub use traces::{extract, inject, sample, Carrier};

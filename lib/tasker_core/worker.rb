@@ -59,9 +59,8 @@ module TaskerCore
       @supervisor = Thread.new { supervise }
       self.class.current = self
       self
-    rescue Error
-      @log_pump&.stop
-      raise
+    ensure
+      @log_pump&.stop unless @supervisor
     end
 
     # Starts, and runs until TERM or INT; a second signal stops at once.
@@ -85,9 +84,10 @@ module TaskerCore
     # @param grace [Numeric, String] seconds, or "5m"
     # @return [self]
     def stop(grace: @grace)
+      grace = Span.seconds(grace, "grace")
       @stopping = true
       @supervisor.kill
-      @native.shutdown(Span.seconds(grace, "grace"))
+      @native.shutdown(grace)
       @slots.each(&:kill)
       @log_pump&.stop
       self.class.current = nil if self.class.current.equal?(self)

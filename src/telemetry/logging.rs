@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::io::Write as _;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{OnceLock, PoisonError, RwLock};
 
 use chrono::{SecondsFormat, Utc};
@@ -117,19 +118,36 @@ pub fn log(level: Level, message: &str, about: &About<'_>) {
 }
 
 /// Where lines go instead of to standard error: a logger of the process with that id. A child of it writes to standard error again.
-type Logger = (u32, Box<dyn Fn(Level, String) -> bool + Send + Sync>);
-
-static LOGGER: RwLock<Option<Logger>> = RwLock::new(None);
-
-/// Hands lines (as text, without their time and level) to a logger of the application's from now on; what it does not take, because it returns
-/// false, goes to standard error.
-pub fn log_to(logger: impl Fn(Level, String) -> bool + Send + Sync + 'static) {
-    *LOGGER.write().unwrap_or_else(PoisonError::into_inner) = Some((std::process::id(), Box::new(logger)));
+struct Logger {
+    id: u64,
+    process: u32,
+    take: Box<dyn Fn(Level, String) -> bool + Send + Sync>,
 }
 
-/// Lines go to standard error again.
-pub fn log_to_standard_error() {
-    *LOGGER.write().unwrap_or_else(PoisonError::into_inner) = None;
+/// In the order in which they came.
+static LOGGERS: RwLock<Vec<Logger>> = RwLock::new(Vec::new());
+
+/// While it lives, lines go to a logger.
+#[derive(Debug)]
+pub struct Logging(u64);
+
+/// Hands lines (as text, without their time and level) to a logger of the application's, until what is returned is dropped; what it does not take,
+/// because it returns false, goes to standard error. Of several loggers, the one that came last has the lines.
+pub fn log_to(logger: impl Fn(Level, String) -> bool + Send + Sync + 'static) -> Logging {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    let id = LAST.fetch_add(1, Ordering::Relaxed);
+    LOGGERS.write().unwrap_or_else(PoisonError::into_inner).push(Logger {
+        id,
+        process: std::process::id(),
+        take: Box::new(logger),
+    });
+    Logging(id)
+}
+
+impl Drop for Logging {
+    fn drop(&mut self) {
+        LOGGERS.write().unwrap_or_else(PoisonError::into_inner).retain(|logger| logger.id != self.0);
+    }
 }
 
 /// How lines are written.
@@ -153,9 +171,9 @@ impl<S: Subscriber> Layer<S> for Write {
             }
         }
         let taken = {
-            let logger = LOGGER.read().unwrap_or_else(PoisonError::into_inner);
-            let own = logger.as_ref().filter(|(owner, _)| *owner == std::process::id());
-            own.is_some_and(|(_, take)| take(level, fields.text()))
+            let loggers = LOGGERS.read().unwrap_or_else(PoisonError::into_inner);
+            let last = loggers.iter().rfind(|logger| logger.process == std::process::id());
+            last.is_some_and(|logger| (logger.take)(level, fields.text()))
         };
         if !taken {
             let now = Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true);

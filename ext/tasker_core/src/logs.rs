@@ -1,12 +1,11 @@
 //! Logs between Ruby and Rust: Ruby's lines join Rust's, or Rust's join those of a Ruby logger, by way of a channel: threads of the runtime never
 //! touch Ruby.
 
-use std::sync::LazyLock;
+use std::sync::{Mutex, PoisonError};
 
-use magnus::{function, prelude::*, Error, RModule, Ruby};
-use tasker::telemetry::{self, About};
-use tokio::sync::mpsc::{self, Receiver, Sender};
-use tokio::sync::Mutex;
+use magnus::{function, method, prelude::*, Error, RModule, Ruby};
+use tasker::telemetry::{self, About, Logging};
+use tokio::sync::mpsc::{self, Receiver};
 use tracing::Level;
 
 use crate::waiting::wait;
@@ -15,20 +14,14 @@ use crate::worker::Step;
 /// What a Ruby logger has not taken yet; more goes to standard error.
 const WAITING: usize = 10_000;
 
-/// Severity and text; none: the last one was before.
-type Line = Option<(u8, String)>;
-
-static LINES: LazyLock<(Sender<Line>, Mutex<Receiver<Line>>)> = LazyLock::new(|| {
-    let (lines, waiting) = mpsc::channel(WAITING);
-    (lines, Mutex::new(waiting))
-});
-
 pub(crate) fn init(native: RModule) -> Result<(), Error> {
     native.define_singleton_method("init_logging", function!(telemetry::init_logging, 0))?;
     native.define_singleton_method("log", function!(log, 4))?;
-    native.define_singleton_method("forward_logs", function!(forward_logs, 0))?;
-    native.define_singleton_method("stop_forwarding_logs", function!(stop_forwarding_logs, 0))?;
-    native.define_singleton_method("next_log", function!(next_log, 0))?;
+    let class = native.define_class("Logs", Ruby::get_with(native).class_object())?;
+    class.undef_default_alloc_func();
+    class.define_singleton_method("open", function!(Logs::open, 0))?;
+    class.define_method("next", method!(Logs::next, 0))?;
+    class.define_method("close", method!(Logs::close, 0))?;
     Ok(())
 }
 
@@ -54,27 +47,41 @@ fn log(severity: u8, message: String, step: Option<&Step>, error: Option<String>
     telemetry::log(level, &message, &about);
 }
 
-/// From now on, Rust's lines wait for next_log.
-fn forward_logs() {
-    telemetry::log_to(|level, line| {
-        let severity = match level {
-            Level::ERROR => 3,
-            Level::WARN => 2,
-            Level::INFO => 1,
-            _ => 0,
-        };
-        LINES.0.try_send(Some((severity, line))).is_ok()
-    });
+/// Rust's lines for one Ruby logger.
+#[magnus::wrap(class = "TaskerCore::Native::Logs", free_immediately)]
+struct Logs {
+    /// Severity and text.
+    lines: tokio::sync::Mutex<Receiver<(u8, String)>>,
+    open: Mutex<Option<Logging>>,
 }
 
-/// They go to standard error again. The lines that wait are still there.
-fn stop_forwarding_logs() {
-    telemetry::log_to_standard_error();
-    LINES.0.blocking_send(None).ok();
-}
+impl Logs {
+    /// From now on, lines wait for `next`.
+    fn open() -> Logs {
+        let (lines, waiting) = mpsc::channel(WAITING);
+        let open = telemetry::log_to(move |level, line| {
+            let severity = match level {
+                Level::ERROR => 3,
+                Level::WARN => 2,
+                Level::INFO => 1,
+                _ => 0,
+            };
+            lines.try_send((severity, line)).is_ok()
+        });
+        Logs {
+            lines: tokio::sync::Mutex::new(waiting),
+            open: Mutex::new(Some(open)),
+        }
+    }
 
-/// [severity, line], as soon as there is one; nil after the last.
-fn next_log(ruby: &Ruby) -> Result<Line, Error> {
-    let line = wait(ruby, None, || async { LINES.1.lock().await.recv().await })?;
-    Ok(line.flatten().flatten())
+    /// [severity, line], as soon as there is one; nil after the last.
+    fn next(ruby: &Ruby, logs: &Logs) -> Result<Option<(u8, String)>, Error> {
+        let line = wait(ruby, None, || async { logs.lines.lock().await.recv().await })?;
+        Ok(line.flatten())
+    }
+
+    /// New lines go where they went before. Those that wait are still there.
+    fn close(&self) {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
 }

@@ -6,21 +6,29 @@ module TaskerCore
     # @api private
     class LogPump
       def initialize(logger)
-        @logger = logger
         Native.init_logging
-        Native.forward_logs
+        @logs = Native::Logs.open
         @thread = Thread.new do
-          while (severity, line = Native.next_log)
-            @logger.add(severity, line)
+          while (severity, line = @logs.next)
+            write(logger, severity, line)
           end
         end
         @thread.name = "tasker logs"
       end
 
-      # What is still on its way is written; after that, lines go to standard error.
+      # What is still on its way is written; after that, lines go where they went before.
       def stop
-        Native.stop_forwarding_logs
+        @logs.close
         @thread.join
+      end
+
+      private
+
+      # A logger that fails loses its line, not those after it.
+      def write(logger, severity, line)
+        logger.add(severity, line)
+      rescue StandardError => e
+        warn("the application's logger failed (#{e.class}): #{line}")
       end
     end
   end

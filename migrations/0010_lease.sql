@@ -12,8 +12,9 @@ $$;
 
 -- Whether this is too large to travel with a lease: it is read when it is wanted. As it is stored, by at most 8 kB; one that is stored
 -- compressed, by 64 kB of text.
+-- STABLE, as what it calls is: only so does PostgreSQL write it into the statement that asks.
 CREATE FUNCTION tasker.is_large(p_json jsonb) RETURNS boolean
-LANGUAGE sql IMMUTABLE AS $$
+LANGUAGE sql STABLE AS $$
     SELECT CASE
         WHEN pg_column_size(p_json) > 8192 THEN true
         WHEN pg_column_compression(p_json) IS NULL THEN false
@@ -47,11 +48,11 @@ LANGUAGE sql STABLE AS $$
            CASE WHEN NOT z.large THEN s.checkpoint::text END, ts.transactional, ts.shared,
            extract(epoch FROM clock_timestamp() - s.enqueued_at)::float8
     FROM unnest(p_messages) AS m
-    -- OFFSET 0: each row by its whole key, whatever the planner believes of the sizes of these tables.
+    -- OFFSET 0: each row by its whole key, whatever the planner believes of the sizes of these tables; and each size measured once.
     CROSS JOIN LATERAL (SELECT * FROM tasker.steps WHERE task_id = m.task AND step = m.step OFFSET 0) AS s
     CROSS JOIN LATERAL (SELECT * FROM tasker.tasks WHERE id = m.task OFFSET 0) AS t
     CROSS JOIN LATERAL (SELECT * FROM tasker.template_steps WHERE version_id = t.version_id AND step = m.step OFFSET 0) AS ts
-    CROSS JOIN LATERAL (SELECT tasker.is_large(t.input) OR coalesce(tasker.is_large(s.checkpoint), false) AS large) AS z
+    CROSS JOIN LATERAL (SELECT tasker.is_large(t.input) OR coalesce(tasker.is_large(s.checkpoint), false) AS large OFFSET 0) AS z
     CROSS JOIN LATERAL (
         SELECT sum(ps.result_bytes) AS bytes, CASE WHEN coalesce(sum(ps.result_bytes), 0) <= 32768 THEN
                (jsonb_object_agg(pts.name, ps.result) FILTER (WHERE coalesce(ps.result_bytes, 0) <= 32768))::text END AS results

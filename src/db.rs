@@ -1,7 +1,9 @@
 //! The database: the pool, the migrations, and what wakes a waiting process.
 
 mod bounded;
+mod certificate;
 mod target;
+mod tunnel;
 mod wake;
 
 pub(crate) use bounded::answered;
@@ -16,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use bounded::{Bounded, Waits};
 use target::Target;
+use tunnel::Tunnel;
 
 use crate::error::{Error, Result};
 
@@ -131,6 +134,8 @@ pub struct Db {
     options: PgConnectOptions,
     closing: CancellationToken,
     target: String,
+    /// Where the options lead, if they lead there.
+    _tunnel: Option<Arc<Tunnel>>,
 }
 
 impl Db {
@@ -141,7 +146,11 @@ impl Db {
     /// or a database that is not in UTF8, [`Error::Unreachable`] when there is no answer within 10 s (or its `connect_timeout`), a refusal, or the
     /// server is a standby or read-only.
     pub async fn connect(url: &str, max_connections: u32) -> Result<Db> {
-        let Target { options, patience } = Target::parse(url)?;
+        let Target {
+            mut options,
+            patience,
+            certificates,
+        } = Target::parse(url)?;
         if max_connections <= APART {
             return Err(Error::Config(format!(
                 "{max_connections} database connections are too few: expected at least {}, one of them for heartbeats, one for probes and one to LISTEN",
@@ -162,11 +171,24 @@ impl Db {
 
         // A pool hides why it cannot connect behind its own timeout: ask directly first.
         let patience = patience.unwrap_or(ACQUIRE);
-        let first = tokio::time::timeout(patience, sqlx::ConnectOptions::connect(&options)).await;
+        let mut tunnel = None;
+        let first = tokio::time::timeout(patience, async {
+            match sqlx::ConnectOptions::connect(&options).await {
+                Err(refused) if certificates.root.is_some() && certificate::may_be_accepted(&refused) => {
+                    let opened = Tunnel::open(&options, &certificates)
+                        .await
+                        .map_err(|why| sqlx::Error::Tls(why.into()))?;
+                    (tunnel, options) = (Some(Arc::new(opened.0)), opened.1);
+                    sqlx::ConnectOptions::connect(&options).await
+                }
+                connected => connected,
+            }
+        })
+        .await;
         match first {
             Err(_) => return Err(unreachable(format!("no answer within {} s", patience.as_secs()))),
             Ok(Err(sqlx::Error::Database(e))) => return Err(unreachable(e.message().to_owned())),
-            Ok(Err(error)) => return Err(unreachable(target::explain(&error))),
+            Ok(Err(error)) => return Err(unreachable(error.to_string())),
             Ok(Ok(mut connection)) => {
                 let read_only: Option<String> = sqlx::query_scalar(READ_ONLY).fetch_one(&mut connection).await?;
                 if let Some(why) = read_only {
@@ -201,6 +223,7 @@ impl Db {
             options,
             closing: CancellationToken::new(),
             target,
+            _tunnel: tunnel,
         })
     }
 

@@ -1,10 +1,15 @@
 //! Where a database is, and how it is reached: what its URL says, and nothing in it is passed over in silence.
 
+use std::env;
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use percent_encoding::percent_decode_str;
 use sqlx::postgres::PgConnectOptions;
 
+use super::certificate::Certificates;
 use crate::error::{Error, Result};
 
 /// What the driver reads.
@@ -33,6 +38,8 @@ pub(super) struct Target {
     pub(super) options: PgConnectOptions,
     /// How long an answer may take at first; None: as long as ever.
     pub(super) patience: Option<Duration>,
+    /// What the driver keeps to itself.
+    pub(super) certificates: Certificates,
 }
 
 impl Target {
@@ -73,7 +80,23 @@ impl Target {
         if !rest.iter().any(|parameter| parameter.starts_with("application_name=")) {
             options = options.application_name("tasker");
         }
-        Ok(Target { options, patience })
+        // As the driver finds them.
+        let file = |name: &str| {
+            let given = rest.iter().find_map(|parameter| parameter.strip_prefix(name)?.strip_prefix('='));
+            let given = given.map(|file| OsString::from(percent_decode_str(file).decode_utf8_lossy().into_owned()));
+            given
+                .or_else(|| env::var_os(format!("PG{}", name.to_uppercase())))
+                .map(PathBuf::from)
+        };
+        let certificates = Certificates {
+            root: file("sslrootcert"),
+            own: file("sslcert").zip(file("sslkey")),
+        };
+        Ok(Target {
+            options,
+            patience,
+            certificates,
+        })
     }
 }
 
@@ -106,16 +129,4 @@ fn not_valid(why: &str) -> Error {
     Error::Config(format!(
         "the database URL is not valid ({why}): expected postgres://user:password@host:port/database"
     ))
-}
-
-/// Why a connection could not be made, with what to do where that is known.
-pub(super) fn explain(error: &sqlx::Error) -> String {
-    let text = error.to_string();
-    match text.contains("CaUsedAsEndEntity") {
-        true => format!(
-            "{text}: the server's certificate is one that may sign others (CA:TRUE), which OpenSSL accepts as a server's and we do not; make it with \
-             basicConstraints=CA:FALSE (sslrootcert may still name it), or have it signed by an authority of its own"
-        ),
-        false => text,
-    }
 }

@@ -146,7 +146,10 @@ pub fn log_to(logger: impl Fn(Level, String) -> bool + Send + Sync + 'static) ->
 
 impl Drop for Logging {
     fn drop(&mut self) {
-        LOGGERS.write().unwrap_or_else(PoisonError::into_inner).retain(|logger| logger.id != self.0);
+        LOGGERS
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|logger| logger.id != self.0);
     }
 }
 

@@ -1,7 +1,9 @@
 //! Servers and databases that are not what they should be, or somebody else's: each is told apart, said clearly, and left alone.
 
 use std::fs;
-use std::os::unix::fs::{chown, MetadataExt};
+use std::os::unix::fs::{chown, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -267,4 +269,136 @@ async fn a_role_that_may_not_make_queues_is_told_so_and_may_migrate_what_is_up_t
         world.run(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
     })
     .await;
+}
+
+/// A key and a certificate of that name in a folder, made by openssl with these arguments.
+fn certificate(folder: &Path, name: &str, arguments: &str) -> PathBuf {
+    let (key, certificate) = (folder.join(format!("{name}.key")), folder.join(format!("{name}.crt")));
+    let (program, rest) = match arguments.strip_prefix("in 2020 ") {
+        Some(rest) => ("faketime", format!("2020-01-01 openssl req {rest}")),
+        None => ("openssl", format!("req {arguments}")),
+    };
+    let made = Command::new(program)
+        .args(rest.split_whitespace())
+        .args(["-newkey", "rsa:2048", "-nodes", "-keyout"])
+        .args([key.as_os_str(), "-out".as_ref(), certificate.as_os_str()])
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    certificate
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_servers_certificate_is_accepted_where_psql_accepts_it_and_nowhere_else() {
+    let folder = TempDir::new().unwrap();
+    let (postgres, url) = own_postgres(&folder).await;
+    let owner = fs::metadata(postgres.data()).unwrap();
+    let mut admin = PgConnection::connect(&url).await.unwrap();
+    let files = TempDir::new().unwrap();
+    let files = files.path();
+    let of_time = "-x509 -days 3650 -subj";
+    let authority = certificate(files, "authority", &format!("{of_time} /CN=authority"));
+    let signed = format!(
+        "{of_time} /CN=localhost -CA {0}/authority.crt -CAkey {0}/authority.key",
+        files.display()
+    );
+    let mut answers = Vec::new();
+    for (name, arguments, root, mode) in [
+        ("self-signed", format!("{of_time} /CN=localhost"), None, "verify-full"),
+        (
+            "named",
+            format!("{of_time} /CN=other -addext subjectAltName=DNS:localhost"),
+            None,
+            "verify-full",
+        ),
+        ("any-name", format!("{of_time} /CN=*.localhost"), None, "verify-full"),
+        ("other-name", format!("{of_time} /CN=other"), None, "verify-full"),
+        ("other-name-of-no-matter", format!("{of_time} /CN=other"), None, "verify-ca"),
+        (
+            "named-otherwise",
+            format!("{of_time} /CN=localhost -addext subjectAltName=DNS:other"),
+            None,
+            "verify-full",
+        ),
+        ("old", "in 2020 -x509 -days 30 -subj /CN=localhost".into(), None, "verify-full"),
+        ("unknown", format!("{of_time} /CN=localhost"), Some(&authority), "verify-full"),
+        ("unknown-to-ca", format!("{of_time} /CN=localhost"), Some(&authority), "verify-ca"),
+        (
+            "signed",
+            signed.clone() + " -addext basicConstraints=CA:FALSE",
+            Some(&authority),
+            "verify-full",
+        ),
+        ("signed-and-authority", signed, Some(&authority), "verify-full"),
+    ] {
+        let made = certificate(files, name, &arguments);
+        for (setting, file) in [("ssl_cert_file", &made), ("ssl_key_file", &made.with_extension("key"))] {
+            let copy = postgres.data().join(file.file_name().unwrap());
+            fs::copy(file, &copy).unwrap();
+            fs::set_permissions(&copy, fs::Permissions::from_mode(0o600)).unwrap();
+            chown(&copy, Some(owner.uid()), Some(owner.gid())).unwrap();
+            admin
+                .execute(&*format!("ALTER SYSTEM SET {setting} = '{}'", copy.display()))
+                .await
+                .unwrap();
+        }
+        admin.execute("ALTER SYSTEM SET ssl = on").await.unwrap();
+        admin.execute("SELECT pg_reload_conf()").await.unwrap();
+
+        let options: PgConnectOptions = url.parse().unwrap();
+        let place = options.host("localhost").to_url_lossy();
+        let place = place.as_str().split('?').next().unwrap();
+        let secure = format!("{place}?sslmode={mode}&sslrootcert={}", root.unwrap_or(&made).display());
+        // A reload takes effect when the server comes to it.
+        let psql = loop {
+            let answer = Command::new(postgres.program("psql"))
+                .args([&secure, "-Atc", "SELECT current_setting('ssl_cert_file')"])
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&answer.stdout).into_owned() + &String::from_utf8_lossy(&answer.stderr);
+            let now: String = sqlx::query_scalar("SHOW ssl_cert_file")
+                .fetch_one(&mut PgConnection::connect(&url).await.unwrap())
+                .await
+                .unwrap();
+            if now.ends_with(&format!("/{name}.crt")) && !said.contains("does not support SSL") {
+                break answer.status.success();
+            }
+        };
+        let ours = match Db::connect(&secure, 4).await {
+            Ok(db) => {
+                db.migrate().await.unwrap();
+                let encrypted: bool = sqlx::query_scalar(
+                    "SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE application_name = 'tasker'",
+                )
+                .fetch_one(&mut admin)
+                .await
+                .unwrap();
+                assert!(encrypted, "{name}");
+                db.close().await;
+                true
+            }
+            Err(error) => {
+                assert!(error.to_string().contains("certificate"), "{name}: {error}");
+                false
+            }
+        };
+        // One that may sign others, and has been signed by another, is the one that we are stricter about.
+        assert_eq!(ours, psql && name != "signed-and-authority", "{name}");
+        answers.push((name, ours));
+    }
+    let refused: Vec<_> = answers.iter().filter(|(_, accepted)| !accepted).map(|(name, _)| *name).collect();
+    assert_eq!(
+        refused,
+        [
+            "any-name",
+            "other-name",
+            "named-otherwise",
+            "old",
+            "unknown",
+            "unknown-to-ca",
+            "signed-and-authority"
+        ]
+    );
+    admin.close().await.unwrap();
+    postgres.stop().unwrap();
 }

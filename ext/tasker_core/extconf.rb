@@ -31,6 +31,8 @@ clean_up = given.empty? ? "rm -rf '#{target}'" : "true"
 library = darwin ? "libtasker_core.dylib" : "libtasker_core.so"
 profile = ENV.fetch("RB_SYS_CARGO_PROFILE", "release")
 output = profile == "dev" ? "debug" : profile
+# What is tested is built as everything is that is built already (see the Rakefile).
+selection = ENV.key?("CARGO_FLAGS") ? "--workspace #{ENV.fetch('CARGO_FLAGS')}" : "--package tasker_core"
 installed = "$(folder)/tasker_core.#{RbConfig::CONFIG['DLEXT']}"
 
 File.write("Makefile", <<~MAKEFILE)
@@ -38,7 +40,7 @@ File.write("Makefile", <<~MAKEFILE)
   folder = $(DESTDIR)$(sitearchdir)/tasker_core
 
   all:
-  \tcd '#{root}' && RUBY='#{RbConfig.ruby}' CARGO_TARGET_DIR='#{target}' cargo build --profile #{profile} --locked --package tasker_core || { #{clean_up}; false; }
+  \tcd '#{root}' && RUBY='#{RbConfig.ruby}' CARGO_TARGET_DIR='#{target}' cargo build --profile #{profile} --locked #{selection} || { #{clean_up}; false; }
 
   install: all
   \tmkdir -p "$(folder)"

@@ -169,8 +169,8 @@ fn is_named(certificate: &CertificateDer<'_>, name: &ServerName<'_>) -> Result<b
         Ok(_) => {}
         Err(_) => return Err(Error::InvalidCertificate(CertificateError::BadEncoding)),
     }
-    let attributes = certificate.subject.0.iter().flat_map(|part| part.0.iter());
-    let common = attributes.filter(|attribute| attribute.oid == COMMON_NAME).last();
+    let mut attributes = certificate.subject.0.iter().flat_map(|part| part.0.iter());
+    let common = attributes.find(|attribute| attribute.oid == COMMON_NAME);
     let Some(common) = common.and_then(|common| std::str::from_utf8(common.value.value()).ok()) else {
         return Ok(false);
     };

@@ -265,7 +265,9 @@ async fn two_hundred_probes_at_once_are_answered_while_every_connection_is_stuck
             asked.into_iter().map(|answer| answer.join().unwrap()).collect()
         });
         assert!(answers.iter().step_by(3).all(|(status, _)| *status == 200));
-        serve.until("/health", |status, body| status == 200 && body["database"] == true).await;
+        serve
+            .until("/health", |status, body| status == 200 && body["database"] == true)
+            .await;
         let open = world
             .count("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'tasker'")
             .await;

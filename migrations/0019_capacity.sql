@@ -45,7 +45,11 @@ LANGUAGE sql STABLE AS $$
                 LIMIT p_count) AS t) AS c) AS p
     CROSS JOIN LATERAL (
         SELECT avg((SELECT count(*) FROM tasker.template_steps ts WHERE ts.version_id = h.version_id AND ts.namespace = p_namespace.name)) AS steps
-        FROM (SELECT t.version_id FROM tasker.tasks t WHERE t.namespace_id = p_namespace.id AND t.claim_order IS NOT NULL LIMIT 100) AS h) AS s
+        FROM (SELECT t.version_id FROM tasker.lanes(p_namespace.id, true) AS l
+              CROSS JOIN LATERAL (
+                  SELECT version_id FROM tasker.tasks
+                  WHERE namespace_id = p_namespace.id AND priority = l.priority AND claim_order >= l.mark LIMIT 100) AS t
+              LIMIT 100) AS h) AS s
     WHERE m.namespace_id = p_namespace.id
 $$;
 

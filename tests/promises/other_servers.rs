@@ -278,13 +278,19 @@ fn certificate(folder: &Path, name: &str, arguments: &str) -> PathBuf {
         Some(rest) => ("faketime", format!("2020-01-01 openssl req {rest}")),
         None => ("openssl", format!("req {arguments}")),
     };
-    let made = Command::new(program)
-        .args(rest.split_whitespace())
-        .args(["-newkey", "rsa:2048", "-nodes", "-keyout"])
-        .args([key.as_os_str(), "-out".as_ref(), certificate.as_os_str()])
-        .output()
-        .unwrap();
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    // faketime fails where one that was killed had the same process id, and left its semaphore.
+    for attempt in 1.. {
+        let made = Command::new(program)
+            .args(rest.split_whitespace())
+            .args(["-newkey", "rsa:2048", "-nodes", "-keyout"])
+            .args([key.as_os_str(), "-out".as_ref(), certificate.as_os_str()])
+            .output()
+            .unwrap();
+        if made.status.success() {
+            break;
+        }
+        assert!(attempt < 10, "{}", String::from_utf8_lossy(&made.stderr));
+    }
     certificate
 }
 

@@ -13,6 +13,9 @@ use sqlx::{ConnectOptions, Connection};
 
 use crate::error::{Error, Result};
 
+/// `max_connections`. PostgreSQL's own 100 are too few for all tests at once, with their orchestrators and workers.
+const CONNECTIONS: u32 = 300;
+
 /// The cluster in one folder.
 #[derive(Debug)]
 pub struct PrivatePostgres {
@@ -58,7 +61,7 @@ impl PrivatePostgres {
         Ok(postgres)
     }
 
-    /// Starts the server unless it runs, with PostgreSQL's own settings; see [`PrivatePostgres::start_with`].
+    /// Starts the server unless it runs, with PostgreSQL's own settings but for `max_connections`; see [`PrivatePostgres::start_with`].
     pub async fn start(&self) -> Result<String> {
         self.start_with(&[]).await
     }
@@ -78,7 +81,8 @@ impl PrivatePostgres {
                 source,
             })?;
             let log = self.data.join("server.log");
-            let mut options = format!("-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories=''");
+            let mut options =
+                format!("-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c max_connections={CONNECTIONS}");
             for (name, value) in settings {
                 options.push_str(&format!(" -c {name}={value}"));
             }

@@ -46,9 +46,9 @@ CREATE TABLE tasker.namespaces (
 
 -- A length of time as the library's JSON writes it: {"secs": 1, "nanos": 500000000}; null for none.
 CREATE FUNCTION tasker.duration(p_json jsonb) RETURNS interval
-LANGUAGE sql IMMUTABLE AS $$
-    SELECT ((p_json ->> 'secs')::float8 + (p_json ->> 'nanos')::float8 / 1e9) * interval '1 second'
-$$;
+LANGUAGE sql IMMUTABLE BEGIN ATOMIC
+    SELECT ((p_json ->> 'secs')::float8 + (p_json ->> 'nanos')::float8 / 1e9) * interval '1 second';
+END;
 
 -- What went wrong without losing anything: stale reports, stale messages, foreign messages. Rare, so one row each is no contention.
 CREATE TABLE tasker.counters (
@@ -57,19 +57,19 @@ CREATE TABLE tasker.counters (
 );
 
 CREATE FUNCTION tasker.count_event(p_name text, p_by bigint) RETURNS void
-LANGUAGE sql AS $$
+LANGUAGE sql BEGIN ATOMIC
     INSERT INTO tasker.counters AS c (name, value) SELECT p_name, p_by WHERE p_by > 0
     ON CONFLICT (name) DO UPDATE SET value = c.value + excluded.value;
-$$;
+END;
 
 -- Whether PostgreSQL's queue of notifications fills up, because a session that listens does not take them (a transaction of hours). When
 -- it is full, every transaction that notifies fails.
 CREATE FUNCTION tasker.notifications_are_stuck() RETURNS boolean
-LANGUAGE sql AS $$ SELECT pg_notification_queue_usage() > 0.5 $$;
+LANGUAGE sql BEGIN ATOMIC SELECT pg_notification_queue_usage() > 0.5; END;
 
 -- Wakes those who listen, once the transaction commits. They poll as well, so this may be left out: it is, while notifications are stuck.
 CREATE FUNCTION tasker.notify(p_channel text, p_payload text) RETURNS void
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF NOT tasker.notifications_are_stuck() THEN
         PERFORM pg_notify(p_channel, p_payload);
@@ -82,7 +82,7 @@ $$;
 -- queues.
 -- Locks: an advisory lock for the transaction, so that processes starting together do not race.
 CREATE FUNCTION tasker.ensure_namespaces(p_names text[]) RETURNS void
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_queue text;
     v_bad   text;
@@ -125,4 +125,4 @@ END
 $$;
 
 CREATE FUNCTION tasker.list_namespaces() RETURNS SETOF jsonb
-LANGUAGE sql STABLE AS $$ SELECT to_jsonb(n) - 'id' FROM tasker.namespaces n ORDER BY n.name $$;
+LANGUAGE sql STABLE BEGIN ATOMIC SELECT to_jsonb(n) - 'id' FROM tasker.namespaces n ORDER BY n.name; END;

@@ -74,7 +74,7 @@ CREATE FUNCTION tasker.register_template(
     p_namespace text, p_name text, p_version text, p_digest text, p_definition jsonb, p_priority smallint, p_steps jsonb,
     OUT version_id int, OUT version text, OUT created boolean
 )
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_template_id bigint;
     v_known       tasker.template_versions;

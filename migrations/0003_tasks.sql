@@ -75,13 +75,13 @@ $$;
 
 -- RFC 9562 UUID version 7: 48 bits of Unix milliseconds, then random bits.
 CREATE FUNCTION tasker.uuidv7() RETURNS uuid
-LANGUAGE sql VOLATILE PARALLEL SAFE AS $$
+LANGUAGE sql VOLATILE PARALLEL SAFE BEGIN ATOMIC
     SELECT encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid())
-        PLACING substring(int8send((extract(epoch FROM clock_timestamp()) * 1000)::bigint) FROM 3) FROM 1 FOR 6), 52, 1), 53, 1), 'hex')::uuid
-$$;
+        PLACING substring(int8send((extract(epoch FROM clock_timestamp()) * 1000)::bigint) FROM 3) FROM 1 FOR 6), 52, 1), 53, 1), 'hex')::uuid;
+END;
 
 CREATE FUNCTION tasker.priority_number(p_name text) RETURNS smallint
-LANGUAGE plpgsql IMMUTABLE AS $$
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     RETURN CASE p_name WHEN 'low' THEN 1 WHEN 'normal' THEN 2 WHEN 'high' THEN 3 WHEN 'urgent' THEN 4 END;
 END
@@ -89,22 +89,22 @@ $$;
 
 -- How many bytes an input may have, as text.
 CREATE FUNCTION tasker.max_payload() RETURNS int
-LANGUAGE sql IMMUTABLE AS $$ SELECT 1048576 $$;
+LANGUAGE sql IMMUTABLE BEGIN ATOMIC SELECT 1048576; END;
 
 -- How long a waiting task needs to gain one priority.
 CREATE FUNCTION tasker.aging() RETURNS interval
-LANGUAGE sql IMMUTABLE AS $$ SELECT interval '60 seconds' $$;
+LANGUAGE sql IMMUTABLE BEGIN ATOMIC SELECT interval '60 seconds'; END;
 
 -- The shortest of a template's limits on single states; null when it has none.
 CREATE FUNCTION tasker.shortest_limit(p_version tasker.template_versions) RETURNS interval
-LANGUAGE sql IMMUTABLE AS $$
-    SELECT least(p_version.pending_limit, p_version.enqueued_limit, p_version.in_progress_limit)
-$$;
+LANGUAGE sql IMMUTABLE BEGIN ATOMIC
+    SELECT least(p_version.pending_limit, p_version.enqueued_limit, p_version.in_progress_limit);
+END;
 
 -- The version that p_template ('name' or 'namespace/name') means: p_version, or the current one.
 -- Errors: TK002 when there is none, TK003 when the bare name is in several namespaces.
 CREATE FUNCTION tasker.find_template(p_template text, p_version text) RETURNS tasker.template_versions
-LANGUAGE plpgsql STABLE AS $$
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_found tasker.template_versions[];
 BEGIN
@@ -127,7 +127,7 @@ $$;
 
 -- Whether this is what tasks.trace may be: strings, of no more than 1 kB altogether (W3C wants 512 bytes of tracestate to be passed on).
 CREATE FUNCTION tasker.is_trace(p_trace jsonb) RETURNS boolean
-LANGUAGE plpgsql IMMUTABLE AS $$
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     RETURN jsonb_typeof(p_trace) = 'object' AND octet_length(p_trace::text) <= 1024
        AND NOT EXISTS (SELECT FROM jsonb_each(p_trace) AS e(key, value) WHERE jsonb_typeof(e.value) <> 'string');
@@ -136,7 +136,7 @@ $$;
 
 -- Whether spans of this trace are wanted: the last bit of its flags (W3C Trace Context, 3.2.2.5).
 CREATE FUNCTION tasker.is_sampled(p_trace jsonb) RETURNS boolean
-LANGUAGE sql IMMUTABLE AS $$ SELECT p_trace ->> 'traceparent' ~ '[13579bdf]$' $$;
+LANGUAGE sql IMMUTABLE BEGIN ATOMIC SELECT p_trace ->> 'traceparent' ~ '[13579bdf]$'; END;
 
 -- Accepts tasks, in the caller's transaction: they exist, and start, if and only if it commits.
 -- p_traces (may be null, as may each): the trace that each is part of.
@@ -152,7 +152,7 @@ CREATE FUNCTION tasker.create_tasks(
     p_version text DEFAULT NULL, p_traces jsonb[] DEFAULT NULL, p_run_ats timestamptz[] DEFAULT NULL,
     p_checked int DEFAULT NULL
 ) RETURNS TABLE (ordinal int, id uuid, created boolean)
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
     v_version   tasker.template_versions := tasker.find_template(p_template, p_version);
@@ -222,6 +222,6 @@ CREATE FUNCTION tasker.create_task(
     p_template text, p_input jsonb, p_priority text DEFAULT NULL, p_key text DEFAULT NULL, p_version text DEFAULT NULL,
     p_trace jsonb DEFAULT NULL, p_run_at timestamptz DEFAULT NULL
 ) RETURNS uuid
-LANGUAGE sql AS $$
-    SELECT id FROM tasker.create_tasks(p_template, ARRAY[p_input], ARRAY[p_key], ARRAY[p_priority], p_version, ARRAY[p_trace], ARRAY[p_run_at])
-$$;
+LANGUAGE sql BEGIN ATOMIC
+    SELECT id FROM tasker.create_tasks(p_template, ARRAY[p_input], ARRAY[p_key], ARRAY[p_priority], p_version, ARRAY[p_trace], ARRAY[p_run_at]);
+END;

@@ -31,7 +31,7 @@ CREATE TABLE tasker.activity (
 );
 
 CREATE FUNCTION tasker.join_members(p_kind text, p_name text, p_version text, p_namespaces text[], p_lease interval) RETURNS int
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_id int;
 BEGIN
@@ -49,7 +49,7 @@ $$;
 -- p_activity is {namespace: {completed, failed, seconds}}.
 -- False: the membership was lost; nothing was renewed.
 CREATE FUNCTION tasker.renew_membership(p_id int, p_lease interval, p_report jsonb DEFAULT NULL, p_activity jsonb DEFAULT NULL) RETURNS boolean
-LANGUAGE sql AS $$
+LANGUAGE sql BEGIN ATOMIC
     WITH renewed AS (
         UPDATE tasker.members SET heartbeat_at = clock_timestamp(), lease_until = clock_timestamp() + p_lease, report = coalesce(p_report, report)
         WHERE id = p_id AND left_at IS NULL AND lease_until > clock_timestamp()
@@ -62,34 +62,34 @@ LANGUAGE sql AS $$
         ON CONFLICT (at, namespace_id, member) DO UPDATE SET completed = a.completed + excluded.completed, failed = a.failed + excluded.failed,
                                                               seconds = a.seconds + excluded.seconds
     )
-    SELECT EXISTS (SELECT 1 FROM renewed)
-$$;
+    SELECT EXISTS (SELECT 1 FROM renewed);
+END;
 
 -- Nobody asks for rates over more than fifteen minutes.
 CREATE FUNCTION tasker.forget_activity() RETURNS void
-LANGUAGE sql AS $$
-    DELETE FROM tasker.activity WHERE at < clock_timestamp() - interval '20 minutes'
-$$;
+LANGUAGE sql BEGIN ATOMIC
+    DELETE FROM tasker.activity WHERE at < clock_timestamp() - interval '20 minutes';
+END;
 
 CREATE FUNCTION tasker.leave_members(p_id int) RETURNS void
-LANGUAGE sql AS $$
-    UPDATE tasker.members SET left_at = clock_timestamp() WHERE id = p_id AND left_at IS NULL
-$$;
+LANGUAGE sql BEGIN ATOMIC
+    UPDATE tasker.members SET left_at = clock_timestamp() WHERE id = p_id AND left_at IS NULL;
+END;
 
 -- Forgets members that left so long ago that nobody asks who it was. Returns how many.
 CREATE FUNCTION tasker.forget_members(p_since interval) RETURNS bigint
-LANGUAGE sql AS $$
+LANGUAGE sql BEGIN ATOMIC
     WITH gone AS (DELETE FROM tasker.members WHERE left_at < clock_timestamp() - p_since RETURNING 1)
-    SELECT count(*) FROM gone
-$$;
+    SELECT count(*) FROM gone;
+END;
 
 -- Marks the members whose lease ran out and names them.
 -- Locks: the members it marks, skipping those that another orchestrator is marking.
 CREATE FUNCTION tasker.expire_members() RETURNS TABLE (id int, kind text, name text)
-LANGUAGE sql AS $$
+LANGUAGE sql BEGIN ATOMIC
     UPDATE tasker.members m SET left_at = clock_timestamp()
     WHERE m.id IN (
         SELECT e.id FROM tasker.members e WHERE e.left_at IS NULL AND e.lease_until <= clock_timestamp()
         FOR UPDATE SKIP LOCKED)
-    RETURNING m.id, m.kind, m.name
-$$;
+    RETURNING m.id, m.kind, m.name;
+END;

@@ -19,12 +19,12 @@ CREATE TYPE tasker.leased_message AS (msg_id bigint, fence int, task uuid, step 
 --   <queue>_waits   whether a visible message waits after this one.
 --   <queue>_depth   how many messages there are from p_mark on, counting no further than p_target.
 CREATE FUNCTION tasker.make_queue_functions(p_queue text) RETURNS void
-LANGUAGE plpgsql AS $make$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $make$
 DECLARE
     v_functions text := $functions$
         CREATE OR REPLACE FUNCTION tasker.{queue}_send(
             p_messages jsonb[], p_room int, p_worker int, p_lease interval, p_now timestamptz, OUT ids bigint[])
-        LANGUAGE plpgsql AS $$
+        LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
         DECLARE
             v_until   timestamptz := p_now + p_lease;
             v_headers jsonb := jsonb_build_object('worker', p_worker);
@@ -45,7 +45,7 @@ DECLARE
 
         CREATE OR REPLACE FUNCTION tasker.{queue}_lease(
             p_mark bigint, p_limit int, p_lease interval, p_worker int, OUT leased tasker.leased_message[], OUT messages jsonb[])
-        LANGUAGE plpgsql AS $$
+        LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
         BEGIN
             WITH head AS MATERIALIZED (
                 SELECT msg_id FROM {table} WHERE msg_id >= p_mark AND vt <= clock_timestamp()
@@ -66,7 +66,7 @@ DECLARE
 
         CREATE OR REPLACE FUNCTION tasker.{queue}_delete(
             INOUT ids bigint[], p_fences int[], INOUT tasks uuid[], INOUT steps smallint[], INOUT results text[], OUT started timestamptz[])
-        LANGUAGE plpgsql AS $$
+        LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
         DECLARE
             v_places int[];
         BEGIN
@@ -87,7 +87,7 @@ DECLARE
 
         -- Each message by its id, here and below, for the same reason.
         CREATE OR REPLACE FUNCTION tasker.{queue}_hold(p_ids bigint[], p_fences int[], OUT held bigint[])
-        LANGUAGE plpgsql AS $$
+        LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
         BEGIN
             SELECT array_agg(h.msg_id) INTO held
             FROM (SELECT * FROM unnest(p_ids, p_fences) AS u(id, fence) ORDER BY u.id) AS r
@@ -96,7 +96,7 @@ DECLARE
         $$;
 
         CREATE OR REPLACE FUNCTION tasker.{queue}_extend(p_ids bigint[], p_fences int[], p_lease interval) RETURNS SETOF bigint
-        LANGUAGE plpgsql AS $$
+        LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
         BEGIN
             UPDATE {table} q SET vt = clock_timestamp() + p_lease
             WHERE q.msg_id = ANY (ARRAY(
@@ -109,14 +109,14 @@ DECLARE
         $$;
 
         CREATE OR REPLACE FUNCTION tasker.{queue}_waits(p_after bigint) RETURNS boolean
-        LANGUAGE plpgsql AS $$
+        LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
         BEGIN
             RETURN EXISTS (SELECT FROM {table} WHERE msg_id > p_after AND vt <= clock_timestamp());
         END
         $$;
 
         CREATE OR REPLACE FUNCTION tasker.{queue}_depth(p_mark bigint, p_target int) RETURNS int
-        LANGUAGE plpgsql AS $$
+        LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
         BEGIN
             RETURN (SELECT count(*) FROM (SELECT FROM {table} WHERE msg_id >= p_mark ORDER BY msg_id LIMIT p_target) AS live);
         END
@@ -160,7 +160,7 @@ CREATE TABLE tasker.wakes (namespace_id int NOT NULL);
 -- Wakes namespaces that are asleep, or on their way: for whoever has written, in the same transaction and before, what they are to be awake for.
 -- That order is what move_marks relies on. Locks: nothing but its own rows.
 CREATE FUNCTION tasker.wake_namespaces(p_namespaces int[]) RETURNS void
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF EXISTS (SELECT FROM tasker.marks m WHERE m.namespace_id = ANY (p_namespaces) AND m.sleep > 0) THEN
         INSERT INTO tasker.wakes (namespace_id)
@@ -172,15 +172,15 @@ $$;
 
 -- The next p_limit namespaces after p_after that are not asleep, in order.
 CREATE FUNCTION tasker.awake_namespaces(p_after int, p_limit int) RETURNS SETOF tasker.namespaces
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT n.* FROM (
         SELECT a.namespace_id AS id FROM (
             SELECT m.namespace_id FROM tasker.marks m WHERE m.sleep < 4 AND m.namespace_id > p_after
             UNION SELECT w.namespace_id FROM tasker.wakes w WHERE w.namespace_id > p_after) AS a
         ORDER BY a.namespace_id LIMIT p_limit) AS l
     CROSS JOIN LATERAL (SELECT * FROM tasker.namespaces WHERE id = l.id OFFSET 0) AS n
-    ORDER BY n.id
-$$;
+    ORDER BY n.id;
+END;
 
 -- Moves the marks on, of the next p_limit namespaces after p_after that are not asleep; and puts to sleep what has had nothing to do for a minute.
 -- Once a minute it looks from the very beginning, in case a clock went backwards.
@@ -189,7 +189,7 @@ $$;
 -- Returns whether anything moved, and the last namespace it looked at (null: there are no more).
 -- Locks: an advisory lock (who does not get it leaves the work to who has it); then marks in order, skipping those that somebody else has.
 CREATE FUNCTION tasker.move_marks(p_after int DEFAULT 0, p_limit int DEFAULT 50, OUT moved boolean, OUT last int)
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_marks   tasker.marks;
     v_name    text;

@@ -9,7 +9,7 @@ CREATE TYPE tasker.taker AS (queue text, worker int, room int, lease interval);
 -- Returns the messages that p_taker has now: they come into the queue as if it had leased them there.
 CREATE FUNCTION tasker.enqueue_steps(p_tasks uuid[], p_steps smallint[], p_queues text[], p_taker tasker.taker DEFAULT NULL)
 RETURNS tasker.leased_message[]
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_queue    text;
     v_tasks    uuid[];
@@ -55,10 +55,10 @@ $$;
 -- The pending tasks of a namespace are in four lanes, one for each priority; in each, none is before its mark. Without those that are parked,
 -- unless p_all.
 CREATE FUNCTION tasker.lanes(p_namespace int, p_all boolean DEFAULT false) RETURNS TABLE (priority smallint, mark timestamptz)
-LANGUAGE sql STABLE ROWS 4 AS $$
+LANGUAGE sql STABLE ROWS 4 BEGIN ATOMIC
     SELECT l.priority::smallint, m.lanes[l.priority] FROM tasker.marks m, generate_series(1, 4) AS l(priority)
-    WHERE m.namespace_id = p_namespace AND (p_all OR l.priority > m.parked)
-$$;
+    WHERE m.namespace_id = p_namespace AND (p_all OR l.priority > m.parked);
+END;
 
 -- Claims the first pending tasks of each of these namespaces, and enqueues their root steps: at most p_batch tasks of each, and no more once
 -- those before have as many roots as there is room for (p_rooms, parallel). p_before: what came in later is left to others.
@@ -69,7 +69,7 @@ CREATE FUNCTION tasker.admit_tasks(
     p_namespaces int[], p_rooms int[], p_member int, p_batch int, p_before timestamptz, p_taker tasker.taker DEFAULT NULL,
     OUT claimed int[], OUT taken tasker.leased_message[], OUT traced jsonb
 )
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_tasks  uuid[];
     v_steps  smallint[];
@@ -119,7 +119,7 @@ $$;
 -- Locks: those of admit_tasks.
 CREATE FUNCTION tasker.claim_tasks(p_member int, p_namespaces text[], p_target int, p_batch int, p_left interval DEFAULT '0')
 RETURNS TABLE (namespace text, claimed int, traced jsonb)
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_before     timestamptz := clock_timestamp() - p_left;
     v_namespace  record;
@@ -161,7 +161,7 @@ $$;
 -- Returns how many, and when the next one will be due (null: none is waiting).
 -- Locks: tasks that wait for their time, skipping those that somebody else has. They wait for no other lock.
 CREATE FUNCTION tasker.begin_due_tasks(p_limit int, OUT begun int, OUT next_due timestamptz)
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_namespaces int[];
 BEGIN
@@ -187,7 +187,7 @@ $$;
 -- Returns how many, and when the next one will be due (null: none is waiting).
 -- Locks: steps that wait for a retry, skipping those that another orchestrator has. It wants no task's lock.
 CREATE FUNCTION tasker.enqueue_due_retries(p_limit int, OUT enqueued int, OUT next_due timestamptz)
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_tasks uuid[];
     v_steps smallint[];

@@ -61,7 +61,7 @@ CREATE INDEX limit_events_key ON tasker.limit_events (limit_id, key);
 -- The limits that concern a step, in the order in which it seeks their permits: those by key come first, so that what waits for a key's turn
 -- takes nothing from others.
 CREATE FUNCTION tasker.limits_of(p_task uuid, p_step smallint) RETURNS TABLE (limit_id int, key text, n bigint)
-LANGUAGE sql STABLE ROWS 2 AS $$
+LANGUAGE sql STABLE ROWS 2 BEGIN ATOMIC
     SELECT l.id, CASE WHEN length(k.key) > 200 THEN md5(k.key) ELSE k.key END,
            row_number() OVER (ORDER BY l.key IS NULL, l.rate IS NOT NULL, l.id)
     FROM tasker.tasks t
@@ -69,28 +69,28 @@ LANGUAGE sql STABLE ROWS 2 AS $$
     JOIN tasker.limits l ON l.namespace = ts.namespace AND NOT l.removed
         AND coalesce(l.handler = ts.handler, true) AND coalesce(l.template = ts.template, true)
     CROSS JOIN LATERAL (SELECT CASE WHEN l.key IS NULL THEN '' ELSE t.input #>> l.key END AS key) AS k
-    WHERE t.id = p_task AND k.key IS NOT NULL
-$$;
+    WHERE t.id = p_task AND k.key IS NOT NULL;
+END;
 
 -- The limits that a configuration has.
 CREATE FUNCTION tasker.configured_limits(p_overrides jsonb) RETURNS TABLE (
     namespace text, name text, handler text, template text, key text[], concurrency int, rate int, per interval,
     failure_rate float8, minimum int, look_back interval, stays_open interval, probes int
 )
-LANGUAGE sql IMMUTABLE AS $$
+LANGUAGE sql IMMUTABLE BEGIN ATOMIC
     SELECT n.key, l.key, r.handler, r.template, string_to_array(r.key, '.'), r.concurrency, r.rate, coalesce(r.per_seconds, 1) * interval '1 second',
            CASE WHEN r.breaker IS NOT NULL THEN coalesce(b.failure_rate, 0.5) END, coalesce(b.minimum, 10),
            coalesce(b.window_seconds, 60) * interval '1 second', coalesce(b.open_seconds, 30) * interval '1 second', coalesce(b.probes, 1)
     FROM jsonb_each(p_overrides -> 'namespaces') AS n, jsonb_each(n.value -> 'limits') AS l,
          jsonb_to_record(l.value) AS r(handler text, template text, key text, concurrency int, rate int, per_seconds float8, breaker jsonb),
-         jsonb_to_record(coalesce(r.breaker, '{}')) AS b(failure_rate float8, minimum int, window_seconds float8, open_seconds float8, probes int)
-$$;
+         jsonb_to_record(coalesce(r.breaker, '{}')) AS b(failure_rate float8, minimum int, window_seconds float8, open_seconds float8, probes int);
+END;
 
 -- Makes the limits what a configuration has. What is new there counts from now on, also for steps that wait for others already; what is gone, or
 -- concerns other steps by now, lets go who waits for it.
 -- Locks: those of change_configuration, and the limits.
 CREATE FUNCTION tasker.apply_limits(p_overrides jsonb) RETURNS void
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     UPDATE tasker.limits l SET removed = true
     WHERE NOT l.removed AND NOT EXISTS (

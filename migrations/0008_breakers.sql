@@ -22,7 +22,7 @@ CREATE TABLE tasker.breakers (
 -- Notes how the steps ended that gave back permits (p_failed, parallel with when these were granted), and moves the breaker on. A permit that was
 -- granted before the breaker was half open is no probe.
 CREATE FUNCTION tasker.note_outcomes(p_limit int, p_key text, p_failed boolean[], p_granted timestamptz[]) RETURNS void
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_limit   tasker.limits;
     v_breaker tasker.breakers;
@@ -76,25 +76,25 @@ $$;
 
 -- How many permits the breaker of this key leaves; null: any number.
 CREATE FUNCTION tasker.free_probes(p_limit tasker.limits, p_key text) RETURNS int
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT CASE b.state
         WHEN 'open' THEN 0
         WHEN 'half_open' THEN p_limit.probes - b.passed - (
             SELECT count(*) FROM tasker.permits p WHERE p.limit_id = p_limit.id AND p.key = p_key AND p.granted_at >= b.since)::int END
-    FROM tasker.breakers b WHERE b.limit_id = p_limit.id AND b.key = p_key AND p_limit.failure_rate IS NOT NULL
-$$;
+    FROM tasker.breakers b WHERE b.limit_id = p_limit.id AND b.key = p_key AND p_limit.failure_rate IS NOT NULL;
+END;
 
 -- When the breaker of this key lets probes through; null: it does, or does not depend on time.
 CREATE FUNCTION tasker.probes_at(p_limit tasker.limits, p_key text) RETURNS timestamptz
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT b.until FROM tasker.breakers b
-    WHERE b.limit_id = p_limit.id AND b.key = p_key AND b.state = 'open' AND p_limit.failure_rate IS NOT NULL
-$$;
+    WHERE b.limit_id = p_limit.id AND b.key = p_key AND b.state = 'open' AND p_limit.failure_rate IS NOT NULL;
+END;
 
 -- Closes the breakers of a limit, or that of one key. Returns how many were not closed.
 -- Locks: those of grant_permits.
 CREATE FUNCTION tasker.reset_breakers(p_namespace text, p_name text, p_key text DEFAULT NULL) RETURNS int
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_reset int;
 BEGIN

@@ -2,15 +2,15 @@
 
 -- Which of these steps a limit concerns; parallel.
 CREATE FUNCTION tasker.are_limited(p_tasks uuid[], p_steps smallint[]) RETURNS boolean[]
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT array_agg(EXISTS (SELECT FROM tasker.limits_of(r.task, r.step)) ORDER BY r.n)
-    FROM unnest(p_tasks, p_steps) WITH ORDINALITY AS r(task, step, n)
-$$;
+    FROM unnest(p_tasks, p_steps) WITH ORDINALITY AS r(task, step, n);
+END;
 
 -- Steps that are enqueued without a message seek the next permit they have not: they wait for it; and those that have all are sent.
 -- Locks: the caller's, who has those of the steps.
 CREATE FUNCTION tasker.seek_permits(p_tasks uuid[], p_steps smallint[]) RETURNS void
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_queue    text;
     v_tasks    uuid[];
@@ -64,7 +64,7 @@ $$;
 -- way that tells of what it works with; null: it tells nothing.
 -- Locks: the permits of steps that the caller has locked.
 CREATE FUNCTION tasker.release_permits(p_tasks uuid[], p_steps smallint[], p_failed boolean[] DEFAULT NULL) RETURNS void
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     WITH released AS (
         DELETE FROM tasker.permits p
@@ -84,7 +84,7 @@ $$;
 -- has started before, or which would probably fail, wait for another permit; their messages are gone.
 -- Locks: messages that the caller has just leased, their steps, their permits.
 CREATE FUNCTION tasker.start_limited(p_queue text, p_leased tasker.leased_message[]) RETURNS tasker.leased_message[]
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_now     timestamptz := clock_timestamp();
     v_tasks   uuid[];
@@ -144,7 +144,7 @@ $$;
 -- Returns how many it granted, and when to look again (null: when something happens).
 -- Locks: an advisory lock; then steps that wait, skipping those that somebody else has; then their permits.
 CREATE FUNCTION tasker.grant_permits(p_limit int, OUT granted int, OUT next_due timestamptz)
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_limits int[];
     v_keys   text[];
@@ -202,7 +202,7 @@ $$;
 
 -- How many more permits of this key may be granted now; null: any number.
 CREATE FUNCTION tasker.free_permits(p_limit tasker.limits, p_key text) RETURNS int
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT CASE WHEN NOT p_limit.removed THEN least(
         p_limit.concurrency - g.granted::int,
         p_limit.rate - g.unstarted::int - (
@@ -211,27 +211,27 @@ LANGUAGE sql STABLE AS $$
         tasker.free_probes(p_limit, p_key)) END
     FROM (SELECT count(*) AS granted, count(*) FILTER (WHERE p.started_at IS NULL) AS unstarted FROM tasker.permits p
           WHERE p.limit_id = p_limit.id AND p.key = p_key AND p.granted_at IS NOT NULL
-            AND num_nonnulls(p_limit.concurrency, p_limit.rate) > 0) AS g
-$$;
+            AND num_nonnulls(p_limit.concurrency, p_limit.rate) > 0) AS g;
+END;
 
 -- When this key may have a free permit without anything happening before: soon, if steps were skipped that somebody else had; when the first
 -- start counts no more; when a breaker lets probes through. Null: never.
 CREATE FUNCTION tasker.look_again(p_limit tasker.limits, p_key text) RETURNS timestamptz
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT CASE
         WHEN coalesce(tasker.free_permits(p_limit, p_key), 1) > 0 THEN clock_timestamp() + interval '50 ms'
         ELSE greatest(
             CASE WHEN p_limit.rate IS NOT NULL THEN coalesce(
                 (SELECT min(s.at) FROM tasker.limited_starts s
                  WHERE s.limit_id = p_limit.id AND s.key = p_key AND s.at > clock_timestamp() - p_limit.per), clock_timestamp()) + p_limit.per END,
-            tasker.probes_at(p_limit, p_key)) END
-$$;
+            tasker.probes_at(p_limit, p_key)) END;
+END;
 
 -- Mends permits of these tasks: releases those of steps that are not enqueued, and lets steps seek one that were not sent and wait for none.
 -- Returns how many steps that were.
 -- Locks: the steps that it mends, skipping those that somebody else has; then their permits.
 CREATE FUNCTION tasker.reconcile_permits(p_tasks uuid[]) RETURNS int
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_over_tasks uuid[];
     v_over_steps smallint[];
@@ -256,17 +256,17 @@ $$;
 
 -- What no longer counts, and limits that are gone and that nothing waits for.
 CREATE FUNCTION tasker.forget_limits() RETURNS void
-LANGUAGE sql AS $$
+LANGUAGE sql BEGIN ATOMIC
     DELETE FROM tasker.limited_starts s
     WHERE NOT EXISTS (SELECT FROM tasker.limits l WHERE l.id = s.limit_id AND NOT l.removed AND s.at > clock_timestamp() - l.per);
     DELETE FROM tasker.limits l WHERE l.removed AND NOT EXISTS (SELECT FROM tasker.permits p WHERE p.limit_id = l.id);
     DELETE FROM tasker.breakers b WHERE NOT EXISTS (SELECT FROM tasker.limits l WHERE l.id = b.limit_id AND l.failure_rate IS NOT NULL)
         OR b.state = 'closed' AND b.until < clock_timestamp() - interval '1 day';
-$$;
+END;
 
 -- The limits, of each how many permits are granted and how many steps wait, counted no further than p_count, and the breakers that are not closed.
 CREATE FUNCTION tasker.list_limits(p_count int DEFAULT 1000000) RETURNS SETOF jsonb
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT jsonb_build_object(
         'namespace', l.namespace, 'name', l.name, 'handler', l.handler, 'template', l.template, 'key', array_to_string(l.key, '.'),
         'concurrency', l.concurrency, 'rate', l.rate, 'per_seconds', CASE WHEN l.rate IS NOT NULL THEN extract(epoch FROM l.per) END,
@@ -275,5 +275,5 @@ LANGUAGE sql STABLE AS $$
         'breaker', CASE WHEN l.failure_rate IS NOT NULL THEN coalesce((
             SELECT jsonb_agg(jsonb_build_object('key', b.key, 'state', b.state, 'until', b.until) ORDER BY b.key)
             FROM tasker.breakers b WHERE b.limit_id = l.id AND b.state <> 'closed'), '[]') END)
-    FROM tasker.limits l WHERE NOT l.removed ORDER BY l.namespace, l.name
-$$;
+    FROM tasker.limits l WHERE NOT l.removed ORDER BY l.namespace, l.name;
+END;

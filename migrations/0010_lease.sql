@@ -4,22 +4,22 @@
 -- What a message says, if it is one of ours; a null task otherwise. Ours are small: one of more than 8 kB is somebody else's.
 -- One row, as a table so that PostgreSQL writes it into the statement that asks.
 CREATE FUNCTION tasker.message_identity(p_message jsonb) RETURNS TABLE (task uuid, step smallint)
-LANGUAGE sql IMMUTABLE ROWS 1 AS $$
+LANGUAGE sql IMMUTABLE ROWS 1 BEGIN ATOMIC
     SELECT CASE WHEN ours THEN (p_message ->> 'task')::uuid END, CASE WHEN ours THEN (p_message ->> 'step')::smallint END
     FROM (SELECT coalesce(pg_column_size(p_message) <= 8192 AND jsonb_typeof(p_message -> 'step') = 'number' AND p_message ->> 'step' ~ '^[0-9]{1,4}$'
-             AND p_message ->> 'task' ~ '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$', false) AS ours) AS shape
-$$;
+             AND p_message ->> 'task' ~ '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$', false) AS ours) AS shape;
+END;
 
 -- Whether this is too large to travel with a lease: it is read when it is wanted. As it is stored, by at most 8 kB; one that is stored
 -- compressed, by 64 kB of text.
 -- STABLE, as what it calls is: only so does PostgreSQL write it into the statement that asks.
 CREATE FUNCTION tasker.is_large(p_json jsonb) RETURNS boolean
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT CASE
         WHEN pg_column_size(p_json) > 8192 THEN true
         WHEN pg_column_compression(p_json) IS NULL THEN false
-        ELSE octet_length(p_json::text) > 65536 END
-$$;
+        ELSE octet_length(p_json::text) > 65536 END;
+END;
 
 -- A step as it is leased, with all that its handler needs, as far as it is not large. large: input and checkpoint are to be read (read_leased);
 -- results are, too, where they are null, and have results_bytes altogether. trace: {context: the task's}, and if that is sampled {parents: the steps
@@ -32,7 +32,7 @@ CREATE TYPE tasker.leased_step AS (
 
 -- The steps behind leased messages, as their handlers need them. A message that no runnable step's row stands behind is left out.
 CREATE FUNCTION tasker.leased_steps(p_messages tasker.leased_message[]) RETURNS SETOF tasker.leased_step
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT m.msg_id, m.fence, m.task, m.step, ts.name, ts.handler, ts.template, ts.version,
            s.failures + 1,
            coalesce(s.max_attempts, ts.max_attempts, (SELECT n.max_attempts FROM tasker.namespaces n WHERE n.name = ts.namespace)),
@@ -60,19 +60,19 @@ LANGUAGE sql STABLE AS $$
         CROSS JOIN LATERAL (SELECT * FROM tasker.steps WHERE task_id = m.task AND step = pts.step OFFSET 0) AS ps
         WHERE ts.parents <> '{}' AND pts.version_id = t.version_id AND pts.step = ANY (ts.parents)) AS r
     WHERE s.msg_id = m.msg_id AND s.state = 'enqueued' AND t.state IN ('running', 'blocked', 'failed')
-    ORDER BY m.msg_id
-$$;
+    ORDER BY m.msg_id;
+END;
 
 -- What was too large to travel with a step's lease.
 CREATE FUNCTION tasker.read_leased(p_task uuid, p_step smallint, OUT input text, OUT checkpoint text)
-LANGUAGE sql STABLE AS $$
-    SELECT t.input::text, s.checkpoint::text FROM tasker.tasks t JOIN tasker.steps s ON s.task_id = t.id AND s.step = p_step WHERE t.id = p_task
-$$;
+LANGUAGE sql STABLE BEGIN ATOMIC
+    SELECT t.input::text, s.checkpoint::text FROM tasker.tasks t JOIN tasker.steps s ON s.task_id = t.id AND s.step = p_step WHERE t.id = p_task;
+END;
 
 -- Results of a task's steps by their names, of those that are complete or skipped, in order, as long as they have no more than p_bytes altogether
 -- (null: all); of p_before, only those that it depends on.
 CREATE FUNCTION tasker.read_results(p_task uuid, p_before smallint, p_names text[], p_bytes bigint DEFAULT NULL) RETURNS TABLE (name text, result text)
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT f.name, coalesce(f.result::text, 'null') FROM (
         SELECT ts.name, s.result, sum(s.result_bytes) OVER (ORDER BY ts.step) AS bytes
         FROM tasker.tasks t
@@ -80,18 +80,18 @@ LANGUAGE sql STABLE AS $$
         CROSS JOIN LATERAL (SELECT * FROM tasker.steps WHERE task_id = t.id AND step = ts.step OFFSET 0) AS s
         WHERE t.id = p_task AND s.state IN ('complete', 'skipped') AND (p_before IS NULL OR ts.step = ANY (
             SELECT unnest(b.parents) FROM tasker.template_steps b WHERE b.version_id = t.version_id AND b.step = p_before))) AS f
-    WHERE p_bytes IS NULL OR coalesce(f.bytes, 0) <= p_bytes
-$$;
+    WHERE p_bytes IS NULL OR coalesce(f.bytes, 0) <= p_bytes;
+END;
 
 -- The names of the steps that a step depends on, in order.
 CREATE FUNCTION tasker.names_before(p_task uuid, p_step smallint) RETURNS SETOF text
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT p.name FROM tasker.tasks t
     JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = p_step
     CROSS JOIN LATERAL unnest(ts.parents) AS b(step)
     CROSS JOIN LATERAL (SELECT * FROM tasker.template_steps WHERE version_id = t.version_id AND step = b.step OFFSET 0) AS p
-    WHERE t.id = p_task ORDER BY b.step
-$$;
+    WHERE t.id = p_task ORDER BY b.step;
+END;
 
 -- Leases the first p_limit visible messages of a queue. A worker that has room for more than there are admits tasks itself, and leases their
 -- roots as it sends them: so a task that finds a worker idle waits for nobody else. Where tasks that it admits are traced, one more row comes last,
@@ -101,7 +101,7 @@ $$;
 -- Locks: the messages, skipping those that another worker is leasing or reporting; then those of start_limited; then the rows of stale steps; then
 -- those of admit_tasks.
 CREATE FUNCTION tasker.lease_steps(p_queue text, p_worker int, p_limit int, p_lease interval) RETURNS SETOF tasker.leased_step
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_leased    tasker.leased_message[];
     v_started   tasker.leased_message[];
@@ -146,7 +146,7 @@ $$;
 
 -- The other part of lease_steps: of messages that the caller has just leased, removes those that no step's row stands behind.
 CREATE FUNCTION tasker.remove_unrunnable(p_queue text, p_leased tasker.leased_message[], p_messages jsonb[]) RETURNS void
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_gone    bigint[];
     v_foreign jsonb[];
@@ -194,7 +194,7 @@ $$;
 -- Locks: the messages, skipping those that another worker has; then, of one that is given up, its task and its step. The task comes after the
 -- message, but is not waited for: where somebody has it, the message is left.
 CREATE FUNCTION tasker.give_up_unreadable(p_queue text, p_worker int, p_limit int) RETURNS bigint[]
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_table     text := format('pgmq.%I', pgmq.format_table_name(p_queue, 'q'));
     v_namespace int;
@@ -242,7 +242,7 @@ $$;
 -- Renews leases. Returns the messages that are no longer the caller's, to be abandoned.
 -- Locks: the messages, skipping those whose completion or failure is being committed at this moment.
 CREATE FUNCTION tasker.extend_leases(p_queue text, p_ids bigint[], p_fences int[], p_lease interval) RETURNS SETOF bigint
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     RETURN QUERY EXECUTE format('SELECT tasker.%I($1, $2, $3)', p_queue || '_extend') USING p_ids, p_fences, p_lease;
 END
@@ -250,7 +250,7 @@ $$;
 
 -- The names of the members that have these steps, by their messages, or reported them last; null where nobody does. In order.
 CREATE FUNCTION tasker.lease_holders(p_queue text, p_ids bigint[], p_tasks uuid[], p_steps smallint[]) RETURNS SETOF text
-LANGUAGE plpgsql STABLE AS $$
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     RETURN QUERY EXECUTE format($f$
         SELECT m.name FROM unnest($1, $2, $3) WITH ORDINALITY AS l(id, task, step, n)
@@ -266,7 +266,7 @@ $$;
 -- that did, so workers run suspects one at a time, and count here, before they begin, what is a kill unless they are heard of again.
 -- False: the lease is no longer the caller's. Locks: the message, then its step.
 CREATE FUNCTION tasker.begin_suspect(p_queue text, p_id bigint, p_fence int, p_task uuid, p_step smallint) RETURNS boolean
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_held bigint;
 BEGIN
@@ -284,7 +284,7 @@ $$;
 CREATE FUNCTION tasker.record_progress(
     p_queue text, p_ids bigint[], p_fences int[], p_tasks uuid[], p_steps smallint[], p_progress jsonb[], p_checkpoints jsonb[]
 ) RETURNS SETOF bigint
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_held bigint[];
 BEGIN
@@ -301,7 +301,7 @@ $$;
 -- Hands back leased messages whose handlers have not begun, or were stopped by a shutdown: visible at once, and not a crash.
 -- Locks: the messages, then their steps; nobody who holds such a step waits for its message (reports delete the message first).
 CREATE FUNCTION tasker.release_steps(p_queue text, p_ids bigint[], p_fences int[]) RETURNS int
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_held     bigint[];
     v_released int;
@@ -328,7 +328,7 @@ $$;
 -- wakes their workers. The messages are visible again by themselves; this only makes the wait short and the event seen. A last row without a
 -- namespace says where to go on, if there are more.
 CREATE FUNCTION tasker.wake_expired_leases(p_after int DEFAULT 0, p_limit int DEFAULT 50) RETURNS TABLE (namespace text, expired int, last int)
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_namespace tasker.namespaces;
     v_seen      int := 0;

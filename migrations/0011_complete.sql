@@ -11,7 +11,7 @@ CREATE FUNCTION tasker.advance_tasks(
     p_tasks uuid[], p_steps smallint[], p_taker tasker.taker DEFAULT NULL,
     OUT taken tasker.leased_message[], OUT done tasker.finished_tasks[]
 )
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_tasks  uuid[];
     v_steps  smallint[];
@@ -67,7 +67,7 @@ CREATE FUNCTION tasker.complete_steps(
     p_queue text, p_worker int, p_ids bigint[], p_fences int[], p_tasks uuid[], p_steps smallint[], p_results text[],
     p_shared uuid[], p_room int DEFAULT 0, p_lease interval DEFAULT NULL
 ) RETURNS TABLE (counted bigint[], next tasker.leased_step, done tasker.finished_tasks)
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_ids     bigint[];
     v_tasks   uuid[];

@@ -5,45 +5,45 @@
 CREATE FUNCTION tasker.backoff_seconds(
     p_backoff text, p_multiplier float8, p_base float8, p_max float8, p_jitter float8, p_failures int
 ) RETURNS float8
-LANGUAGE sql VOLATILE AS $$
+LANGUAGE sql VOLATILE BEGIN ATOMIC
     SELECT least(p_max, p_base * CASE p_backoff
         WHEN 'fixed' THEN 1
         WHEN 'linear' THEN p_failures
         -- e^700 is near the end of float8
-        ELSE exp(least(700, ln(p_multiplier) * (p_failures - 1))) END) * (1 + p_jitter * (2 * random() - 1))
-$$;
+        ELSE exp(least(700, ln(p_multiplier) * (p_failures - 1))) END) * (1 + p_jitter * (2 * random() - 1));
+END;
 
 -- Tasks of which a step has just died are blocked, or have failed.
 -- Locks: the caller's, who has those of the tasks.
 CREATE FUNCTION tasker.block_tasks(p_tasks uuid[]) RETURNS void
-LANGUAGE sql AS $$
+LANGUAGE sql BEGIN ATOMIC
     UPDATE tasker.tasks t
     SET state = tv.dead_state, finished_at = CASE WHEN tv.dead_state = 'failed' THEN clock_timestamp() END
     FROM tasker.template_versions tv
-    WHERE t.id = ANY (p_tasks) AND t.state = 'running' AND tv.id = t.version_id
-$$;
+    WHERE t.id = ANY (p_tasks) AND t.state = 'running' AND tv.id = t.version_id;
+END;
 
 -- The queues that have, or had, dead letters: whoever looks for letters looks nowhere else.
 CREATE TABLE tasker.lettered (namespace_id int PRIMARY KEY);
 
 -- Letters were sent in the queue's namespace. After them, in the same transaction: forget_letterless relies on that order.
 CREATE FUNCTION tasker.note_letters(p_queue text) RETURNS void
-LANGUAGE sql AS $$
-    INSERT INTO tasker.lettered (namespace_id) SELECT n.id FROM tasker.namespaces n WHERE n.queue = p_queue ON CONFLICT DO NOTHING
-$$;
+LANGUAGE sql BEGIN ATOMIC
+    INSERT INTO tasker.lettered (namespace_id) SELECT n.id FROM tasker.namespaces n WHERE n.queue = p_queue ON CONFLICT DO NOTHING;
+END;
 
 -- An error behind those before it. Of many, the first ten and the last forty are kept: each has the number of its attempt.
 CREATE FUNCTION tasker.append_error(p_errors jsonb, p_error jsonb) RETURNS jsonb
-LANGUAGE sql IMMUTABLE AS $$
-    SELECT CASE WHEN jsonb_array_length(p_errors) >= 50 THEN p_errors - 10 ELSE coalesce(p_errors, '[]') END || p_error
-$$;
+LANGUAGE sql IMMUTABLE BEGIN ATOMIC
+    SELECT CASE WHEN jsonb_array_length(p_errors) >= 50 THEN p_errors - 10 ELSE coalesce(p_errors, '[]') END || p_error;
+END;
 
 -- Steps have just died: sends their dead letters, with what is known of them and the names of the steps that have results (see read_results), and
 -- marks their tasks blocked or failed.
 -- p_messages: what they travelled as; null where they had not been sent.
 -- Locks: the caller's, who has those of the tasks.
 CREATE FUNCTION tasker.send_dead_letters(p_tasks uuid[], p_steps smallint[], p_reasons text[], p_messages jsonb[]) RETURNS void
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_queue   text;
     v_letters jsonb[];
@@ -87,7 +87,7 @@ CREATE FUNCTION tasker.fail_steps(
     p_queue text, p_worker int, p_ids bigint[], p_fences int[], p_tasks uuid[], p_steps smallint[],
     p_errors jsonb[], p_permanent boolean[], p_retry_after float8[]
 ) RETURNS TABLE (counted bigint, state tasker.step_state)
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
     v_ids      bigint[];
@@ -163,7 +163,7 @@ $$;
 -- Ends a step with the least that its row needs, and a letter of constants: for what cannot be ended otherwise. Nothing of it is read or kept, its
 -- errors neither. Locks: the caller's, who has the task and has deleted the message, or will; then the step.
 CREATE FUNCTION tasker.end_barely(p_queue text, p_id bigint, p_task uuid, p_step smallint, p_reason text, p_message text) RETURNS boolean
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_errors jsonb;
 BEGIN
@@ -189,7 +189,7 @@ $$;
 -- Fails one step for good, after fail_steps refused to for its data. False: the report is stale.
 -- Locks: the task, then the message, then the step.
 CREATE FUNCTION tasker.fail_barely(p_queue text, p_id bigint, p_fence int, p_task uuid, p_step smallint, p_reason text, p_message text) RETURNS boolean
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_gone bigint;
 BEGIN

@@ -5,7 +5,7 @@
 -- Locks: the tasks in id order; then messages and steps, skipping what is locked: that is being reported at this moment, and whatever
 -- such a report still enqueues is removed when it is leased, because its task is no longer running.
 CREATE FUNCTION tasker.cancel_tasks(p_tasks uuid[]) RETURNS SETOF uuid
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_cancelled uuid[];
     v_queue     text;

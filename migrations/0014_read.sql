@@ -2,17 +2,17 @@
 -- it waits for a retry, and a step is in progress while its message is leased.
 
 CREATE FUNCTION tasker.visible_state(p_task tasker.tasks) RETURNS tasker.task_state
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT CASE
         WHEN p_task.state = 'running'
             AND EXISTS (SELECT 1 FROM tasker.steps s WHERE s.task_id = p_task.id AND s.state = 'waiting_retry')
             AND NOT EXISTS (SELECT 1 FROM tasker.steps s WHERE s.task_id = p_task.id AND s.state = 'enqueued')
-        THEN 'waiting' ELSE p_task.state END
-$$;
+        THEN 'waiting' ELSE p_task.state END;
+END;
 
 -- The leases of a queue's messages, as far as they have one: who holds them and since when.
 CREATE FUNCTION tasker.leases_of(p_queue text, p_messages bigint[]) RETURNS TABLE (msg_id bigint, worker int, leased_at timestamptz)
-LANGUAGE plpgsql STABLE AS $$
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     RETURN QUERY EXECUTE format('SELECT msg_id, (headers ->> ''worker'')::int, last_read_at FROM pgmq.%I '
                                 'WHERE msg_id = ANY ($1) AND read_ct > 0 AND vt > clock_timestamp()', pgmq.format_table_name(p_queue, 'q'))
@@ -22,7 +22,7 @@ $$;
 
 -- A task without its steps; null when there is no such task.
 CREATE FUNCTION tasker.read_task(p_task uuid) RETURNS jsonb
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT jsonb_build_object(
         'id', t.id, 'template', tp.name, 'namespace', n.name, 'version', tv.version,
         'state', tasker.visible_state(t), 'priority', (ARRAY['low', 'normal', 'high', 'urgent'])[t.priority],
@@ -31,14 +31,14 @@ LANGUAGE sql STABLE AS $$
     JOIN tasker.templates tp ON tp.id = t.template_id
     JOIN tasker.template_versions tv ON tv.id = t.version_id
     JOIN tasker.namespaces n ON n.id = t.namespace_id
-    WHERE t.id = p_task
-$$;
+    WHERE t.id = p_task;
+END;
 
 -- A task's steps, in the template's order, a row each. Results, in that order, come along as long as they have no more than p_bytes altogether; the
 -- others say only how many bytes they have, and are read by their names (read_results). Everything is joined by what is the same in both, each side
 -- read once, however many steps there are: our sessions would not by themselves.
 CREATE FUNCTION tasker.read_steps(p_task uuid, p_bytes bigint) RETURNS SETOF jsonb
-LANGUAGE plpgsql STABLE SET enable_hashjoin = on SET plan_cache_mode = force_custom_plan AS $$
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_hashjoin = on SET plan_cache_mode = force_custom_plan AS $$
 DECLARE
     v_task  tasker.tasks;
     v_names text[];
@@ -85,7 +85,7 @@ $$;
 
 -- The newest tasks first, those before p_before; a null filter filters nothing.
 CREATE FUNCTION tasker.list_tasks(p_namespace text, p_template text, p_state text, p_before uuid, p_limit int) RETURNS SETOF jsonb
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT jsonb_build_object(
         'id', t.id, 'template', tp.name, 'namespace', n.name, 'version', tv.version, 'state', tasker.visible_state(t),
         'priority', (ARRAY['low', 'normal', 'high', 'urgent'])[t.priority], 'key', t.key,
@@ -98,17 +98,17 @@ LANGUAGE sql STABLE AS $$
       AND (p_template IS NULL OR tp.name = p_template)
       AND (p_state IS NULL OR tasker.visible_state(t)::text = p_state)
       AND (p_before IS NULL OR t.id < p_before)
-    ORDER BY t.id DESC LIMIT p_limit
-$$;
+    ORDER BY t.id DESC LIMIT p_limit;
+END;
 
 -- The stored states of many tasks at once, for those who wait for them.
 CREATE FUNCTION tasker.task_states(p_tasks uuid[]) RETURNS TABLE (id uuid, state text)
-LANGUAGE sql STABLE AS $$
-    SELECT t.id, tasker.visible_state(t)::text FROM tasker.tasks t WHERE t.id = ANY (p_tasks)
-$$;
+LANGUAGE sql STABLE BEGIN ATOMIC
+    SELECT t.id, tasker.visible_state(t)::text FROM tasker.tasks t WHERE t.id = ANY (p_tasks);
+END;
 
 CREATE FUNCTION tasker.list_templates() RETURNS SETOF jsonb
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT jsonb_build_object(
         'namespace', n.name, 'name', tp.name, 'version', tv.version, 'registered_at', tv.created_at,
         'steps', (SELECT count(*) FROM tasker.template_steps ts WHERE ts.version_id = tv.id),
@@ -116,13 +116,13 @@ LANGUAGE sql STABLE AS $$
     FROM tasker.templates tp
     JOIN tasker.namespaces n ON n.id = tp.namespace_id
     JOIN tasker.template_versions tv ON tv.id = tp.current_version_id
-    ORDER BY n.name, tp.name
-$$;
+    ORDER BY n.name, tp.name;
+END;
 
 -- Which database of which server this is, and whose installation is there. A copy of it has the same installation's id, but is another database or
 -- another server's (its system identifier), or a standby, which nobody writes through.
 CREATE FUNCTION tasker.which_installation() RETURNS text
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT concat_ws('/', i.id, c.system_identifier, d.oid, CASE WHEN pg_is_in_recovery() THEN 'standby' END)
-    FROM tasker.installation i, pg_control_system() AS c, pg_database d WHERE d.datname = current_database()
-$$;
+    FROM tasker.installation i, pg_control_system() AS c, pg_database d WHERE d.datname = current_database();
+END;

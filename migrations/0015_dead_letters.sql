@@ -16,17 +16,17 @@ CREATE TABLE tasker.dead_letter_actions (
 
 -- The last p_limit actions, the newest first. What is large is left out: it says how many bytes it has.
 CREATE FUNCTION tasker.list_dead_letter_actions(p_limit int) RETURNS SETOF jsonb
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT to_jsonb(a) || CASE WHEN pg_column_size(a.details) > 65536
                           THEN jsonb_build_object('details', jsonb_build_object('left_out_bytes', octet_length(a.details::text))) ELSE '{}' END
-    FROM tasker.dead_letter_actions a ORDER BY a.id DESC LIMIT p_limit
-$$;
+    FROM tasker.dead_letter_actions a ORDER BY a.id DESC LIMIT p_limit;
+END;
 
 -- The letters that p_filter lets through: {namespace, namespaces: [], template, handler, reason, class, task, ids: [], older_than, newer_than
 -- (seconds), before: id}; what it lacks filters nothing. The newest first; 'before' continues after the last of a page.
 CREATE FUNCTION tasker.find_dead_letters(p_filter jsonb, p_limit int)
 RETURNS TABLE (id text, namespace text, msg_id bigint, died_at timestamptz, letter jsonb)
-LANGUAGE plpgsql STABLE AS $$
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_namespace tasker.namespaces;
     v_before    timestamptz;
@@ -63,15 +63,15 @@ $$;
 
 -- The namespaces that have letters, in order; of p_filter, its namespace alone.
 CREATE FUNCTION tasker.lettered_namespaces(p_filter jsonb DEFAULT '{}') RETURNS SETOF text
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT n.name FROM tasker.lettered l JOIN tasker.namespaces n ON n.id = l.namespace_id
-    WHERE n.name = coalesce(p_filter ->> 'namespace', n.name) ORDER BY n.id
-$$;
+    WHERE n.name = coalesce(p_filter ->> 'namespace', n.name) ORDER BY n.id;
+END;
 
 -- A page of them. Unless p_whole, what is large is left out, so that a page has a bound: of the input (which then says how many bytes
 -- it has), and of the errors all but the last.
 CREATE FUNCTION tasker.list_dead_letters(p_filter jsonb, p_limit int, p_whole boolean DEFAULT false) RETURNS SETOF jsonb
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT f.letter
         || CASE WHEN NOT p_whole AND pg_column_size(f.letter -> 'input') > 8192
            THEN jsonb_build_object('input', NULL, 'input_bytes', octet_length((f.letter -> 'input')::text)) ELSE '{}' END
@@ -79,36 +79,36 @@ LANGUAGE sql STABLE AS $$
            THEN jsonb_build_object('errors', jsonb_build_array(f.letter -> 'errors' -> -1)) ELSE '{}' END
         || jsonb_build_object('id', f.id, 'namespace', f.namespace, 'died_at', f.died_at)
     FROM tasker.find_dead_letters(p_filter, p_limit) f
-    ORDER BY f.died_at DESC, f.id DESC LIMIT p_limit
-$$;
+    ORDER BY f.died_at DESC, f.id DESC LIMIT p_limit;
+END;
 
 -- The same by error: what an operator looks at first.
 CREATE FUNCTION tasker.group_dead_letters(p_filter jsonb) RETURNS SETOF jsonb
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT jsonb_build_object(
         'namespace', f.namespace, 'template', f.letter ->> 'template', 'step', f.letter ->> 'step', 'reason', f.letter ->> 'reason',
         'class', f.letter -> 'errors' -> -1 ->> 'class', 'count', count(*), 'first', min(f.died_at), 'last', max(f.died_at),
         'example', max(f.id), 'message', max(f.letter -> 'errors' -> -1 ->> 'message'))
     FROM tasker.find_dead_letters(p_filter, NULL) f
     GROUP BY f.namespace, f.letter ->> 'template', f.letter ->> 'step', f.letter ->> 'reason', f.letter -> 'errors' -> -1 ->> 'class'
-    ORDER BY count(*) DESC, 1
-$$;
+    ORDER BY count(*) DESC, 1;
+END;
 
 -- Whether the step of a letter is still dead, and its task still waits for somebody to do something about it.
 CREATE FUNCTION tasker.is_dead(p_letter jsonb) RETURNS boolean
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT EXISTS (
         SELECT 1 FROM tasker.tasks t
         JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.name = p_letter ->> 'step'
         JOIN tasker.steps s ON s.task_id = t.id AND s.step = ts.step AND s.state = 'dead'
-        WHERE t.id = (p_letter ->> 'task')::uuid AND t.state IN ('running', 'blocked', 'failed'))
-$$;
+        WHERE t.id = (p_letter ->> 'task')::uuid AND t.state IN ('running', 'blocked', 'failed'));
+END;
 
 -- For the functions below: locks the tasks of the letters in id order, then takes the letters out of their queues; with p_only_dead only
 -- those whose step is still dead. What another operator has taken meanwhile is not returned.
 CREATE FUNCTION tasker.take_dead_letters(p_ids text[], p_only_dead boolean)
 RETURNS TABLE (id text, letter jsonb, task_id uuid, step smallint)
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_namespace text;
     v_messages  bigint[];
@@ -139,11 +139,11 @@ $$;
 
 -- Tasks of which no step is dead any more run again.
 CREATE FUNCTION tasker.unblock_tasks(p_tasks uuid[]) RETURNS void
-LANGUAGE sql AS $$
+LANGUAGE sql BEGIN ATOMIC
     UPDATE tasker.tasks t SET state = 'running', finished_at = NULL
     WHERE t.id = ANY (p_tasks) AND t.state IN ('blocked', 'failed')
-      AND NOT EXISTS (SELECT 1 FROM tasker.steps s WHERE s.task_id = t.id AND s.state = 'dead')
-$$;
+      AND NOT EXISTS (SELECT 1 FROM tasker.steps s WHERE s.task_id = t.id AND s.state = 'dead');
+END;
 
 -- Replays dead letters: their steps start over with a full count of attempts (or p_max_attempts), and with p_input, if it is not null, as
 -- the input of their tasks. The n-th of them waits (p_first + n) / p_per_second seconds, so that a replay is no stampede; null: none waits.
@@ -152,7 +152,7 @@ $$;
 CREATE FUNCTION tasker.replay_dead_letters(
     p_ids text[], p_input jsonb, p_max_attempts int, p_per_second float8, p_first int, p_who text, p_why text
 ) RETURNS SETOF text
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_replayed text[];
     v_tasks    uuid[];
@@ -185,7 +185,7 @@ $$;
 -- Ends dead steps by hand, as complete with p_result or (p_result null) as skipped; their tasks go on. Returns the ids of those it settled.
 -- Locks: the tasks in id order, then letters in order, then steps.
 CREATE FUNCTION tasker.settle_dead_letters(p_ids text[], p_result jsonb, p_who text, p_why text) RETURNS SETOF text
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_settled text[];
     v_tasks   uuid[];
@@ -219,7 +219,7 @@ $$;
 -- decision) or purge (retention's). Returns the ids of those it deleted.
 -- Locks: the tasks in id order, then letters in order.
 CREATE FUNCTION tasker.delete_dead_letters(p_ids text[], p_action text, p_who text, p_why text) RETURNS SETOF text
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_deleted text[];
     v_tasks   uuid[];
@@ -238,20 +238,20 @@ $$;
 
 -- Letters of a namespace that are older than their retention (the step's, else its template's, else its namespace's), the oldest first.
 CREATE FUNCTION tasker.expired_dead_letters(p_namespace text, p_limit int) RETURNS SETOF text
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT f.id
     FROM tasker.find_dead_letters(jsonb_build_object('namespace', p_namespace), NULL) f
     JOIN tasker.namespaces n ON n.name = f.namespace
     LEFT JOIN tasker.tasks t ON t.id = (f.letter ->> 'task')::uuid
     LEFT JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.name = f.letter ->> 'step'
     WHERE f.died_at < now() - coalesce(ts.retention_days, n.retention_days) * interval '1 day'
-    ORDER BY f.died_at LIMIT p_limit
-$$;
+    ORDER BY f.died_at LIMIT p_limit;
+END;
 
 -- Forgets that a namespace has letters, if it has none any more. Returns whether it did.
 -- Locks: its dead-letter queue against new ones, without waiting: whoever sends one later notes it again.
 CREATE FUNCTION tasker.forget_letterless(p_namespace text) RETURNS boolean
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_table text := format('pgmq.%I', pgmq.format_table_name(p_namespace || '_queue_dlq', 'q'));
     v_any   boolean;

@@ -10,7 +10,7 @@
 -- Locks: the tasks in order of look_at, skipping those that are held (the next call takes them); then messages and steps, skipping what
 -- is locked: that is being reported at this moment, and its task is looked at again.
 CREATE FUNCTION tasker.expire_tasks(p_limit int) RETURNS int
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_due      uuid[];
     v_queue    text;

@@ -21,18 +21,18 @@ CREATE INDEX alerts_undelivered ON tasker.alerts (next_try_at) WHERE delivered_a
 
 -- The namespaces whose letters may raise an alert, or clear one, in order.
 CREATE FUNCTION tasker.alerting_namespaces() RETURNS SETOF text
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT n.name FROM tasker.lettered l JOIN tasker.namespaces n ON n.id = l.namespace_id
     WHERE n.alert_threshold IS NOT NULL
        OR EXISTS (SELECT FROM tasker.template_steps ts WHERE ts.namespace = n.name AND ts.alert_threshold IS NOT NULL)
     UNION SELECT a.namespace FROM tasker.alerts a WHERE a.cleared_at IS NULL
-    ORDER BY 1
-$$;
+    ORDER BY 1;
+END;
 
 -- Counts the letters of these namespaces against the thresholds, raises and clears their alerts, and returns those it raised.
 -- Locks: an advisory lock; who does not get it leaves the work to the one who has it.
 CREATE FUNCTION tasker.check_alerts(p_namespaces text[]) RETURNS SETOF jsonb
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF NOT pg_try_advisory_xact_lock(hashtext('tasker.alerts')) THEN
         RETURN;
@@ -71,14 +71,14 @@ $$;
 -- Takes an alert that is to be delivered now, if there is one, and schedules the next try in case this one fails.
 -- Locks: the alert it takes, skipping those that another orchestrator is taking.
 CREATE FUNCTION tasker.take_alert() RETURNS jsonb
-LANGUAGE sql AS $$
+LANGUAGE sql BEGIN ATOMIC
     UPDATE tasker.alerts a
     SET tries = a.tries + 1, next_try_at = clock_timestamp() + least(600, 5 * power(2, least(a.tries, 10))) * interval '1 second'
     WHERE a.id = (
         SELECT u.id FROM tasker.alerts u WHERE u.delivered_at IS NULL AND u.next_try_at <= clock_timestamp()
         ORDER BY u.next_try_at LIMIT 1 FOR UPDATE SKIP LOCKED)
-    RETURNING to_jsonb(a)
-$$;
+    RETURNING to_jsonb(a);
+END;
 
 CREATE FUNCTION tasker.alert_delivered(p_id bigint) RETURNS void
-LANGUAGE sql AS $$ UPDATE tasker.alerts SET delivered_at = clock_timestamp() WHERE id = p_id $$;
+LANGUAGE sql BEGIN ATOMIC UPDATE tasker.alerts SET delivered_at = clock_timestamp() WHERE id = p_id; END;

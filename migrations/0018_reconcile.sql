@@ -9,7 +9,7 @@
 -- Every change of ours is one transaction, so what one statement sees is whole: what is missing there is missing.
 -- Locks: an advisory lock (who does not get it leaves the work to who has it); then the tasks it mends in id order, then their steps.
 CREATE FUNCTION tasker.reconcile(p_after uuid, p_limit int, OUT mended int, OUT last uuid)
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_tasks    uuid[];
     v_steps    smallint[];
@@ -78,7 +78,7 @@ $$;
 -- Of these tasks the complete or skipped steps after which nothing happened: a child is ready and has no row, or, after a last step, the
 -- task has not ended though all its last steps have.
 CREATE FUNCTION tasker.standing_still(p_tasks uuid[]) RETURNS TABLE (task_id uuid, step smallint)
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT s.task_id, s.step
     FROM unnest(p_tasks) AS l(task)
     -- OFFSET 0: from the tasks that are asked for, whatever the planner believes of the sizes of these tables.
@@ -96,5 +96,5 @@ LANGUAGE sql STABLE AS $$
                   WHERE ps.task_id = t.id AND ps.step = ANY (c.parents) AND ps.state IN ('complete', 'skipped')))
         OR (s.step = ANY (tv.sinks) AND t.state <> 'failed' AND cardinality(tv.sinks) = (
             SELECT count(*) FROM tasker.steps ls
-            WHERE ls.task_id = t.id AND ls.step = ANY (tv.sinks) AND ls.state IN ('complete', 'skipped'))))
-$$;
+            WHERE ls.task_id = t.id AND ls.step = ANY (tv.sinks) AND ls.state IN ('complete', 'skipped'))));
+END;

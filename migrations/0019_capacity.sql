@@ -19,7 +19,7 @@ CREATE TABLE tasker.arrivals (
 
 -- How many messages a queue has from p_mark on, counted no further than p_count, and how long the first of them is there, in seconds.
 CREATE FUNCTION tasker.queue_health(p_queue text, p_mark bigint, p_count int) RETURNS jsonb
-LANGUAGE plpgsql STABLE AS $$
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_health jsonb;
 BEGIN
@@ -34,7 +34,7 @@ $$;
 -- How many steps wait in a namespace: messages in its queue, and what its pending tasks will be, by what the first hundred of them are. Counted no
 -- further than p_count of each.
 CREATE FUNCTION tasker.waiting_steps(p_namespace tasker.namespaces, p_count int) RETURNS bigint
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT (tasker.queue_health(p_namespace.queue, m.message, p_count) ->> 'depth')::bigint + (p.pending * coalesce(s.steps, 1))::bigint
     FROM tasker.marks m
     CROSS JOIN LATERAL (
@@ -50,26 +50,26 @@ LANGUAGE sql STABLE AS $$
                   SELECT version_id FROM tasker.tasks
                   WHERE namespace_id = p_namespace.id AND priority = l.priority AND claim_order >= l.mark LIMIT 100) AS t
               LIMIT 100) AS h) AS s
-    WHERE m.namespace_id = p_namespace.id
-$$;
+    WHERE m.namespace_id = p_namespace.id;
+END;
 
 -- How many steps come in a second, over the last minute: what was done, and what waits more than before.
 CREATE FUNCTION tasker.arrival_rate(p_namespace int, p_now timestamptz) RETURNS float8
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT greatest(0, (
         (SELECT coalesce(sum(r.completed + r.failed), 0) FROM tasker.activity r
          WHERE r.namespace_id = p_namespace AND r.at >= p_now - interval '1 minute' AND r.at < p_now)
         + (SELECT coalesce((array_agg(t.waiting ORDER BY t.at DESC))[1] - (array_agg(t.waiting ORDER BY t.at))[1], 0) FROM tasker.traffic t
-           WHERE t.namespace_id = p_namespace AND t.at >= p_now - interval '1 minute')) / 60.0)::float8
-$$;
+           WHERE t.namespace_id = p_namespace AND t.at >= p_now - interval '1 minute')) / 60.0)::float8;
+END;
 
 -- How many handlers of a namespace's workers run at once, and how many workers there are; one that has just started is taken to have eight.
 CREATE FUNCTION tasker.handlers(p_namespace text, OUT workers bigint, OUT handlers float8)
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT count(*), coalesce(sum(coalesce((m.report -> 'busy' ->> 'slots')::float8, 8)), 0)
     FROM tasker.members m
-    WHERE m.kind = 'worker' AND m.left_at IS NULL AND m.lease_until > clock_timestamp() AND p_namespace = ANY (m.namespaces)
-$$;
+    WHERE m.kind = 'worker' AND m.left_at IS NULL AND m.lease_until > clock_timestamp() AND p_namespace = ANY (m.namespaces);
+END;
 
 -- Takes down what waits and what came in in the next p_limit namespaces after p_after that are not asleep, once every ten seconds whoever asks, and
 -- forgets what is too old; and how many messages a queue may hold for the workers that there are: as many as they have handlers, and finish in 200
@@ -77,7 +77,7 @@ $$;
 -- Returns the last namespace that it looked at (null: there are no more, or somebody else is at it).
 -- Locks: an advisory lock; then marks in order.
 CREATE FUNCTION tasker.note_traffic(p_after int DEFAULT 0, p_limit int DEFAULT 100) RETURNS int
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_now  timestamptz := date_bin('10 s', clock_timestamp(), 'epoch');
     v_ids  int[];
@@ -117,7 +117,7 @@ $$;
 --   daily  by what it usually grows at this time: the median of the last fourteen days that have something to say; by four at most
 -- Of both, where at least two days say something, the mean; else the trend.
 CREATE FUNCTION tasker.forecast_rate(p_namespace int, p_rate float8, p_now timestamptz, p_ahead interval, OUT rate float8, OUT days int)
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT CASE WHEN d.days >= 2 THEN (t.rate + p_rate * least(4, greatest(0.25, d.growth))) / 2 ELSE t.rate END, d.days
     FROM (
         SELECT greatest(p_rate / 2, least(p_rate * 2, p_rate + extract(epoch FROM p_ahead) * coalesce(
@@ -133,19 +133,19 @@ LANGUAGE sql STABLE AS $$
             CROSS JOIN LATERAL (SELECT p_now - n.day * interval '1 day' - interval '10 minutes' AS at) AS b
             JOIN tasker.arrivals a ON a.namespace_id = p_namespace AND a.at >= b.at AND a.at < b.at + p_ahead + interval '15 minutes'
             GROUP BY n.day) AS w
-        WHERE w.then > 0 AND w.later IS NOT NULL) AS d
-$$;
+        WHERE w.then > 0 AND w.later IS NOT NULL) AS d;
+END;
 
 -- How many handlers, and workers, are wanted for p_rate steps a second that take p_service seconds each, while p_waiting wait.
 CREATE FUNCTION tasker.wanted_workers(
     p_rate float8, p_service float8, p_waiting bigint, p_workers bigint, p_handlers float8, OUT handlers float8, OUT workers float8)
-LANGUAGE sql IMMUTABLE AS $$
+LANGUAGE sql IMMUTABLE BEGIN ATOMIC
     SELECT h.wanted, CASE
         WHEN p_waiting = 0 AND p_rate = 0 THEN 0
         WHEN p_service IS NULL THEN greatest(1, p_workers)
         ELSE greatest(1, ceil(h.wanted / coalesce(nullif(p_handlers / nullif(p_workers, 0), 0), 8))) END
-    FROM (SELECT round((p_rate * p_service / 0.8 + p_waiting * p_service / 60)::numeric, 3)::float8 AS wanted) AS h
-$$;
+    FROM (SELECT round((p_rate * p_service / 0.8 + p_waiting * p_service / 60)::numeric, 3)::float8 AS wanted) AS h;
+END;
 
 -- What a namespace needs. Little's law (J. D. C. Little, 1961): as many handlers are busy as steps come in a second, times the seconds that each
 -- takes. To that comes what has to be done within a minute of what waits already; and handlers should be busy for four fifths of the time.
@@ -153,7 +153,7 @@ $$;
 -- handlers: those of the workers that live; desired_handlers, desired_workers: such workers as there are now, or of eight handlers. forecast: the
 -- same in ten minutes, by what forecast_rate guesses, and what the guess is based on.
 CREATE FUNCTION tasker.capacity(p_namespace tasker.namespaces) RETURNS jsonb
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT jsonb_build_object(
         'arrival_rate', round(a.rate::numeric, 3), 'service_seconds', round(d.service::numeric, 6), 'waiting', w.waiting, 'workers', f.workers,
         'handlers', f.handlers, 'desired_handlers', now_wants.handlers, 'desired_workers', now_wants.workers,
@@ -174,5 +174,5 @@ LANGUAGE sql STABLE AS $$
         FROM tasker.traffic t WHERE t.namespace_id = p_namespace.id AND t.at >= now - interval '1 minute') AS w
     CROSS JOIN LATERAL tasker.handlers(p_namespace.name) AS f
     CROSS JOIN LATERAL tasker.wanted_workers(a.rate, d.service, w.waiting, f.workers, f.handlers) AS now_wants
-    CROSS JOIN LATERAL tasker.wanted_workers(g.rate, d.service, w.waiting, f.workers, f.handlers) AS then_wants
-$$;
+    CROSS JOIN LATERAL tasker.wanted_workers(g.rate, d.service, w.waiting, f.workers, f.handlers) AS then_wants;
+END;

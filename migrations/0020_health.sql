@@ -3,20 +3,20 @@
 -- The queues of these namespaces (null: all that are not asleep), of those that are there, that this session cannot work with: dropped, or without
 -- the privileges.
 CREATE FUNCTION tasker.unreachable_queues(p_namespaces text[]) RETURNS SETOF text
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT n.queue
     FROM (SELECT * FROM tasker.awake_namespaces(0, NULL) WHERE p_namespaces IS NULL
           UNION ALL SELECT * FROM tasker.namespaces a WHERE a.name = ANY (p_namespaces)) AS n
     CROSS JOIN LATERAL to_regclass(format('pgmq.%I', pgmq.format_table_name(n.queue, 'q'))) AS q
     WHERE NOT coalesce(has_table_privilege(q, 'SELECT') AND has_table_privilege(q, 'INSERT')
                        AND has_table_privilege(q, 'UPDATE') AND has_table_privilege(q, 'DELETE'), false)
-    ORDER BY n.queue
-$$;
+    ORDER BY n.queue;
+END;
 
 -- The pending tasks of a namespace by priority, counted no further than p_count each; how long the first of them waits, in seconds, and how many
 -- priorities its age is worth by now.
 CREATE FUNCTION tasker.backlog(p_namespace int, p_count int) RETURNS jsonb
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT jsonb_object_agg(p.name, jsonb_build_object(
         'pending', h.pending, 'oldest_seconds', extract(epoch FROM h.waits), 'escalation', (extract(epoch FROM h.waits) / extract(epoch FROM tasker.aging()))::float8))
     FROM unnest(ARRAY['low', 'normal', 'high', 'urgent']) WITH ORDINALITY AS p(name, priority)
@@ -25,24 +25,24 @@ LANGUAGE sql STABLE AS $$
         SELECT count(*) AS pending, clock_timestamp() - min(t.claim_order) - l.priority * tasker.aging() AS waits
         FROM (SELECT w.claim_order FROM tasker.tasks w
               WHERE w.namespace_id = p_namespace AND w.priority = l.priority AND w.claim_order >= l.mark
-              ORDER BY w.claim_order LIMIT p_count) AS t) AS h
-$$;
+              ORDER BY w.claim_order LIMIT p_count) AS t) AS h;
+END;
 
 -- What workers did in a namespace, a second, over the last 1, 5 and 15 minutes. The newest ten seconds are not complete and do not count.
 CREATE FUNCTION tasker.rates(p_namespace int) RETURNS jsonb
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT jsonb_object_agg(w.minutes || 'm', jsonb_build_object('completed', r.completed, 'failed', r.failed))
     FROM unnest(ARRAY[1, 5, 15]) AS w(minutes)
     CROSS JOIN date_bin('10 s', clock_timestamp(), 'epoch') AS now
     CROSS JOIN LATERAL (
         SELECT (coalesce(sum(a.completed), 0) / (w.minutes * 60.0))::float8 AS completed, (coalesce(sum(a.failed), 0) / (w.minutes * 60.0))::float8 AS failed
         FROM tasker.activity a
-        WHERE a.namespace_id = p_namespace AND a.at >= now - w.minutes * interval '1 minute' AND a.at < now) AS r
-$$;
+        WHERE a.namespace_id = p_namespace AND a.at >= now - w.minutes * interval '1 minute' AND a.at < now) AS r;
+END;
 
 -- The next p_limit namespaces after p_after that are not asleep or have dead letters, in order: how they are.
 CREATE FUNCTION tasker.fleet_namespaces(p_after int, p_limit int, p_count int DEFAULT 10000) RETURNS TABLE (id int, name text, namespace jsonb)
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT n.id, n.name, jsonb_build_object(
         'queue', tasker.queue_health(n.queue, m.message, p_count),
         'dead_letters', CASE WHEN EXISTS (SELECT FROM tasker.lettered l WHERE l.namespace_id = n.id)
@@ -62,12 +62,12 @@ LANGUAGE sql STABLE AS $$
         ORDER BY f.id LIMIT p_limit) AS l
     CROSS JOIN LATERAL (SELECT * FROM tasker.namespaces WHERE id = l.id OFFSET 0) AS n
     CROSS JOIN LATERAL (SELECT * FROM tasker.marks WHERE namespace_id = l.id OFFSET 0) AS m
-    ORDER BY n.id
-$$;
+    ORDER BY n.id;
+END;
 
 -- The fleet but for its namespaces: members, limits, what went wrong, and the server.
 CREATE FUNCTION tasker.fleet(p_count int DEFAULT 10000) RETURNS jsonb
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT jsonb_build_object(
         'counted_to', p_count,
         'asleep', (SELECT count(*) FROM tasker.namespaces) - (SELECT count(*) FROM tasker.marks m WHERE m.sleep < 4),
@@ -90,5 +90,5 @@ LANGUAGE sql STABLE AS $$
             'replicas', (SELECT coalesce(jsonb_agg(jsonb_build_object(
                              'name', r.application_name, 'state', r.state, 'lag_seconds', extract(epoch FROM r.replay_lag),
                              'lag_bytes', pg_wal_lsn_diff(r.sent_lsn, r.replay_lsn)) ORDER BY r.application_name), '[]')
-                         FROM pg_stat_replication r)))
-$$;
+                         FROM pg_stat_replication r)));
+END;

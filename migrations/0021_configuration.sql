@@ -16,22 +16,22 @@ CREATE FUNCTION tasker.rules(p_namespace text) RETURNS TABLE (
     alert_threshold int, queue_target int, depth_warning int, depth_critical int, age_warning_seconds float8, age_critical_seconds float8,
     throttle_new_tasks text, throttle_wait_seconds float8, shed_low_priority boolean
 )
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT r.* FROM (SELECT overrides FROM tasker.configurations ORDER BY version DESC LIMIT 1) AS c,
         jsonb_to_record('{"max_attempts": 5, "backoff": "exponential", "multiplier": 2, "base_seconds": 1, "max_seconds": 600, "jitter": 0.1,
                           "throttle_new_tasks": "hold", "throttle_wait_seconds": 5, "shed_low_priority": false}'
                         || coalesce(c.overrides -> 'namespace_defaults', '{}') || coalesce(c.overrides -> 'namespaces' -> p_namespace, '{}')) AS r(
             max_attempts int, backoff text, multiplier float8, base_seconds float8, max_seconds float8, jitter float8, retention_days int,
             alert_threshold int, queue_target int, depth_warning int, depth_critical int, age_warning_seconds float8, age_critical_seconds float8,
-            throttle_new_tasks text, throttle_wait_seconds float8, shed_low_priority boolean)
-$$;
+            throttle_new_tasks text, throttle_wait_seconds float8, shed_low_priority boolean);
+END;
 
 -- Adds a version above p_base, and returns its number. The rules of namespaces are in force once it commits, also for tasks that are under way;
 -- processes are told.
 -- Errors: TK005 when p_base is not the newest any more; 23514 (check violation) when a rule is out of bounds.
 -- Locks: an advisory lock for the transaction, the one of ensure_namespaces; then the namespaces and limits that change.
 CREATE FUNCTION tasker.change_configuration(p_base bigint, p_overrides jsonb, p_who text, p_why text) RETURNS bigint
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_newest bigint;
 BEGIN

@@ -7,7 +7,7 @@ INSERT INTO tasker.measurements VALUES ('-infinity');
 -- How much waits in a namespace and is not parked at critical, counted no further than p_count: tasks that are pending; and how long the first of
 -- them waits, in seconds (null: none does).
 CREATE FUNCTION tasker.load(p_namespace tasker.namespaces, p_count int, OUT depth bigint, OUT age float8)
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT coalesce(sum(h.pending), 0)::bigint, extract(epoch FROM max(h.waits))::float8
     FROM tasker.lanes(p_namespace.id, true) AS l
     CROSS JOIN LATERAL (
@@ -15,25 +15,25 @@ LANGUAGE sql STABLE AS $$
         FROM (SELECT w.claim_order FROM tasker.tasks w
               WHERE w.namespace_id = p_namespace.id AND w.priority = l.priority AND w.claim_order >= l.mark
               ORDER BY w.claim_order LIMIT p_count) AS t) AS h
-    WHERE l.priority > 1 OR NOT p_namespace.shed_low_priority
-$$;
+    WHERE l.priority > 1 OR NOT p_namespace.shed_low_priority;
+END;
 
 -- The state of a namespace with that load. It becomes worse at a threshold, and better only below four fifths of it, so that it does not flap.
 CREATE FUNCTION tasker.pressure(p_namespace tasker.namespaces, p_depth bigint, p_age float8) RETURNS text
-LANGUAGE sql IMMUTABLE AS $$
+LANGUAGE sql IMMUTABLE BEGIN ATOMIC
     SELECT CASE
         WHEN p_depth >= n.depth_critical * (CASE n.pressure WHEN 'critical' THEN 0.8 ELSE 1 END)
           OR p_age >= n.age_critical_seconds * (CASE n.pressure WHEN 'critical' THEN 0.8 ELSE 1 END) THEN 'critical'
         WHEN p_depth >= n.depth_warning * (CASE n.pressure WHEN 'normal' THEN 1 ELSE 0.8 END)
           OR p_age >= n.age_warning_seconds * (CASE n.pressure WHEN 'normal' THEN 1 ELSE 0.8 END) THEN 'warning'
         ELSE 'normal' END
-    FROM (SELECT p_namespace.*) AS n
-$$;
+    FROM (SELECT p_namespace.*) AS n;
+END;
 
 -- Measures the namespaces that have limits, unless somebody did within p_every, or is at it. Returns those that are not normal, or were not.
 -- Locks: the row of measurements, or none; then the namespaces and marks that change.
 CREATE FUNCTION tasker.measure_pressure(p_every interval) RETURNS TABLE (namespace text, was text, pressure text, depth bigint, age float8)
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 BEGIN
     PERFORM FROM tasker.measurements m WHERE m.measured_at <= clock_timestamp() - p_every FOR UPDATE SKIP LOCKED;
@@ -70,7 +70,7 @@ $$;
 -- Stands in the way of new tasks of a namespace that is critical: for as long as its rules want to wait that it is not any more, and with TK007,
 -- whose DETAIL is how many seconds it will take at its present pace, at a guess: 1 to 60.
 CREATE FUNCTION tasker.throttle(p_namespace tasker.namespaces) RETURNS void
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_until timestamptz := clock_timestamp() + p_namespace.throttle_wait_seconds * interval '1 second';
     v_load  record;

@@ -29,8 +29,10 @@ const ACQUIRE: Duration = Duration::from_secs(10);
 pub(crate) const LONGEST_CALL: Duration = Duration::from_secs(30);
 
 /// What bounds every session on the server's side: a peer that is cut off holds its locks for seconds, not for the hours that TCP allows. And what
-/// our statements take for granted, whatever the database or the role sets.
+/// our statements take for granted, whatever the database or the role sets: above all the search path, since whoever may create functions in a
+/// schema on it could put his own in place of PostgreSQL's, and run them as us.
 const BOUNDS: &str = "
+    SET search_path = pg_catalog, pg_temp;
     SET standard_conforming_strings = on;
     SET default_transaction_isolation = 'read committed';
     SET statement_timeout = '15s';
@@ -341,9 +343,9 @@ impl Db {
         }
         let mut connection = self.pool.acquire().await?;
         // sqlx keeps its list of migrations in the search path's first schema.
-        sqlx::query("SET search_path TO tasker, public").execute(&mut *connection).await?;
+        sqlx::query("SET search_path = tasker, pg_temp").execute(&mut *connection).await?;
         let done = MIGRATIONS.run_direct(&mut *connection).await;
-        sqlx::query("RESET search_path").execute(&mut *connection).await?;
+        connection.execute(BOUNDS).await?;
         done.map_err(|error| Error::NotMigrated(format!("the migrations cannot be applied: {error}")))
     }
 

@@ -25,6 +25,7 @@ mod other_servers;
 mod poolers;
 mod priorities;
 mod scheduling;
+mod search_path;
 mod shares;
 mod submitting;
 mod templates;

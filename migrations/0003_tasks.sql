@@ -91,6 +91,21 @@ $$;
 CREATE FUNCTION tasker.max_payload() RETURNS int
 LANGUAGE sql IMMUTABLE BEGIN ATOMIC SELECT 1048576; END;
 
+-- What this has too much of, if anything: bytes, or digits in a number. Measured as text, since a number of a few bytes may have 131,072 digits.
+CREATE FUNCTION tasker.excess(p_json jsonb) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_text text := p_json;
+BEGIN
+    RETURN CASE
+        WHEN octet_length(v_text) > tasker.max_payload() THEN 'more than ' || tasker.max_payload() || ' bytes'
+        -- The pattern first, which may be deceived but is quick.
+        WHEN octet_length(v_text) > 1000 AND v_text ~ '([0-9]{250}){2}' AND EXISTS (
+            SELECT FROM jsonb_path_query(p_json, '$.** ? (@.type() == "number")') AS n(number) WHERE length(n.number::text) > 1000)
+        THEN 'a number of more than 1000 digits' END;
+END
+$$;
+
 -- How long a waiting task needs to gain one priority.
 CREATE FUNCTION tasker.aging() RETURNS interval
 LANGUAGE sql IMMUTABLE BEGIN ATOMIC SELECT interval '60 seconds'; END;
@@ -180,11 +195,9 @@ BEGIN
     IF v_bad IS NOT NULL THEN
         RAISE EXCEPTION '%', v_bad USING ERRCODE = 'TK004';
     END IF;
-    -- Most are so small that they need not be written as text to be measured.
-    IF EXISTS (SELECT 1 FROM unnest(p_inputs) AS w(input)
-               WHERE pg_column_size(w.input) > tasker.max_payload() / 8 AND octet_length(w.input::text) > tasker.max_payload()) THEN
-        RAISE EXCEPTION 'an input has more than % bytes', tasker.max_payload()
-            USING ERRCODE = 'TK006', HINT = 'keep it elsewhere, and pass where';
+    SELECT tasker.excess(w.input) INTO v_bad FROM unnest(p_inputs) AS w(input) ORDER BY 1 NULLS LAST LIMIT 1;
+    IF v_bad IS NOT NULL THEN
+        RAISE EXCEPTION 'an input has %', v_bad USING ERRCODE = 'TK006', HINT = 'keep it elsewhere, and pass where';
     END IF;
     SELECT n.* INTO v_namespace
     FROM tasker.templates t JOIN tasker.namespaces n ON n.id = t.namespace_id WHERE t.id = v_version.template_id;

@@ -10,17 +10,6 @@ LANGUAGE sql IMMUTABLE ROWS 1 BEGIN ATOMIC
              AND p_message ->> 'task' ~ '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$', false) AS ours) AS shape;
 END;
 
--- Whether this is too large to travel with a lease: it is read when it is wanted. As it is stored, by at most 8 kB; one that is stored
--- compressed, by 64 kB of text.
--- STABLE, as what it calls is: only so does PostgreSQL write it into the statement that asks.
-CREATE FUNCTION tasker.is_large(p_json jsonb) RETURNS boolean
-LANGUAGE sql STABLE BEGIN ATOMIC
-    SELECT CASE
-        WHEN pg_column_size(p_json) > 8192 THEN true
-        WHEN pg_column_compression(p_json) IS NULL THEN false
-        ELSE octet_length(p_json::text) > 65536 END;
-END;
-
 -- A step as it is leased, with all that its handler needs, as far as it is not large. large: input and checkpoint are to be read (read_leased);
 -- results are, too, where they are null, and have results_bytes altogether. trace: {context: the task's}, and if that is sampled {parents: the steps
 -- that it waited for, and what they travelled as [[step, msg_id]], previous: what its last failed attempt travelled as}.
@@ -37,7 +26,7 @@ LANGUAGE sql STABLE BEGIN ATOMIC
            s.failures + 1,
            coalesce(s.max_attempts, ts.max_attempts, (SELECT n.max_attempts FROM tasker.namespaces n WHERE n.name = ts.namespace)),
            m.fence - 1 - s.released, s.kills::int, ts.timeout_ms,
-           z.large, CASE WHEN NOT z.large THEN t.input::text END, ts.config::text,
+           z.large, CASE WHEN NOT z.large THEN i.input END, ts.config::text,
            CASE WHEN ts.parents = '{}' THEN '{}' ELSE r.results END, coalesce(r.bytes, 0),
            CASE
                WHEN tasker.is_sampled(t.trace) THEN jsonb_build_object(
@@ -45,14 +34,21 @@ LANGUAGE sql STABLE BEGIN ATOMIC
                    'parents', (SELECT jsonb_agg(jsonb_build_array(p.step, p.msg_id) ORDER BY p.step) FROM tasker.steps p
                                WHERE p.task_id = m.task AND p.step = ANY (ts.parents)))
                WHEN t.trace IS NOT NULL THEN jsonb_build_object('context', t.trace) END,
-           CASE WHEN NOT z.large THEN s.checkpoint::text END, ts.transactional, ts.shared,
+           CASE WHEN NOT z.large THEN i.checkpoint END, ts.transactional, ts.shared,
            extract(epoch FROM clock_timestamp() - s.enqueued_at)::float8
     FROM unnest(p_messages) AS m
     -- OFFSET 0: each row by its whole key, whatever the planner believes of the sizes of these tables; and each size measured once.
     CROSS JOIN LATERAL (SELECT * FROM tasker.steps WHERE task_id = m.task AND step = m.step OFFSET 0) AS s
     CROSS JOIN LATERAL (SELECT * FROM tasker.tasks WHERE id = m.task OFFSET 0) AS t
     CROSS JOIN LATERAL (SELECT * FROM tasker.template_steps WHERE version_id = t.version_id AND step = m.step OFFSET 0) AS ts
-    CROSS JOIN LATERAL (SELECT tasker.is_large(t.input) OR coalesce(tasker.is_large(s.checkpoint), false) AS large OFFSET 0) AS z
+    -- Those that are large are read when they are wanted: until the lease is committed, no worker has more in its memory than it can hold, so that
+    -- whatever kills it is counted. As they are stored, by 8 kB; as text, by 64 kB, and 4 MB for all steps.
+    CROSS JOIN LATERAL (
+        SELECT CASE WHEN pg_column_size(t.input) <= 8192 THEN t.input::text END AS input,
+               CASE WHEN pg_column_size(s.checkpoint) <= 8192 THEN s.checkpoint::text END AS checkpoint OFFSET 0) AS i
+    CROSS JOIN LATERAL (
+        SELECT i.input IS NULL OR (i.checkpoint IS NULL AND s.checkpoint IS NOT NULL)
+               OR octet_length(i.input) + coalesce(octet_length(i.checkpoint), 0) > least(65536, 4194304 / cardinality(p_messages)) AS large OFFSET 0) AS z
     CROSS JOIN LATERAL (
         SELECT sum(ps.result_bytes) AS bytes, CASE WHEN coalesce(sum(ps.result_bytes), 0) <= 32768 THEN
                (jsonb_object_agg(pts.name, ps.result) FILTER (WHERE coalesce(ps.result_bytes, 0) <= 32768))::text END AS results

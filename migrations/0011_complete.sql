@@ -87,8 +87,9 @@ BEGIN
 
     WITH done AS (
         UPDATE tasker.steps s
-        SET state = 'complete', result = r.result::jsonb, result_bytes = octet_length(r.result), worker = p_worker, started_at = r.started,
-            finished_at = clock_timestamp()
+        -- An exponent is written out by jsonb.
+        SET state = 'complete', result = r.result::jsonb, worker = p_worker, started_at = r.started, finished_at = clock_timestamp(),
+            result_bytes = octet_length(CASE WHEN r.result ~ '[0-9][eE][+-]?[0-9]' THEN r.result::jsonb::text ELSE r.result END)
         -- By its place, which its key finds (see 0005_queues.sql): a join by the key could begin at all steps.
         FROM (SELECT u.result, u.started, h.place FROM unnest(v_ids, v_tasks, v_steps, v_results, v_started) AS u(id, task, step, result, started)
               CROSS JOIN LATERAL (SELECT ctid AS place FROM tasker.steps

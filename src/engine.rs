@@ -2,7 +2,7 @@
 //!
 //! Read them in the order in which a task meets them: [`register`], [`submit`], [`claim`], [`lease`], [`complete`] or [`fail`],
 //! [`dead_letters`], [`cancel`], [`read`]; [`member`] is who does it, and [`reconcile`] what looks after it all; [`trace`] is what they tell of a
-//! task. The fleet as a whole is in `fleet`, and what it is told in [`configuration`].
+//! task. The fleet as a whole is in `fleet`, and what it is told in [`configuration`]. How large things may be is in [`payload`].
 
 pub(crate) mod alerts;
 pub mod backpressure;
@@ -18,6 +18,7 @@ pub mod lease;
 pub mod limits;
 pub mod member;
 pub mod namespaces;
+pub mod payload;
 pub mod read;
 pub mod reconcile;
 pub mod register;
@@ -26,26 +27,10 @@ pub mod trace;
 
 use std::future::Future;
 
-use crate::error::{Error, Result};
-
-/// How much JSON an input, a result or a checkpoint may be. What is larger belongs in a table or a file, with the JSON saying where.
-pub const MAX_PAYLOAD_BYTES: usize = 1 << 20;
+use crate::error::Result;
 
 /// How many namespaces one transaction looks at: each is a queue's table with its indexes, and the locks of all sessions share one memory.
 const SLICE: usize = 50;
-
-/// How many bytes the results may have altogether that one step depends on.
-pub const MAX_RESULTS_BYTES: i64 = 1 << 28;
-
-/// Errors: [`Error::TooLarge`] when `json` is more than [`MAX_PAYLOAD_BYTES`]; `what` names it.
-pub fn check_payload(what: &str, json: &str) -> Result<()> {
-    match json.len() {
-        ..=MAX_PAYLOAD_BYTES => Ok(()),
-        bytes => Err(Error::TooLarge(format!(
-            "{what} has {bytes} bytes, at most {MAX_PAYLOAD_BYTES} are accepted"
-        ))),
-    }
-}
 
 /// Runs a transaction again when PostgreSQL rolled it back for the sake of another one.
 async fn again_on_conflict<T, F: Future<Output = Result<T>>>(mut transaction: impl FnMut() -> F) -> Result<T> {

@@ -30,7 +30,7 @@ use uuid::Uuid;
 
 use crate::config::Live;
 use crate::db::{channel, Db};
-use crate::engine::check_payload;
+use crate::engine::payload::check_payload;
 use crate::engine::configuration;
 use crate::engine::fail::Failure;
 use crate::engine::lease::{record_progress, release_steps, Lease, LeasedStep, Word};

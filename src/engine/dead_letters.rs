@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sqlx::types::Json;
 
-use super::check_payload;
+use super::payload::check_payload;
 use super::read::read_results;
 use crate::db::Db;
 use crate::error::{Error, Result};

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use chrono::{DateTime, Datelike, Utc};
 use serde_json::Value;
 
+use super::payload::check_payload;
 use crate::db::Db;
 use crate::error::{Error, Result};
 use crate::template::{Priority, Template};
@@ -142,46 +143,11 @@ fn validator(schema: &Value) -> Result<jsonschema::Validator> {
 /// The last year in which a task may be told to begin: four digits, as everybody reads them.
 const LAST_YEAR: i32 = 9999;
 
-/// PostgreSQL keeps numbers as digits, without exponents.
-const MOST_DIGITS: i64 = 1_000;
-
-/// It has room for so many of them (131,072 before the point).
-const MOST_WRITTEN: usize = 131_000;
-
-/// The first number in this JSON whose exponent would make too many digits of it.
-fn long_number(json: &str) -> Option<&str> {
-    let bytes = json.as_bytes();
-    let (mut at, mut in_string) = (0, false);
-    while at < bytes.len() {
-        match bytes[at] {
-            b'\\' if in_string => at += 1,
-            b'"' => in_string = !in_string,
-            b'-' | b'0'..=b'9' if !in_string => {
-                let rest = &json[at..];
-                let length = rest
-                    .find(|c: char| !matches!(c, '0'..='9' | '-' | '+' | '.' | 'e' | 'E'))
-                    .unwrap_or(rest.len());
-                let (number, exponent) = (&rest[..length], rest[..length].split(['e', 'E']).nth(1));
-                if number.len() > MOST_WRITTEN
-                    || exponent
-                        .is_some_and(|e| e.trim_start_matches('+').parse::<i64>().is_ok_and(|e| e.abs() > MOST_DIGITS) || e.len() > 9)
-                {
-                    return Some(&number[..number.len().min(30)]);
-                }
-                at += length - 1;
-            }
-            _ => {}
-        }
-        at += 1;
-    }
-    None
-}
-
 impl Version {
     /// Errors unless all are acceptable: [`Error::Invalid`], [`Error::TooLarge`].
     pub(super) fn accept(&self, template: &str, tasks: &[NewTask]) -> Result<()> {
         for (n, task) in tasks.iter().enumerate() {
-            super::check_payload("the input", task.input.as_str())?;
+            check_payload("the input", task.input.as_str())?;
             match self.problem(template, task) {
                 None => {}
                 Some(problem) if tasks.len() == 1 => return Err(Error::Invalid(problem)),
@@ -204,11 +170,6 @@ impl Version {
         }
         if text.contains("\\u0000") {
             return Some("the input contains the character U+0000, which PostgreSQL cannot store".into());
-        }
-        if let Some(number) = long_number(text) {
-            return Some(format!(
-                "the input contains a number of more digits than are accepted ({number}…): pass it as a string"
-            ));
         }
         let schema = self.schema.as_ref()?;
         let input: Value = match serde_json::from_str(text) {

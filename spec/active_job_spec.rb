@@ -104,6 +104,27 @@ RSpec.describe TaskerCore::Jobs do
       .to eq([%w[waiting normal], %w[pending low], %w[pending normal]])
   end
 
+  it "runs no job but the template's, in no queue but its own, and nothing that is no job" do
+    queue = ran
+    nice = job("Nice") { queue << "nice" }
+    dangerous = job("Dangerous") { queue << "dangerous" }
+    stub_const("NoJob", Class.new { define_singleton_method(:deserialize) { |*| queue << "no job" } })
+    known = nice.perform_later
+    TaskerCore.task(known.provider_job_id).cancel
+    forged = { "Dangerous" => dangerous.new.serialize }
+    forged.merge!(%w[NoJob Nobody].to_h { |name| [name, nice.new.serialize.merge("job_class" => name)] })
+    forged["elsewhere"] = nice.new.serialize.merge("queue_name" => "elsewhere")
+    working do
+      tasks = forged.transform_values { |input| TaskerCore.enqueue("#{namespace}/nice", { job: input }) }
+      tasks.each_value { |task| expect(task.wait(timeout: 30)).to eq("blocked") }
+      expect(tasks.transform_values { |task| task.steps.first.errors.last[:message] }).to eq(
+        "Dangerous" => "a task of nice cannot run Dangerous", "NoJob" => "NoJob is no job", "Nobody" => "this worker has no job Nobody",
+        "elsewhere" => "Nice of the queue elsewhere cannot run in #{namespace}"
+      )
+    end
+    expect(ran).to be_empty
+  end
+
   it "can ask whether its worker is stopping" do
     adapter = ActiveJob::Base.queue_adapter
     expect(adapter).not_to be_stopping

@@ -224,7 +224,8 @@ RSpec.describe TaskerCore::Worker do
     expect { described_class.new(namespaces: [namespace]).start }.to raise_error(TaskerCore::TemplateError) { |error|
       expect(error.message.lines(chomp: true)).to eq(
         ["#{__FILE__}:#{line}: step here: this worker has no handler NobodyHasThis",
-         "#{__FILE__}:#{line + 1}: step no_handler: String is no handler: expected a class with call(step)"]
+         "#{__FILE__}:#{line + 1}: step no_handler: String is no handler: expected a subclass of TaskerCore::StepHandler, " \
+         "or a class with call(step) that a Workflow names"]
       )
     }
   end

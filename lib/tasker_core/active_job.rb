@@ -22,8 +22,11 @@ module TaskerCore
     class Perform < StepHandler
       # @param step [Step]
       # @return [nil] what jobs return is not kept
+      # @raise [PermanentError] for a job that this task is not for: whoever may create tasks may not choose what runs where
       def call(step)
-        ActiveJob::Base.execute(step.context.fetch(:job).deep_stringify_keys.merge("provider_job_id" => step.task_id))
+        job = step.context.fetch(:job).deep_stringify_keys
+        Jobs.check(job, step)
+        ActiveJob::Base.execute(job.merge("provider_job_id" => step.task_id))
         nil
       end
     end
@@ -57,14 +60,29 @@ module TaskerCore
         (name.match?(/\A[a-z]/) ? name : "q#{name}")[0, LONGEST_NAME]
       end
 
+      # @param job [Hash] a serialized job
+      # @param step [Step] that is to run it
+      # @raise [PermanentError, UnknownHandler]
+      # @api private
+      def check(job, step)
+        name, queue = job.values_at("job_class", "queue_name").map(&:to_s)
+        found = name.safe_constantize or raise UnknownHandler, "this worker has no job #{name}"
+        raise PermanentError, "#{name} is no job" unless found.is_a?(Class) && found <= ActiveJob::Base
+        raise PermanentError, "a task of #{step.workflow} cannot run #{name}" unless template_name(name) == step.workflow
+        raise PermanentError, "#{name} of the queue #{queue} cannot run in #{step.namespace}" unless namespace(queue) == step.namespace
+      end
+
       private
+
+      def template_name(job_class) = job_class.underscore.tr("/", "_")
 
       def workflow(job)
         namespace = namespace(job.queue_name)
+        template = template_name(job.class.name)
         @lock.synchronize do
           @workflows[[namespace, job.class.name]] ||= Class.new(Workflow) do
             namespace namespace
-            template_name job.class.name.underscore.tr("/", "_")
+            template_name template
             step :perform, Perform, retry: { max_attempts: 1 }
           end
         end

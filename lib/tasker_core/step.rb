@@ -22,6 +22,9 @@ module TaskerCore
     # @return [String] the name of the workflow
     def workflow = @native.template
 
+    # @return [String] the namespace whose workers run the step
+    def namespace = @native.namespace
+
     # @return [String] the version of the workflow that the task began with
     def version = @native.version
 

@@ -162,7 +162,7 @@ module TaskerCore
 
       def handler_name(step, handler)
         return handler if handler.is_a?(String)
-        return handler.name if handler.is_a?(Class) && handler.name && handler.method_defined?(:call)
+        return Worker::Handlers.register(handler) if handler.is_a?(Class) && handler.name && handler.method_defined?(:call)
 
         raise TemplateError, "step #{step.inspect} of #{name}: #{handler.inspect} is no handler: expected a named class with " \
                              "call(step), or the name of one"

@@ -1,20 +1,32 @@
 # frozen_string_literal: true
 
 require "json"
+require "set"
 
 module TaskerCore
   class Worker
-    # Handlers, by the names that workflows give them.
+    # Handlers, by the names that workflows give them. A name comes from the database: it finds a StepHandler, or a class that a workflow
+    # of this process has named, and nothing else that happens to have a +call+.
     # @api private
     module Handlers
+      @registered = Set.new
+
       class << self
+        # @param handler [Class] one that a workflow names
+        # @return [String] its name
+        def register(handler)
+          @registered << handler.name
+          handler.name
+        end
+
         # @return [Class]
         # @raise [UnknownHandler]
         def find(name)
           found = Object.const_get(name)
-          return found if found.is_a?(Class) && found.method_defined?(:call)
+          return found if found.is_a?(Class) && (found <= StepHandler || @registered.include?(name)) && found.method_defined?(:call)
 
-          raise UnknownHandler, "#{name} is no handler: expected a class with call(step)"
+          raise UnknownHandler, "#{name} is no handler: expected a subclass of TaskerCore::StepHandler, or a class with call(step) " \
+                                "that a Workflow names"
         rescue NameError => e
           # One that the handler's own file raises says what it misses there.
           raise unless e.name && name.split("::").include?(e.name.to_s)

@@ -3,6 +3,7 @@
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Path, State};
@@ -10,10 +11,15 @@ use axum::http::header::CONTENT_TYPE;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use axum::routing::get;
+use axum::serve::Listener;
 use axum::{Json, Router};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use serde::Serialize;
 use serde_json::{json, Value};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -24,6 +30,12 @@ use crate::health::Health;
 
 /// How many ports after the default one are tried.
 const NEXT_PORTS: u16 = 100;
+
+/// How many connections a listener has at once; others wait for one of them to end.
+const CONNECTIONS: usize = 64;
+
+/// How long a client may take to say what it wants. It has as long again for the answer, and then the connection ends, as it does after the answer.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 fn cannot_listen(address: SocketAddr, error: &io::Error) -> Error {
     Error::Listen {
@@ -99,25 +111,41 @@ impl Server {
         let router = router(health);
         let port = async {
             if let Some(port) = self.port {
-                axum::serve(port, router.clone())
-                    .with_graceful_shutdown(stop.clone().cancelled_owned())
-                    .await?;
+                answer_on(port, &router, &stop).await;
             }
-            Ok::<_, std::io::Error>(())
         };
         let socket = async {
             if let Some(socket) = self.socket {
                 let Socket { listener, file: _file } = socket;
-                axum::serve(listener, router.clone())
-                    .with_graceful_shutdown(stop.clone().cancelled_owned())
-                    .await?;
+                answer_on(listener, &router, &stop).await;
             }
-            Ok(())
         };
-        if let Err(error) = tokio::try_join!(port, socket) {
-            tracing::error!(%error, "the health endpoints ended");
-        }
+        tokio::join!(port, socket);
     }
+}
+
+/// Each listener has connections of its own: whoever uses up those of the port leaves the socket's to local probes.
+async fn answer_on(mut listener: impl Listener, router: &Router, stop: &CancellationToken) {
+    let (places, answering) = (Arc::new(Semaphore::new(CONNECTIONS)), TaskTracker::new());
+    let accept = async {
+        loop {
+            // Never closed.
+            let Ok(place) = places.clone().acquire_owned().await else { return };
+            let (connection, _) = listener.accept().await;
+            let answer = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(PATIENCE)
+                .keep_alive(false)
+                .serve_connection(TokioIo::new(connection), TowerToHyperService::new(router.clone()));
+            answering.spawn(async move {
+                tokio::time::timeout(2 * PATIENCE, answer).await.ok();
+                drop(place);
+            });
+        }
+    };
+    tokio::select! { () = stop.cancelled() => {}, () = accept => {} }
+    answering.close();
+    answering.wait().await;
 }
 
 /// A server that answers.

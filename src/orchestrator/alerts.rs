@@ -89,21 +89,21 @@ impl Alerts {
     }
 }
 
-/// Posts the alert as JSON; anything but a 2xx answer within 10 s is an error.
+/// Posts the alert as JSON; anything but a 2xx answer within 10 s is an error, and so is a redirect: it would take the alert elsewhere.
 async fn post(webhook: String, alert: Value) -> std::result::Result<(), String> {
     let posted = tokio::task::spawn_blocking(move || {
         let agent: ureq::Agent = ureq::Agent::config_builder()
             .timeout_global(Some(Duration::from_secs(10)))
+            .max_redirects(0)
             .build()
             .into();
-        agent
-            .post(&webhook)
-            .content_type("application/json")
-            .send(alert.to_string())
-            .map(drop)
+        let sent = agent.post(&webhook).content_type("application/json").send(alert.to_string());
+        sent.map(|answer| answer.status())
     });
     match posted.await {
-        Ok(done) => done.map_err(|error| error.to_string()),
+        Ok(Ok(status)) if status.is_success() => Ok(()),
+        Ok(Ok(status)) => Err(format!("it answered {status}")),
+        Ok(Err(error)) => Err(error.to_string()),
         Err(panic) => Err(panic.to_string()),
     }
 }

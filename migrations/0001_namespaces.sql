@@ -44,6 +44,29 @@ CREATE TABLE tasker.namespaces (
     drain_rate      float8 NOT NULL DEFAULT 0
 );
 
+-- Whether the session may do what members of these roles may: it is one, or the owner of this schema, as whom what it calls runs (0023_roles.sql).
+CREATE FUNCTION tasker.is_one_of(p_roles text[]) RETURNS boolean
+LANGUAGE sql STABLE BEGIN ATOMIC
+    SELECT pg_has_role(session_user, current_user, 'MEMBER')
+        OR EXISTS (SELECT FROM pg_roles r WHERE r.rolname = ANY (p_roles) AND pg_has_role(session_user, r.oid, 'MEMBER'));
+END;
+
+-- Errors with TK008 unless the session may work for these namespaces: for all, or for each of them.
+CREATE FUNCTION tasker.check_worker(p_namespaces text[]) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_other text;
+BEGIN
+    IF NOT tasker.is_one_of('{tasker_worker, tasker_operate}') THEN
+        SELECT n.name INTO v_other FROM unnest(p_namespaces) AS n(name) WHERE NOT tasker.is_one_of(ARRAY['tasker_worker_of_' || n.name]) LIMIT 1;
+        IF FOUND THEN
+            RAISE EXCEPTION 'the role % may not work for the namespace %', session_user, v_other
+                USING ERRCODE = 'TK008', HINT = format('tasker migrate --roles --worker %1$s; then GRANT tasker_worker_of_%1$s TO it', v_other);
+        END IF;
+    END IF;
+END
+$$;
+
 -- A length of time as the library's JSON writes it: {"secs": 1, "nanos": 500000000}; null for none.
 CREATE FUNCTION tasker.duration(p_json jsonb) RETURNS interval
 LANGUAGE sql IMMUTABLE BEGIN ATOMIC
@@ -79,7 +102,7 @@ $$;
 
 -- Creates the namespaces that are missing, each with its queue and its dead-letter queue.
 -- Errors, before anything was done (an id that is given out is gone for good): TK003 for what cannot be a name; TK008 where the role may not make
--- queues.
+-- queues, or not work for these.
 -- Locks: an advisory lock for the transaction, so that processes starting together do not race.
 CREATE FUNCTION tasker.ensure_namespaces(p_names text[]) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -87,6 +110,7 @@ DECLARE
     v_queue text;
     v_bad   text;
 BEGIN
+    PERFORM tasker.check_worker(p_names);
     IF NOT EXISTS (SELECT 1 FROM unnest(p_names) AS n(name) LEFT JOIN tasker.namespaces ns USING (name) WHERE ns.id IS NULL) THEN
         RETURN;
     END IF;

@@ -66,6 +66,10 @@ CREATE TABLE tasker.template_steps (
 );
 CREATE INDEX template_steps_alerts ON tasker.template_steps (namespace) WHERE alert_threshold IS NOT NULL;
 
+-- What a version's inputs must satisfy; null: anything.
+CREATE FUNCTION tasker.input_schema(p_version int) RETURNS jsonb
+LANGUAGE sql STABLE BEGIN ATOMIC SELECT tv.definition -> 'input_schema' FROM tasker.template_versions tv WHERE tv.id = p_version; END;
+
 -- Registers a template, already validated by the library, and makes it the current one for callers that name no version.
 -- p_version null: the version that has this digest, or a new one numbered after the last.
 -- Errors: TK001 when the version exists with other content.

@@ -8,6 +8,8 @@ CREATE TABLE tasker.members (
     version      text NOT NULL,
     -- empty: all of them
     namespaces   text[] NOT NULL,
+    -- who joined, and alone may renew it and leave
+    role         name NOT NULL DEFAULT session_user,
     started_at   timestamptz NOT NULL DEFAULT now(),
     heartbeat_at timestamptz NOT NULL DEFAULT now(),
     lease_until  timestamptz NOT NULL,
@@ -30,11 +32,17 @@ CREATE TABLE tasker.activity (
     PRIMARY KEY (at, namespace_id, member)
 );
 
+-- Errors: TK008 for a role that may not be this.
 CREATE FUNCTION tasker.join_members(p_kind text, p_name text, p_version text, p_namespaces text[], p_lease interval) RETURNS int
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_id int;
 BEGIN
+    IF p_kind = 'worker' THEN
+        PERFORM tasker.check_worker(p_namespaces);
+    ELSIF NOT tasker.is_one_of('{tasker_operate}') THEN
+        RAISE EXCEPTION 'the role % may not be an orchestrator', session_user USING ERRCODE = 'TK008', HINT = 'GRANT tasker_operate TO it';
+    END IF;
     INSERT INTO tasker.members (kind, name, version, namespaces, lease_until)
     VALUES (p_kind, p_name, p_version, p_namespaces, clock_timestamp() + p_lease)
     RETURNING id INTO v_id;
@@ -52,13 +60,14 @@ CREATE FUNCTION tasker.renew_membership(p_id int, p_lease interval, p_report jso
 LANGUAGE sql BEGIN ATOMIC
     WITH renewed AS (
         UPDATE tasker.members SET heartbeat_at = clock_timestamp(), lease_until = clock_timestamp() + p_lease, report = coalesce(p_report, report)
-        WHERE id = p_id AND left_at IS NULL AND lease_until > clock_timestamp()
-        RETURNING id
+        WHERE id = p_id AND role = session_user AND left_at IS NULL AND lease_until > clock_timestamp()
+        RETURNING id, namespaces
     ), noted AS (
         INSERT INTO tasker.activity AS a (at, namespace_id, member, completed, failed, seconds)
         SELECT date_bin('10 s', clock_timestamp(), 'epoch'), n.id, r.id, (e.value ->> 'completed')::bigint, (e.value ->> 'failed')::bigint,
                coalesce((e.value ->> 'seconds')::float8, 0)
         FROM renewed r, jsonb_each(p_activity) AS e JOIN tasker.namespaces n ON n.name = e.key
+        WHERE e.key = ANY (r.namespaces)
         ON CONFLICT (at, namespace_id, member) DO UPDATE SET completed = a.completed + excluded.completed, failed = a.failed + excluded.failed,
                                                               seconds = a.seconds + excluded.seconds
     )
@@ -73,7 +82,7 @@ END;
 
 CREATE FUNCTION tasker.leave_members(p_id int) RETURNS void
 LANGUAGE sql BEGIN ATOMIC
-    UPDATE tasker.members SET left_at = clock_timestamp() WHERE id = p_id AND left_at IS NULL;
+    UPDATE tasker.members SET left_at = clock_timestamp() WHERE id = p_id AND role = session_user AND left_at IS NULL;
 END;
 
 -- Forgets members that left so long ago that nobody asks who it was. Returns how many.

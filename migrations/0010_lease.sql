@@ -59,10 +59,40 @@ LANGUAGE sql STABLE BEGIN ATOMIC
     ORDER BY m.msg_id;
 END;
 
+-- Whether the session may work on this step.
+CREATE FUNCTION tasker.may_work_on(p_task uuid, p_step smallint) RETURNS boolean
+LANGUAGE sql STABLE BEGIN ATOMIC
+    SELECT tasker.is_one_of('{tasker_worker, tasker_operate}') OR EXISTS (
+        SELECT FROM tasker.tasks t JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = p_step
+        WHERE t.id = p_task AND tasker.is_one_of(ARRAY['tasker_worker_of_' || ts.namespace]));
+END;
+
+-- Errors with TK008 unless the session may work for this queue's namespace, and, where it may not work for all, these messages stand for these steps:
+-- a message of its own must not report another's step.
+CREATE FUNCTION tasker.check_reporter(p_queue text, p_ids bigint[], p_tasks uuid[], p_steps smallint[], p_shared uuid[] DEFAULT '{}') RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_wrong boolean;
+BEGIN
+    IF tasker.is_one_of('{tasker_worker, tasker_operate}') THEN
+        RETURN;
+    END IF;
+    PERFORM tasker.check_worker(ARRAY[left(p_queue, -6)]);
+    EXECUTE format('SELECT EXISTS (SELECT FROM unnest($1, $2, $3) AS r(id, task, step) JOIN pgmq.%I q ON q.msg_id = r.id, '
+                   'tasker.message_identity(q.message) AS i WHERE (i.task, i.step) IS DISTINCT FROM (r.task, r.step))',
+                   pgmq.format_table_name(p_queue, 'q'))
+    INTO v_wrong USING p_ids, p_tasks, p_steps;
+    IF v_wrong OR NOT p_shared <@ p_tasks THEN
+        RAISE EXCEPTION 'the role % may not report steps of others', session_user USING ERRCODE = 'TK008';
+    END IF;
+END
+$$;
+
 -- What was too large to travel with a step's lease.
 CREATE FUNCTION tasker.read_leased(p_task uuid, p_step smallint, OUT input text, OUT checkpoint text)
 LANGUAGE sql STABLE BEGIN ATOMIC
-    SELECT t.input::text, s.checkpoint::text FROM tasker.tasks t JOIN tasker.steps s ON s.task_id = t.id AND s.step = p_step WHERE t.id = p_task;
+    SELECT t.input::text, s.checkpoint::text FROM tasker.tasks t JOIN tasker.steps s ON s.task_id = t.id AND s.step = p_step
+    WHERE t.id = p_task AND tasker.may_work_on(p_task, p_step);
 END;
 
 -- Results of a task's steps by their names, of those that are complete or skipped, in order, as long as they have no more than p_bytes altogether
@@ -74,7 +104,8 @@ LANGUAGE sql STABLE BEGIN ATOMIC
         FROM tasker.tasks t
         JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.name = ANY (p_names)
         CROSS JOIN LATERAL (SELECT * FROM tasker.steps WHERE task_id = t.id AND step = ts.step OFFSET 0) AS s
-        WHERE t.id = p_task AND s.state IN ('complete', 'skipped') AND (p_before IS NULL OR ts.step = ANY (
+        WHERE CASE WHEN p_before IS NULL THEN tasker.is_one_of('{tasker_read, tasker_worker, tasker_operate}') ELSE tasker.may_work_on(p_task, p_before) END
+          AND t.id = p_task AND s.state IN ('complete', 'skipped') AND (p_before IS NULL OR ts.step = ANY (
             SELECT unnest(b.parents) FROM tasker.template_steps b WHERE b.version_id = t.version_id AND b.step = p_before))) AS f
     WHERE p_bytes IS NULL OR coalesce(f.bytes, 0) <= p_bytes;
 END;
@@ -86,7 +117,7 @@ LANGUAGE sql STABLE BEGIN ATOMIC
     JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = p_step
     CROSS JOIN LATERAL unnest(ts.parents) AS b(step)
     CROSS JOIN LATERAL (SELECT * FROM tasker.template_steps WHERE version_id = t.version_id AND step = b.step OFFSET 0) AS p
-    WHERE t.id = p_task ORDER BY b.step;
+    WHERE t.id = p_task AND tasker.may_work_on(p_task, p_step) ORDER BY b.step;
 END;
 
 -- Leases the first p_limit visible messages of a queue. A worker that has room for more than there are admits tasks itself, and leases their
@@ -108,6 +139,7 @@ DECLARE
     v_mark      bigint;
     v_traced    jsonb;
 BEGIN
+    PERFORM tasker.check_worker(ARRAY[left(p_queue, -6)]);
     SELECT n.id, m.message INTO v_namespace, v_mark
     FROM tasker.namespaces n JOIN tasker.marks m ON m.namespace_id = n.id WHERE n.queue = p_queue;
     EXECUTE format('SELECT * FROM tasker.%I($1, $2, $3, $4)', p_queue || '_lease')
@@ -202,6 +234,7 @@ DECLARE
     v_state     text;
     v_gone      bigint[] := '{}';
 BEGIN
+    PERFORM tasker.check_worker(ARRAY[left(p_queue, -6)]);
     SELECT n.id, m.message INTO v_namespace, v_mark
     FROM tasker.namespaces n JOIN tasker.marks m ON m.namespace_id = n.id WHERE n.queue = p_queue;
     EXECUTE format('SELECT array_agg(h.msg_id) FROM (SELECT msg_id FROM %s WHERE msg_id >= $1 AND vt <= clock_timestamp() '
@@ -240,6 +273,7 @@ $$;
 CREATE FUNCTION tasker.extend_leases(p_queue text, p_ids bigint[], p_fences int[], p_lease interval) RETURNS SETOF bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+    PERFORM tasker.check_worker(ARRAY[left(p_queue, -6)]);
     RETURN QUERY EXECUTE format('SELECT tasker.%I($1, $2, $3)', p_queue || '_extend') USING p_ids, p_fences, p_lease;
 END
 $$;
@@ -248,6 +282,7 @@ $$;
 CREATE FUNCTION tasker.lease_holders(p_queue text, p_ids bigint[], p_tasks uuid[], p_steps smallint[]) RETURNS SETOF text
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+    PERFORM tasker.check_worker(ARRAY[left(p_queue, -6)]);
     RETURN QUERY EXECUTE format($f$
         SELECT m.name FROM unnest($1, $2, $3) WITH ORDINALITY AS l(id, task, step, n)
         LEFT JOIN pgmq.%I q ON q.msg_id = l.id
@@ -266,6 +301,7 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_held bigint;
 BEGIN
+    PERFORM tasker.check_reporter(p_queue, ARRAY[p_id], ARRAY[p_task], ARRAY[p_step]);
     EXECUTE format('SELECT msg_id FROM pgmq.%I WHERE msg_id = $1 AND read_ct = $2 FOR NO KEY UPDATE', pgmq.format_table_name(p_queue, 'q'))
     INTO v_held USING p_id, p_fence;
     UPDATE tasker.steps s SET kills = s.kills + 1, suspected = p_fence
@@ -284,6 +320,7 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_held bigint[];
 BEGIN
+    PERFORM tasker.check_reporter(p_queue, p_ids, p_tasks, p_steps);
     EXECUTE format('SELECT tasker.%I($1, $2)', p_queue || '_hold') INTO v_held USING p_ids, p_fences;
     UPDATE tasker.steps s SET progress = coalesce(r.progress, s.progress), checkpoint = coalesce(r.checkpoint, s.checkpoint)
     FROM (SELECT u.progress, u.checkpoint, h.place FROM unnest(p_ids, p_tasks, p_steps, p_progress, p_checkpoints) AS u(id, task, step, progress, checkpoint)
@@ -302,6 +339,7 @@ DECLARE
     v_held     bigint[];
     v_released int;
 BEGIN
+    PERFORM tasker.check_worker(ARRAY[left(p_queue, -6)]);
     EXECUTE format('SELECT tasker.%I($1, $2)', p_queue || '_hold') INTO v_held USING p_ids, p_fences;
     EXECUTE format($f$
         WITH visible AS (

@@ -78,6 +78,7 @@ DECLARE
     v_done    tasker.finished_tasks[];
     v_waits   boolean;
 BEGIN
+    PERFORM tasker.check_reporter(p_queue, p_ids, p_tasks, p_steps, p_shared);
     IF p_shared <> '{}' THEN
         PERFORM 1 FROM tasker.tasks t WHERE t.id = ANY (p_shared) ORDER BY t.id FOR NO KEY UPDATE;
     END IF;

@@ -101,6 +101,7 @@ DECLARE
     v_messages jsonb[];
     v_retrying int;
 BEGIN
+    PERFORM tasker.check_reporter(p_queue, p_ids, p_tasks, p_steps);
     PERFORM 1 FROM tasker.tasks t WHERE t.id = ANY (p_tasks) ORDER BY t.id FOR NO KEY UPDATE;
 
     EXECUTE format($f$
@@ -193,6 +194,7 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_gone bigint;
 BEGIN
+    PERFORM tasker.check_reporter(p_queue, ARRAY[p_id], ARRAY[p_task], ARRAY[p_step]);
     PERFORM FROM tasker.tasks t WHERE t.id = p_task FOR NO KEY UPDATE;
     EXECUTE format('DELETE FROM pgmq.%I WHERE msg_id = $1 AND read_ct = $2 RETURNING msg_id', pgmq.format_table_name(p_queue, 'q'))
     INTO v_gone USING p_id, p_fence;

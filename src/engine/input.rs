@@ -109,7 +109,7 @@ impl Templates {
     }
 
     async fn read(&self, id: i32, name: String) -> Result<Version> {
-        let schema: Option<Value> = sqlx::query_scalar("SELECT definition -> 'input_schema' FROM tasker.template_versions WHERE id = $1")
+        let schema: Option<Value> = sqlx::query_scalar("SELECT tasker.input_schema($1)")
             .bind(id)
             .fetch_one(self.db.pool())
             .await?;

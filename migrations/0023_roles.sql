@@ -1,0 +1,73 @@
+-- Roles: who may do what, where not everybody is the owner of this schema. Each right is to call a function, which runs as the owner, and finds
+-- nothing but what PostgreSQL has and what it names with its schema; nobody else touches a row. docs/security.md has what each role can do.
+
+-- What each role may call.
+CREATE FUNCTION tasker.rights() RETURNS TABLE (role text, function text)
+LANGUAGE sql IMMUTABLE BEGIN ATOMIC
+    SELECT r.role, f.name FROM (VALUES
+        -- creates tasks, and learns what becomes of them; reads no payload
+        ('tasker_submit', '{create_task, create_tasks, find_template, input_schema, task_states, unreachable_queues, which_installation}'::text[]),
+        -- reads everything
+        ('tasker_read', '{fleet, fleet_namespaces, group_dead_letters, lettered_namespaces, list_dead_letter_actions, list_dead_letters, list_limits,
+                          list_namespaces, list_tasks, list_templates, notifications_are_stuck, read_results, read_steps, read_task, task_states,
+                          unreachable_queues, which_installation}'),
+        -- runs steps, of all namespaces or (tasker_worker_of_<namespace>) of one
+        ('tasker_worker', '{begin_suspect, complete_steps, ensure_namespaces, extend_leases, fail_barely, fail_steps, find_template,
+                            give_up_unreadable, join_members, lease_holders, lease_steps, leave_members, names_before, notifications_are_stuck,
+                            read_leased, read_results, record_progress, register_template, release_steps, renew_membership, unreachable_queues,
+                            which_installation}'),
+        -- what orchestrators and operators do beside what the others may
+        ('tasker_operate', '{alert_delivered, alerting_namespaces, begin_due_tasks, cancel_tasks, change_configuration, check_alerts, claim_tasks,
+                             delete_dead_letters, enqueue_due_retries, expire_members, expire_tasks, expired_dead_letters, find_dead_letters,
+                             forget_activity, forget_letterless, forget_limits, forget_members, grant_permits, measure_pressure, move_marks,
+                             note_traffic, reconcile, replay_dead_letters, reset_breakers, settle_dead_letters, take_alert, wake_expired_leases}')
+    ) AS r(role, functions), unnest(r.functions) AS f(name);
+END;
+
+DO $$
+DECLARE
+    v_function regprocedure;
+BEGIN
+    REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA tasker FROM PUBLIC;
+    FOR v_function IN
+        SELECT p.oid FROM pg_proc p WHERE p.pronamespace = 'tasker'::regnamespace AND p.proname IN (SELECT r.function FROM tasker.rights() AS r)
+    LOOP
+        EXECUTE format('ALTER FUNCTION %s SECURITY DEFINER', v_function);
+    END LOOP;
+END
+$$;
+
+-- Makes the roles, and one for the workers of each of these namespaces, and grants them their rights; again, what is there already stays as it is.
+-- Roles belong to the whole server, and cannot log in themselves: they are granted to those that do.
+CREATE FUNCTION tasker.make_roles(p_namespaces text[] DEFAULT '{}') RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_role     text;
+    v_as       text;
+    v_function regprocedure;
+BEGIN
+    FOR v_role, v_as IN
+        SELECT DISTINCT r.role, r.role FROM tasker.rights() AS r
+        UNION ALL SELECT 'tasker_worker_of_' || n.name, 'tasker_worker' FROM unnest(p_namespaces) AS n(name)
+    LOOP
+        IF NOT EXISTS (SELECT FROM pg_roles r WHERE r.rolname = v_role) THEN
+            EXECUTE format('CREATE ROLE %I NOLOGIN', v_role);
+        END IF;
+        EXECUTE format('GRANT USAGE ON SCHEMA tasker TO %I', v_role);
+        EXECUTE format('GRANT SELECT ON tasker._sqlx_migrations TO %I', v_role);
+        IF v_as IN ('tasker_worker', 'tasker_operate') THEN
+            EXECUTE format('GRANT SELECT ON tasker.configurations TO %I', v_role);
+        END IF;
+        IF v_as IN ('tasker_read', 'tasker_operate') THEN
+            EXECUTE format('GRANT SELECT ON tasker.counters TO %I', v_role);
+        END IF;
+        FOR v_function IN
+            SELECT p.oid FROM pg_proc p JOIN tasker.rights() AS r ON r.function = p.proname
+            WHERE p.pronamespace = 'tasker'::regnamespace AND r.role = v_as
+        LOOP
+            EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %I', v_function, v_role);
+        END LOOP;
+    END LOOP;
+    GRANT tasker_submit, tasker_read, tasker_worker TO tasker_operate;
+END
+$$;

@@ -9,7 +9,7 @@ CREATE TABLE tasker.tasks (
     state        tasker.task_state NOT NULL,
     -- Set only while the task is pending: when it came in - priority * aging. Ordering by it is ordering by priority + age / aging,
     -- and it never changes. The claim's partial index is on this column and not on state, so that later changes of state stay HOT.
-    claim_order  timestamptz,
+    claim_order  timestamptz CHECK (isfinite(claim_order)),
     claimed_by   int,
     -- null: none, or it is over
     deadline_at  timestamptz,

@@ -80,14 +80,14 @@ BEGIN
         CROSS JOIN LATERAL (
             SELECT p.* FROM tasker.lanes(n.namespace) AS l
             CROSS JOIN LATERAL (
-                SELECT t.id, t.namespace_id, t.version_id, t.claim_order FROM tasker.tasks t
+                -- With its version: a row that cannot run must not stand in front of those that can (see end_unrunnable).
+                SELECT t.id, t.namespace_id, tv.roots, t.claim_order FROM tasker.tasks t JOIN tasker.template_versions tv ON tv.id = t.version_id
                 WHERE t.namespace_id = n.namespace AND t.priority = l.priority AND t.claim_order >= l.mark AND t.created_at <= p_before
                 ORDER BY t.claim_order LIMIT least(p_batch, n.room)
-                FOR UPDATE SKIP LOCKED) AS p
+                FOR UPDATE OF t SKIP LOCKED) AS p
             ORDER BY p.claim_order LIMIT least(p_batch, n.room)) AS h
     ), counted AS (
-        SELECT f.id, f.room, sum(tv.roots) OVER (PARTITION BY f.namespace_id ORDER BY f.claim_order, f.id) - tv.roots AS before
-        FROM first f JOIN tasker.template_versions tv ON tv.id = f.version_id
+        SELECT f.id, f.room, sum(f.roots) OVER (PARTITION BY f.namespace_id ORDER BY f.claim_order, f.id) - f.roots AS before FROM first f
     ), claim AS (
         UPDATE tasker.tasks t
         SET state = 'running', claim_order = NULL, claimed_by = p_member, started_at = clock_timestamp()

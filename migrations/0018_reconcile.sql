@@ -1,9 +1,38 @@
 -- Reconciliation: finds what no transaction of ours leaves behind, mends it, and counts it. A queue that was purged by hand, a restore that
 -- is older in one table than in another, or a bug.
 
+-- Ends tasks whose version is not there: nobody can say which steps they have. Each becomes a dead letter of its namespace. Returns how many.
+-- Locks: the tasks in id order.
+CREATE FUNCTION tasker.end_unrunnable(p_tasks uuid[]) RETURNS int
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_ended uuid[];
+    v_queue text;
+    v_letters jsonb[];
+BEGIN
+    PERFORM 1 FROM tasker.tasks t WHERE t.id = ANY (p_tasks) ORDER BY t.id FOR NO KEY UPDATE;
+    WITH ended AS (
+        UPDATE tasker.tasks t SET state = 'failed', claim_order = NULL, due_at = NULL, look_at = NULL, finished_at = clock_timestamp()
+        WHERE t.id = ANY (p_tasks) AND t.finished_at IS NULL RETURNING t.id
+    )
+    SELECT array_agg(e.id) INTO v_ended FROM ended e;
+    FOR v_queue, v_letters IN
+        SELECT n.queue, array_agg(jsonb_build_object('reason', 'unknown_version', 'queue', n.queue, 'task', t.id, 'version_id', t.version_id))
+        FROM tasker.tasks t JOIN tasker.namespaces n ON n.id = t.namespace_id WHERE t.id = ANY (v_ended) GROUP BY n.queue ORDER BY n.queue
+    LOOP
+        PERFORM pgmq.send_batch(v_queue || '_dlq', v_letters);
+        PERFORM tasker.note_letters(v_queue);
+        PERFORM tasker.notify('tasker_dead_letters', v_queue);
+    END LOOP;
+    PERFORM tasker.count_event('unrunnable_tasks', cardinality(v_ended));
+    RETURN coalesce(cardinality(v_ended), 0);
+END
+$$;
+
 -- Looks at p_limit tasks after p_after that began more than a minute ago, and
 --   sends a message again for every step that is enqueued and has none, or seeks its permits again;
 --   releases the permits of steps that are not enqueued;
+--   ends every task that cannot run: its version is not there;
 --   advances every task that stands still: a step is ready and not enqueued, or all are complete and the task is not.
 -- Returns how many steps and tasks it mended, and the last task it looked at (null: there were no more).
 -- Every change of ours is one transaction, so what one statement sees is whole: what is missing there is missing.
@@ -11,9 +40,8 @@
 CREATE FUNCTION tasker.reconcile(p_after uuid, p_limit int, OUT mended int, OUT last uuid)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
+    v_lost_tasks uuid[];
     v_tasks    uuid[];
-    v_steps    smallint[];
-    v_lost     bigint[];
     v_queue    text;
     v_ids      uuid[];
     v_numbers  smallint[];
@@ -27,9 +55,12 @@ BEGIN
         RETURN;
     END IF;
     SELECT CASE WHEN count(*) = p_limit THEN max(c.id::text)::uuid END, array_agg(c.id ORDER BY c.id) FILTER (
+        WHERE c.finished_at IS NULL AND NOT EXISTS (SELECT FROM tasker.template_versions tv WHERE tv.id = c.version_id)), array_agg(c.id ORDER BY c.id) FILTER (
         WHERE c.state IN ('running', 'blocked', 'failed') AND c.started_at < clock_timestamp() - interval '1 minute')
-    INTO last, v_tasks
-    FROM (SELECT t.id, t.state, t.started_at FROM tasker.tasks t WHERE t.id > p_after ORDER BY t.id LIMIT p_limit) AS c;
+    INTO last, v_lost_tasks, v_tasks
+    FROM (SELECT t.id, t.version_id, t.state, t.started_at, t.finished_at FROM tasker.tasks t WHERE t.id > p_after ORDER BY t.id LIMIT p_limit) AS c;
+
+    mended := mended + tasker.end_unrunnable(v_lost_tasks);
 
     FOR v_queue, v_ids, v_numbers, v_old, v_attempts IN
         SELECT ts.queue, array_agg(s.task_id), array_agg(s.step), array_agg(s.msg_id), array_agg(s.failures + 1)

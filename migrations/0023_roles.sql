@@ -38,8 +38,8 @@ END
 $$;
 
 -- Makes the roles, and one for the workers of each of these namespaces, and grants them their rights; again, what is there already stays as it is.
--- Roles belong to the whole server, and cannot log in themselves: they are granted to those that do.
-CREATE FUNCTION tasker.make_roles(p_namespaces text[] DEFAULT '{}') RETURNS void
+-- Roles belong to the whole server, and cannot log in themselves: they are granted to those that do. Returns their names.
+CREATE FUNCTION tasker.make_roles(p_namespaces text[] DEFAULT '{}') RETURNS SETOF text
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_role     text;
@@ -67,6 +67,7 @@ BEGIN
         LOOP
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %I', v_function, v_role);
         END LOOP;
+        RETURN NEXT v_role;
     END LOOP;
     GRANT tasker_submit, tasker_read, tasker_worker TO tasker_operate;
 END

@@ -8,6 +8,7 @@ mod dev;
 mod dlq;
 mod health;
 mod limit;
+mod migrate;
 mod namespace;
 mod queue;
 mod serve;
@@ -41,7 +42,7 @@ enum Command {
     /// Run an orchestrator
     Serve(serve::Serve),
     /// Create or bring up to date the schema in the database
-    Migrate(Connection),
+    Migrate(migrate::Migrate),
     /// Ask the orchestrators and workers of this host how they are; exits with 1 unless all that are asked are well
     Health(health::Health),
     /// Create, show, list, watch and cancel tasks
@@ -167,12 +168,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> i32 {
     let done = runtime.block_on(async {
         match cli.command {
             Command::Serve(serve) => serve.run().await,
-            Command::Migrate(connection) => {
-                let db = connection.open().await?;
-                db.migrate().await?;
-                say(&format!("migrated {}", db.target()));
-                Ok(0)
-            }
+            Command::Migrate(migrate) => migrate.run().await,
             Command::Task(task) => task.run().await,
             Command::Health(health) => Ok(health.run()),
             Command::Dlq(dlq) => dlq.run().await,

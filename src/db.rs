@@ -349,6 +349,15 @@ impl Db {
         done.map_err(|error| Error::NotMigrated(format!("the migrations cannot be applied: {error}")))
     }
 
+    /// Makes the roles that may do parts of what the schema's owner may, and one for the workers of each of these namespaces. Returns their names.
+    /// Errors: [`Error::Forbidden`] where this role may not make roles.
+    pub async fn make_roles(&self, workers: &[String]) -> Result<Vec<String>> {
+        Ok(sqlx::query_scalar("SELECT tasker.make_roles($1)")
+            .bind(workers)
+            .fetch_all(&self.pool)
+            .await?)
+    }
+
     async fn has_schema(&self, name: &str) -> Result<bool> {
         Ok(sqlx::query_scalar("SELECT to_regnamespace($1) IS NOT NULL")
             .bind(name)

@@ -30,11 +30,11 @@ use uuid::Uuid;
 
 use crate::config::Live;
 use crate::db::{channel, Db};
-use crate::engine::payload::check_payload;
 use crate::engine::configuration;
 use crate::engine::fail::Failure;
 use crate::engine::lease::{record_progress, release_steps, Lease, LeasedStep, Word};
 use crate::engine::member::{Kind, Membership};
+use crate::engine::payload::check_payload;
 use crate::error::{Error, Result};
 use crate::health::{self, Busy, Health};
 use crate::telemetry::{self, Metrics};

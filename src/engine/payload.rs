@@ -13,12 +13,13 @@ pub const MAX_RESULTS_BYTES: i64 = 1 << 28;
 
 /// Errors: [`Error::TooLarge`] when `json` is more than [`MAX_PAYLOAD_BYTES`], or has a number of more than [`MAX_DIGITS`]; `what` names it.
 pub fn check_payload(what: &str, json: &str) -> Result<()> {
-    let bytes = json.len() + digits_left_out(json).map_err(|number| {
-        Error::TooLarge(format!(
-            "{what} contains a number of more than {MAX_DIGITS} digits ({}…): pass it as a string",
-            number.chars().take(30).collect::<String>()
-        ))
-    })?;
+    let bytes = json.len()
+        + digits_left_out(json).map_err(|number| {
+            Error::TooLarge(format!(
+                "{what} contains a number of more than {MAX_DIGITS} digits ({}…): pass it as a string",
+                number.chars().take(30).collect::<String>()
+            ))
+        })?;
     if bytes > MAX_PAYLOAD_BYTES {
         return Err(Error::TooLarge(format!(
             "{what} has {bytes} bytes, at most {MAX_PAYLOAD_BYTES} are accepted"
@@ -41,9 +42,10 @@ fn digits_left_out(json: &str) -> std::result::Result<usize, &str> {
                     .position(|byte| !matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E'))
                     .unwrap_or(bytes.len() - at);
                 let number = &json[at..at + length];
-                let exponent = number.split(['e', 'E']).nth(1).map_or(0, |exponent| {
-                    exponent.trim_start_matches(['+', '-']).parse().unwrap_or(usize::MAX)
-                });
+                let exponent = number
+                    .split(['e', 'E'])
+                    .nth(1)
+                    .map_or(0, |exponent| exponent.trim_start_matches(['+', '-']).parse().unwrap_or(usize::MAX));
                 if number.len().saturating_add(exponent) > MAX_DIGITS {
                     return Err(number);
                 }

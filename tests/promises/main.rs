@@ -24,7 +24,9 @@ mod metrics;
 mod other_servers;
 mod poolers;
 mod priorities;
+mod roles;
 mod scheduling;
+
 mod search_path;
 mod shares;
 mod submitting;

@@ -6,10 +6,10 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use magnus::{function, method, prelude::*, Error, RModule, Ruby, Value as RubyValue};
-use tasker::engine::payload::check_payload;
 use tasker::engine::complete::COMPLETE_WITHIN;
 use tasker::engine::fail::Failure;
 use tasker::engine::member::Kind;
+use tasker::engine::payload::check_payload;
 use tasker::health::Beat;
 use tasker::http::{Server, Serving};
 use tasker::telemetry::{self, Carrier};

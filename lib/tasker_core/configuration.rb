@@ -53,5 +53,12 @@ module TaskerCore
       @strict_results = false
       @file = nil
     end
+
+    # Without the URL and the file's settings, where secrets are.
+    # @return [String]
+    def inspect
+      told = (instance_variables - %i[@database_url @file]).map { |name| "#{name}=#{instance_variable_get(name).inspect}" }
+      "#<#{self.class} #{told.join(', ')}>"
+    end
   end
 end

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use hyper::Uri;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -264,6 +265,14 @@ impl Settings {
         if let Err(problem) = self.log.level.parse::<tracing_subscriber::EnvFilter>() {
             found.push(("log.level", format!("is {:?}: {problem}", self.log.level)));
         }
+        if self.orchestrator.alert_webhook.as_deref().is_some_and(|webhook| !is_web_address(webhook)) {
+            found.push(("orchestrator.alert_webhook", "is no address: expected http:// or https:// and a host".into()));
+        }
         found
     }
+}
+
+fn is_web_address(text: &str) -> bool {
+    let address = text.parse::<Uri>().unwrap_or_default();
+    matches!(address.scheme_str(), Some("http" | "https")) && address.host().is_some_and(|host| !host.is_empty())
 }

@@ -100,10 +100,7 @@ impl Socket {
     pub(crate) fn listen(kind: Kind) -> io::Result<Socket> {
         let folder = folder();
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
-        // Whoever owns the folder could answer in our place.
-        if std::fs::metadata(&folder)?.uid() != nix::unistd::getuid().as_raw() {
-            return Err(io::Error::new(ErrorKind::PermissionDenied, "the folder is another user's"));
-        }
+        check_owner(&folder)?;
         for (_, _, path) in sockets(&folder) {
             if UnixStream::connect(&path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused) {
                 std::fs::remove_file(&path).ok();
@@ -122,6 +119,19 @@ impl Drop for SocketFile {
     fn drop(&mut self) {
         std::fs::remove_file(&self.0).ok();
     }
+}
+
+/// Whoever owns the folder, may write into it, or made a link that leads there, could answer in our place.
+fn check_owner(folder: &Path) -> io::Result<()> {
+    let me = nix::unistd::getuid().as_raw();
+    let (link, found) = (std::fs::symlink_metadata(folder)?, std::fs::metadata(folder)?);
+    let problem = match () {
+        () if link.is_symlink() && ![me, 0].contains(&link.uid()) => "the folder is another user's link",
+        () if found.uid() != me => "the folder is another user's",
+        () if found.mode() & 0o022 != 0 => "others may write into the folder",
+        () => return Ok(()),
+    };
+    Err(io::Error::new(ErrorKind::PermissionDenied, problem))
 }
 
 /// Where the sockets are.
@@ -148,7 +158,12 @@ fn sockets(folder: &Path) -> Vec<(String, String, PathBuf)> {
 
 /// Asks every orchestrator and worker of this host, or those of one kind, all at once.
 pub fn ask(kind: Option<Kind>, level: Level) -> Vec<Answer> {
-    let mut sockets = sockets(&folder());
+    let folder = folder();
+    // Root may ask whom it likes.
+    if !nix::unistd::getuid().is_root() && check_owner(&folder).is_err() {
+        return Vec::new();
+    }
+    let mut sockets = sockets(&folder);
     sockets.retain(|(found, ..)| kind.is_none_or(|kind| found == kind.name()));
     std::thread::scope(|scope| {
         let asked: Vec<_> = sockets

@@ -17,7 +17,7 @@ pub(super) struct Document {
     name: Spanned<String>,
     namespace: Spanned<String>,
     version: Option<Spanned<String>>,
-    description: Option<String>,
+    description: Option<Spanned<String>>,
     input_schema: Option<Spanned<Value>>,
     priority: Option<Spanned<String>>,
     retry: Option<RetryDocument>,
@@ -93,7 +93,11 @@ impl Document {
         let stuck_after = self
             .stuck_after
             .map_or_else(StuckAfter::default, |limits| limits.validate(&mut found));
+        if let Some(description) = &self.description {
+            found.storable(description, "description", &description.value.as_str().into());
+        }
         if let Some(schema) = &self.input_schema {
+            found.storable(schema, "input_schema", &schema.value);
             if let Err(error) = jsonschema::validator_for(&schema.value) {
                 found.add(schema, format!("input_schema is not a valid JSON Schema: {error}"));
             }
@@ -146,7 +150,7 @@ impl Document {
             namespace,
             name,
             version,
-            description: self.description,
+            description: self.description.map(|description| description.value),
             priority,
             on_failure,
             deadline,
@@ -163,7 +167,10 @@ impl StepDocument {
         let line = line(&self.name);
         let name = found.name(&self.name, "step", 100);
         let handler = match self.handler {
-            Some(handler) if !handler.value.trim().is_empty() && handler.value.len() <= 255 => handler.value,
+            Some(handler) if !handler.value.trim().is_empty() && handler.value.len() <= 255 => {
+                found.storable(&handler, &format!("step {name:?}: handler"), &handler.value.as_str().into());
+                handler.value
+            }
             Some(handler) => {
                 found.add(
                     &handler,
@@ -208,6 +215,7 @@ impl StepDocument {
         let config = self.config.map_or_else(
             || Value::Object(Default::default()),
             |config| {
+                found.storable(&config, &format!("step {name:?}: config"), &config.value);
                 if !config.value.is_object() {
                     found.add(
                         &config,

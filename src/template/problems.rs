@@ -52,6 +52,13 @@ impl Problems {
         Some(given.value).filter(|value| (low..=high).contains(value))
     }
 
+    /// PostgreSQL keeps every character but one.
+    pub(super) fn storable<T>(&mut self, at: &Spanned<T>, what: &str, value: &Value) {
+        if has_nul(value) {
+            self.add(at, format!("{what} contains the character U+0000, which PostgreSQL cannot store"));
+        }
+    }
+
     pub(super) fn span(&mut self, span: &Spanned<Span>, what: &str) -> Option<Duration> {
         // Nothing is not long enough, and a year-long timeout is a slip.
         let valid = span.value.read().filter(|read| !read.is_zero());
@@ -65,6 +72,15 @@ impl Problems {
             );
         }
         valid
+    }
+}
+
+fn has_nul(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.contains('\0'),
+        Value::Array(items) => items.iter().any(has_nul),
+        Value::Object(entries) => entries.iter().any(|(key, value)| key.contains('\0') || has_nul(value)),
+        _ => false,
     }
 }
 

@@ -45,6 +45,10 @@ pub enum Error {
     #[error("stale: {0}")]
     Stale(String),
 
+    /// A part of this process failed again and again.
+    #[error("{0}")]
+    GivenUp(String),
+
     /// PostgreSQL cannot be reached, or refuses us.
     #[error("cannot connect to PostgreSQL at {target}: {reason}")]
     Unreachable {
@@ -121,7 +125,7 @@ impl Error {
             Error::NotFound(_) => ErrorKind::NotFound,
             Error::Invalid(_) => ErrorKind::Invalid,
             Error::TooLarge(_) => ErrorKind::TooLarge,
-            Error::Config(_) | Error::NotMigrated(_) | Error::Forbidden(_) | Error::Listen { .. } | Error::System { .. } => {
+            Error::Config(_) | Error::GivenUp(_) | Error::NotMigrated(_) | Error::Forbidden(_) | Error::Listen { .. } | Error::System { .. } => {
                 ErrorKind::Config
             }
             Error::Backpressure { .. } => ErrorKind::Backpressure,

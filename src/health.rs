@@ -13,10 +13,12 @@ mod beats;
 mod database;
 mod fresh;
 pub mod local;
+mod loops;
 mod memory;
 mod reports;
 
 pub use beats::{Beat, Beats};
+pub(crate) use loops::{said, Loops};
 pub use memory::Memory;
 pub use reports::{Live, Ready};
 
@@ -75,6 +77,9 @@ struct Inner {
     live: config::Live,
     busy: OnceLock<TellBusy>,
     draining: AtomicBool,
+    over: CancellationToken,
+    /// Why it is.
+    given_up: OnceLock<String>,
     database: Arc<Database>,
     ready: Fresh<(Option<String>, Vec<String>)>,
     fleet: Fresh<std::result::Result<Value, String>>,
@@ -100,6 +105,8 @@ impl Health {
             live,
             busy: OnceLock::new(),
             draining: AtomicBool::new(false),
+            over: CancellationToken::new(),
+            given_up: OnceLock::new(),
             database: Arc::default(),
             ready: Fresh::default(),
             fleet: Fresh::default(),
@@ -116,6 +123,19 @@ impl Health {
         self.0.draining.store(true, Ordering::Relaxed);
     }
 
+    /// It cannot go on: whoever runs it ends it.
+    fn give_up(&self, why: String) {
+        tracing::error!(why, "giving up");
+        self.0.given_up.set(why).ok();
+        self.0.over.cancel();
+    }
+
+    /// Waits until the process cannot go on, and says why.
+    pub async fn given_up(&self) -> String {
+        self.0.over.cancelled().await;
+        self.0.given_up.get().cloned().unwrap_or_default()
+    }
+
     /// Whether the process works. Answers within 50 ms; what the database has not said by then is seen by the next probe.
     pub async fn live(&self) -> Live {
         let of = &self.0;
@@ -123,6 +143,7 @@ impl Health {
         let bounds = &of.live.effective().settings.health;
         Live::new(
             self.kind(),
+            of.given_up.get().cloned(),
             of.beats.late(),
             away,
             bounds.database_grace,

@@ -13,19 +13,21 @@ mod recovery;
 mod retention;
 mod rounds;
 
+use std::future::Future;
 use std::sync::Arc;
 
+use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::config::Live;
 pub use crate::config::OrchestratorConfig;
-use crate::db::{channel, Db};
+use crate::db::{channel, Db, Wake};
 use crate::engine::configuration;
 use crate::engine::member::{Kind, Membership};
 use crate::error::Result;
-use crate::health::{self, Health};
+use crate::health::{self, Health, Loops};
 use crate::telemetry;
+use rounds::Round;
 
 /// A running orchestrator.
 #[derive(Debug)]
@@ -33,7 +35,29 @@ pub struct Orchestrator {
     membership: Arc<Membership>,
     health: Health,
     stop: CancellationToken,
-    loops: TaskTracker,
+    loops: Loops,
+}
+
+/// What its loops work with.
+#[derive(Clone)]
+struct Each {
+    db: Db,
+    live: Live,
+    membership: Arc<Membership>,
+    health: Health,
+    wakes: broadcast::Sender<Wake>,
+    stop: CancellationToken,
+}
+
+impl Each {
+    fn run<L: Future<Output = ()> + Send>(&self, loops: &Loops, name: &str, begin: impl Fn(Each) -> L + Send + 'static) {
+        let of = self.clone();
+        loops.run(name, move || begin(of.clone()));
+    }
+
+    fn round<R: Round + 'static>(&self, loops: &Loops, of: impl Fn(&Each) -> R + Send + 'static) {
+        self.run(loops, R::NAME, move |each| rounds::run(of(&each), each.health.beats().clone(), each.stop.clone()));
+    }
 }
 
 impl Orchestrator {
@@ -50,23 +74,35 @@ impl Orchestrator {
             stop.clone(),
         );
         let health = Health::new(Kind::Orchestrator, db, &namespaces, &live);
-        let beats = health.beats();
-        let loops = TaskTracker::new();
-        loops.spawn(admission::Admission::new(db, &live, &membership, beats, wakes.subscribe()).run(stop.clone()));
-        loops.spawn(due::Due::new(db, beats, wakes.subscribe()).run(stop.clone()));
-        loops.spawn(rounds::run(recovery::Recovery::new(db), beats.clone(), stop.clone()));
-        loops.spawn(rounds::run(marks::Marks::new(db), beats.clone(), stop.clone()));
-        loops.spawn(rounds::run(backpressure::Backpressure::new(db), beats.clone(), stop.clone()));
-        loops.spawn(rounds::run(reconciliation::Reconciliation::new(db), beats.clone(), stop.clone()));
-        loops.spawn(alerts::Alerts::new(db, &live, beats, wakes.subscribe()).run(stop.clone()));
-        loops.spawn(rounds::run(retention::Retention::new(db), beats.clone(), stop.clone()));
+        let loops = Loops::of(&health);
+        let each = Each {
+            db: db.clone(),
+            live,
+            membership: membership.clone(),
+            health: health.clone(),
+            wakes,
+            stop: stop.clone(),
+        };
+        each.run(&loops, "admission", |of| {
+            admission::Admission::new(&of.db, &of.live, &of.membership, of.health.beats(), of.wakes.subscribe()).run(of.stop)
+        });
+        each.run(&loops, "due", |of| due::Due::new(&of.db, of.health.beats(), of.wakes.subscribe()).run(of.stop));
+        each.run(&loops, "alerts", |of| {
+            alerts::Alerts::new(&of.db, &of.live, of.health.beats(), of.wakes.subscribe()).run(of.stop)
+        });
+        each.round(&loops, |of| recovery::Recovery::new(&of.db));
+        each.round(&loops, |of| marks::Marks::new(&of.db));
+        each.round(&loops, |of| backpressure::Backpressure::new(&of.db));
+        each.round(&loops, |of| reconciliation::Reconciliation::new(&of.db));
+        each.round(&loops, |of| retention::Retention::new(&of.db));
         if telemetry::pushes_metrics() {
-            loops.spawn(rounds::run(observation::Observation::new(&health), beats.clone(), stop.clone()));
+            each.round(&loops, |of| observation::Observation::new(&of.health));
         }
-        loops.spawn(configuration::told(live.clone(), wakes.subscribe(), stop.clone()));
-        let lease = move || live.orchestrator().lease;
-        loops.spawn(health::keep_membership(membership.clone(), health.clone(), lease, stop.clone()));
-        loops.close();
+        each.run(&loops, "configuration", |of| configuration::told(of.live, of.wakes.subscribe(), of.stop));
+        each.run(&loops, "heartbeat", |of| {
+            let live = of.live;
+            health::keep_membership(of.membership, of.health, move || live.orchestrator().lease, of.stop)
+        });
         tracing::info!(member = membership.id(), "orchestrator started");
         Ok(Orchestrator {
             membership,
@@ -85,7 +121,7 @@ impl Orchestrator {
     pub async fn shutdown(self) {
         self.health.drain();
         self.stop.cancel();
-        self.loops.wait().await;
+        self.loops.ended().await;
         if let Err(error) = self.membership.leave().await {
             tracing::warn!(%error, "could not leave the members, the lease will run out");
         }

@@ -24,8 +24,8 @@ use std::time::{Duration, Instant};
 
 use opentelemetry::KeyValue;
 use serde_json::Value;
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::config::Live;
@@ -36,7 +36,7 @@ use crate::engine::lease::{record_progress, release_steps, Lease, LeasedStep, Wo
 use crate::engine::member::{Kind, Membership};
 use crate::engine::payload::check_payload;
 use crate::error::{Error, Result};
-use crate::health::{self, Busy, Health};
+use crate::health::{self, Busy, Health, Loops};
 use crate::telemetry::{self, Metrics};
 use held::Held;
 use step::Handled;
@@ -132,8 +132,8 @@ pub struct Worker {
     health: Health,
     exit: buffer::Exit,
     reports: Vec<tokio::sync::mpsc::UnboundedSender<Handled>>,
-    pollers: TaskTracker,
-    loops: TaskTracker,
+    pollers: Loops,
+    loops: Loops,
 }
 
 impl Worker {
@@ -170,7 +170,6 @@ impl Worker {
             abandon: CancellationToken::new(),
         });
 
-        let beats = health.beats();
         let wakes = db.listen(
             &[channel::TASKS, channel::STEPS, channel::CANCELLED, channel::CONFIGURATION],
             stop.clone(),
@@ -181,17 +180,26 @@ impl Worker {
             buffer: buffer.clone(),
             suspects,
         };
-        let (pollers, loops) = (TaskTracker::new(), TaskTracker::new());
+        let (pollers, loops) = (Loops::of(&health), Loops::of(&health));
         let mut reports = Vec::new();
         for (queue, name) in shared.queues.iter().enumerate() {
-            let beat = beats.register(format!("poller {name}"), Duration::from_secs(60));
-            pollers.spawn(poller::run(shared.clone(), queue, outlets.clone(), wakes.subscribe(), beat));
+            let named = format!("poller {name}");
+            let (of, to, wakes, beats) = (shared.clone(), outlets.clone(), wakes.clone(), health.beats().clone());
+            pollers.run(named.clone(), move || {
+                let beat = beats.register(named.clone(), Duration::from_secs(60));
+                poller::run(of.clone(), queue, to.clone(), wakes.subscribe(), beat)
+            });
             let (report, outcomes) = tokio::sync::mpsc::unbounded_channel();
-            let beat = beats.register(format!("reports {name}"), Duration::MAX);
-            loops.spawn(batcher::run(shared.clone(), queue, outcomes, buffer.clone(), Arc::new(beat)));
+            let named = format!("reports {name}");
+            let (of, outcomes, buffer, beats) = (shared.clone(), Arc::new(Mutex::new(outcomes)), buffer.clone(), health.beats().clone());
+            loops.run(named.clone(), move || {
+                let beat = beats.register(named.clone(), Duration::MAX);
+                batcher::run(of.clone(), queue, outcomes.clone(), buffer.clone(), Arc::new(beat))
+            });
             reports.push(report);
         }
-        loops.spawn(heartbeat::run(shared.clone(), wakes.subscribe(), beats.clone()));
+        let (of, notified, beats) = (shared.clone(), wakes.clone(), health.beats().clone());
+        loops.run("step heartbeat", move || heartbeat::run(of.clone(), notified.subscribe(), beats.clone()));
         let of = Arc::downgrade(&shared);
         health.tell_busy(move || {
             of.upgrade().map(|shared| Busy {
@@ -199,13 +207,15 @@ impl Worker {
                 slots: shared.concurrency(),
             })
         });
-        loops.spawn(configuration::told(live.clone(), wakes.subscribe(), stop));
-        let lease = move || live.worker(|config| config.lease);
-        loops.spawn(health::keep_membership(membership, health.clone(), lease, shared.abandon.clone()));
-        pollers.spawn(suspects::run(shared.clone(), suspected, buffer));
-        drop(outlets);
-        pollers.close();
-        loops.close();
+        let of = live.clone();
+        loops.run("configuration", move || configuration::told(of.clone(), wakes.subscribe(), stop.clone()));
+        let (of, abandon) = (health.clone(), shared.abandon.clone());
+        loops.run("heartbeat", move || {
+            let live = live.clone();
+            health::keep_membership(membership.clone(), of.clone(), move || live.worker(|config| config.lease), abandon.clone())
+        });
+        let (of, suspected) = (shared.clone(), Arc::new(Mutex::new(suspected)));
+        pollers.run("suspects", move || suspects::run(of.clone(), suspected.clone(), buffer.clone()));
         tracing::info!(member = shared.membership.id(), queues = shared.queues.join(","), "worker started");
         Ok(Worker {
             shared,
@@ -371,7 +381,7 @@ impl Worker {
         self.health.drain();
         shared.stop.cancel();
         tracing::info!(member = shared.membership.id(), ?grace, "worker is stopping");
-        self.pollers.wait().await;
+        self.pollers.ended().await;
         let unstarted: Vec<Step> = std::iter::from_fn(|| shared.turns.next()).collect();
         self.hand_back(unstarted.into_iter().map(|step| (step.queue, step.leased)).collect())
             .await;
@@ -383,7 +393,7 @@ impl Worker {
             tokio::time::timeout(Duration::from_secs(5), shared.held.emptied()).await.ok();
         }
         shared.abandon.cancel();
-        self.loops.wait().await;
+        self.loops.ended().await;
         if let Err(error) = shared.membership.leave().await {
             tracing::warn!(%error, "could not leave the members, the lease will run out");
         }

@@ -103,7 +103,10 @@ pub(super) async fn serve(db: Db, server: Server, local: Local) -> Result<i32> {
     let orchestrator = Orchestrator::start(&db, live).await?;
     let serving = server.start(orchestrator.health().clone());
 
-    stopping.next().await;
+    let given_up = tokio::select! {
+        () = stopping.next() => None,
+        why = orchestrator.health().given_up() => Some(why),
+    };
     let finish = async {
         orchestrator.shutdown().await;
         stop.cancel();
@@ -112,7 +115,7 @@ pub(super) async fn serve(db: Db, server: Server, local: Local) -> Result<i32> {
         db.close().await;
     };
     tokio::select! {
-        () = finish => Ok(0),
+        () = finish => given_up.map_or(Ok(0), |why| Err(Error::GivenUp(why))),
         () = stopping.next() => Ok(130),
     }
 }

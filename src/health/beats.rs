@@ -37,7 +37,7 @@ impl Default for Beats {
 }
 
 impl Beats {
-    /// Adds a loop that promises to beat at least once in `bound`.
+    /// Adds a loop that promises to beat at least once in `bound`, in the place of one of the same name that panicked.
     pub fn register(&self, name: impl Into<String>, bound: Duration) -> Beat {
         let name = name.into();
         #[cfg(debug_assertions)]
@@ -48,7 +48,10 @@ impl Beats {
             last: AtomicU64::new(self.millis()),
             failing: AtomicU64::new(0),
         });
-        self.loops.lock().unwrap_or_else(PoisonError::into_inner).push(of.clone());
+        let mut loops = self.loops.lock().unwrap_or_else(PoisonError::into_inner);
+        loops.retain(|other| other.name != of.name);
+        loops.push(of.clone());
+        drop(loops);
         Beat { beats: self.clone(), of }
     }
 

@@ -30,8 +30,16 @@ pub struct Live {
 }
 
 impl Live {
-    pub(super) fn new(kind: &'static str, late_loops: Vec<String>, away: Option<Away>, grace: Duration, memory: Memory) -> Live {
-        let mut failed: Vec<String> = late_loops.iter().map(|name| format!("the loop {name} stands still")).collect();
+    pub(super) fn new(
+        kind: &'static str,
+        given_up: Option<String>,
+        late_loops: Vec<String>,
+        away: Option<Away>,
+        grace: Duration,
+        memory: Memory,
+    ) -> Live {
+        let late = late_loops.iter().map(|name| format!("the loop {name} stands still"));
+        let mut failed: Vec<String> = given_up.into_iter().chain(late).collect();
         if let Some(away) = away.as_ref().filter(|away| away.since.elapsed() >= grace) {
             failed.push(away.why.clone());
         }

@@ -122,6 +122,8 @@ metrics! {
         "Steps whose reports were committed together";
     lease_losses: Counter<u64> = "tasker.lease.losses", "{lease}", "",
         "Leases that this worker could not keep";
+    loop_panics: Counter<u64> = "tasker.loop.panics", "{panic}", "loop",
+        "Loops of this process that panicked and were begun anew";
     worker_slots: Gauge<f64> = "tasker.worker.slots", "{handler}", "",
         "How many handlers this worker runs at once";
     worker_running: Gauge<f64> = "tasker.worker.running", "{step}", "",

@@ -1,11 +1,13 @@
 //! The batcher of one queue: commits reports together, and takes what they make ready.
 
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
+use futures_util::FutureExt;
 use opentelemetry::KeyValue;
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore};
 use tokio::time::{timeout_at, Instant};
 
 use super::buffer::Buffer;
@@ -16,7 +18,7 @@ use crate::engine::complete::{complete_steps, Completed, Completion};
 use crate::engine::fail::{fail_barely, fail_steps, Failure};
 use crate::engine::lease::{lease_holders, Lease};
 use crate::error::{Error, Result};
-use crate::health::Beat;
+use crate::health::{said, Beat};
 
 /// Two commits may be under way for a queue: while one waits for the disk, the next one is prepared.
 const CONCURRENT_COMMITS: usize = 2;
@@ -24,7 +26,8 @@ const CONCURRENT_COMMITS: usize = 2;
 /// So many bytes are committed together at most, unless one report alone has more.
 const MOST_BYTES: usize = 4 << 20;
 
-pub(super) async fn run(shared: Arc<Shared>, queue: usize, mut outcomes: UnboundedReceiver<Handled>, buffer: Buffer, beat: Arc<Beat>) {
+pub(super) async fn run(shared: Arc<Shared>, queue: usize, outcomes: Arc<Mutex<UnboundedReceiver<Handled>>>, buffer: Buffer, beat: Arc<Beat>) {
+    let mut outcomes = outcomes.lock().await;
     let commits = Arc::new(Semaphore::new(CONCURRENT_COMMITS));
     loop {
         let first = tokio::select! {
@@ -44,7 +47,12 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, mut outcomes: Unbound
             beat: beat.clone(),
         };
         tokio::spawn(async move {
-            commit.run(batch).await;
+            let leases: Vec<Lease> = batch.iter().map(|handled| handled.step.lease()).collect();
+            if let Err(panic) = AssertUnwindSafe(commit.run(batch)).catch_unwind().await {
+                // Whoever leases them next runs them again.
+                tracing::error!(why = said(panic.as_ref()), "reporting panicked, the leases will run out");
+                commit.shared.held.remove(queue, &leases);
+            }
             drop(permit);
         });
     }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::Mutex;
 
 use super::buffer::Buffer;
 use super::{log_step, Shared, Step};
@@ -29,7 +30,8 @@ impl Waiting {
     }
 }
 
-pub(super) async fn run(shared: Arc<Shared>, mut suspects: UnboundedReceiver<Step>, buffer: Buffer) {
+pub(super) async fn run(shared: Arc<Shared>, suspects: Arc<Mutex<UnboundedReceiver<Step>>>, buffer: Buffer) {
+    let mut suspects = suspects.lock().await;
     while let Some(step) = tokio::select! { () = shared.stop.cancelled() => None, step = suspects.recv() => step } {
         shared.waiting.remove();
         let leased = step.leased.clone();

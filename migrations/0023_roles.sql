@@ -24,19 +24,6 @@ LANGUAGE sql IMMUTABLE BEGIN ATOMIC
     ) AS r(role, functions), unnest(r.functions) AS f(name);
 END;
 
-DO $$
-DECLARE
-    v_function regprocedure;
-BEGIN
-    REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA tasker FROM PUBLIC;
-    FOR v_function IN
-        SELECT p.oid FROM pg_proc p WHERE p.pronamespace = 'tasker'::regnamespace AND p.proname IN (SELECT r.function FROM tasker.rights() AS r)
-    LOOP
-        EXECUTE format('ALTER FUNCTION %s SECURITY DEFINER', v_function);
-    END LOOP;
-END
-$$;
-
 -- Makes the roles, and one for the workers of each of these namespaces, and grants them their rights; again, what is there already stays as it is.
 -- Roles belong to the whole server, and cannot log in themselves: they are granted to those that do. Returns their names.
 CREATE FUNCTION tasker.make_roles(p_namespaces text[] DEFAULT '{}') RETURNS SETOF text
@@ -70,5 +57,19 @@ BEGIN
         RETURN NEXT v_role;
     END LOOP;
     GRANT tasker_submit, tasker_read, tasker_worker TO tasker_operate;
+END
+$$;
+
+-- Nobody else may call anything.
+DO $$
+DECLARE
+    v_function regprocedure;
+BEGIN
+    REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA tasker FROM PUBLIC;
+    FOR v_function IN
+        SELECT p.oid FROM pg_proc p WHERE p.pronamespace = 'tasker'::regnamespace AND p.proname IN (SELECT r.function FROM tasker.rights() AS r)
+    LOOP
+        EXECUTE format('ALTER FUNCTION %s SECURITY DEFINER', v_function);
+    END LOOP;
 END
 $$;

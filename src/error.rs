@@ -24,7 +24,7 @@ pub enum Error {
     #[error("{0}")]
     Invalid(String),
 
-    /// An input, result or checkpoint has more than [`MAX_PAYLOAD_BYTES`](crate::engine::MAX_PAYLOAD_BYTES).
+    /// An input, result or checkpoint has more than [`MAX_PAYLOAD_BYTES`](crate::engine::payload::MAX_PAYLOAD_BYTES).
     #[error("{0}")]
     TooLarge(String),
 
@@ -125,9 +125,12 @@ impl Error {
             Error::NotFound(_) => ErrorKind::NotFound,
             Error::Invalid(_) => ErrorKind::Invalid,
             Error::TooLarge(_) => ErrorKind::TooLarge,
-            Error::Config(_) | Error::GivenUp(_) | Error::NotMigrated(_) | Error::Forbidden(_) | Error::Listen { .. } | Error::System { .. } => {
-                ErrorKind::Config
-            }
+            Error::Config(_)
+            | Error::GivenUp(_)
+            | Error::NotMigrated(_)
+            | Error::Forbidden(_)
+            | Error::Listen { .. }
+            | Error::System { .. } => ErrorKind::Config,
             Error::Backpressure { .. } => ErrorKind::Backpressure,
             Error::Stale(_) => ErrorKind::Stale,
             Error::Unreachable { .. } | Error::Coordinator(_) | Error::Database(_) => ErrorKind::Database,
@@ -175,7 +178,7 @@ impl From<sqlx::Error> for Error {
             Some("TK006") => Error::TooLarge(text),
             Some("TK008") => Error::Forbidden(text),
             Some("42501") => Error::Forbidden(format!(
-                "PostgreSQL says: {text}; the role that this process connects as lacks rights (docs/deployment.md says which are needed)"
+                "PostgreSQL says: {text}; the role that this process connects as lacks rights (docs/security.md says which are needed)"
             )),
             Some("TK007") => Error::Backpressure {
                 message: text,

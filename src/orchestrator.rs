@@ -56,7 +56,9 @@ impl Each {
     }
 
     fn round<R: Round + 'static>(&self, loops: &Loops, of: impl Fn(&Each) -> R + Send + 'static) {
-        self.run(loops, R::NAME, move |each| rounds::run(of(&each), each.health.beats().clone(), each.stop.clone()));
+        self.run(loops, R::NAME, move |each| {
+            rounds::run(of(&each), each.health.beats().clone(), each.stop.clone())
+        });
     }
 }
 
@@ -86,7 +88,9 @@ impl Orchestrator {
         each.run(&loops, "admission", |of| {
             admission::Admission::new(&of.db, &of.live, &of.membership, of.health.beats(), of.wakes.subscribe()).run(of.stop)
         });
-        each.run(&loops, "due", |of| due::Due::new(&of.db, of.health.beats(), of.wakes.subscribe()).run(of.stop));
+        each.run(&loops, "due", |of| {
+            due::Due::new(&of.db, of.health.beats(), of.wakes.subscribe()).run(of.stop)
+        });
         each.run(&loops, "alerts", |of| {
             alerts::Alerts::new(&of.db, &of.live, of.health.beats(), of.wakes.subscribe()).run(of.stop)
         });
@@ -98,7 +102,9 @@ impl Orchestrator {
         if telemetry::pushes_metrics() {
             each.round(&loops, |of| observation::Observation::new(&of.health));
         }
-        each.run(&loops, "configuration", |of| configuration::told(of.live, of.wakes.subscribe(), of.stop));
+        each.run(&loops, "configuration", |of| {
+            configuration::told(of.live, of.wakes.subscribe(), of.stop)
+        });
         each.run(&loops, "heartbeat", |of| {
             let live = of.live;
             health::keep_membership(of.membership, of.health, move || live.orchestrator().lease, of.stop)

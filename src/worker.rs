@@ -191,7 +191,12 @@ impl Worker {
             });
             let (report, outcomes) = tokio::sync::mpsc::unbounded_channel();
             let named = format!("reports {name}");
-            let (of, outcomes, buffer, beats) = (shared.clone(), Arc::new(Mutex::new(outcomes)), buffer.clone(), health.beats().clone());
+            let (of, outcomes, buffer, beats) = (
+                shared.clone(),
+                Arc::new(Mutex::new(outcomes)),
+                buffer.clone(),
+                health.beats().clone(),
+            );
             loops.run(named.clone(), move || {
                 let beat = beats.register(named.clone(), Duration::MAX);
                 batcher::run(of.clone(), queue, outcomes.clone(), buffer.clone(), Arc::new(beat))
@@ -199,7 +204,9 @@ impl Worker {
             reports.push(report);
         }
         let (of, notified, beats) = (shared.clone(), wakes.clone(), health.beats().clone());
-        loops.run("step heartbeat", move || heartbeat::run(of.clone(), notified.subscribe(), beats.clone()));
+        loops.run("step heartbeat", move || {
+            heartbeat::run(of.clone(), notified.subscribe(), beats.clone())
+        });
         let of = Arc::downgrade(&shared);
         health.tell_busy(move || {
             of.upgrade().map(|shared| Busy {
@@ -208,11 +215,18 @@ impl Worker {
             })
         });
         let of = live.clone();
-        loops.run("configuration", move || configuration::told(of.clone(), wakes.subscribe(), stop.clone()));
+        loops.run("configuration", move || {
+            configuration::told(of.clone(), wakes.subscribe(), stop.clone())
+        });
         let (of, abandon) = (health.clone(), shared.abandon.clone());
         loops.run("heartbeat", move || {
             let live = live.clone();
-            health::keep_membership(membership.clone(), of.clone(), move || live.worker(|config| config.lease), abandon.clone())
+            health::keep_membership(
+                membership.clone(),
+                of.clone(),
+                move || live.worker(|config| config.lease),
+                abandon.clone(),
+            )
         });
         let (of, suspected) = (shared.clone(), Arc::new(Mutex::new(suspected)));
         pollers.run("suspects", move || suspects::run(of.clone(), suspected.clone(), buffer.clone()));

@@ -265,8 +265,16 @@ impl Settings {
         if let Err(problem) = self.log.level.parse::<tracing_subscriber::EnvFilter>() {
             found.push(("log.level", format!("is {:?}: {problem}", self.log.level)));
         }
-        if self.orchestrator.alert_webhook.as_deref().is_some_and(|webhook| !is_web_address(webhook)) {
-            found.push(("orchestrator.alert_webhook", "is no address: expected http:// or https:// and a host".into()));
+        if self
+            .orchestrator
+            .alert_webhook
+            .as_deref()
+            .is_some_and(|webhook| !is_web_address(webhook))
+        {
+            found.push((
+                "orchestrator.alert_webhook",
+                "is no address: expected http:// or https:// and a host".into(),
+            ));
         }
         found
     }

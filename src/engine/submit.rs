@@ -96,7 +96,7 @@ impl Submitter {
     ///
     /// `template` is a name or `namespace/name`; `version` None means the current one.
     /// Errors: [`Error::NotFound`] for an unknown template, [`Error::Invalid`] for an input, key or priority that is not acceptable,
-    /// [`Error::TooLarge`] for an input of more than [`MAX_PAYLOAD_BYTES`](super::MAX_PAYLOAD_BYTES).
+    /// [`Error::TooLarge`] for an input of more than [`MAX_PAYLOAD_BYTES`](super::payload::MAX_PAYLOAD_BYTES).
     pub async fn submit(&self, template: &str, version: Option<&str>, tasks: &[NewTask]) -> Result<Vec<Submitted>> {
         let submission = Submission::begin();
         let submitted = self.create(template, version, tasks, submission.carrier()).await;

@@ -26,7 +26,13 @@ const CONCURRENT_COMMITS: usize = 2;
 /// So many bytes are committed together at most, unless one report alone has more.
 const MOST_BYTES: usize = 4 << 20;
 
-pub(super) async fn run(shared: Arc<Shared>, queue: usize, outcomes: Arc<Mutex<UnboundedReceiver<Handled>>>, buffer: Buffer, beat: Arc<Beat>) {
+pub(super) async fn run(
+    shared: Arc<Shared>,
+    queue: usize,
+    outcomes: Arc<Mutex<UnboundedReceiver<Handled>>>,
+    buffer: Buffer,
+    beat: Arc<Beat>,
+) {
     let mut outcomes = outcomes.lock().await;
     let commits = Arc::new(Semaphore::new(CONCURRENT_COMMITS));
     loop {

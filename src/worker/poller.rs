@@ -13,8 +13,8 @@ use crate::backoff::Backoff;
 use crate::db::{self, channel, Wake};
 use crate::engine::fail::{fail_steps, Failure};
 use crate::engine::lease::{give_up_unreadable, lease_steps, LeasedStep};
+use crate::engine::payload::MAX_RESULTS_BYTES;
 use crate::engine::trace::tell_claims;
-use crate::engine::MAX_RESULTS_BYTES;
 use crate::health::Beat;
 
 /// A step whose lease ran out this often is a suspect. Once happens to all that a worker held when it was killed.

@@ -313,7 +313,9 @@ async fn dead_letters_say_that_a_handler_is_unknown_or_a_result_too_large() {
             ..WorkerConfig::default()
         };
         let worker = Arc::new(Worker::start(&world.db, config).await.unwrap());
-        worker.handle_with(Handlers::default().with("writes", |_| async { Ok(json!("x".repeat(tasker::engine::MAX_PAYLOAD_BYTES))) }));
+        worker.handle_with(Handlers::default().with("writes", |_| async {
+            Ok(json!("x".repeat(tasker::engine::payload::MAX_PAYLOAD_BYTES)))
+        }));
         let letters = loop {
             match world.dead_letters("here").await {
                 letters if letters.len() == 2 => break letters,

@@ -115,8 +115,8 @@ async fn functions_that_somebody_puts_into_public_are_called_by_nobody() {
 
         // Everybody's: each function with nothing, and those that people call with something.
         let calls: Vec<String> = sqlx::query_scalar(
-            "SELECT format('SELECT * FROM %s(%s)', p.oid::regproc, (
-                 SELECT string_agg(format('NULL::%s', format_type(t.type, NULL)), ', ' ORDER BY t.n)
+            "SELECT pg_catalog.format('SELECT * FROM %s(%s)', p.oid::regproc, (
+                 SELECT string_agg(pg_catalog.format('NULL::%s', format_type(t.type, NULL)), ', ' ORDER BY t.n)
                  FROM unnest(p.proargtypes) WITH ORDINALITY AS t(type, n)))
              FROM pg_proc p WHERE p.pronamespace = 'tasker'::regnamespace ORDER BY 1",
         )

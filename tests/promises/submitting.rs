@@ -1,8 +1,8 @@
 //! The door: tasks come in whole or not at all, once for every key, and bad input is told what was expected.
 
 use serde_json::{json, Value};
+use tasker::engine::payload::MAX_PAYLOAD_BYTES;
 use tasker::engine::submit::{NewTask, Submitter};
-use tasker::engine::MAX_PAYLOAD_BYTES;
 use tasker::{Error, Priority};
 
 use crate::world::World;

@@ -45,7 +45,12 @@ impl Loops {
             let (mut panics, mut backoff) = (0, Backoff::default());
             loop {
                 let began = Instant::now();
-                let Err(panic) = AssertUnwindSafe(async { begin().await }).catch_unwind().await else {
+                let all = async {
+                    #[cfg(debug_assertions)]
+                    panic_if_told(&name, panics);
+                    begin().await;
+                };
+                let Err(panic) = AssertUnwindSafe(all).catch_unwind().await else {
                     return;
                 };
                 if began.elapsed() > RECOVERED {
@@ -68,6 +73,14 @@ impl Loops {
         self.running.close();
         self.running.wait().await;
     }
+}
+
+/// For tests: TASKER_TEST_PANICS is the name of a loop and how often it panics.
+#[cfg(debug_assertions)]
+fn panic_if_told(name: &str, panics: u32) {
+    let told = std::env::var("TASKER_TEST_PANICS").unwrap_or_default();
+    let told = told.rsplit_once(' ').filter(|(of, _)| *of == name);
+    assert!(told.is_none_or(|(_, times)| times.parse().unwrap_or(0) <= panics), "as it was told");
 }
 
 /// What a panic was told.

@@ -32,7 +32,10 @@ impl Memory {
         let pid = Pid::from_u32(std::process::id());
         system.refresh_processes_specifics(ProcessesToUpdate::Some(&[pid]), false, ProcessRefreshKind::nothing().with_memory());
         let own = system.process(pid).map_or(0, sysinfo::Process::memory);
-        let cgroup = system.cgroup_limits().filter(|limits| limits.total_memory < system.total_memory());
+        // Without it, cgroup_limits panics: /proc could not be read, for want of descriptors perhaps.
+        let known = system.total_memory() > 0;
+        let limits = known.then(|| system.cgroup_limits()).flatten();
+        let cgroup = limits.filter(|limits| limits.total_memory < system.total_memory());
         match (configured, cgroup) {
             (Some(limit), Some(cgroup)) if cgroup.total_memory < limit => Memory::of(cgroup),
             (None, Some(cgroup)) => Memory::of(cgroup),

@@ -404,24 +404,30 @@ async fn an_alert_is_raised_once_for_every_crossing_of_a_threshold() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_alert_reaches_the_webhook_although_that_was_down() {
+async fn an_alert_reaches_the_webhook_although_that_refused_it_first_and_goes_nowhere_else() {
     World::with(async |world| {
         world.register(FLOW).await;
         world.set_rules("here", json!({ "alert_threshold": 1 })).await.unwrap();
-        // Refuses the first call.
+        // Refuses the first call: it is elsewhere, it says.
         let (seen, mut posts) = tokio::sync::mpsc::unbounded_channel();
         let calls = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let elsewhere = seen.clone();
         let router = axum::Router::new().route(
+            "/elsewhere",
+            axum::routing::any(async move || elsewhere.send(json!("redirected")).unwrap()),
+        );
+        let router = router.route(
             "/alerts",
             axum::routing::post(move |axum::Json(alert): axum::Json<Value>| {
                 let first = calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0;
                 seen.send(alert).unwrap();
                 async move {
-                    if first {
-                        axum::http::StatusCode::SERVICE_UNAVAILABLE
+                    let status = if first {
+                        axum::http::StatusCode::FOUND
                     } else {
                         axum::http::StatusCode::OK
-                    }
+                    };
+                    (status, [(axum::http::header::LOCATION, "/elsewhere")])
                 }
             }),
         );

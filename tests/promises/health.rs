@@ -62,8 +62,16 @@ impl Serve {
         self.process.id()
     }
 
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
     pub(crate) fn get(&self, path: &str) -> (u16, Value) {
         get(&self.address, path)
+    }
+
+    pub(crate) fn text(&self, path: &str) -> String {
+        text(&self.address, path).1
     }
 
     /// Asks until the answer is as expected.
@@ -92,7 +100,7 @@ impl Serve {
     }
 
     /// `tasker health` beside it: what it prints, and its exit code.
-    fn health(&self, arguments: &[&str]) -> (String, i32) {
+    pub(crate) fn health(&self, arguments: &[&str]) -> (String, i32) {
         let output = Command::new(env!("CARGO_BIN_EXE_tasker"))
             .arg("health")
             .args(arguments)
@@ -126,6 +134,14 @@ impl Drop for Serve {
 }
 
 fn get(address: &str, path: &str) -> (u16, Value) {
+    let (status, body) = text(address, path);
+    (
+        status,
+        serde_json::from_str(&body).unwrap_or_else(|error| panic!("{path}: {error}: {body}")),
+    )
+}
+
+fn text(address: &str, path: &str) -> (u16, String) {
     let agent = ureq::Agent::config_builder()
         .http_status_as_error(false)
         .timeout_global(Some(Duration::from_secs(30)))
@@ -136,10 +152,7 @@ fn get(address: &str, path: &str) -> (u16, Value) {
         .call()
         .unwrap_or_else(|error| panic!("{path}: {error}"));
     let body = answer.body_mut().read_to_string().expect("a body");
-    (
-        answer.status().as_u16(),
-        serde_json::from_str(&body).unwrap_or_else(|error| panic!("{path}: {error}: {body}")),
-    )
+    (answer.status().as_u16(), body)
 }
 
 fn says(body: &Value, what: &str) -> bool {

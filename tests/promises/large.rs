@@ -304,6 +304,56 @@ async fn numbers_of_any_size_pass_through_and_hide_nothing() {
             assert!(matches!(submit(refused).await, Err(Error::TooLarge(_))), "{refused}");
         }
         assert!(submit(r#"{"n": "1e131071", "m": "\"1e99999"}"#).await.is_ok(), "a string is none");
+        let many = |number: &str| format!(r#"{{"n": [{}]}}"#, vec![number; 2_000].join(","));
+        assert!(
+            matches!(submit(&many("1e600")).await, Err(Error::TooLarge(_))),
+            "altogether they are"
+        );
+        // Whoever speaks SQL is told the same.
+        for (json, accepted) in [
+            (r#"{"n": 1e131071}"#, false),
+            (r#"{"n": [1, {"m": -1E+9999}]}"#, false),
+            (r#"{"n": 1e-5000}"#, false),
+            (&many("1e600"), false),
+            (&many("1e400"), true),
+            (&format!(r#"{{"n": "{}"}}"#, "1".repeat(100_000)), true),
+        ] {
+            let created = sqlx::query("SELECT tasker.create_task('one', $1::text::jsonb)")
+                .bind(json)
+                .execute(&world.pool)
+                .await;
+            let answer = created.map_err(|error| error.as_database_error().unwrap().code().unwrap().into_owned());
+            assert_eq!(
+                answer.map(drop),
+                if accepted { Ok(()) } else { Err("TK006".to_owned()) },
+                "{:.60}",
+                json
+            );
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_small_in_a_row_and_huge_as_text_does_not_travel_with_a_lease() {
+    World::with(async |world| {
+        world.register(ONE).await;
+        // As only the owner of the schema can.
+        world
+            .run(
+                "INSERT INTO tasker.tasks (id, template_id, version_id, namespace_id, priority, state, claim_order, input, created_at)
+                 SELECT tasker.uuidv7(), t.id, t.current_version_id, t.namespace_id, 2, 'pending', now(),
+                        '{\"n\": [1e131071, 1e131071, 1e131071]}', now() FROM tasker.templates t, generate_series(1, 20)",
+            )
+            .await;
+        world.claim().await;
+        let bytes = world
+            .count(
+                "SELECT coalesce(sum(octet_length(l.input)), 0) + 1000 * count(*) FILTER (WHERE l.large)
+                 FROM tasker.lease_steps('here_queue', 7, 20, '1 hour') AS l",
+            )
+            .await;
+        assert_eq!(bytes, 20_000, "all are large, and none came along");
     })
     .await;
 }

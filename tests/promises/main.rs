@@ -4,6 +4,7 @@
 
 mod backpressure;
 mod breakers;
+mod broken_parts;
 mod bugs_of_others;
 mod capacity;
 mod collector;

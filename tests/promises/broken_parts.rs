@@ -1,0 +1,166 @@
+//! What one broken part, peer or row does to the whole: nothing, but to itself.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::json;
+use tasker::orchestrator::{Orchestrator, OrchestratorConfig};
+
+use crate::health::Serve;
+use crate::world::World;
+
+const ONE: &str = "name: one\nnamespace: here\nsteps:\n  - { name: only, handler: H }\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_never_end_take_no_more_than_their_share_and_end_all_the_same() {
+    World::with(async |world| {
+        let serve = Serve::start(&world.url, &[], &[]);
+        let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", serve.id())).unwrap().count();
+        let before = descriptors();
+        let mut half_open: Vec<TcpStream> = (0..150).map(|_| TcpStream::connect(serve.address()).unwrap()).collect();
+        for stream in &mut half_open {
+            stream.write_all(b"GET /health HTTP/1.1\r\nHost: a\r\nX-Slow: ").unwrap();
+        }
+        assert_eq!(serve.health(&["--live"]).1, 0, "the socket has connections of its own");
+        assert!(descriptors() <= before + 70, "{} were {before}", descriptors());
+        for stream in &mut half_open {
+            stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+            // Whatever it is told: it is the end.
+            stream.read_to_end(&mut Vec::new()).ok();
+        }
+        serve.until("/health", |status, _| status == 200).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_loop_that_panics_is_begun_anew() {
+    World::with(async |world| {
+        world.register(ONE).await;
+        let serve = Serve::start(&world.url, &[], &[("TASKER_TEST_PANICS", "admission 2")]);
+        let task = world.submit("one", json!({})).await;
+        tokio::time::timeout(Duration::from_secs(60), world.until_running(task))
+            .await
+            .unwrap();
+        serve
+            .until("/health", |status, body| status == 200 && body["late_loops"] == json!([]))
+            .await;
+        let metrics = serve.text("/metrics");
+        assert!(metrics.contains("tasker_loop_panics_total{loop=\"admission\"} 2"), "{metrics}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_one_of_whose_loops_panics_again_and_again_ends_and_says_why() {
+    World::with(async |world| {
+        let ended = Command::new(env!("CARGO_BIN_EXE_tasker"))
+            .args(["serve", "--listen", "127.0.0.1:0"])
+            .env("DATABASE_URL", &world.url)
+            .env("TASKER_RUN_DIR", tempfile::tempdir().unwrap().path())
+            .env("TASKER_TEST_PANICS", "heartbeat 99")
+            .env_remove("NAMESPACE")
+            .stdout(Stdio::null())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(3), "{said}");
+        let last = said.lines().last().unwrap();
+        assert_eq!(
+            last,
+            "tasker: the loop heartbeat panicked 5 times, the last time with: as it was told"
+        );
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_few_descriptors_a_process_runs_or_says_why_not() {
+    World::with(async |world| {
+        for descriptors in [8, 10, 12, 14, 16, 20] {
+            let mut process = Command::new("bash")
+                .arg("-c")
+                .arg(format!("ulimit -n {descriptors}; exec \"$0\" serve --listen 127.0.0.1:0"))
+                .arg(env!("CARGO_BIN_EXE_tasker"))
+                .env("DATABASE_URL", &world.url)
+                .env("TASKER_RUN_DIR", tempfile::tempdir().unwrap().path())
+                .env_remove("NAMESPACE")
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+            // Time for every loop to have come round.
+            let told = tokio::time::timeout(Duration::from_secs(3), async {
+                while process.try_wait().unwrap().is_none() {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            });
+            told.await.ok();
+            process.kill().ok();
+            let mut said = String::new();
+            process.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+            process.wait().unwrap();
+            assert!(!said.contains("panicked"), "{descriptors}: {said}");
+            assert!(
+                said.contains("orchestrator started") || said.contains("Too many open files"),
+                "{descriptors}: {said}"
+            );
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_directory_that_another_user_put_there_is_not_used() {
+    World::with(async |world| {
+        let (folder, others) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(others.path(), &link).unwrap();
+        std::os::unix::fs::lchown(&link, Some(65534), None).unwrap();
+        let serve = Serve::start(&world.url, &[], &[("TASKER_RUN_DIR", link.to_str().unwrap())]);
+        assert_eq!(serve.get("/health").0, 200, "its port answers all the same");
+        assert_eq!(std::fs::read_dir(others.path()).unwrap().count(), 0);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_cannot_run_hold_up_nobody_and_become_dead_letters() {
+    World::with(async |world| {
+        world.register(ONE).await;
+        world
+            .run(
+                "INSERT INTO tasker.tasks (id, template_id, version_id, namespace_id, priority, state, claim_order, input, created_at)
+                 SELECT tasker.uuidv7(), t.id, 9999, t.namespace_id, 4, 'pending', now() - interval '1 day', '{}', now()
+                 FROM tasker.templates t, generate_series(1, 3000)",
+            )
+            .await;
+        let infinite = sqlx::query("UPDATE tasker.tasks SET claim_order = '-infinity'")
+            .execute(&world.pool)
+            .await;
+        assert!(infinite.is_err());
+        let orchestrator = Orchestrator::start(&world.db, OrchestratorConfig::default()).await.unwrap();
+        let task = world.submit("one", json!({})).await;
+        tokio::time::timeout(Duration::from_secs(60), world.until_running(task))
+            .await
+            .unwrap();
+        orchestrator.shutdown().await;
+        world
+            .run(
+                "DO $$ DECLARE v_last uuid := '00000000-0000-0000-0000-000000000000';
+                 BEGIN WHILE v_last IS NOT NULL LOOP SELECT last INTO v_last FROM tasker.reconcile(v_last, 500); END LOOP; END $$",
+            )
+            .await;
+        assert_eq!(
+            world
+                .count("SELECT count(*) FROM tasker.tasks WHERE version_id = 9999 AND state = 'failed'")
+                .await,
+            3000
+        );
+        assert_eq!(world.counter("unrunnable_tasks").await, 3000);
+        let letters = world.dead_letters("here").await;
+        assert_eq!((letters.len(), &letters[0]["reason"]), (3000, &json!("unknown_version")));
+    })
+    .await;
+}

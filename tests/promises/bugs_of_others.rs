@@ -132,7 +132,7 @@ async fn a_report_that_the_database_could_not_take_is_made_again() {
         let full = "
             CREATE SEQUENCE reports;
             CREATE FUNCTION disk_full() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-                IF nextval('reports') <= 3 THEN RAISE 'no space left on device' USING ERRCODE = '53100'; END IF;
+                IF nextval('public.reports') <= 3 THEN RAISE 'no space left on device' USING ERRCODE = '53100'; END IF;
                 RETURN NEW;
             END $$;
             CREATE TRIGGER disk_full BEFORE UPDATE ON tasker.steps FOR EACH ROW EXECUTE FUNCTION disk_full()";

@@ -46,10 +46,14 @@ CREATE TABLE tasker.namespaces (
 
 -- Whether the session may do what members of these roles may: it is one, or the owner of this schema, as whom what it calls runs (0023_roles.sql).
 CREATE FUNCTION tasker.is_one_of(p_roles text[]) RETURNS boolean
-LANGUAGE sql STABLE BEGIN ATOMIC
-    SELECT pg_has_role(session_user, current_user, 'MEMBER')
-        OR EXISTS (SELECT FROM pg_roles r WHERE r.rolname = ANY (p_roles) AND pg_has_role(session_user, r.oid, 'MEMBER'));
-END;
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF pg_has_role(session_user, current_user, 'MEMBER') THEN
+        RETURN true;
+    END IF;
+    RETURN EXISTS (SELECT FROM pg_roles r WHERE r.rolname = ANY (p_roles) AND pg_has_role(session_user, r.oid, 'MEMBER'));
+END
+$$;
 
 -- Errors with TK008 unless the session may work for these namespaces: for all, or for each of them.
 CREATE FUNCTION tasker.check_worker(p_namespaces text[]) RETURNS void

@@ -81,11 +81,9 @@ LANGUAGE sql VOLATILE PARALLEL SAFE BEGIN ATOMIC
 END;
 
 CREATE FUNCTION tasker.priority_number(p_name text) RETURNS smallint
-LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    RETURN CASE p_name WHEN 'low' THEN 1 WHEN 'normal' THEN 2 WHEN 'high' THEN 3 WHEN 'urgent' THEN 4 END;
-END
-$$;
+LANGUAGE sql IMMUTABLE BEGIN ATOMIC
+    SELECT (CASE p_name WHEN 'low' THEN 1 WHEN 'normal' THEN 2 WHEN 'high' THEN 3 WHEN 'urgent' THEN 4 END)::smallint;
+END;
 
 -- How many bytes an input may have, as text.
 CREATE FUNCTION tasker.max_payload() RETURNS int

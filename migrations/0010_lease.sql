@@ -48,7 +48,7 @@ LANGUAGE sql STABLE BEGIN ATOMIC
                CASE WHEN pg_column_size(s.checkpoint) <= 8192 THEN s.checkpoint::text END AS checkpoint OFFSET 0) AS i
     CROSS JOIN LATERAL (
         SELECT i.input IS NULL OR (i.checkpoint IS NULL AND s.checkpoint IS NOT NULL)
-               OR octet_length(i.input) + coalesce(octet_length(i.checkpoint), 0) > 4194304 / greatest(cardinality(p_messages), 64) AS large OFFSET 0) AS z
+               OR octet_length(i.input) + coalesce(octet_length(i.checkpoint), 0) > 4194304 / greatest(cardinality(p_messages), 64) AS large) AS z
     CROSS JOIN LATERAL (
         SELECT sum(ps.result_bytes) AS bytes, CASE WHEN coalesce(sum(ps.result_bytes), 0) <= 32768 THEN
                (jsonb_object_agg(pts.name, ps.result) FILTER (WHERE coalesce(ps.result_bytes, 0) <= 32768))::text END AS results

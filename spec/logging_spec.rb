@@ -31,6 +31,18 @@ RSpec.describe "Logs" do
     [worker.output_so_far.lines(chomp: true), task]
   end
 
+  it "of the core are heard in a process that runs a worker and an orchestrator itself" do
+    program = <<~RUBY
+      require "tasker_core"
+      TaskerCore::Orchestrator.new.start
+      TaskerCore::Worker.new(namespaces: [#{namespace.inspect}]).run
+    RUBY
+    process = launch(RbConfig.ruby, "-I", File.join(Processes::ROOT, "lib"), "-e", program)
+    process.wait_for(/orchestrator started.*worker started/m)
+    process.signal("TERM")
+    process.wait_for(/worker stopped/)
+  end
+
   it "of Ruby and Rust are one stream of JSON, with what a line is about in fields, and without what tasks are given and return" do
     text, task = lines(TASKER_LOG_FORMAT: "json")
     parsed = text.map { |line| JSON.parse(line, symbolize_names: true) }

@@ -106,6 +106,14 @@ RSpec.describe "worker processes" do
     )
   end
 
+  it "ends, and says why, when a part of it fails again and again" do
+    file = File.join(Dir.mktmpdir, "app.rb")
+    File.write(file, "")
+    output, code = tasker("worker", "-n", namespace, "-r", file, environment: { "TASKER_TEST_PANICS" => "heartbeat 99" })
+    expect(output.lines.last).to eq("tasker: the loop heartbeat panicked 5 times, the last time with: as it was told\n")
+    expect(code).to eq(3)
+  end
+
   it "has the binary's command line too" do
     output, code = tasker("--help")
     expect(code).to eq(0)

@@ -133,7 +133,12 @@ impl Health {
     /// Waits until the process cannot go on, and says why.
     pub async fn given_up(&self) -> String {
         self.0.over.cancelled().await;
-        self.0.given_up.get().cloned().unwrap_or_default()
+        self.why_given_up().unwrap_or_default()
+    }
+
+    /// Why the process cannot go on; None: it can.
+    pub fn why_given_up(&self) -> Option<String> {
+        self.0.given_up.get().cloned()
     }
 
     /// Whether the process works. Answers within 50 ms; what the database has not said by then is seen by the next probe.
@@ -143,7 +148,7 @@ impl Health {
         let bounds = &of.live.effective().settings.health;
         Live::new(
             self.kind(),
-            of.given_up.get().cloned(),
+            self.why_given_up(),
             of.beats.late(),
             away,
             bounds.database_grace,

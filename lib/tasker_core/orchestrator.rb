@@ -28,6 +28,7 @@ module TaskerCore
     # @return [self]
     # @raise [ConfigurationError, DatabaseError]
     def start
+      Native.init_logging
       @native = Native::Orchestrator.start(@client.native, { orchestrator: @options }, TaskerCore.configuration.file)
       self.class.current = self
     end

@@ -38,6 +38,7 @@ module TaskerCore
       @pid = Process.pid
       @client = client
       @slots = []
+      @events = Queue.new
       @stopping = false
     end
 
@@ -51,6 +52,7 @@ module TaskerCore
       raise ConfigurationError, NO_NAMESPACE if namespaces.empty?
 
       register_templates(namespaces)
+      Native.init_logging
       logger = TaskerCore.configuration.logger
       @log_pump = LogPump.new(logger) unless logger.is_a?(NativeLogger)
       @native = Native::Worker.start(@client.native, *settings)
@@ -65,16 +67,19 @@ module TaskerCore
 
     # Starts, and runs until TERM or INT; a second signal stops at once.
     # @return [Integer] the exit code: 0, or 130 after a second signal
+    # @raise [Error] when it cannot go on, since a part of it fails again and again
     def run
-      events = Queue.new
-      previous = %w[TERM INT].to_h { |name| [name, trap(name) { events << :signal }] }
+      previous = %w[TERM INT].to_h { |name| [name, trap(name) { @events << :signal }] }
       start
-      events.pop
-      Thread.new { stop && (events << :stopped) }
-      return 0 if events.pop == :stopped
+      ended = @events.pop
+      Thread.new { stop && (@events << :stopped) }
+      if @events.pop == :stopped
+        raise Error, ended unless ended == :signal
 
-      Thread.new { stop(grace: 0) && (events << :stopped) }
-      events.pop
+        return 0
+      end
+      Thread.new { stop(grace: 0) && (@events << :stopped) }
+      @events.pop
       130
     ensure
       previous&.each { |name, handler| trap(name, handler || "DEFAULT") }
@@ -125,7 +130,7 @@ module TaskerCore
     # Replaces what a handler took down, or holds on to after its time; and there are as many as the settings say now.
     def supervise
       loop do
-        @native.beat
+        why = @native.beat and return @events << why
         resize(@native.concurrency)
         @slots.each_with_index do |slot, index|
           next if slot.alive? && !slot.overdue?(STOP_GRACE)

@@ -287,10 +287,10 @@ impl Worker {
         Ok(())
     }
 
-    /// The supervisor has come round.
-    fn beat(ruby: &Ruby, this: &Worker) -> Result<(), Error> {
+    /// The supervisor has come round. Returns why the worker cannot go on; nil: it can.
+    fn beat(ruby: &Ruby, this: &Worker) -> Result<Option<String>, Error> {
         this.parts(ruby)?.supervisor.beat();
-        Ok(())
+        Ok(this.owned(ruby)?.health().why_given_up())
     }
 
     /// How this worker is, as JSON.

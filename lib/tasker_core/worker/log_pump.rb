@@ -6,7 +6,6 @@ module TaskerCore
     # @api private
     class LogPump
       def initialize(logger)
-        Native.init_logging
         @logs = Native::Logs.open
         @thread = Thread.new do
           while (severity, line = @logs.next)

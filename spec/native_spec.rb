@@ -5,7 +5,8 @@ require "spec_helper"
 RSpec.describe TaskerCore::Native do
   # Runs Ruby that has a worker, an orchestrator, and a workflow of this example's namespace.
   def ruby(code, **options)
-    run(RbConfig.ruby, "-I", File.join(Processes::ROOT, "lib"), "-rtasker_core", "-e", <<~RUBY, **options)
+    quiet = { "TASKER_LOG" => "error" }
+    run(RbConfig.ruby, "-I", File.join(Processes::ROOT, "lib"), "-rtasker_core", "-e", <<~RUBY, environment: quiet, **options)
       class Echo < TaskerCore::StepHandler
         def call(step) = { text: step.context[:text] * 2, before: step.results }
       end

@@ -2,11 +2,13 @@
 
 mod bounded;
 mod certificate;
+mod session;
 mod target;
 mod tunnel;
 mod wake;
 
 pub(crate) use bounded::answered;
+pub use session::PLANS;
 pub(crate) use wake::{channel, wait, Wake};
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,6 +19,7 @@ use sqlx::{Connection, Executor, PgPool};
 use tokio_util::sync::CancellationToken;
 
 use bounded::{Bounded, Waits};
+use session::{BOUNDS, READ_ONLY};
 use target::Target;
 use tunnel::Tunnel;
 
@@ -28,43 +31,7 @@ const ACQUIRE: Duration = Duration::from_secs(10);
 /// How long a call can take, from wanting a connection to giving up on an answer.
 pub(crate) const LONGEST_CALL: Duration = Duration::from_secs(30);
 
-/// What bounds every session on the server's side: a peer that is cut off holds its locks for seconds, not for the hours that TCP allows. And what
-/// our statements take for granted, whatever the database or the role sets: above all the search path, since whoever may create functions in a
-/// schema on it could put his own in place of PostgreSQL's, and run them as us.
-const BOUNDS: &str = "
-    SET search_path = pg_catalog, pg_temp;
-    SET standard_conforming_strings = on;
-    SET default_transaction_isolation = 'read committed';
-    SET statement_timeout = '15s';
-    SET lock_timeout = '10s';
-    SET idle_in_transaction_session_timeout = '10s';
-    SET client_connection_check_interval = '5s';
-    SET tcp_user_timeout = '10s';
-    SET tcp_keepalives_idle = '5s';
-    SET tcp_keepalives_interval = '2s';
-    SET tcp_keepalives_count = 3;
-";
-
-/// How our statements are planned: once, since planning costs more than most of them do, and by indexes in nested loops, since each names
-/// the few rows it wants, in the order in which the index has them. What the planner knows of tables that are empty in one second and full in the
-/// next would mislead it.
-pub const PLANS: &str = "
-    SET plan_cache_mode = 'force_generic_plan';
-    SET enable_seqscan = off;
-    SET enable_bitmapscan = off;
-    SET enable_sort = off;
-    SET enable_hashjoin = off;
-    SET enable_mergejoin = off;
-    SET enable_memoize = off;
-    SET jit = off;
-";
-
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
-
-/// Why a server is not worked with, if it is not: what libpq's `target_session_attrs=read-write` asks.
-const READ_ONLY: &str = "
-    SELECT CASE WHEN pg_is_in_recovery() THEN 'it is a standby (in recovery), expected the primary'
-                WHEN current_setting('transaction_read_only')::boolean THEN 'its transactions are read-only (default_transaction_read_only)' END";
 
 /// Why the last connection that could be made was refused by us; None: it was not.
 type Refusal = Arc<Mutex<Option<String>>>;
@@ -77,9 +44,7 @@ fn pool(options: &PgConnectOptions, connections: u32, refusal: &Refusal) -> PgPo
         .after_connect(move |connection, _| {
             let refusal = refusal.clone();
             Box::pin(async move {
-                connection.execute(BOUNDS).await?;
-                connection.execute(PLANS).await?;
-                let read_only: Option<String> = sqlx::query_scalar(READ_ONLY).fetch_one(&mut *connection).await?;
+                let read_only = session::begin(connection).await?;
                 refusal.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&read_only);
                 match read_only {
                     None => Ok(()),
@@ -144,8 +109,8 @@ impl Db {
     /// Connects, and proves it with one connection.
     ///
     /// `url` is `postgres://user:password@host:port/database`; `max_connections`, at least 4, is never exceeded while one orchestrator
-    /// or one worker runs on it. Errors: [`Error::Config`] for a URL that cannot be read, a parameter in it that we do not know, too few connections
-    /// or a database that is not in UTF8, [`Error::Unreachable`] when there is no answer within 10 s (or its `connect_timeout`), a refusal, or the
+    /// or one worker runs on it. Errors: [`Error::Config`] for a URL that cannot be read, a parameter in it that we do not know, too few connections,
+    /// a database that is not in UTF8 or a pooler that pools transactions, [`Error::Unreachable`] when there is no answer within 10 s (or its `connect_timeout`), a refusal, or the
     /// server is a standby or read-only.
     pub async fn connect(url: &str, max_connections: u32) -> Result<Db> {
         let Target {
@@ -192,6 +157,13 @@ impl Db {
             Ok(Err(sqlx::Error::Database(e))) => return Err(unreachable(e.message().to_owned())),
             Ok(Err(error)) => return Err(unreachable(error.to_string())),
             Ok(Ok(mut connection)) => {
+                if session::are_pooled_by_transaction(&mut connection, &options).await? {
+                    return Err(Error::Config(format!(
+                        "a pooler stands in front of {target} that gives each transaction another session (PgBouncer's pool_mode = transaction or \
+                         statement), so prepared statements, settings and LISTEN would be mixed up: expected pool_mode = session for this database, or \
+                         the server's own address (docs/deployment.md)"
+                    )));
+                }
                 let read_only: Option<String> = sqlx::query_scalar(READ_ONLY).fetch_one(&mut connection).await?;
                 if let Some(why) = read_only {
                     return Err(unreachable(why));

@@ -18,7 +18,7 @@ use tasker::engine::configuration::DatabaseCoordinator;
 use tasker::engine::read;
 use tasker::orchestrator::{Orchestrator, OrchestratorConfig};
 use tasker::worker::{Handlers, Step, Worker};
-use tasker::Db;
+use tasker::{Db, Error};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
@@ -26,14 +26,13 @@ use tokio_util::sync::CancellationToken;
 use crate::configuration::author;
 use crate::world::{free_port, Server, World};
 
-/// Gives each client a session of its own.
-fn pgbouncer(folder: &Path, port: u16, to: &PgConnectOptions) -> Server {
+fn pgbouncer(folder: &Path, port: u16, pool_mode: &str, to: &PgConnectOptions) -> Server {
     fs::set_permissions(folder, Permissions::from_mode(0o755)).unwrap();
     let password = to.to_url_lossy().password().unwrap_or_default().to_owned();
     let settings = format!(
         "[databases]\n* = host={} port={} user={} password={password}\n\
          [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n\
-         pool_mode = session\ndefault_pool_size = 40\nignore_startup_parameters = extra_float_digits\n",
+         pool_mode = {pool_mode}\ndefault_pool_size = 40\nignore_startup_parameters = extra_float_digits\n",
         to.get_host(),
         to.get_port(),
         to.get_username(),
@@ -80,21 +79,26 @@ impl World {
         self.url.parse().unwrap()
     }
 
+    /// As soon as somebody listens there.
+    async fn connect_by(&self, port: u16) -> Result<Db, Error> {
+        let url = self.options().port(port).ssl_mode(PgSslMode::Disable).to_url_lossy();
+        let connected = async {
+            loop {
+                match Db::connect(url.as_str(), 12).await {
+                    Err(Error::Unreachable { .. }) => tokio::time::sleep(Duration::from_millis(50)).await,
+                    connected => return connected,
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), connected).await.expect("an answer")
+    }
+
     /// Of a process that reaches the database by that port alone: tasks are done, and a change of the configuration is in force long before anybody looks
     /// for one by the way.
     async fn works_by(&self, port: u16) {
         self.register("name: one\nnamespace: here\nsteps:\n  - { name: only, handler: H }\n")
             .await;
-        let options = self.options().port(port).ssl_mode(PgSslMode::Disable);
-        let connected = async {
-            loop {
-                match Db::connect(options.to_url_lossy().as_str(), 12).await {
-                    Ok(db) => return db,
-                    Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-                }
-            }
-        };
-        let db = tokio::time::timeout(Duration::from_secs(30), connected).await.expect("connects");
+        let db = self.connect_by(port).await.unwrap();
         let flags = json!({ "worker": { "namespaces": ["here"] } });
         let local = Local::read(Given { flags, ..Given::default() }).unwrap();
         let (configuration, mut live) = Configuration::start(local, Arc::new(DatabaseCoordinator::new(&db))).await.unwrap();
@@ -131,8 +135,22 @@ impl World {
 async fn all_works_behind_a_pgbouncer_that_pools_sessions() {
     World::with(async |world| {
         let (folder, port) = (tempfile::tempdir().unwrap(), free_port());
-        let _pgbouncer = pgbouncer(folder.path(), port, &world.options());
+        let _pgbouncer = pgbouncer(folder.path(), port, "session", &world.options());
         world.works_by(port).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pgbouncer_that_pools_transactions_or_statements_is_refused_with_what_to_do() {
+    World::with(async |world| {
+        for mode in ["transaction", "statement"] {
+            let (folder, port) = (tempfile::tempdir().unwrap(), free_port());
+            let _pgbouncer = pgbouncer(folder.path(), port, mode, &world.options());
+            let refused = world.connect_by(port).await.unwrap_err();
+            assert!(matches!(refused, Error::Config(_)), "{refused}");
+            assert!(refused.to_string().contains("expected pool_mode = session"), "{refused}");
+        }
     })
     .await;
 }

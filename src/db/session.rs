@@ -1,0 +1,80 @@
+//! What a session with the server is to be: one of our own, on a server that takes writes, with the settings that our statements take for granted.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{ConnectOptions, Connection, Executor, Row};
+
+/// What bounds every session on the server's side: a peer that is cut off holds its locks for seconds, not for the hours that TCP allows. And what
+/// our statements take for granted, whatever the database or the role sets: above all the search path, since whoever may create functions in a
+/// schema on it could put his own in place of PostgreSQL's, and run them as us.
+pub(super) const BOUNDS: &str = "
+    SET search_path = pg_catalog, pg_temp;
+    SET standard_conforming_strings = on;
+    SET default_transaction_isolation = 'read committed';
+    SET statement_timeout = '15s';
+    SET lock_timeout = '10s';
+    SET idle_in_transaction_session_timeout = '10s';
+    SET client_connection_check_interval = '5s';
+    SET tcp_user_timeout = '10s';
+    SET tcp_keepalives_idle = '5s';
+    SET tcp_keepalives_interval = '2s';
+    SET tcp_keepalives_count = 3;
+";
+
+/// How our statements are planned: once, since planning costs more than most of them do, and by indexes in nested loops, since each names
+/// the few rows it wants, in the order in which the index has them. What the planner knows of tables that are empty in one second and full in the
+/// next would mislead it.
+pub const PLANS: &str = "
+    SET plan_cache_mode = 'force_generic_plan';
+    SET enable_seqscan = off;
+    SET enable_bitmapscan = off;
+    SET enable_sort = off;
+    SET enable_hashjoin = off;
+    SET enable_mergejoin = off;
+    SET enable_memoize = off;
+    SET jit = off;
+";
+
+/// Why a server is not worked with, if it is not: what libpq's `target_session_attrs=read-write` asks.
+pub(super) const READ_ONLY: &str = "
+    SELECT CASE WHEN pg_is_in_recovery() THEN 'it is a standby (in recovery), expected the primary'
+                WHEN current_setting('transaction_read_only')::boolean THEN 'its transactions are read-only (default_transaction_read_only)' END";
+
+/// Prepares a connection of the pool. Returns why the server is not worked with, if it is not.
+pub(super) async fn begin(connection: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
+    connection.execute(BOUNDS).await?;
+    connection.execute(PLANS).await?;
+    sqlx::query_scalar(READ_ONLY).fetch_one(connection).await
+}
+
+/// How often two connections are asked, in turns, which process serves them.
+const ASKED: usize = 3;
+
+/// How long a second connection may take. A pooler whose sessions are all taken would make it wait for one.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Whether something between here and the server gives each transaction another session (PgBouncer's `pool_mode = transaction` or `statement`):
+/// one process of the server serves two connections, or more than one serves the same. Where no second connection can be had, the first tells what
+/// it can.
+pub(super) async fn are_pooled_by_transaction(first: &mut PgConnection, options: &PgConnectOptions) -> Result<bool, sqlx::Error> {
+    let second = tokio::time::timeout(PATIENCE, options.connect()).await;
+    let mut second = second.ok().and_then(Result::ok);
+    let (mut of_first, mut of_second) = (HashSet::new(), HashSet::new());
+    for _ in 0..ASKED {
+        of_first.insert(serving(first).await?);
+        if let Some(second) = &mut second {
+            of_second.insert(serving(second).await?);
+        }
+    }
+    if let Some(second) = second {
+        second.close().await?;
+    }
+    Ok(of_first.len() > 1 || of_second.len() > 1 || !of_first.is_disjoint(&of_second))
+}
+
+/// The server's process that runs this statement; which is not prepared, since another process would not know it.
+async fn serving(connection: &mut PgConnection) -> Result<i32, sqlx::Error> {
+    connection.fetch_one("SELECT pg_backend_pid()").await?.try_get(0)
+}

@@ -30,7 +30,7 @@ CREATE TABLE tasker.namespaces (
     alert_threshold int CHECK (alert_threshold > 0),
     -- null: the orchestrators' own
     queue_target    int CHECK (queue_target > 0),
-    -- null: no backlog, and no age of the first of it, is too much (see 0022_backpressure.sql)
+    -- null: no backlog, and no age of the first of it, is too much (see 0023_backpressure.sql)
     depth_warning        int CHECK (depth_warning > 0),
     depth_critical       int CHECK (depth_critical > 0),
     age_warning_seconds  float8 CHECK (age_warning_seconds > 0),
@@ -44,7 +44,7 @@ CREATE TABLE tasker.namespaces (
     drain_rate      float8 NOT NULL DEFAULT 0
 );
 
--- Whether the session may do what members of these roles may: it is one, or the owner of this schema, as whom what it calls runs (0023_roles.sql).
+-- Whether the session may do what members of these roles may: it is one, or the owner of this schema, as whom what it calls runs (0024_roles.sql).
 CREATE FUNCTION tasker.is_one_of(p_roles text[]) RETURNS boolean
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -68,6 +68,34 @@ BEGIN
                 USING ERRCODE = 'TK008', HINT = format('tasker migrate --roles --worker %1$s; then GRANT tasker_worker_of_%1$s TO it', v_other);
         END IF;
     END IF;
+END
+$$;
+
+-- What one session does at a time, for all. Whoever does it locks the table of its name, which has nothing in it: an advisory lock could be taken by
+-- anybody who may connect, and a row's would write.
+CREATE TABLE tasker.turn_namespaces ();
+CREATE TABLE tasker.turn_permits ();
+CREATE TABLE tasker.turn_marks ();
+CREATE TABLE tasker.turn_traffic ();
+CREATE TABLE tasker.turn_alerts ();
+CREATE TABLE tasker.turn_reconcile ();
+
+-- Waits until it is the caller's turn, which lasts until its transaction ends.
+CREATE FUNCTION tasker.await_turn(p_table regclass) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    EXECUTE format('LOCK TABLE %s IN SHARE UPDATE EXCLUSIVE MODE', p_table);
+END
+$$;
+
+-- False: it is somebody else's.
+CREATE FUNCTION tasker.take_turn(p_table regclass) RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    EXECUTE format('LOCK TABLE %s IN SHARE UPDATE EXCLUSIVE MODE NOWAIT', p_table);
+    RETURN true;
+EXCEPTION WHEN lock_not_available THEN
+    RETURN false;
 END
 $$;
 
@@ -104,10 +132,26 @@ BEGIN
 END
 $$;
 
+-- Makes a queue, its dead-letter queue, and the functions of its own, as far as they are missing.
+CREATE FUNCTION tasker.make_queue(p_queue text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_table text := pgmq.format_table_name(p_queue, 'q');
+BEGIN
+    PERFORM pgmq.create(p_queue), pgmq.create(p_queue || '_dlq');
+    -- A lease rewrites vt. Without pgmq's index on it (reads walk the primary key) and with room on the page,
+    -- that rewrite is a HOT update: no index entry, no bloat.
+    EXECUTE format('DROP INDEX IF EXISTS pgmq.%I', v_table || '_vt_idx');
+    EXECUTE format('ALTER TABLE pgmq.%I SET (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.0, '
+                   'autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0)', v_table);
+    PERFORM tasker.make_queue_functions(p_queue);
+END
+$$;
+
 -- Creates the namespaces that are missing, each with its queue and its dead-letter queue.
 -- Errors, before anything was done (an id that is given out is gone for good): TK003 for what cannot be a name; TK008 where the role may not make
 -- queues, or not work for these.
--- Locks: an advisory lock for the transaction, so that processes starting together do not race.
+-- Locks: its turn, so that processes starting together do not race.
 CREATE FUNCTION tasker.ensure_namespaces(p_names text[]) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -128,7 +172,7 @@ BEGIN
             USING ERRCODE = 'TK008', HINT = 'let a role that may run: tasker namespace create NAME; '
                                             'or grant this one CREATE on the schemas pgmq and tasker, and what it needs on pgmq.meta';
     END IF;
-    PERFORM pg_advisory_xact_lock(hashtext('tasker.namespaces'));
+    PERFORM tasker.await_turn('tasker.turn_namespaces');
     FOR v_queue IN
         INSERT INTO tasker.namespaces (name, max_attempts, backoff, multiplier, base_seconds, max_seconds, jitter, retention_days, alert_threshold,
                                        queue_target, depth_warning, depth_critical, age_warning_seconds, age_critical_seconds,
@@ -139,14 +183,7 @@ BEGIN
         ORDER BY n.name
         RETURNING queue
     LOOP
-        PERFORM pgmq.create(v_queue), pgmq.create(v_queue || '_dlq');
-        -- A lease rewrites vt. Without pgmq's index on it (reads walk the primary key) and with room on the page,
-        -- that rewrite is a HOT update: no index entry, no bloat.
-        EXECUTE format('DROP INDEX IF EXISTS pgmq.%I', pgmq.format_table_name(v_queue, 'q') || '_vt_idx');
-        EXECUTE format('ALTER TABLE pgmq.%I SET (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.0, '
-                       'autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0)',
-                       pgmq.format_table_name(v_queue, 'q'));
-        PERFORM tasker.make_queue_functions(v_queue);
+        PERFORM tasker.make_queue(v_queue);
         INSERT INTO tasker.marks (namespace_id) SELECT ns.id FROM tasker.namespaces ns WHERE ns.queue = v_queue;
     END LOOP;
 END

@@ -73,7 +73,7 @@ LANGUAGE sql STABLE BEGIN ATOMIC SELECT tv.definition -> 'input_schema' FROM tas
 -- Registers a template, already validated by the library, and makes it the current one for callers that name no version.
 -- p_version null: the version that has this digest, or a new one numbered after the last.
 -- Errors: TK001 when the version exists with other content.
--- Locks: an advisory lock for the transaction, per template.
+-- Locks: the template, so that each version has its own number.
 CREATE FUNCTION tasker.register_template(
     p_namespace text, p_name text, p_version text, p_digest text, p_definition jsonb, p_priority smallint, p_steps jsonb,
     OUT version_id int, OUT version text, OUT created boolean
@@ -87,16 +87,13 @@ DECLARE
 BEGIN
     PERFORM tasker.ensure_namespaces(ARRAY(
         SELECT p_namespace UNION SELECT s.namespace FROM jsonb_to_recordset(p_steps) AS s(namespace text)));
-    PERFORM pg_advisory_xact_lock(hashtext('tasker.templates'), hashtext(p_namespace || '/' || p_name));
-
+    INSERT INTO tasker.templates (namespace_id, name)
+    SELECT n.id, p_name FROM tasker.namespaces n
+    WHERE n.name = p_namespace AND NOT EXISTS (SELECT FROM tasker.templates t WHERE t.namespace_id = n.id AND t.name = p_name)
+    ON CONFLICT DO NOTHING;
     SELECT t.id INTO v_template_id
     FROM tasker.templates t JOIN tasker.namespaces n ON n.id = t.namespace_id
-    WHERE n.name = p_namespace AND t.name = p_name;
-    IF NOT FOUND THEN
-        INSERT INTO tasker.templates (namespace_id, name)
-        SELECT id, p_name FROM tasker.namespaces WHERE name = p_namespace
-        RETURNING id INTO v_template_id;
-    END IF;
+    WHERE n.name = p_namespace AND t.name = p_name FOR NO KEY UPDATE OF t;
 
     SELECT tv.* INTO v_known FROM tasker.template_versions tv
     WHERE tv.template_id = v_template_id

@@ -128,6 +128,16 @@ BEGIN
 END
 $make$;
 
+-- Queues that cannot be worked with: dropped, damaged, or locked. Whoever looks at all namespaces leaves out theirs, and a step that is to go there
+-- is held back as if for a retry that is never due (retry_at is infinite), until the queue works again: see 0019_repair.sql.
+CREATE TABLE tasker.broken_queues (
+    queue        text PRIMARY KEY,
+    namespace_id int NOT NULL UNIQUE,
+    why          text NOT NULL,
+    since        timestamptz NOT NULL DEFAULT clock_timestamp(),
+    tried_at     timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
 -- Where to begin reading. Dead entries, which vacuum may not take while any session holds back the xmin horizon, are so not walked again and
 -- again: no live message of a namespace's queue is below `message`, and none of its pending tasks of priority n has a claim_order before lanes[n].
 -- (A design rule of DESIGN section 3.)
@@ -142,9 +152,9 @@ CREATE TABLE tasker.marks (
     -- the last message id that was given out then
     sent         bigint NOT NULL DEFAULT 0,
     swept_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
-    -- Tasks of this priority and below it are not claimed (see 0022_backpressure.sql); 0: all are.
+    -- Tasks of this priority and below it are not claimed (see 0023_backpressure.sql); 0: all are.
     parked       smallint NOT NULL DEFAULT 0,
-    -- How many messages its queue may hold for the workers that there are (see 0019_capacity.sql); null: nobody has looked yet.
+    -- How many messages its queue may hold for the workers that there are (see 0020_capacity.sql); null: nobody has looked yet.
     room         int,
     -- Asleep is a namespace without a worker, of which no task is pending and no message waits: no loop looks at it. 0: awake; 1 to 3: on its way;
     -- 4: asleep.
@@ -170,13 +180,14 @@ BEGIN
 END
 $$;
 
--- The next p_limit namespaces after p_after that are not asleep, in order.
+-- The next p_limit namespaces after p_after that are not asleep and whose queues can be worked with, in order.
 CREATE FUNCTION tasker.awake_namespaces(p_after int, p_limit int) RETURNS SETOF tasker.namespaces
 LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT n.* FROM (
         SELECT a.namespace_id AS id FROM (
             SELECT m.namespace_id FROM tasker.marks m WHERE m.sleep < 4 AND m.namespace_id > p_after
             UNION SELECT w.namespace_id FROM tasker.wakes w WHERE w.namespace_id > p_after) AS a
+        WHERE NOT EXISTS (SELECT FROM tasker.broken_queues b WHERE b.namespace_id = a.namespace_id)
         ORDER BY a.namespace_id LIMIT p_limit) AS l
     CROSS JOIN LATERAL (SELECT * FROM tasker.namespaces WHERE id = l.id OFFSET 0) AS n
     ORDER BY n.id;
@@ -187,7 +198,7 @@ END;
 -- A namespace is asleep only after it was seen, in transactions one after the other, (1) to be on its way, from when on whoever has work for it wakes
 -- it; (2) who was writing then, and may not have known; (3) that all of these have ended; (4) that there is nothing to do all the same.
 -- Returns whether anything moved, and the last namespace it looked at (null: there are no more).
--- Locks: an advisory lock (who does not get it leaves the work to who has it); then marks in order, skipping those that somebody else has.
+-- Locks: its turn (who does not get it leaves the work to who has it); then marks in order, skipping those that somebody else has.
 CREATE FUNCTION tasker.move_marks(p_after int DEFAULT 0, p_limit int DEFAULT 50, OUT moved boolean, OUT last int)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -207,7 +218,7 @@ DECLARE
     v_worked  text[];
 BEGIN
     moved := false;
-    IF NOT pg_try_advisory_xact_lock(hashtext('tasker.marks')) THEN
+    IF NOT tasker.take_turn('tasker.turn_marks') THEN
         RETURN;
     END IF;
     WITH woken AS (DELETE FROM tasker.wakes RETURNING namespace_id)

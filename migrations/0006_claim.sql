@@ -5,7 +5,7 @@ CREATE TYPE tasker.taker AS (queue text, worker int, room int, lease interval);
 
 -- Sends one message per step, in a batch per queue, and creates the steps' rows. The primary key refuses a step a second life.
 -- A message carries identity only: task, step, attempt. The row holds the rest.
--- Steps under a limit seek its permit instead (see 0007_limits.sql).
+-- Steps under a limit seek its permit instead (see 0007_limits.sql); those of a queue that cannot be worked with are held back.
 -- Returns the messages that p_taker has now: they come into the queue as if it had leased them there.
 CREATE FUNCTION tasker.enqueue_steps(p_tasks uuid[], p_steps smallint[], p_queues text[], p_taker tasker.taker DEFAULT NULL)
 RETURNS tasker.leased_message[]
@@ -21,6 +21,14 @@ DECLARE
     v_limited  boolean[];
     v_now      timestamptz := clock_timestamp();
 BEGIN
+    IF EXISTS (SELECT FROM tasker.broken_queues) THEN
+        INSERT INTO tasker.steps (task_id, step, state, enqueued_at, retry_at)
+        SELECT r.task, r.step, 'waiting_retry', v_now, 'infinity' FROM unnest(p_tasks, p_steps, p_queues) AS r(task, step, queue)
+        JOIN tasker.broken_queues b USING (queue);
+        SELECT array_agg(r.task), array_agg(r.step), array_agg(r.queue) INTO p_tasks, p_steps, p_queues
+        FROM unnest(p_tasks, p_steps, p_queues) AS r(task, step, queue)
+        WHERE NOT EXISTS (SELECT FROM tasker.broken_queues b WHERE b.queue = r.queue);
+    END IF;
     IF EXISTS (SELECT FROM tasker.limits) THEN
         v_limited := tasker.are_limited(p_tasks, p_steps);
         INSERT INTO tasker.steps (task_id, step, state, enqueued_at)
@@ -206,6 +214,6 @@ BEGIN
     IF enqueued > 0 THEN
         PERFORM tasker.seek_permits(v_tasks, v_steps);
     END IF;
-    SELECT min(s.retry_at) INTO next_due FROM tasker.steps s WHERE s.retry_at IS NOT NULL;
+    SELECT min(s.retry_at) INTO next_due FROM tasker.steps s WHERE s.retry_at < 'infinity';
 END
 $$;

@@ -98,7 +98,7 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_reset int;
 BEGIN
-    PERFORM pg_advisory_xact_lock(hashtext('tasker.permits'));
+    PERFORM tasker.await_turn('tasker.turn_permits');
     WITH reset AS (
         UPDATE tasker.breakers b
         SET state = 'closed', since = clock_timestamp(), until = clock_timestamp() + l.look_back / 2,

@@ -7,7 +7,8 @@ LANGUAGE sql STABLE BEGIN ATOMIC
     FROM unnest(p_tasks, p_steps) WITH ORDINALITY AS r(task, step, n);
 END;
 
--- Steps that are enqueued without a message seek the next permit they have not: they wait for it; and those that have all are sent.
+-- Steps that are enqueued without a message seek the next permit they have not: they wait for it; and those that have all are sent. Those of a queue
+-- that cannot be worked with are held back, without any.
 -- Locks: the caller's, who has those of the steps.
 CREATE FUNCTION tasker.seek_permits(p_tasks uuid[], p_steps smallint[]) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -17,6 +18,21 @@ DECLARE
     v_steps    smallint[];
     v_messages jsonb[];
 BEGIN
+    IF EXISTS (SELECT FROM tasker.broken_queues) THEN
+        WITH held AS (
+            UPDATE tasker.steps s SET state = 'waiting_retry', retry_at = 'infinity'
+            FROM unnest(p_tasks, p_steps) AS r(task, step)
+            JOIN tasker.tasks t ON t.id = r.task
+            JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = r.step
+            JOIN tasker.broken_queues b ON b.queue = ts.queue
+            WHERE s.task_id = r.task AND s.step = r.step AND s.state = 'enqueued' AND s.msg_id IS NULL
+            RETURNING s.task_id, s.step
+        )
+        SELECT array_agg(h.task_id), array_agg(h.step) INTO v_tasks, v_steps FROM held h;
+        PERFORM tasker.release_permits(v_tasks, v_steps) WHERE v_tasks IS NOT NULL;
+        SELECT array_agg(r.task), array_agg(r.step) INTO p_tasks, p_steps FROM unnest(p_tasks, p_steps) AS r(task, step)
+        WHERE NOT EXISTS (SELECT FROM unnest(v_tasks, v_steps) AS h(task, step) WHERE h.task = r.task AND h.step = r.step);
+    END IF;
     FOR v_queue, v_tasks, v_steps, v_messages IN
         WITH sought AS MATERIALIZED (
             SELECT r.task, r.step, o.limit_id, o.key
@@ -142,7 +158,7 @@ $$;
 -- grants each no more than that. One does it at a time, for all: so it can count. What is granted and has not started counts as if it started
 -- now, so that no stretch of time has more starts than the rate, whenever they are leased.
 -- Returns how many it granted, and when to look again (null: when something happens).
--- Locks: an advisory lock; then steps that wait, skipping those that somebody else has; then their permits.
+-- Locks: its turn; then steps that wait, skipping those that somebody else has; then their permits.
 CREATE FUNCTION tasker.grant_permits(p_limit int, OUT granted int, OUT next_due timestamptz)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -155,7 +171,7 @@ BEGIN
     IF NOT EXISTS (SELECT FROM tasker.limit_events) THEN
         RETURN;
     END IF;
-    PERFORM pg_advisory_xact_lock(hashtext('tasker.permits'));
+    PERFORM tasker.await_turn('tasker.turn_permits');
 
     WITH due AS MATERIALIZED (
         SELECT DISTINCT h.limit_id, h.key

@@ -27,6 +27,8 @@ BEGIN
         JOIN tasker.tasks t ON t.id = s.task_id
         JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = s.step
         WHERE s.task_id = ANY (v_cancelled) AND s.state = 'enqueued'
+          -- What is left in a queue that cannot be worked with is stale.
+          AND NOT EXISTS (SELECT FROM tasker.broken_queues b WHERE b.queue = ts.queue)
         GROUP BY ts.queue ORDER BY ts.queue
     LOOP
         EXECUTE format($f$

@@ -53,7 +53,9 @@ BEGIN
         LEFT JOIN (SELECT * FROM tasker.steps WHERE task_id = p_task) AS s ON s.step = ts.step
         WHERE ts.version_id = v_task.version_id
     ), lease AS MATERIALIZED (
-        SELECT q.queue, l.* FROM (SELECT e.queue, array_agg(e.msg_id) AS ids FROM step e WHERE e.state = 'enqueued' GROUP BY e.queue) AS q
+        SELECT q.queue, l.* FROM (SELECT e.queue, array_agg(e.msg_id) AS ids FROM step e
+                                  WHERE e.state = 'enqueued' AND NOT EXISTS (SELECT FROM tasker.broken_queues b WHERE b.queue = e.queue)
+                                  GROUP BY e.queue) AS q
         CROSS JOIN LATERAL tasker.leases_of(q.queue, q.ids) AS l
     ), permit AS MATERIALIZED (
         SELECT DISTINCT ON (p.step) p.step, l.name FROM tasker.permits p JOIN tasker.limits l ON l.id = p.limit_id
@@ -69,15 +71,16 @@ BEGIN
             ELSE s.state END,
         'attempt', CASE WHEN s.state IS NULL THEN 0 WHEN s.state IN ('dead', 'waiting_retry') THEN s.failures ELSE s.failures + 1 END,
         'max_attempts', coalesce(s.max_attempts, s.own_attempts, sn.max_attempts),
-        'worker', m.name, 'waits_for', p.name,
+        'worker', m.name, 'waits_for', coalesce(p.name, 'the queue ' || b.queue || ', which cannot be worked with: ' || b.why),
         'result', CASE WHEN coalesce(s.bytes, 0) <= p_bytes THEN s.result END, 'result_bytes', s.result_bytes,
         'progress', s.progress, 'errors', coalesce(s.errors, '[]'),
         'enqueued_at', s.enqueued_at, 'started_at', coalesce(l.leased_at, s.started_at),
-        'finished_at', s.finished_at, 'retry_at', s.retry_at)
+        'finished_at', s.finished_at, 'retry_at', nullif(s.retry_at, 'infinity'))
     FROM step s
     JOIN tasker.namespaces sn ON sn.name = s.namespace
     LEFT JOIN lease l ON l.queue = s.queue AND l.msg_id = s.msg_id
     LEFT JOIN permit p ON p.step = s.number
+    LEFT JOIN tasker.broken_queues b ON b.queue = s.queue AND s.state IN ('enqueued', 'waiting_retry')
     LEFT JOIN tasker.members m ON m.id = coalesce(l.worker, s.worker)
     ORDER BY s.number;
 END

@@ -23,7 +23,8 @@ LANGUAGE sql STABLE BEGIN ATOMIC
 END;
 
 -- The letters that p_filter lets through: {namespace, namespaces: [], template, handler, reason, class, task, ids: [], older_than, newer_than
--- (seconds), before: id}; what it lacks filters nothing. The newest first; 'before' continues after the last of a page.
+-- (seconds), before: id}; what it lacks filters nothing. The newest first; 'before' continues after the last of a page. Where no namespace is named,
+-- those are left out whose queues cannot be worked with.
 CREATE FUNCTION tasker.find_dead_letters(p_filter jsonb, p_limit int)
 RETURNS TABLE (id text, namespace text, msg_id bigint, died_at timestamptz, letter jsonb)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -39,6 +40,7 @@ BEGIN
     FOR v_namespace IN
         SELECT n.* FROM tasker.lettered l JOIN tasker.namespaces n ON n.id = l.namespace_id
         WHERE n.name = coalesce(p_filter ->> 'namespace', n.name)
+          AND (p_filter ? 'namespace' OR NOT EXISTS (SELECT FROM tasker.broken_queues b WHERE b.namespace_id = n.id))
           AND (NOT p_filter ? 'namespaces' OR p_filter -> 'namespaces' ? n.name)
           AND (NOT p_filter ? 'ids' OR EXISTS (
               SELECT 1 FROM jsonb_array_elements_text(p_filter -> 'ids') AS i(id) WHERE split_part(i.id, '/', 1) = n.name))
@@ -61,11 +63,12 @@ BEGIN
 END
 $$;
 
--- The namespaces that have letters, in order; of p_filter, its namespace alone.
+-- The namespaces that have letters and whose queues can be worked with, in order; of p_filter, its namespace alone.
 CREATE FUNCTION tasker.lettered_namespaces(p_filter jsonb DEFAULT '{}') RETURNS SETOF text
 LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT n.name FROM tasker.lettered l JOIN tasker.namespaces n ON n.id = l.namespace_id
-    WHERE n.name = coalesce(p_filter ->> 'namespace', n.name) ORDER BY n.id;
+    WHERE n.name = coalesce(p_filter ->> 'namespace', n.name)
+      AND (p_filter ? 'namespace' OR NOT EXISTS (SELECT FROM tasker.broken_queues b WHERE b.namespace_id = n.id)) ORDER BY n.id;
 END;
 
 -- A page of them. Unless p_whole, what is large is left out, so that a page has a bound: of the input (which then says how many bytes

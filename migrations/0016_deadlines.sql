@@ -6,7 +6,8 @@
 --   stuck     a task was pending, or a step enqueued or in progress, for longer than its limit: that step is dead. (What waits for a
 --             retry is bounded by its backoff, what waits for an operator by the retention of its letter.)
 -- A handler that is running is stopped like one whose task was cancelled. Returns how many tasks that concerned.
--- A limit is noticed within a quarter of its length: nothing is written when a step changes its state.
+-- A limit is noticed within a quarter of its length: nothing is written when a step changes its state. Tasks with a step whose queue cannot be worked
+-- with are left until it can be.
 -- Locks: the tasks in order of look_at, skipping those that are held (the next call takes them); then messages and steps, skipping what
 -- is locked: that is being reported at this moment, and its task is looked at again.
 CREATE FUNCTION tasker.expire_tasks(p_limit int) RETURNS int
@@ -27,7 +28,10 @@ DECLARE
     v_given_up int;
 BEGIN
     SELECT array_agg(d.id) INTO v_due FROM (
-        SELECT t.id FROM tasker.tasks t WHERE t.look_at <= clock_timestamp() ORDER BY t.look_at LIMIT p_limit
+        SELECT t.id FROM tasker.tasks t
+        WHERE t.look_at <= clock_timestamp() AND NOT EXISTS (
+            SELECT FROM tasker.broken_queues b JOIN tasker.template_steps ts ON ts.queue = b.queue WHERE ts.version_id = t.version_id)
+        ORDER BY t.look_at LIMIT p_limit
         FOR NO KEY UPDATE SKIP LOCKED) AS d;
     IF v_due IS NULL THEN
         RETURN 0;

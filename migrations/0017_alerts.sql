@@ -19,22 +19,24 @@ CREATE TABLE tasker.alerts (
 CREATE UNIQUE INDEX alerts_open ON tasker.alerts (namespace, template, step) WHERE cleared_at IS NULL;
 CREATE INDEX alerts_undelivered ON tasker.alerts (next_try_at) WHERE delivered_at IS NULL;
 
--- The namespaces whose letters may raise an alert, or clear one, in order.
+-- The namespaces whose letters may raise an alert, or clear one, and whose queues can be worked with, in order.
 CREATE FUNCTION tasker.alerting_namespaces() RETURNS SETOF text
 LANGUAGE sql STABLE BEGIN ATOMIC
-    SELECT n.name FROM tasker.lettered l JOIN tasker.namespaces n ON n.id = l.namespace_id
-    WHERE n.alert_threshold IS NOT NULL
-       OR EXISTS (SELECT FROM tasker.template_steps ts WHERE ts.namespace = n.name AND ts.alert_threshold IS NOT NULL)
-    UNION SELECT a.namespace FROM tasker.alerts a WHERE a.cleared_at IS NULL
+    SELECT a.name FROM (
+        SELECT n.name FROM tasker.lettered l JOIN tasker.namespaces n ON n.id = l.namespace_id
+        WHERE n.alert_threshold IS NOT NULL
+           OR EXISTS (SELECT FROM tasker.template_steps ts WHERE ts.namespace = n.name AND ts.alert_threshold IS NOT NULL)
+        UNION SELECT a.namespace FROM tasker.alerts a WHERE a.cleared_at IS NULL) AS a
+    WHERE NOT EXISTS (SELECT FROM tasker.broken_queues b WHERE b.queue = a.name || '_queue')
     ORDER BY 1;
 END;
 
 -- Counts the letters of these namespaces against the thresholds, raises and clears their alerts, and returns those it raised.
--- Locks: an advisory lock; who does not get it leaves the work to the one who has it.
+-- Locks: its turn; who does not get it leaves the work to the one who has it.
 CREATE FUNCTION tasker.check_alerts(p_namespaces text[]) RETURNS SETOF jsonb
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF NOT pg_try_advisory_xact_lock(hashtext('tasker.alerts')) THEN
+    IF NOT tasker.take_turn('tasker.turn_alerts') THEN
         RETURN;
     END IF;
     RETURN QUERY

@@ -29,46 +29,28 @@ BEGIN
 END
 $$;
 
--- Looks at p_limit tasks after p_after that began more than a minute ago, and
---   sends a message again for every step that is enqueued and has none, or seeks its permits again;
---   releases the permits of steps that are not enqueued;
---   ends every task that cannot run: its version is not there;
---   advances every task that stands still: a step is ready and not enqueued, or all are complete and the task is not.
--- Returns how many steps and tasks it mended, and the last task it looked at (null: there were no more).
--- Every change of ours is one transaction, so what one statement sees is whole: what is missing there is missing.
--- Locks: an advisory lock (who does not get it leaves the work to who has it); then the tasks it mends in id order, then their steps.
-CREATE FUNCTION tasker.reconcile(p_after uuid, p_limit int, OUT mended int, OUT last uuid)
+-- Sends a message again for every step of these tasks (p_queue: that travels through this queue) that is enqueued and has none. Returns how many.
+-- Locks: the tasks that it mends in id order, then their steps.
+CREATE FUNCTION tasker.send_lost(p_tasks uuid[], p_queue text DEFAULT NULL, OUT sent int)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    v_lost_tasks uuid[];
-    v_tasks    uuid[];
     v_queue    text;
     v_ids      uuid[];
     v_numbers  smallint[];
     v_old      bigint[];
     v_attempts int[];
     v_messages jsonb[];
-    v_mended   int;
+    v_sent     int;
 BEGIN
-    mended := 0;
-    IF NOT pg_try_advisory_xact_lock(hashtext('tasker.reconcile')) THEN
-        RETURN;
-    END IF;
-    SELECT CASE WHEN count(*) = p_limit THEN max(c.id::text)::uuid END, array_agg(c.id ORDER BY c.id) FILTER (
-        WHERE c.finished_at IS NULL AND NOT EXISTS (SELECT FROM tasker.template_versions tv WHERE tv.id = c.version_id)), array_agg(c.id ORDER BY c.id) FILTER (
-        WHERE c.state IN ('running', 'blocked', 'failed') AND c.started_at < clock_timestamp() - interval '1 minute')
-    INTO last, v_lost_tasks, v_tasks
-    FROM (SELECT t.id, t.version_id, t.state, t.started_at, t.finished_at FROM tasker.tasks t WHERE t.id > p_after ORDER BY t.id LIMIT p_limit) AS c;
-
-    mended := mended + tasker.end_unrunnable(v_lost_tasks);
-
+    sent := 0;
     FOR v_queue, v_ids, v_numbers, v_old, v_attempts IN
         SELECT ts.queue, array_agg(s.task_id), array_agg(s.step), array_agg(s.msg_id), array_agg(s.failures + 1)
-        FROM unnest(v_tasks) AS l(task)
+        FROM unnest(p_tasks) AS l(task)
         CROSS JOIN LATERAL (SELECT * FROM tasker.tasks WHERE id = l.task OFFSET 0) AS t
         CROSS JOIN LATERAL (SELECT * FROM tasker.steps WHERE task_id = l.task OFFSET 0) AS s
         JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = s.step
-        WHERE s.state = 'enqueued'
+        WHERE s.state = 'enqueued' AND ts.queue = coalesce(p_queue, ts.queue)
+          AND NOT EXISTS (SELECT FROM tasker.broken_queues b WHERE b.queue = ts.queue)
         GROUP BY ts.queue ORDER BY ts.queue
     LOOP
         EXECUTE format($f$
@@ -85,11 +67,45 @@ BEGIN
             UPDATE tasker.steps s SET msg_id = e.new, released = 0, kills = 0, suspected = NULL
             FROM unnest(v_ids, v_numbers, v_old, ARRAY(SELECT pgmq.send_batch(v_queue, v_messages))) AS e(task, step, old, new)
             WHERE s.task_id = e.task AND s.step = e.step AND s.msg_id = e.old AND s.state = 'enqueued';
-            GET DIAGNOSTICS v_mended = ROW_COUNT;
-            mended := mended + v_mended;
+            GET DIAGNOSTICS v_sent = ROW_COUNT;
+            sent := sent + v_sent;
             PERFORM tasker.notify('tasker_steps', v_queue);
         END IF;
     END LOOP;
+END
+$$;
+
+-- Looks at p_limit tasks after p_after that began more than a minute ago, and
+--   sends a message again for every step that is enqueued and has none, or seeks its permits again;
+--   releases the permits of steps that are not enqueued;
+--   ends every task that cannot run: its version is not there;
+--   advances every task that stands still: a step is ready and not enqueued, or all are complete and the task is not.
+-- Returns how many steps and tasks it mended, and the last task it looked at (null: there were no more).
+-- Every change of ours is one transaction, so what one statement sees is whole: what is missing there is missing.
+-- Locks: its turn (who does not get it leaves the work to who has it); then the tasks it mends in id order, then their steps.
+CREATE FUNCTION tasker.reconcile(p_after uuid, p_limit int, OUT mended int, OUT last uuid)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_lost_tasks uuid[];
+    v_tasks    uuid[];
+    v_ids      uuid[];
+    v_numbers  smallint[];
+    v_mended   int;
+BEGIN
+    mended := 0;
+    IF NOT tasker.take_turn('tasker.turn_reconcile') THEN
+        RETURN;
+    END IF;
+    SELECT CASE WHEN count(*) = p_limit THEN max(c.id::text)::uuid END, array_agg(c.id ORDER BY c.id) FILTER (
+        WHERE c.finished_at IS NULL AND NOT EXISTS (SELECT FROM tasker.template_versions tv WHERE tv.id = c.version_id)
+          AND NOT EXISTS (SELECT FROM tasker.broken_queues b WHERE b.namespace_id = c.namespace_id)), array_agg(c.id ORDER BY c.id) FILTER (
+        WHERE c.state IN ('running', 'blocked', 'failed') AND c.started_at < clock_timestamp() - interval '1 minute')
+    INTO last, v_lost_tasks, v_tasks
+    FROM (SELECT t.id, t.version_id, t.namespace_id, t.state, t.started_at, t.finished_at FROM tasker.tasks t WHERE t.id > p_after ORDER BY t.id LIMIT p_limit) AS c;
+
+    mended := mended + tasker.end_unrunnable(v_lost_tasks);
+
+    mended := mended + tasker.send_lost(v_tasks);
 
     IF EXISTS (SELECT FROM tasker.limits) OR EXISTS (SELECT FROM tasker.permits) THEN
         mended := mended + tasker.reconcile_permits(v_tasks);

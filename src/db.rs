@@ -2,12 +2,14 @@
 
 mod bounded;
 mod certificate;
+mod migrations;
 mod session;
 mod target;
 mod tunnel;
 mod wake;
 
 pub(crate) use bounded::answered;
+pub use migrations::Repaired;
 pub use session::PLANS;
 pub(crate) use wake::{channel, wait, Wake};
 
@@ -15,11 +17,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{Connection, Executor, PgPool};
+use sqlx::{Connection, PgPool};
 use tokio_util::sync::CancellationToken;
 
 use bounded::{Bounded, Waits};
-use session::{BOUNDS, READ_ONLY};
+use session::READ_ONLY;
 use target::Target;
 use tunnel::Tunnel;
 
@@ -30,8 +32,6 @@ const ACQUIRE: Duration = Duration::from_secs(10);
 
 /// How long a call can take, from wanting a connection to giving up on an answer.
 pub(crate) const LONGEST_CALL: Duration = Duration::from_secs(30);
-
-static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
 
 /// Why the last connection that could be made was refused by us; None: it was not.
 type Refusal = Arc<Mutex<Option<String>>>;
@@ -271,98 +271,5 @@ impl Db {
         if tokio::time::timeout(ACQUIRE, all).await.is_err() {
             tracing::warn!(database = self.target, "connections to the database could not be closed in time");
         }
-    }
-
-    /// Installs pgmq where it is missing and brings the schema `tasker` up to this binary's version. Safe to run from many processes
-    /// at once, and again.
-    /// Errors: [`Error::NotMigrated`] for what cannot be applied, [`Error::Forbidden`] where the role may not; with a schema that is up to date
-    /// neither rights nor writes are wanted.
-    pub async fn migrate(&self) -> Result<()> {
-        if self.is_up_to_date().await? {
-            return Ok(());
-        }
-        let mut lock = self.upkeep.acquire().await?;
-        sqlx::query("SELECT pg_advisory_lock(hashtext('tasker.migrate'))")
-            .execute(&mut *lock)
-            .await?;
-        let done = self.migrate_locked().await;
-        sqlx::query("SELECT pg_advisory_unlock(hashtext('tasker.migrate'))")
-            .execute(&mut *lock)
-            .await?;
-        done
-    }
-
-    async fn migrate_locked(&self) -> Result<()> {
-        let has_pgmq: bool = sqlx::query_scalar("SELECT to_regprocedure('pgmq.send_batch(text, jsonb[])') IS NOT NULL")
-            .fetch_one(&self.pool)
-            .await?;
-        if !has_pgmq {
-            let packaged: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM pg_available_extensions WHERE name = 'pgmq')")
-                .fetch_one(&self.pool)
-                .await?;
-            if packaged {
-                sqlx::query("CREATE EXTENSION pgmq").execute(&self.pool).await?;
-            } else {
-                let installer = pgmq::PGMQueueExt::new_with_pool(self.pool.clone()).await;
-                installer
-                    .install_sql_from_embedded()
-                    .await
-                    .map_err(|error| Error::NotMigrated(format!("pgmq cannot be installed: {error}")))?;
-            }
-        }
-        if !self.has_schema("tasker").await? {
-            sqlx::query("CREATE SCHEMA tasker").execute(&self.pool).await?;
-        }
-        let mut connection = self.pool.acquire().await?;
-        // sqlx keeps its list of migrations in the search path's first schema.
-        sqlx::query("SET search_path = tasker, pg_temp").execute(&mut *connection).await?;
-        let done = MIGRATIONS.run_direct(&mut *connection).await;
-        connection.execute(BOUNDS).await?;
-        done.map_err(|error| Error::NotMigrated(format!("the migrations cannot be applied: {error}")))
-    }
-
-    /// Makes the roles that may do parts of what the schema's owner may, and one for the workers of each of these namespaces. Returns their names.
-    /// Errors: [`Error::Forbidden`] where this role may not make roles.
-    pub async fn make_roles(&self, workers: &[String]) -> Result<Vec<String>> {
-        Ok(sqlx::query_scalar("SELECT tasker.make_roles($1)")
-            .bind(workers)
-            .fetch_all(&self.pool)
-            .await?)
-    }
-
-    async fn has_schema(&self, name: &str) -> Result<bool> {
-        Ok(sqlx::query_scalar("SELECT to_regnamespace($1) IS NOT NULL")
-            .bind(name)
-            .fetch_one(&self.pool)
-            .await?)
-    }
-
-    /// Whether every migration is applied, as this binary has it.
-    async fn is_up_to_date(&self) -> Result<bool> {
-        let there: bool = sqlx::query_scalar("SELECT to_regclass('tasker._sqlx_migrations') IS NOT NULL")
-            .fetch_one(&self.pool)
-            .await?;
-        if !there {
-            return Ok(false);
-        }
-        let applied: Vec<(i64, Vec<u8>)> =
-            sqlx::query_as("SELECT version, checksum FROM tasker._sqlx_migrations WHERE success ORDER BY version")
-                .fetch_all(&self.pool)
-                .await?;
-        Ok(MIGRATIONS.iter().map(|m| (m.version, m.checksum.to_vec())).eq(applied))
-    }
-
-    /// Errors with [`Error::NotMigrated`] unless the schema is the one this binary was built with.
-    pub async fn check_schema(&self) -> Result<()> {
-        let applied: i64 = sqlx::query_scalar("SELECT max(version) FROM tasker._sqlx_migrations WHERE success")
-            .fetch_one(self.upkeep())
-            .await?;
-        let needed = MIGRATIONS.iter().map(|m| m.version).max().unwrap_or_default();
-        if applied < needed {
-            return Err(Error::NotMigrated(format!(
-                "the database is at schema version {applied}, this program needs {needed}: run `tasker migrate`"
-            )));
-        }
-        Ok(())
     }
 }

@@ -22,6 +22,7 @@ pub mod payload;
 pub mod read;
 pub mod reconcile;
 pub mod register;
+pub(crate) mod repair;
 pub mod submit;
 pub mod trace;
 

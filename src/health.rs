@@ -3,7 +3,7 @@
 //! - **live**: does it work, or must it be started again? Its loops beat, its memory is under the limit, and the database has not been away
 //!   for longer than a grace: a database that is away is not mended by starting all workers again at once.
 //! - **ready**: should it be given work now? The database answers and has the schema that this program needs, the queues can be worked with,
-//!   calls do not wait for connections, and it is not shutting down.
+//!   calls do not wait for connections, and it is not shutting down. To a worker its own queues matter; another process only says which cannot be.
 //! - **detailed**: what an operator wants to know of it and of the fleet.
 //!
 //! Each answers in bounded time, whatever the database does, on a connection of its own; and however many ask at once, the
@@ -36,6 +36,7 @@ use crate::config::{self, drift};
 use crate::db::Db;
 use crate::engine::fleet;
 use crate::engine::member::{Kind, Membership};
+use crate::engine::repair::Broken;
 use crate::telemetry;
 use database::Database;
 use fresh::Fresh;
@@ -160,6 +161,11 @@ impl Health {
     pub async fn ready(&self) -> Ready {
         let of = &self.0;
         let (database, unreachable) = of.ready.get(|| self.ask_ready()).await;
+        // What one namespace's queue lacks is no trouble of the others.
+        let (unreachable, warnings) = match of.kind {
+            Some(Kind::Worker) => (unreachable, Vec::new()),
+            _ => (Vec::new(), unreachable),
+        };
         let draining = of.draining.load(Ordering::Relaxed);
         let failing = of.beats.failing(FAILING);
         Ready::new(
@@ -167,13 +173,14 @@ impl Health {
             draining,
             database,
             unreachable,
+            warnings,
             failing,
             of.db.is_pressed(),
             of.db.pool_use(),
         )
     }
 
-    /// (what is wrong with the database, the queues that cannot be worked with)
+    /// (what is wrong with the database, the queues that cannot be worked with and why)
     async fn ask_ready(&self) -> (Option<String>, Vec<String>) {
         let of = &self.0;
         let asking = async {
@@ -183,7 +190,10 @@ impl Health {
         };
         let wrong = |why: String| (Some(of.db.refusal().unwrap_or(why)), Vec::new());
         match tokio::time::timeout(PATIENCE, asking).await {
-            Ok(Ok(unreachable)) => (None, unreachable),
+            Ok(Ok(unreachable)) => {
+                let said = |Broken { queue, why }| format!("the queue {queue} cannot be worked with: {why}");
+                (None, unreachable.into_iter().map(said).collect())
+            }
             Ok(Err(error)) => wrong(error.to_string()),
             Err(_) => wrong(database::NO_ANSWER.to_owned()),
         }

@@ -78,7 +78,7 @@ pub mod telemetry;
 pub mod template;
 pub mod worker;
 
-pub use db::{Db, PoolUse, PLANS};
+pub use db::{Db, PoolUse, Repaired, PLANS};
 pub use error::{Error, ErrorKind, Result};
 pub use span::seconds;
 pub use template::{Priority, Template, TemplateError};

@@ -94,7 +94,7 @@ impl Orchestrator {
         each.run(&loops, "alerts", |of| {
             alerts::Alerts::new(&of.db, &of.live, of.health.beats(), of.wakes.subscribe()).run(of.stop)
         });
-        each.round(&loops, |of| recovery::Recovery::new(&of.db));
+        each.round(&loops, |of| recovery::Recovery::new(&of.db, of.health.beats()));
         each.round(&loops, |of| marks::Marks::new(&of.db));
         each.round(&loops, |of| backpressure::Backpressure::new(&of.db));
         each.round(&loops, |of| reconciliation::Reconciliation::new(&of.db));

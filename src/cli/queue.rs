@@ -1,16 +1,27 @@
-//! `tasker queue`: what waits, by namespace.
+//! `tasker queue`: what waits, by namespace; and queues that cannot be worked with.
 
 use clap::Subcommand;
 use serde_json::{json, Value};
 
 use super::{listing, print, Connection};
-use crate::engine::fleet;
+use crate::db::{Db, Repaired};
+use crate::engine::{fleet, repair};
 use crate::error::Result;
 
 #[derive(Subcommand)]
 pub(super) enum Queue {
     /// List each namespace with what waits (pending tasks, messages in its queue, dead letters), its workers, and its state: normal, warning or critical
     List {
+        /// A JSON array
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Make what the queues of these namespaces lack, or the queues anew, and send again what their steps have lost
+    Repair {
+        /// Without any: those that are broken
+        namespaces: Vec<String>,
         /// A JSON array
         #[arg(long)]
         json: bool,
@@ -32,24 +43,69 @@ const COLUMNS: [&str; 8] = [
 
 impl Queue {
     pub(super) async fn run(self) -> Result<i32> {
-        let Queue::List { json, connection } = self;
-        let fleet = fleet::fleet(&connection.open().await?).await?;
-        let rows: Vec<Value> = fleet["namespaces"]
-            .as_object()
-            .into_iter()
-            .flatten()
-            .map(|(name, of)| row(name, of))
-            .collect();
-        print(json, &json!(rows), || {
-            let headings = COLUMNS.map(str::to_uppercase);
-            let listed = listing(&headings.each_ref().map(String::as_str), &COLUMNS, &rows);
-            match fleet["asleep"].as_i64() {
-                None | Some(0) => listed,
-                Some(asleep) => format!("{listed}\n{asleep} more are asleep: nothing waits there, and no worker is theirs"),
-            }
-        });
+        match self {
+            Queue::List { json, connection } => list(&connection.open().await?, json).await?,
+            Queue::Repair {
+                namespaces,
+                json,
+                connection,
+            } => repair(&connection.open().await?, namespaces, json).await?,
+        }
         Ok(0)
     }
+}
+
+async fn list(db: &Db, json: bool) -> Result<()> {
+    let fleet = fleet::fleet(db).await?;
+    let of = |name: &str| fleet[name].as_object().into_iter().flatten();
+    let mut rows: Vec<Value> = of("namespaces").map(|(name, of)| row(name, of)).collect();
+    rows.extend(
+        of("broken_queues")
+            .map(|(queue, of)| json!({ "namespace": queue.trim_end_matches("_queue"), "state": "broken", "why": of["why"] })),
+    );
+    print(json, &json!(rows), || {
+        let headings = COLUMNS.map(str::to_uppercase);
+        let mut said = listing(&headings.each_ref().map(String::as_str), &COLUMNS, &rows);
+        if let Some(asleep @ 1..) = fleet["asleep"].as_i64() {
+            said += &format!("\n{asleep} more are asleep: nothing waits there, and no worker is theirs");
+        }
+        for (queue, of) in of("broken_queues") {
+            said += &format!(
+                "\n{queue} cannot be worked with: {}; see tasker queue repair",
+                of["why"].as_str().unwrap_or_default()
+            );
+        }
+        said
+    });
+    Ok(())
+}
+
+async fn repair(db: &Db, mut namespaces: Vec<String>, json: bool) -> Result<()> {
+    if namespaces.is_empty() {
+        repair::find_broken(db).await?;
+        namespaces = db.damaged().await?;
+    }
+    let mut repaired = Vec::new();
+    for namespace in namespaces {
+        let Repaired { found, messages, letters } = db.repair_queue(&namespace).await?;
+        repaired.push(json!({ "namespace": namespace, "found": found, "messages": messages, "letters": letters }));
+    }
+    while !repair::free_held(db).await? {}
+    print(json, &json!(repaired), || match repaired.as_slice() {
+        [] => "no queue is broken".to_owned(),
+        repaired => repaired.iter().map(said).collect::<Vec<_>>().join("\n"),
+    });
+    Ok(())
+}
+
+fn said(repaired: &Value) -> String {
+    let found = repaired["found"].as_str().unwrap_or("nothing was wrong");
+    format!(
+        "{}: {found}; sent again: {} messages, {} dead letters",
+        repaired["namespace"].as_str().unwrap_or_default(),
+        repaired["messages"],
+        repaired["letters"]
+    )
 }
 
 fn row(name: &str, of: &Value) -> Value {

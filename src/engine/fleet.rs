@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use super::repair::Broken;
 use super::SLICE;
 use crate::db::Db;
 use crate::error::Result;
@@ -29,9 +30,9 @@ pub(crate) async fn fleet(db: &Db) -> Result<Value> {
 }
 
 /// The queues of these namespaces (empty: all) that cannot be worked with. On the same connection.
-pub(crate) async fn unreachable_queues(db: &Db, namespaces: &[String]) -> Result<Vec<String>> {
+pub(crate) async fn unreachable_queues(db: &Db, namespaces: &[String]) -> Result<Vec<Broken>> {
     let filter = (!namespaces.is_empty()).then_some(namespaces);
-    Ok(sqlx::query_scalar("SELECT tasker.unreachable_queues($1)")
+    Ok(sqlx::query_as("SELECT queue, why FROM tasker.unreachable_queues($1)")
         .bind(filter)
         .fetch_all(db.probes())
         .await?)

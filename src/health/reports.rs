@@ -70,6 +70,8 @@ pub struct Ready {
     pub ready: bool,
     /// What does, each in words that say what to look at.
     pub failed: Vec<String>,
+    /// What does not, and somebody should look at all the same.
+    pub warnings: Vec<String>,
     /// orchestrator, worker or client.
     pub kind: &'static str,
     /// It shuts down.
@@ -86,16 +88,13 @@ impl Ready {
         draining: bool,
         database: Option<String>,
         unreachable: Vec<String>,
+        warnings: Vec<String>,
         failing: Vec<String>,
         overloaded: bool,
         pool: PoolUse,
     ) -> Ready {
         let mut failed: Vec<String> = database.into_iter().collect();
-        failed.extend(
-            unreachable
-                .into_iter()
-                .map(|queue| format!("the queue {queue} cannot be worked with")),
-        );
+        failed.extend(unreachable);
         failed.extend(
             failing
                 .into_iter()
@@ -110,6 +109,7 @@ impl Ready {
         Ready {
             ready: failed.is_empty(),
             failed,
+            warnings,
             kind,
             draining,
             overloaded,

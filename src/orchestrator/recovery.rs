@@ -1,4 +1,5 @@
-//! Recovery: notices members that died and leases that ran out, wakes who can go on with the work, and gives up what is over its limits.
+//! Recovery: notices members that died, leases that ran out and queues that broke, wakes who can go on with the work, and gives up what is over its
+//! limits.
 
 use std::time::Duration;
 
@@ -9,7 +10,9 @@ use crate::db::Db;
 use crate::engine::claim::expire_tasks;
 use crate::engine::lease::wake_expired;
 use crate::engine::member::{self, Expired};
+use crate::engine::repair::{self, Broken};
 use crate::error::Result;
+use crate::health::Beats;
 use crate::telemetry;
 
 /// How many tasks one round gives up at most.
@@ -17,11 +20,39 @@ const BATCH: i32 = 1_000;
 
 pub(super) struct Recovery {
     db: Db,
+    beats: Beats,
+    /// Steps may be held back though their queues work.
+    held: bool,
 }
 
 impl Recovery {
-    pub(super) fn new(db: &Db) -> Self {
-        Recovery { db: db.clone() }
+    pub(super) fn new(db: &Db, beats: &Beats) -> Self {
+        Recovery {
+            db: db.clone(),
+            beats: beats.clone(),
+            held: true,
+        }
+    }
+
+    /// Looks for broken queues where a loop fails: one may be why.
+    async fn look_after_queues(&mut self) -> Result<()> {
+        for queue in repair::try_broken(&self.db).await? {
+            tracing::info!(queue, "the queue works again");
+            self.held = true;
+        }
+        if self.held {
+            self.held = !repair::free_held(&self.db).await?;
+        }
+        if !self.beats.failing(Duration::ZERO).is_empty() {
+            for Broken { queue, why } in repair::find_broken(&self.db).await? {
+                tracing::error!(
+                    queue,
+                    why,
+                    "the queue cannot be worked with; its namespace is left out until it can: tasker queue repair"
+                );
+            }
+        }
+        Ok(())
     }
 }
 
@@ -48,6 +79,7 @@ impl Round for Recovery {
     const EVERY: Duration = Duration::from_secs(5);
 
     async fn round(&mut self) -> Result<Duration> {
+        self.look_after_queues().await?;
         tell_lost(&member::expire(&self.db).await?);
         let late = expire_tasks(&self.db, BATCH).await?;
         if late > 0 {

@@ -29,13 +29,13 @@ END;
 -- Adds a version above p_base, and returns its number. The rules of namespaces are in force once it commits, also for tasks that are under way;
 -- processes are told.
 -- Errors: TK005 when p_base is not the newest any more; 23514 (check violation) when a rule is out of bounds.
--- Locks: an advisory lock for the transaction, the one of ensure_namespaces; then the namespaces and limits that change.
+-- Locks: the turn of ensure_namespaces; then the namespaces and limits that change.
 CREATE FUNCTION tasker.change_configuration(p_base bigint, p_overrides jsonb, p_who text, p_why text) RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_newest bigint;
 BEGIN
-    PERFORM pg_advisory_xact_lock(hashtext('tasker.namespaces'));
+    PERFORM tasker.await_turn('tasker.turn_namespaces');
     SELECT max(version) INTO v_newest FROM tasker.configurations;
     IF v_newest <> p_base THEN
         RAISE EXCEPTION 'the configuration is at version % by now', v_newest USING ERRCODE = 'TK005';

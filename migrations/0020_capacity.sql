@@ -75,7 +75,7 @@ END;
 -- forgets what is too old; and how many messages a queue may hold for the workers that there are: as many as they have handlers, and finish in 200
 -- ms.
 -- Returns the last namespace that it looked at (null: there are no more, or somebody else is at it).
--- Locks: an advisory lock; then marks in order.
+-- Locks: its turn; then marks in order.
 CREATE FUNCTION tasker.note_traffic(p_after int DEFAULT 0, p_limit int DEFAULT 100) RETURNS int
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -83,7 +83,7 @@ DECLARE
     v_ids  int[];
     v_last int;
 BEGIN
-    IF NOT pg_try_advisory_xact_lock(hashtext('tasker.traffic')) THEN
+    IF NOT tasker.take_turn('tasker.turn_traffic') THEN
         RETURN NULL;
     END IF;
     v_ids := ARRAY(SELECT a.id FROM tasker.awake_namespaces(p_after, p_limit) AS a);

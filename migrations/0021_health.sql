@@ -1,16 +1,20 @@
 -- What probes and operators ask of the whole fleet. Cheap whatever the backlog: heads of indexes, and counts that go no further than a bound.
 
--- The queues of these namespaces (null: all that are not asleep), of those that are there, that this session cannot work with: dropped, or without
--- the privileges.
-CREATE FUNCTION tasker.unreachable_queues(p_namespaces text[]) RETURNS SETOF text
+-- The queues of these namespaces (null: all that are not asleep), of those that are there, that cannot be worked with: known to be broken, dropped, or
+-- without the privileges.
+CREATE FUNCTION tasker.unreachable_queues(p_namespaces text[]) RETURNS TABLE (queue text, why text)
 LANGUAGE sql STABLE BEGIN ATOMIC
-    SELECT n.queue
+    SELECT b.queue, b.why FROM tasker.broken_queues b JOIN tasker.namespaces n ON n.id = b.namespace_id
+    WHERE p_namespaces IS NULL OR n.name = ANY (p_namespaces)
+    UNION ALL
+    SELECT n.queue, 'it was dropped, or the rights on it are missing'
     FROM (SELECT * FROM tasker.awake_namespaces(0, NULL) WHERE p_namespaces IS NULL
           UNION ALL SELECT * FROM tasker.namespaces a WHERE a.name = ANY (p_namespaces)) AS n
     CROSS JOIN LATERAL to_regclass(format('pgmq.%I', pgmq.format_table_name(n.queue, 'q'))) AS q
     WHERE NOT coalesce(has_table_privilege(q, 'SELECT') AND has_table_privilege(q, 'INSERT')
                        AND has_table_privilege(q, 'UPDATE') AND has_table_privilege(q, 'DELETE'), false)
-    ORDER BY n.queue;
+      AND NOT EXISTS (SELECT FROM tasker.broken_queues b WHERE b.queue = n.queue)
+    ORDER BY 1;
 END;
 
 -- The pending tasks of a namespace by priority, counted no further than p_count each; how long the first of them waits, in seconds, and how many
@@ -40,7 +44,7 @@ LANGUAGE sql STABLE BEGIN ATOMIC
         WHERE a.namespace_id = p_namespace AND a.at >= now - w.minutes * interval '1 minute' AND a.at < now) AS r;
 END;
 
--- The next p_limit namespaces after p_after that are not asleep or have dead letters, in order: how they are.
+-- The next p_limit namespaces after p_after that are not asleep or have dead letters, and whose queues can be worked with, in order: how they are.
 CREATE FUNCTION tasker.fleet_namespaces(p_after int, p_limit int, p_count int DEFAULT 10000) RETURNS TABLE (id int, name text, namespace jsonb)
 LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT n.id, n.name, jsonb_build_object(
@@ -58,7 +62,8 @@ LANGUAGE sql STABLE BEGIN ATOMIC
     FROM (
         SELECT f.id FROM (
             SELECT a.id FROM tasker.awake_namespaces(p_after, p_limit) AS a
-            UNION SELECT l.namespace_id FROM tasker.lettered l WHERE l.namespace_id > p_after) AS f
+            UNION SELECT l.namespace_id FROM tasker.lettered l
+            WHERE l.namespace_id > p_after AND NOT EXISTS (SELECT FROM tasker.broken_queues b WHERE b.namespace_id = l.namespace_id)) AS f
         ORDER BY f.id LIMIT p_limit) AS l
     CROSS JOIN LATERAL (SELECT * FROM tasker.namespaces WHERE id = l.id OFFSET 0) AS n
     CROSS JOIN LATERAL (SELECT * FROM tasker.marks WHERE namespace_id = l.id OFFSET 0) AS m
@@ -77,6 +82,8 @@ LANGUAGE sql STABLE BEGIN ATOMIC
                 'up_seconds', extract(epoch FROM clock_timestamp() - m.started_at),
                 'heartbeat_seconds', extract(epoch FROM clock_timestamp() - m.heartbeat_at), 'report', m.report) ORDER BY m.kind, m.name, m.id), '[]')
             FROM tasker.members m WHERE m.left_at IS NULL),
+        'broken_queues', (SELECT coalesce(jsonb_object_agg(b.queue, jsonb_build_object(
+            'why', b.why, 'seconds', extract(epoch FROM clock_timestamp() - b.since))), '{}') FROM tasker.broken_queues b),
         'limits', (SELECT coalesce(jsonb_agg(l), '[]') FROM tasker.list_limits(p_count) AS l),
         'counters', (SELECT coalesce(jsonb_object_agg(c.name, c.value), '{}') FROM tasker.counters c),
         'database', jsonb_build_object(

@@ -18,9 +18,10 @@ LANGUAGE sql IMMUTABLE BEGIN ATOMIC
                             which_installation}'),
         -- what orchestrators and operators do beside what the others may
         ('tasker_operate', '{alert_delivered, alerting_namespaces, begin_due_tasks, cancel_tasks, change_configuration, check_alerts, claim_tasks,
-                             delete_dead_letters, enqueue_due_retries, expire_members, expire_tasks, expired_dead_letters, find_dead_letters,
-                             forget_activity, forget_letterless, forget_limits, forget_members, grant_permits, measure_pressure, move_marks,
-                             note_traffic, reconcile, replay_dead_letters, reset_breakers, settle_dead_letters, take_alert, wake_expired_leases}')
+                             damaged_namespaces, delete_dead_letters, enqueue_due_retries, expire_members, expire_tasks, expired_dead_letters, find_broken_queues, find_dead_letters,
+                             forget_activity, forget_letterless, forget_limits, forget_members, free_held_steps, grant_permits, measure_pressure,
+                             move_marks, note_traffic, reconcile, repair_queue, replay_dead_letters, reset_breakers, restore_queue,
+                             settle_dead_letters, take_alert, try_broken_queues, wake_expired_leases}')
     ) AS r(role, functions), unnest(r.functions) AS f(name);
 END;
 

@@ -82,7 +82,7 @@ struct Inner {
     /// Why it is.
     given_up: OnceLock<String>,
     database: Arc<Database>,
-    ready: Fresh<(Option<String>, Vec<String>)>,
+    ready: Fresh<(Vec<String>, Vec<String>)>,
     fleet: Fresh<std::result::Result<Value, String>>,
 }
 
@@ -160,19 +160,17 @@ impl Health {
     /// Whether the process should be given work. Answers within a second.
     pub async fn ready(&self) -> Ready {
         let of = &self.0;
-        let (database, unreachable) = of.ready.get(|| self.ask_ready()).await;
+        let (mut wrong, mut warnings) = of.ready.get(|| self.ask_ready()).await;
         // What one namespace's queue lacks is no trouble of the others.
-        let (unreachable, warnings) = match of.kind {
-            Some(Kind::Worker) => (unreachable, Vec::new()),
-            _ => (Vec::new(), unreachable),
-        };
+        if of.kind == Some(Kind::Worker) {
+            wrong.append(&mut warnings);
+        }
         let draining = of.draining.load(Ordering::Relaxed);
         let failing = of.beats.failing(FAILING);
         Ready::new(
             self.kind(),
             draining,
-            database,
-            unreachable,
+            wrong,
             warnings,
             failing,
             of.db.is_pressed(),
@@ -181,18 +179,18 @@ impl Health {
     }
 
     /// (what is wrong with the database, the queues that cannot be worked with and why)
-    async fn ask_ready(&self) -> (Option<String>, Vec<String>) {
+    async fn ask_ready(&self) -> (Vec<String>, Vec<String>) {
         let of = &self.0;
         let asking = async {
             of.db.check_writable().await?;
             of.db.check_schema().await?;
             fleet::unreachable_queues(&of.db, &of.namespaces).await
         };
-        let wrong = |why: String| (Some(of.db.refusal().unwrap_or(why)), Vec::new());
+        let wrong = |why: String| (vec![of.db.refusal().unwrap_or(why)], Vec::new());
         match tokio::time::timeout(PATIENCE, asking).await {
             Ok(Ok(unreachable)) => {
                 let said = |Broken { queue, why }| format!("the queue {queue} cannot be worked with: {why}");
-                (None, unreachable.into_iter().map(said).collect())
+                (Vec::new(), unreachable.into_iter().map(said).collect())
             }
             Ok(Err(error)) => wrong(error.to_string()),
             Err(_) => wrong(database::NO_ANSWER.to_owned()),

@@ -65,7 +65,8 @@ impl Db {
             match sqlx::query(make).execute(&self.pool).await {
                 // Somebody else has made it at the same moment.
                 Err(sqlx::Error::Database(error)) if error.is_unique_violation() => {}
-                made => drop(made?),
+                Err(error) => return Err(error.into()),
+                Ok(_) => {}
             }
         }
         Ok(())

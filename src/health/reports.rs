@@ -86,15 +86,12 @@ impl Ready {
     pub(super) fn new(
         kind: &'static str,
         draining: bool,
-        database: Option<String>,
-        unreachable: Vec<String>,
+        mut failed: Vec<String>,
         warnings: Vec<String>,
         failing: Vec<String>,
         overloaded: bool,
         pool: PoolUse,
     ) -> Ready {
-        let mut failed: Vec<String> = database.into_iter().collect();
-        failed.extend(unreachable);
         failed.extend(
             failing
                 .into_iter()

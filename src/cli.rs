@@ -24,7 +24,7 @@ use clap::{Args, Parser, Subcommand};
 use serde_json::{json, Value};
 
 use crate::config::distributed::{Author, ConfigurationCoordinator};
-use crate::config::{database_url, Given, Local};
+use crate::config::{database_url, Given, Local, Secret};
 use crate::db::Db;
 use crate::engine::configuration::coordinator;
 use crate::error::{Error, ErrorKind, Result};
@@ -113,7 +113,11 @@ impl Connection {
 
     async fn connect(&self, local: &Local, connections: u32) -> Result<Db> {
         let effective = local.with(0, &json!({}))?;
-        Db::connect(&database_url(effective.settings.database_url.as_deref())?, connections).await
+        Db::connect(
+            &database_url(effective.settings.database_url.as_ref().map(Secret::reveal))?,
+            connections,
+        )
+        .await
     }
 }
 

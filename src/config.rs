@@ -17,6 +17,7 @@ mod live;
 mod local;
 mod rules;
 pub mod schema;
+mod secret;
 mod settings;
 mod sources;
 mod span;
@@ -28,6 +29,7 @@ pub use effective::Effective;
 pub use live::Live;
 pub use local::{Given, Local};
 pub use rules::{Breaker, Limit, Rules, Throttle};
+pub use secret::{Address, Secret};
 pub use settings::{HealthConfig, LogConfig, LogFormat, OrchestratorConfig, Settings, TracesConfig, WorkerConfig};
 pub use sources::{check_file, read_source};
 

@@ -13,7 +13,8 @@ pub use migrations::Repaired;
 pub use session::PLANS;
 pub(crate) use wake::{channel, wait, Wake};
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::fmt;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
@@ -91,7 +92,7 @@ pub struct PoolUse {
 /// use: one for heartbeats, one for probes (made when the first of them comes), and one to LISTEN. So an orchestrator wants 6, and a worker
 /// 3 + 3 × its queues; with fewer, from 4 on, work waits for its turn, for 10 s at most. PostgreSQL must allow the sum over all processes
 /// (`max_connections`).
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Db {
     pool: PgPool,
     upkeep: PgPool,
@@ -101,8 +102,16 @@ pub struct Db {
     options: PgConnectOptions,
     closing: CancellationToken,
     target: String,
+    installation: Arc<OnceLock<String>>,
     /// Where the options lead, if they lead there.
     _tunnel: Option<Arc<Tunnel>>,
+}
+
+/// The options have the password.
+impl fmt::Debug for Db {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Db({})", self.target)
+    }
 }
 
 impl Db {
@@ -197,6 +206,7 @@ impl Db {
             options,
             closing: CancellationToken::new(),
             target,
+            installation: Arc::default(),
             _tunnel: tunnel,
         })
     }

@@ -245,7 +245,7 @@ impl Health {
             metrics.worker_running.record(busy.running as f64, &[]);
             metrics.worker_slots.record(busy.slots as f64, &[]);
         }
-        json!({ "memory": memory, "pool": pool, "busy": busy, "configuration": effective.report() })
+        json!({ "memory": memory, "pool": pool, "busy": busy, "configuration": effective.report(of.db.installation()) })
     }
 
     /// All metrics of this process, in Prometheus' text format; an orchestrator tells of the fleet as well.

@@ -7,6 +7,7 @@ mod observed;
 mod otlp;
 mod traces;
 
+pub(crate) use logging::is_redacted;
 pub use logging::{init_logging, log, log_as, log_to, About, Logging};
 pub(crate) use metrics::Metrics;
 pub use metrics::{Described, TABLE};

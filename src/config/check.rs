@@ -9,6 +9,8 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 use serde_saphyr::{DefaultMessageFormatter, MessageFormatter, Spanned};
 
+use super::secret::quoted;
+
 /// How alike a name must be to be suggested (Jaro-Winkler, 0 to 1).
 const ALIKE: f64 = 0.8;
 
@@ -169,7 +171,7 @@ pub(super) fn problems(schema: &Value, value: &Value) -> Vec<Problem> {
                 found.push(Problem {
                     line: 0,
                     path: path.join("."),
-                    message: format!("is {}: expected {}", written(error.instance()), expected(at)),
+                    message: format!("is {}: expected {}", quoted(error.instance(), is_secret(at)), expected(at)),
                 });
             }
         }
@@ -263,13 +265,9 @@ pub(super) fn expected(schema: Option<&Value>) -> String {
     }
 }
 
-/// A value as it is told of; a secret may be in it where it is long.
-fn written(value: &Value) -> String {
-    let text = value.to_string();
-    match text.chars().count() {
-        ..=60 => text,
-        _ => text.chars().take(57).chain("...".chars()).collect(),
-    }
+/// Nothing is known of what stands where a section should.
+fn is_secret(schema: Option<&Value>) -> bool {
+    schema.is_none_or(|schema| schema["x-secret"] == true || schema["properties"].is_object())
 }
 
 /// Of JSON Pointer.

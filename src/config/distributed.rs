@@ -99,6 +99,9 @@ fn wrong(overrides: &Value) -> Vec<Problem> {
     let explained = |problem: Problem| {
         let message = match &problem.path {
             path if schema::needs_restart(path) => "needs a restart: set it in tasker.yml, or in the environment of the processes".into(),
+            path if schema::is_secret(path) => {
+                "is a secret, which is not kept where others read it: set it in tasker.yml, or in the environment of the processes".into()
+            }
             path if schema::is_rule(path) => "is of a namespace: name it, or '*' for all that have none of their own".into(),
             _ => problem.message,
         };
@@ -211,7 +214,7 @@ impl Configuration {
                 () = self.coordinator.changed() => {}
                 _ = poll.tick() => {}
                 _ = register.tick() => {
-                    let capabilities = self.effective.borrow().report();
+                    let capabilities = self.effective.borrow().report(None);
                     let name = format!("{}:{}", self.local.instance(), std::process::id());
                     if let Err(error) = self.coordinator.register(&name, &capabilities).await {
                         tracing::debug!(%error, "the coordinator was not told of this process");

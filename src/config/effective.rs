@@ -1,6 +1,7 @@
 //! What is in force in a process, and what it tells of that.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Instant;
 
 use figment::Figment;
@@ -9,10 +10,11 @@ use sha2::{Digest, Sha256};
 
 use super::check::join;
 use super::layers::Layer;
+use super::secret::compared;
 use super::{schema, Settings};
 
 /// The settings that are in force, and how they came about.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Effective {
     /// Themselves.
     pub settings: Settings,
@@ -24,6 +26,12 @@ pub struct Effective {
     pub fallback: Option<String>,
     since: Instant,
     figment: Figment,
+}
+
+impl fmt::Debug for Effective {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Effective({:?}, version {})", self.settings, self.version)
+    }
 }
 
 impl Effective {
@@ -77,34 +85,36 @@ impl Effective {
         values.map(|(path, (value, _))| (path, value)).collect()
     }
 
-    /// What the member says of it.
-    pub(crate) fn report(&self) -> Value {
+    /// What the member says of it. Secrets can be compared by those who know the same `key`; without one, nothing is said of them.
+    pub(crate) fn report(&self, key: Option<&str>) -> Value {
+        let mut values = self.common();
+        for (path, value) in &mut values {
+            if let (Some(key), Some(secret)) = (key, self.secret(path)) {
+                *value = json!(compared(&secret, key));
+            }
+        }
+        let digest = Sha256::digest(json!(values).to_string());
+        let hash: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
         json!({
-            "version": self.version, "hash": self.hash(), "instance": self.instance, "fallback": self.fallback,
-            "seconds": self.since.elapsed().as_secs_f64(), "values": self.common(),
+            "version": self.version, "hash": hash, "instance": self.instance, "fallback": self.fallback,
+            "seconds": self.since.elapsed().as_secs_f64(), "values": values,
         })
     }
 
-    /// Two processes with the same settings have the same.
-    pub fn hash(&self) -> String {
-        let digest = Sha256::digest(json!(self.common()).to_string());
-        digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+    /// What is at `path`, if it is a secret.
+    fn secret(&self, path: &str) -> Option<String> {
+        schema::is_secret(path)
+            .then(|| self.figment.find_value(path).ok()?.into_string())
+            .flatten()
     }
 }
 
 fn flatten(schema: &Value, value: &Value, path: &str, values: &mut BTreeMap<String, Value>) {
     for (name, setting) in schema["properties"].as_object().unwrap_or(&Map::new()) {
         let path = join(path, name);
-        match (&setting["properties"], setting["x-secret"] == true && !value[name].is_null()) {
-            (Value::Object(_), _) => flatten(setting, &value[name], &path, values),
-            (_, true) => drop(values.insert(path, json!(hidden(&value[name])))),
+        match &setting["properties"] {
+            Value::Object(_) => flatten(setting, &value[name], &path, values),
             _ => drop(values.insert(path, value[name].clone())),
         }
     }
-}
-
-/// A secret can be compared, and not read.
-fn hidden(secret: &Value) -> String {
-    let digest = Sha256::digest(secret.to_string());
-    format!("(secret {:02x}{:02x})", digest[0], digest[1])
 }

@@ -7,6 +7,7 @@ use chrono::Utc;
 use etcd_client::{Client, Compare, CompareOp, ConnectOptions, GetOptions, PutOptions, SortOrder, SortTarget, Txn, TxnOp, WatchStream};
 use futures_util::future::BoxFuture;
 use futures_util::FutureExt;
+use percent_encoding::percent_decode_str;
 use serde_json::{json, Value};
 use tokio::sync::Mutex;
 
@@ -38,15 +39,22 @@ fn away(error: etcd_client::Error) -> Error {
 }
 
 impl EtcdCoordinator {
-    /// `address` is such as `one:2379,two:2379/tasker`; without a prefix it is `tasker`. It need not be there yet.
+    /// `address` is such as `one:2379,two:2379/tasker` or `user:password@one:2379`; without a prefix it is `tasker`. It need not be there yet.
     /// Errors: [`Error::Config`] for an address that cannot be.
     pub async fn new(address: &str) -> Result<EtcdCoordinator> {
-        let (hosts, prefix) = address.split_once('/').unwrap_or((address, "tasker"));
+        let (user, hosts) = address
+            .rsplit_once('@')
+            .map_or((None, address), |(user, hosts)| (Some(user), hosts));
+        let (hosts, prefix) = hosts.split_once('/').unwrap_or((hosts, "tasker"));
         let endpoints: Vec<&str> = hosts.split(',').map(str::trim).filter(|host| !host.is_empty()).collect();
-        let options = ConnectOptions::new().with_connect_timeout(PATIENCE).with_timeout(PATIENCE);
+        let mut options = ConnectOptions::new().with_connect_timeout(PATIENCE).with_timeout(PATIENCE);
+        if let Some((name, password)) = user.map(|user| user.split_once(':').unwrap_or((user, ""))) {
+            let decoded = |text| percent_decode_str(text).decode_utf8_lossy().into_owned();
+            options = options.with_user(decoded(name), decoded(password));
+        }
         let client = Client::connect(&endpoints, Some(options)).await;
         Ok(EtcdCoordinator {
-            client: client.map_err(|error| Error::Config(format!("etcd://{address}: {error}")))?,
+            client: client.map_err(|error| Error::Config(format!("etcd://{hosts}: {error}")))?,
             prefix: prefix.trim_matches('/').to_owned(),
             watch: Mutex::default(),
         })

@@ -1,5 +1,7 @@
 //! Layers: what one place says, and how several become the settings, of which the nearest wins and every value knows where it comes from.
 
+use std::fmt;
+
 use figment::value::{Dict, Map as Profiles};
 use figment::{Figment, Metadata, Profile, Provider};
 use serde_json::Value;
@@ -8,10 +10,17 @@ use super::Settings;
 use crate::error::{Error, Result};
 
 /// What one place says.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Layer {
     pub(super) origin: String,
     pub(super) value: Value,
+}
+
+/// Its value may hold secrets.
+impl fmt::Debug for Layer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Layer({})", self.origin)
+    }
 }
 
 impl Layer {

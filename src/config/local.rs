@@ -1,6 +1,7 @@
 //! What a process is told where it runs: defaults, the file, the environment, flags; and above them what the coordinator has, for all and for this one.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 
 use serde_json::{json, Value};
@@ -24,7 +25,7 @@ pub struct Local {
 }
 
 /// Where a process's settings come from beside the environment.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct Given {
     /// A file to read in place of config/tasker.yml, or tasker.yml, which need not be there.
     pub file: Option<PathBuf>,
@@ -32,6 +33,13 @@ pub struct Given {
     pub settings: Option<(String, Value)>,
     /// What the command line says, which is nearer than the environment.
     pub flags: Value,
+}
+
+/// The others may hold secrets.
+impl fmt::Debug for Given {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Given({:?})", self.file)
+    }
 }
 
 impl Local {

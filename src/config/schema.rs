@@ -39,7 +39,7 @@ pub fn file() -> Value {
 /// Of what is kept in the coordinator: what running processes take over without a restart, for all, by namespace and by instance.
 pub(super) fn overrides() -> Value {
     let mut process = settings().clone();
-    without_restart(&mut process);
+    without(&mut process, &["x-restart", "x-secret"]);
     let mut schema = process.clone();
     let mut defaults = of::<Rules>();
     // A limit is of one namespace.
@@ -54,26 +54,35 @@ pub(super) fn overrides() -> Value {
     schema
 }
 
-/// Takes away what needs a restart.
-fn without_restart(schema: &mut Value) {
+/// Takes away what has one of these marks.
+fn without(schema: &mut Value, marks: &[&str]) {
     let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) else {
         return;
     };
-    properties.retain(|_, setting| setting["x-restart"] != true);
-    properties.values_mut().for_each(without_restart);
+    properties.retain(|_, setting| marks.iter().all(|mark| setting[mark] != true));
+    properties.values_mut().for_each(|setting| without(setting, marks));
     properties.retain(|_, setting| setting["properties"].as_object().is_none_or(|below| !below.is_empty()));
 }
 
 /// Whether a setting is taken over only by a process that starts.
 pub(super) fn needs_restart(path: &str) -> bool {
-    let restarts = |path: &str| {
+    has(path, "x-restart")
+}
+
+/// Whether nobody is to be told what it is.
+pub(super) fn is_secret(path: &str) -> bool {
+    has(path, "x-secret")
+}
+
+fn has(path: &str, mark: &str) -> bool {
+    let marked = |path: &str| {
         let at = path.split('.').try_fold(settings(), |at, name| at["properties"].get(name));
-        at.is_some_and(|setting| setting["x-restart"] == true)
+        at.is_some_and(|setting| setting[mark] == true)
     };
     match path.strip_prefix("instances.") {
         // Its name may have dots itself.
-        Some(path) => path.match_indices('.').any(|(dot, _)| restarts(&path[dot + 1..])),
-        None => restarts(path),
+        Some(path) => path.match_indices('.').any(|(dot, _)| marked(&path[dot + 1..])),
+        None => marked(path),
     }
 }
 
@@ -119,7 +128,11 @@ fn tabulate(schema: &Value, defaults: &Value, path: &str, rows: &mut String) {
             Value::String(text) => format!("`{text}`"),
             other => format!("`{other}`"),
         };
-        let when = if setting["x-restart"] == true { "by a restart" } else { "at once" };
+        let when = if setting["x-restart"] == true || setting["x-secret"] == true {
+            "by a restart"
+        } else {
+            "at once"
+        };
         rows.push_str(&format!(
             "| `{path}` | {default} | {} | {} | {when} |\n",
             described(setting),

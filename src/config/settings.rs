@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::check::problems;
 use super::schema;
+use super::secret::{Address, Secret};
 use super::span::{self, Span};
 use crate::error::{Error, Result};
 
@@ -18,15 +19,15 @@ use crate::error::{Error, Result};
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
     /// Where tasks are: postgres://user:password@host:port/database. Without it, what `tasker dev` runs in this folder.
-    #[schemars(extend("x-restart" = true, "x-secret" = true))]
-    pub database_url: Option<String>,
+    #[schemars(with = "Option<String>", extend("x-restart" = true, "x-secret" = true))]
+    pub database_url: Option<Secret>,
     /// In Rails the name in database.yml of the database where tasks are; without it the primary one.
     #[schemars(extend("x-restart" = true))]
     pub database: Option<String>,
-    /// Where the configuration is kept that a fleet shares: `database`, `etcd://host:port,…/prefix` (of a build with etcd), or `file:/path` of a file or a
+    /// Where the configuration is kept that a fleet shares: `database`, `etcd://user:password@host:port,…/prefix` (of a build with etcd), or `file:/path` of a file or a
     /// folder. Without it, the database.
-    #[schemars(extend("x-restart" = true))]
-    pub coordinator: Option<String>,
+    #[schemars(with = "Option<String>", extend("x-restart" = true))]
+    pub coordinator: Option<Address>,
     /// Database connections of a process at most: three to work, one for heartbeats, one for probes, one to LISTEN. A worker of several
     /// namespaces wants three for each.
     #[schemars(range(min = 4, max = 1000), extend("x-restart" = true))]
@@ -67,7 +68,7 @@ pub struct LogConfig {
     pub level: String,
     /// How a line is written.
     pub format: LogFormat,
-    /// The names of fields that are not told.
+    /// The names of fields that are not told: of the log, and of inputs that are refused.
     pub redact: Vec<String>,
 }
 
@@ -149,8 +150,8 @@ pub struct OrchestratorConfig {
     #[schemars(with = "Span")]
     pub lease: Duration,
     /// Where alerts on dead letters are posted as JSON, beside the log. Delivered at least once, by one of the orchestrators that have it.
-    #[schemars(extend("x-secret" = true))]
-    pub alert_webhook: Option<String>,
+    #[schemars(with = "Option<String>", extend("x-secret" = true))]
+    pub alert_webhook: Option<Secret>,
 }
 
 impl Default for OrchestratorConfig {
@@ -268,8 +269,8 @@ impl Settings {
         if self
             .orchestrator
             .alert_webhook
-            .as_deref()
-            .is_some_and(|webhook| !is_web_address(webhook))
+            .as_ref()
+            .is_some_and(|webhook| !is_web_address(webhook.reveal()))
         {
             found.push((
                 "orchestrator.alert_webhook",

@@ -3,7 +3,8 @@
 
 use serde_json::{json, Value};
 
-use super::{check_file, Given, Local};
+use super::distributed::check;
+use super::{check_file, Effective, Given, Local};
 use crate::error::Result;
 
 const FILE: &str = "
@@ -138,6 +139,49 @@ fn a_secret_is_compared_and_not_told() {
             .unwrap()
     };
     let (one, other) = (url("postgres://a:secret@b/c"), url("postgres://a:other@b/c"));
-    assert!(!json!(one.report()).to_string().contains("secret@"));
-    assert_ne!(one.hash(), other.hash());
+    let of = |effective: &Effective, key| effective.report(key)["values"]["database_url"].clone();
+    assert_ne!(of(&one, Some("key")), of(&other, Some("key")));
+    assert_eq!(of(&one, Some("key")), of(&url("postgres://a:secret@b/c"), Some("key")));
+    // Who does not know the key cannot try what it may be.
+    assert_ne!(of(&one, Some("key")), of(&one, Some("other")));
+    assert_eq!(
+        (of(&one, None), &one.values()["database_url"].0),
+        (json!("(secret)"), &json!("(secret)"))
+    );
+    let all = [
+        format!("{one:?}"),
+        one.report(Some("key")).to_string(),
+        json!(one.settings).to_string(),
+    ];
+    assert!(!all.iter().any(|told| told.contains("secret@")), "{all:?}");
+}
+
+#[test]
+fn no_error_quotes_what_may_be_a_secret() {
+    for (source, said) in [
+        ("database_ulr: postgres://a:hunter2@b/c", "database_ulr is something else"),
+        ("shared: { database_ulr: 'postgres://a:hunter2@b/c' }", "did you mean database_url?"),
+        ("shared: { database_url: [hunter2] }", "shared.database_url is a list"),
+        (
+            "shared: { orchestrator: { alert_webhook: { token: hunter2 } } }",
+            "alert_webhook is a section",
+        ),
+        (
+            "shared: { orchestrator: { alert_webhook: hunter2 } }",
+            "alert_webhook is no address",
+        ),
+        ("shared: { worker: hunter2 }", "shared.worker is something else"),
+        ("shared: { connections: 'postgres://a:hunter2@b/c' }", "connections is another text"),
+    ] {
+        let told: Vec<String> = check_file(source).iter().map(ToString::to_string).collect();
+        let told = told.join("; ");
+        assert!(told.contains(said) && !told.contains("hunter2"), "{source}: {told}");
+    }
+    let flags = json!({ "coordinator": "etcd://me:hunter2@one:2379,two:2379/shop" });
+    let effective = local("", &[], flags).unwrap().with(0, &json!({})).unwrap();
+    assert_eq!(effective.values()["coordinator"].0, "etcd://…@one:2379,two:2379/shop");
+    let wrong = check(&json!({ "orchestrator": { "alert_webhook": "https://hooks/hunter2" } }))
+        .unwrap_err()
+        .to_string();
+    assert!(wrong.contains("is a secret") && !wrong.contains("hunter2"), "{wrong}");
 }

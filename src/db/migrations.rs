@@ -139,7 +139,20 @@ impl Db {
                 "the database is at schema version {applied}, this program needs {needed}: run `tasker migrate`"
             )));
         }
+        if self.installation.get().is_none() {
+            // Who may not ask does not compare secrets either.
+            let known: Option<String> = sqlx::query_scalar("SELECT tasker.which_installation()")
+                .fetch_one(self.upkeep())
+                .await
+                .ok();
+            known.map(|known| self.installation.set(known).ok());
+        }
         Ok(())
+    }
+
+    /// What only those know who may connect to this database; None: nobody has asked yet.
+    pub(crate) fn installation(&self) -> Option<&str> {
+        self.installation.get().map(String::as_str)
     }
 
     /// The namespaces whose queues lack something, or are known to be broken.

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::distributed::{check, Author, ConfigurationCoordinator, Version};
 use crate::config::folder::FolderCoordinator;
-use crate::config::{Live, Settings};
+use crate::config::{Address, Live, Settings};
 use crate::db::{channel, Db, Wake};
 use crate::error::{Error, Result};
 
@@ -73,7 +73,7 @@ impl ConfigurationCoordinator for DatabaseCoordinator {
 /// Errors: [`Error::Config`] when it cannot be used.
 pub async fn coordinator(db: &Db, settings: &Settings) -> Result<Arc<dyn ConfigurationCoordinator>> {
     let database = DatabaseCoordinator::new(db);
-    let named = settings.coordinator.as_deref().unwrap_or("database");
+    let named = settings.coordinator.as_ref().map_or("database", Address::reveal);
     let of: Box<dyn ConfigurationCoordinator> = match named.split_once(':') {
         None if named == "database" => return Ok(Arc::new(database)),
         Some(("file", path)) => Box::new(FolderCoordinator::new(Path::new(path.trim_start_matches("//")))?),
@@ -87,7 +87,7 @@ pub async fn coordinator(db: &Db, settings: &Settings) -> Result<Arc<dyn Configu
         }
         _ => {
             let expected = "expected database, etcd://host:port or file:/path";
-            return Err(Error::Config(format!("coordinator is {named:?}: {expected}")));
+            return Err(Error::Config(format!("coordinator is {:?}: {expected}", Address::from(named))));
         }
     };
     Ok(Arc::new(Copied { of, database }))

@@ -73,7 +73,7 @@ impl Alerts {
             return Ok(());
         };
         while let Some(alert) = alerts::take(&self.db).await? {
-            match post(webhook.clone(), alert.clone()).await {
+            match post(webhook.reveal().to_owned(), alert.clone()).await {
                 Ok(()) => alerts::delivered(&self.db, &alert).await?,
                 Err(error) => {
                     tracing::warn!(

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::io::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{OnceLock, PoisonError, RwLock};
+use std::sync::{LazyLock, OnceLock, PoisonError, RwLock};
 
 use chrono::{SecondsFormat, Utc};
 use opentelemetry::KeyValue;
@@ -23,15 +23,11 @@ use crate::config::{LogConfig, LogFormat};
 static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
 /// How lines are written now.
-static LINES: RwLock<Lines> = RwLock::new(Lines {
-    json: false,
-    redacted: Vec::new(),
-});
+static LINES: LazyLock<RwLock<Lines>> = LazyLock::new(|| RwLock::new(Lines::of(&of_environment())));
 
-/// Begins to log, as the environment says. Does nothing where a subscriber is set already.
-pub fn init_logging() {
+fn of_environment() -> LogConfig {
     let variable = |name: &str| std::env::var(name).unwrap_or_default();
-    let config = LogConfig {
+    LogConfig {
         level: Some(variable("TASKER_LOG"))
             .filter(|level| !level.is_empty())
             .unwrap_or("info".into()),
@@ -44,7 +40,12 @@ pub fn init_logging() {
             .split(',')
             .map(|name| name.trim().to_owned())
             .collect(),
-    };
+    }
+}
+
+/// Begins to log, as the environment says. Does nothing where a subscriber is set already.
+pub fn init_logging() {
+    let config = of_environment();
     let (filter, handle) = reload::Layer::new(filter(&config.level));
     let registry = tracing_subscriber::registry().with(Write.with_filter(filter)).with(CountErrors);
     if registry.try_init().is_ok() {
@@ -55,13 +56,16 @@ pub fn init_logging() {
 
 /// Logs so from now on.
 pub fn log_as(config: &LogConfig) {
-    *LINES.write().unwrap_or_else(PoisonError::into_inner) = Lines {
-        json: config.format == LogFormat::Json,
-        redacted: config.redact.clone(),
-    };
+    *LINES.write().unwrap_or_else(PoisonError::into_inner) = Lines::of(config);
     if let Some(Err(error)) = FILTER.get().map(|handle| handle.reload(filter(&config.level))) {
         tracing::warn!(%error, "the level of the log cannot be changed");
     }
+}
+
+/// Whether the values of fields of this name are not told.
+pub(crate) fn is_redacted(name: &str) -> bool {
+    let lines = LINES.read().unwrap_or_else(PoisonError::into_inner);
+    lines.redacted.iter().any(|redacted| redacted == name)
 }
 
 /// A level alone leaves out what the driver says of each statement.
@@ -157,6 +161,15 @@ impl Drop for Logging {
 struct Lines {
     json: bool,
     redacted: Vec<String>,
+}
+
+impl Lines {
+    fn of(config: &LogConfig) -> Lines {
+        Lines {
+            json: config.format == LogFormat::Json,
+            redacted: config.redact.clone(),
+        }
+    }
 }
 
 /// Writes them.

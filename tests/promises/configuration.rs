@@ -120,6 +120,10 @@ async fn a_bad_change_is_refused_whole() {
             &["config", "set", "worker.listen", "0.0.0.0:1", "--instance", "worker-7.example.com"],
             "instances.worker-7.example.com.worker.listen needs a restart",
         );
+        refused(
+            &["config", "set", "orchestrator.alert_webhook", "https://hooks.example.com/token"],
+            "orchestrator.alert_webhook is a secret",
+        );
         refused(&["config", "set", "max_attempts", "8"], "max_attempts is of a namespace: name it");
         refused(
             &["config", "set", "max_attempts", "0", "--namespace", "billing"],

@@ -436,7 +436,7 @@ async fn an_alert_reaches_the_webhook_although_that_refused_it_first_and_goes_no
         tokio::spawn(async move { axum::serve(listener, router).await });
         let start = async || {
             let config = OrchestratorConfig {
-                alert_webhook: Some(webhook.clone()),
+                alert_webhook: Some(webhook.clone().into()),
                 ..OrchestratorConfig::default()
             };
             Orchestrator::start(&world.db, config).await.unwrap()

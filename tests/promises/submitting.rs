@@ -1,6 +1,7 @@
 //! The door: tasks come in whole or not at all, once for every key, and bad input is told what was expected.
 
 use serde_json::{json, Value};
+use tasker::config::LogConfig;
 use tasker::engine::payload::MAX_PAYLOAD_BYTES;
 use tasker::engine::submit::{NewTask, Submitter};
 use tasker::{Error, Priority};
@@ -44,6 +45,46 @@ async fn the_same_key_from_twenty_callers_is_one_task() {
         assert!(seen.iter().all(|task| task.id == seen[0].id));
         assert_eq!(seen.iter().filter(|task| task.created).count(), 1);
         assert_eq!(world.count("SELECT count(*) FROM tasker.tasks").await, 1);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_quotes_of_an_input_what_is_short_and_may_be_told() {
+    World::with(async |world| {
+        world
+            .register(
+                "name: payment\nnamespace: here\ninput_schema: { type: object, properties: { note: { type: integer }, order: { type: integer }, \
+                 card_number: { type: integer }, list: { type: integer } } }\nsteps: [{ name: only, handler: H }]\n",
+            )
+            .await;
+        tasker::telemetry::log_as(&LogConfig {
+            redact: vec!["card_number".into()],
+            ..LogConfig::default()
+        });
+        let input = json!({ "note": "x".repeat(5_000), "order": "one", "card_number": "4111", "list": ["4111"] });
+        let refused = Submitter::new(world.db.clone()).submit("payment", None, &[new(input)]).await;
+        let told = refused.unwrap_err().to_string();
+        assert!(told.contains("/order: \"one\" is not of type"), "{told}");
+        for path in ["/note", "/card_number", "/list"] {
+            assert!(told.contains(&format!("{path}: the value is not of type")), "{told}");
+        }
+        assert!(!told.contains("4111") && told.len() < 500, "{told}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_character_u0000_is_refused_and_a_text_that_only_looks_like_it_is_not() {
+    World::with(async |world| {
+        world.register(ORDER).await;
+        let submitter = Submitter::new(world.db.clone());
+        let refused = submitter.submit("order", None, &[new(json!({ "id": 1, "text": "a\0" }))]).await;
+        assert!(refused.unwrap_err().to_string().contains("U+0000"));
+        submitter
+            .submit("order", None, &[new(json!({ "id": 1, "text": "a\\u0000" }))])
+            .await
+            .unwrap();
     })
     .await;
 }

@@ -2,11 +2,15 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use serde_json::json;
 use tasker::orchestrator::{Orchestrator, OrchestratorConfig};
+use tasker::worker::{Handlers, Step, Worker, WorkerConfig};
 
 use crate::health::Serve;
 use crate::world::World;
@@ -111,6 +115,63 @@ async fn with_few_descriptors_a_process_runs_or_says_why_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn with_little_memory_a_process_runs_or_says_why_not() {
+    World::with(async |world| {
+        for (kilobytes, suffices) in [(50_000, false), (60_000, false), (80_000, false), (400_000, true)] {
+            let mut process = Command::new("bash")
+                .arg("-c")
+                .arg(format!("ulimit -v {kilobytes}; exec \"$0\" serve --listen 127.0.0.1:0"))
+                .arg(env!("CARGO_BIN_EXE_tasker"))
+                .env("DATABASE_URL", &world.url)
+                .env("TASKER_RUN_DIR", tempfile::tempdir().unwrap().path())
+                .env_remove("NAMESPACE")
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let log = BufReader::new(process.stderr.take().unwrap());
+            let mut said: Vec<String> = Vec::new();
+            let answers = log.split(b'\n').any(|line| {
+                said.push(String::from_utf8_lossy(&line.unwrap()).into_owned());
+                said.last().is_some_and(|line| line.contains("answering GET"))
+            });
+            assert!(answers || !suffices, "{kilobytes}: {said:?}");
+            process.kill().ok();
+            let ended = process.wait().unwrap();
+            // Where there is no room for the program itself, the system ends it before it begins.
+            let began = ended.signal() != Some(Signal::SIGSEGV as i32);
+            assert!(!said.is_empty() || !began, "{kilobytes}: {ended}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_on_a_full_disk_and_a_run_directory_that_cannot_be_made_stop_nothing() {
+    World::with(async |world| {
+        let run_dir = tempfile::tempdir().unwrap();
+        let mut process = Command::new(env!("CARGO_BIN_EXE_tasker"))
+            .args(["serve", "--listen", "127.0.0.1:0"])
+            .env("DATABASE_URL", &world.url)
+            .env("TASKER_RUN_DIR", run_dir.path())
+            .env_remove("NAMESPACE")
+            .stderr(std::fs::File::options().write(true).open("/dev/full").unwrap())
+            .spawn()
+            .unwrap();
+        world.register(ONE).await;
+        let task = world.submit("one", json!({})).await;
+        tokio::time::timeout(Duration::from_secs(60), world.until_running(task))
+            .await
+            .unwrap();
+        process.kill().unwrap();
+        process.wait().unwrap();
+
+        let serve = Serve::start(&world.url, &[], &[("TASKER_RUN_DIR", "/proc/tasker")]);
+        assert_eq!(serve.get("/health").0, 200, "its port answers all the same");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_run_directory_that_another_user_put_there_is_not_used() {
     World::with(async |world| {
         let (folder, others) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -160,6 +221,43 @@ async fn rows_that_cannot_run_hold_up_nobody_and_become_dead_letters() {
         assert_eq!(world.counter("unrunnable_tasks").await, 3000);
         let letters = world.dead_letters("here").await;
         assert_eq!((letters.len(), &letters[0]["reason"]), (3000, &json!("unknown_version")));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_was_read_as_often_as_can_be_counted_is_a_dead_letter_and_the_others_go_on() {
+    World::with(async |world| {
+        world.register(ONE).await;
+        let mut tasks = Vec::new();
+        for _ in 0..3 {
+            tasks.push(world.submit("one", json!({})).await);
+        }
+        world.claim().await;
+        let poisoned = world
+            .text("SELECT message ->> 'task' FROM pgmq.q_here_queue ORDER BY msg_id LIMIT 1")
+            .await;
+        world
+            .run("UPDATE pgmq.q_here_queue SET read_ct = 2147483647 WHERE msg_id = (SELECT min(msg_id) FROM pgmq.q_here_queue)")
+            .await;
+        let config = WorkerConfig {
+            namespaces: vec!["here".into()],
+            ..WorkerConfig::default()
+        };
+        let worker = Arc::new(Worker::start(&world.db, config).await.unwrap());
+        worker.handle_with(Handlers::default().with("H", |_: Arc<Step>| async { Ok(json!(null)) }));
+        for task in tasks {
+            let expected = if task.to_string() == poisoned { "blocked" } else { "complete" };
+            let reached = async {
+                while world.task(task).await["state"] != expected {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(60), reached).await.expect(expected);
+        }
+        assert_eq!(world.dead_letters("here").await[0]["reason"], "unreadable");
+        assert!(worker.health().ready().await.ready);
+        worker.shutdown(Duration::from_secs(5)).await;
     })
     .await;
 }

@@ -1,5 +1,6 @@
 //! What each role may do, and nothing else: with real logins, on functions, on rows, and on what a worker of one namespace could do to another.
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
@@ -124,6 +125,59 @@ async fn each_role_may_call_what_is_its_right_and_no_other_function_and_touch_no
         let refused = answers(&nobody, &["SELECT tasker.create_task('here', '{}')", "SELECT * FROM tasker.tasks"]).await;
         assert_eq!(refused, ["42501", "42501"]);
         forget(world, &nobody).await;
+    })
+    .await;
+}
+
+/// How many of these statements, each in a transaction that is taken back, are refused for want of rights.
+async fn refused(connection: &mut PgConnection, statements: &[String]) -> usize {
+    let mut refused = 0;
+    for statement in statements {
+        let mut transaction = connection.begin().await.unwrap();
+        if let Err(error) = transaction.execute(statement.as_str()).await {
+            let code = error.as_database_error().and_then(|error| error.code().map(Cow::into_owned));
+            refused += usize::from(matches!(code.as_deref(), Some("42501" | "TK008")));
+        }
+        transaction.rollback().await.unwrap();
+    }
+    refused
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_on_security_says_how_much_of_all_that_there_is_was_tried_as_each_role() {
+    World::with(async |world| {
+        world.register(HERE).await;
+        let calls: Vec<String> = sqlx::query_scalar(
+            "SELECT format('SELECT * FROM %s(%s)', p.oid::regproc, (
+                 SELECT string_agg(format('NULL::%s', format_type(t.type, NULL)), ', ' ORDER BY t.n)
+                 FROM unnest(p.proargtypes) WITH ORDINALITY AS t(type, n)))
+             FROM pg_proc p WHERE p.pronamespace IN ('tasker'::regnamespace, 'pgmq'::regnamespace) AND p.prokind = 'f' ORDER BY 1",
+        )
+        .fetch_all(&world.pool)
+        .await
+        .unwrap();
+        let on_rows: Vec<String> = sqlx::query_scalar(
+            "SELECT format(s.statement, c.oid::regclass) FROM pg_class c, unnest(ARRAY[
+                 'SELECT * FROM %s LIMIT 1', 'INSERT INTO %s DEFAULT VALUES', 'DELETE FROM %s', 'TRUNCATE %s', 'LOCK TABLE %s IN ACCESS SHARE MODE',
+                 'DROP TABLE %s']) AS s(statement)
+             WHERE c.relnamespace IN ('tasker'::regnamespace, 'pgmq'::regnamespace) AND c.relkind IN ('r', 'p') ORDER BY 1",
+        )
+        .fetch_all(&world.pool)
+        .await
+        .unwrap();
+        let (functions, statements) = (calls.len(), on_rows.len());
+        let mut table = format!("| as | of {functions} functions refused | of {statements} statements on tables refused |\n| --- | --- | --- |\n");
+        for role in ["", "tasker_submit", "tasker_read", "tasker_worker", "tasker_worker_of_here", "tasker_operate"] {
+            let url = login(world, role).await;
+            let mut connection = PgConnection::connect(&url).await.unwrap();
+            let named = if role.is_empty() { "a login without a role".to_owned() } else { format!("`{role}`") };
+            let (of_calls, of_rows) = (refused(&mut connection, &calls).await, refused(&mut connection, &on_rows).await);
+            table += &format!("| {named} | {of_calls} | {of_rows} |\n");
+            connection.close().await.unwrap();
+            forget(world, &url).await;
+        }
+        let page = include_str!("../../docs/security.md").replace("_of_<namespace>", "_of_here");
+        assert!(page.contains(&table), "docs/security.md should have:\n{table}");
     })
     .await;
 }

@@ -52,9 +52,9 @@ BEGIN
 END
 $$;
 
--- Tries the broken queues again, unless somebody has within the last seconds, or is at it. Returns those that work again.
+-- Tries the broken queues again, unless somebody has within the last seconds, or is at it. Returns those that work again, and how many are left.
 -- Locks: the broken queues it tries.
-CREATE FUNCTION tasker.try_broken_queues() RETURNS SETOF text
+CREATE FUNCTION tasker.try_broken_queues(OUT healed text[], OUT broken int)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_broken tasker.broken_queues;
@@ -64,11 +64,12 @@ BEGIN
         SELECT t.why INTO v_why FROM tasker.try_queue(v_broken.queue) AS t;
         IF v_why IS NULL THEN
             DELETE FROM tasker.broken_queues b WHERE b.queue = v_broken.queue;
-            RETURN NEXT v_broken.queue;
+            healed := healed || v_broken.queue;
         ELSE
             UPDATE tasker.broken_queues b SET why = v_why, tried_at = clock_timestamp() WHERE b.queue = v_broken.queue;
         END IF;
     END LOOP;
+    SELECT count(*) INTO broken FROM tasker.broken_queues;
 END
 $$;
 

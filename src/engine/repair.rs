@@ -28,9 +28,10 @@ pub(crate) async fn find_broken(db: &Db) -> Result<Vec<Broken>> {
     Ok(found)
 }
 
-/// Tries those that are broken. Returns those that work again.
-pub(crate) async fn try_broken(db: &Db) -> Result<Vec<String>> {
-    Ok(sqlx::query_scalar("SELECT tasker.try_broken_queues()").fetch_all(db.pool()).await?)
+/// Tries those that are broken. Returns those that work again, and whether others are left.
+pub(crate) async fn try_broken(db: &Db) -> Result<(Vec<String>, bool)> {
+    let query = sqlx::query_as("SELECT coalesce(healed, '{}'), broken > 0 FROM tasker.try_broken_queues()");
+    Ok(query.fetch_one(db.pool()).await?)
 }
 
 /// Frees steps that were held back and whose queue works again. Returns whether that were all.

@@ -1,7 +1,7 @@
 //! Recovery: notices members that died, leases that ran out and queues that broke, wakes who can go on with the work, and gives up what is over its
 //! limits.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use opentelemetry::KeyValue;
 
@@ -21,6 +21,8 @@ const BATCH: i32 = 1_000;
 pub(super) struct Recovery {
     db: Db,
     beats: Beats,
+    /// When broken queues were last asked for; None: there are some.
+    asked: Option<Instant>,
     /// Steps may be held back though their queues work.
     held: bool,
 }
@@ -30,15 +32,20 @@ impl Recovery {
         Recovery {
             db: db.clone(),
             beats: beats.clone(),
+            asked: None,
             held: true,
         }
     }
 
     /// Looks for broken queues where a loop fails: one may be why.
     async fn look_after_queues(&mut self) -> Result<()> {
-        for queue in repair::try_broken(&self.db).await? {
-            tracing::info!(queue, "the queue works again");
-            self.held = true;
+        if self.asked.is_none_or(|at| at.elapsed() >= ASK) {
+            let (healed, others) = repair::try_broken(&self.db).await?;
+            for queue in healed {
+                tracing::info!(queue, "the queue works again");
+                self.held = true;
+            }
+            self.asked = (!others).then(Instant::now);
         }
         if self.held {
             self.held = !repair::free_held(&self.db).await?;
@@ -50,11 +57,15 @@ impl Recovery {
                     why,
                     "the queue cannot be worked with; its namespace is left out until it can: tasker queue repair"
                 );
+                self.asked = None;
             }
         }
         Ok(())
     }
 }
+
+/// How soon broken queues are asked for that another orchestrator has found, which may have died since.
+const ASK: Duration = Duration::from_secs(30);
 
 /// How many members that were lost together are named.
 const NAMED: usize = 5;

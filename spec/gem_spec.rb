@@ -68,7 +68,7 @@ RSpec.describe "the gem" do
     kinds = files.group_by { |file| file[%r{\A[^/]+}] }.transform_values { |found| found.map { |file| File.extname(file) }.uniq.sort }
     expect(kinds).to eq(
       "lib" => %w[.rake .rb .tt], "sig" => %w[.rbs], "exe" => [""], "ext" => %w[.rb .rs .toml], "src" => %w[.rs],
-      "migrations" => %w[.sql], "bench" => %w[.rs], "Cargo.toml" => %w[.toml], "Cargo.lock" => %w[.lock],
+      "migrations" => %w[.sql], "docs" => %w[.md], "bench" => %w[.rs], "Cargo.toml" => %w[.toml], "Cargo.lock" => %w[.lock],
       "README.md" => %w[.md], "CHANGELOG.md" => %w[.md], "LICENSE" => [""]
     )
     expect(files).to include("lib/tasker_core.rb", "lib/puma/plugin/tasker_core.rb", "exe/tasker", "sig/tasker_core.rbs",

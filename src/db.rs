@@ -133,9 +133,9 @@ impl Db {
                 APART + 1
             )));
         }
+        let place = options.get_socket().map_or(options.get_host().into(), |folder| folder.display().to_string());
         let target = format!(
-            "{}:{} (user {}, database {})",
-            options.get_host(),
+            "{place}:{} (user {}, database {})",
             options.get_port(),
             options.get_username(),
             options.get_database().unwrap_or_else(|| options.get_username())

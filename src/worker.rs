@@ -11,6 +11,7 @@ mod heartbeat;
 mod held;
 mod poller;
 mod spans;
+mod start;
 mod step;
 mod suspects;
 mod turns;
@@ -24,19 +25,17 @@ use std::time::{Duration, Instant};
 
 use opentelemetry::KeyValue;
 use serde_json::Value;
-use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::config::Live;
-use crate::db::{channel, Db};
-use crate::engine::configuration;
+use crate::db::Db;
 use crate::engine::fail::Failure;
 use crate::engine::lease::{record_progress, release_steps, Lease, LeasedStep, Word};
-use crate::engine::member::{Kind, Membership};
+use crate::engine::member::Membership;
 use crate::engine::payload::check_payload;
 use crate::error::{Error, Result};
-use crate::health::{self, Busy, Health, Loops};
+use crate::health::{Health, Loops};
 use crate::telemetry::{self, Metrics};
 use held::Held;
 use step::Handled;
@@ -137,110 +136,6 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Joins the members, makes sure that the namespaces' queues exist, and begins to lease steps. With a [`Live`], it follows its changes.
-    /// Errors: [`Error::Config`] for settings that cannot be, and without a namespace.
-    pub async fn start(db: &Db, settings: impl Into<Live>) -> Result<Worker> {
-        let live = settings.into();
-        live.check()?;
-        let config = live.worker(WorkerConfig::clone);
-        if config.namespaces.is_empty() {
-            return Err(Error::Config("a worker needs at least one namespace".into()));
-        }
-        db.check_schema().await?;
-        crate::engine::namespaces::ensure(db, &config.namespaces).await?;
-        let membership = Arc::new(Membership::join(db, Kind::Worker, &config.namespaces, config.lease).await?);
-        let health = Health::new(Kind::Worker, db, &config.namespaces, &live);
-        let stop = CancellationToken::new();
-        let shared = Arc::new(Shared {
-            db: db.clone(),
-            queues: config.namespaces.iter().map(|namespace| format!("{namespace}_queue")).collect(),
-            held: Held::of(config.namespaces.len()),
-            waiting: suspects::Waiting::default(),
-            turns: Arc::new(Turns::of(config.namespaces.len())),
-            membership: membership.clone(),
-            metrics: telemetry::metrics(),
-            labels: config
-                .namespaces
-                .iter()
-                .map(|namespace| KeyValue::new("namespace", namespace.clone()))
-                .collect(),
-            namespaces: config.namespaces,
-            live: live.clone(),
-            stop: stop.clone(),
-            abandon: CancellationToken::new(),
-        });
-
-        let wakes = db.listen(
-            &[channel::TASKS, channel::STEPS, channel::CANCELLED, channel::CONFIGURATION],
-            stop.clone(),
-        );
-        let (buffer, exit) = buffer::Buffer::of(shared.turns.clone());
-        let (suspects, suspected) = tokio::sync::mpsc::unbounded_channel();
-        let outlets = poller::Outlets {
-            buffer: buffer.clone(),
-            suspects,
-        };
-        let (pollers, loops) = (Loops::of(&health), Loops::of(&health));
-        let mut reports = Vec::new();
-        for (queue, name) in shared.queues.iter().enumerate() {
-            let named = format!("poller {name}");
-            let (of, to, wakes, beats) = (shared.clone(), outlets.clone(), wakes.clone(), health.beats().clone());
-            pollers.run(named.clone(), move || {
-                let beat = beats.register(named.clone(), Duration::from_secs(60));
-                poller::run(of.clone(), queue, to.clone(), wakes.subscribe(), beat)
-            });
-            let (report, outcomes) = tokio::sync::mpsc::unbounded_channel();
-            let named = format!("reports {name}");
-            let (of, outcomes, buffer, beats) = (
-                shared.clone(),
-                Arc::new(Mutex::new(outcomes)),
-                buffer.clone(),
-                health.beats().clone(),
-            );
-            loops.run(named.clone(), move || {
-                let beat = beats.register(named.clone(), Duration::MAX);
-                batcher::run(of.clone(), queue, outcomes.clone(), buffer.clone(), Arc::new(beat))
-            });
-            reports.push(report);
-        }
-        let (of, notified, beats) = (shared.clone(), wakes.clone(), health.beats().clone());
-        loops.run("step heartbeat", move || {
-            heartbeat::run(of.clone(), notified.subscribe(), beats.clone())
-        });
-        let of = Arc::downgrade(&shared);
-        health.tell_busy(move || {
-            of.upgrade().map(|shared| Busy {
-                running: shared.held.count_unreported(),
-                slots: shared.concurrency(),
-            })
-        });
-        let of = live.clone();
-        loops.run("configuration", move || {
-            configuration::told(of.clone(), wakes.subscribe(), stop.clone())
-        });
-        let (of, abandon) = (health.clone(), shared.abandon.clone());
-        loops.run("heartbeat", move || {
-            let live = live.clone();
-            health::keep_membership(
-                membership.clone(),
-                of.clone(),
-                move || live.worker(|config| config.lease),
-                abandon.clone(),
-            )
-        });
-        let (of, suspected) = (shared.clone(), Arc::new(Mutex::new(suspected)));
-        pollers.run("suspects", move || suspects::run(of.clone(), suspected.clone(), buffer.clone()));
-        tracing::info!(member = shared.membership.id(), queues = shared.queues.join(","), "worker started");
-        Ok(Worker {
-            shared,
-            health,
-            exit,
-            reports,
-            pollers,
-            loops,
-        })
-    }
-
     /// The next step, when there is one; its handler begins: from now on its time counts. None: the worker has shut down.
     pub async fn next(&self) -> Option<Step> {
         self.exit.next().await.map(|step| self.begin(step))

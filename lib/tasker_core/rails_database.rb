@@ -8,8 +8,9 @@ module TaskerCore
   class RailsDatabase
     # What knows pg's connections.
     ADAPTERS = %w[PostgreSQL PostGIS].freeze
-    # What of database.yml stands behind the question mark.
-    PARAMETERS = %i[sslmode sslcert sslkey sslrootcert connect_timeout].freeze
+    # What of database.yml says where the database is, as libpq calls it, and what ActiveRecord calls otherwise. The rest is its sessions'.
+    PARAMETERS = %i[user password host hostaddr port dbname sslmode sslcert sslkey sslrootcert connect_timeout target_session_attrs].freeze
+    NAMES = { username: :user, database: :dbname }.freeze
 
     # @param name [String, nil] of a database in database.yml; nil: the primary one
     def initialize(app, name)
@@ -18,17 +19,21 @@ module TaskerCore
     end
 
     # @return [String, nil] nil: the application says nothing of it
-    def url
-      found = configuration or return
+    def url = configuration&.then { |found| self.class.url_of(found) }
+
+    # @param found [Hash{Symbol => Object}] what ActiveRecord would connect with
+    # @return [String]
+    # @raise [ConfigurationError] for another database than PostgreSQL
+    def self.url_of(found)
       return found[:url] if found[:url]
 
-      user = found.values_at(:username, :password).compact.map { |part| escape(part) }.join(":")
-      parameters = found.slice(*PARAMETERS)
-      host = found[:host].to_s
-      in_folder = host.start_with?("/") # that of a socket
-      parameters[:host] = host if in_folder
-      at = [("#{user}@" unless user.empty?), (host unless in_folder), (":#{found[:port]}" if found[:port])].join
-      "postgres://#{at}/#{escape(found[:database])}#{"?#{URI.encode_www_form(parameters)}" unless parameters.empty?}"
+      unless ADAPTERS.any? { |adapter| adapter.casecmp?(found[:adapter].to_s) }
+        raise ConfigurationError, "the database of database.yml is one of #{found[:adapter]}, expected postgresql: name another by " \
+                                  "`database` in config/tasker.yml, or set database_url there"
+      end
+
+      parameters = found.transform_keys(NAMES).slice(*PARAMETERS).transform_values(&:to_s).reject { |_, value| value.empty? }
+      "postgres:///?#{URI.encode_www_form(parameters).gsub('+', '%20')}"
     end
 
     # Calls the block with the connection of a transaction that it begins.
@@ -55,10 +60,16 @@ module TaskerCore
 
     def pools = ActiveRecord::Base.connection_handler.connection_pool_list(ActiveRecord::Base.current_role)
 
+    # Those that ActiveRecord has, if it is in use: in tests that run side by side each process has a database of its own.
+    def all
+      return ActiveRecord::Base.configurations if !ActiveRecord.autoload?(:Base) && ActiveRecord::Base.configurations.any?
+
+      ActiveRecord::DatabaseConfigurations.new(@app.config.database_configuration)
+    end
+
     def configuration
       require "active_record"
       require "active_record/database_configurations"
-      all = ActiveRecord::DatabaseConfigurations.new(@app.config.database_configuration)
       environment = all.configs_for(env_name: Rails.env)
       return environment.first&.configuration_hash unless @name
 
@@ -67,7 +78,5 @@ module TaskerCore
 
       found.configuration_hash
     end
-
-    def escape(part) = URI.encode_www_form_component(part.to_s).gsub("+", "%20")
   end
 end

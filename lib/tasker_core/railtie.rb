@@ -8,6 +8,8 @@ module TaskerCore
   class Railtie < Rails::Railtie
     # The settings.
     FILE = "config/tasker.yml"
+    # That of config/tasker.yml or database.yml.
+    DATABASE_URL = -> { Railtie.database_url(Rails.application) }
 
     initializer "tasker_core.configure" do |app|
       settings = Railtie.settings(app)
@@ -20,7 +22,7 @@ module TaskerCore
         config.file = [FILE, settings]
         if defined?(ActiveRecord::Railtie)
           database = RailsDatabase.new(app, settings[:database])
-          config.database_url ||= -> { Railtie.database_url(app) }
+          config.database_url ||= DATABASE_URL
           config.transaction = database.method(:transaction).to_proc
           config.open_transaction = database.method(:open_transactions).to_proc
         end
@@ -38,7 +40,15 @@ module TaskerCore
     # The adapter has to be known when the application's setting names it.
     ActiveSupport.on_load(:active_job) { require "tasker_core/active_job" }
 
-    rake_tasks { load File.expand_path("rails_tasks.rake", __dir__) }
+    rake_tasks do
+      load File.expand_path("rails_tasks.rake", __dir__)
+      Railtie.keep_schema if defined?(ActiveRecord::Railtie)
+    end
+
+    # Test runners make databases by themselves.
+    initializer "tasker_core.schema" do
+      ActiveSupport.on_load(:active_record) { Railtie.keep_schema } if Rails.env.test?
+    end
 
     class << self
       # @return [String, nil] where the application's tasks are
@@ -51,8 +61,15 @@ module TaskerCore
       # @return [Hash{Symbol => Object}] what config/tasker.yml says for this environment
       # @raise [ConfigurationError]
       # @api private
-      def settings(app)
-        app.root.join(FILE).exist? ? (app.config_for(:tasker) || {}).to_h : {}
+      def settings(app, environment = Rails.env)
+        app.root.join(FILE).exist? ? (app.config_for(:tasker, env: environment) || {}).to_h : {}
+      end
+
+      # @see RailsSchema
+      # @api private
+      def keep_schema
+        require_relative "rails_schema"
+        RailsSchema.install
       end
     end
   end

@@ -91,6 +91,7 @@ impl Db {
             }
         }
         let mut connection = self.pool.acquire().await?;
+        check_origin(&mut connection).await?;
         // sqlx keeps its list of migrations in the search path's first schema.
         sqlx::query("SET search_path = tasker, pg_temp").execute(&mut *connection).await?;
         let migrator = Migrator {
@@ -184,6 +185,39 @@ impl Db {
         }
         Ok(repaired)
     }
+}
+
+/// What is there was made by migrations of ours, and by none that this program does not know.
+/// Errors: [`Error::NotMigrated`].
+async fn check_origin(connection: &mut PgConnection) -> Result<()> {
+    let listed: bool = sqlx::query_scalar("SELECT to_regclass('tasker._sqlx_migrations') IS NOT NULL")
+        .fetch_one(&mut *connection)
+        .await?;
+    let applied: Option<i64> = match listed {
+        true => {
+            sqlx::query_scalar("SELECT max(version) FROM tasker._sqlx_migrations")
+                .fetch_one(&mut *connection)
+                .await?
+        }
+        false => None,
+    };
+    let newest = EMBEDDED.iter().map(|m| m.version).max().unwrap_or_default();
+    if let Some(applied) = applied.filter(|applied| *applied > newest) {
+        return Err(Error::NotMigrated(format!(
+            "the database is at schema version {applied}, and this program knows no more than {newest}: update it, or let the newer one migrate"
+        )));
+    }
+    let half: bool = sqlx::query_scalar("SELECT to_regtype('tasker.task_state') IS NOT NULL")
+        .fetch_one(&mut *connection)
+        .await?;
+    if applied.is_none() && half {
+        return Err(Error::NotMigrated(
+            "the schema tasker is there, and not by migrations of ours: from a dump without its rows, perhaps (a structure.sql), in which it \
+             should not be. If nothing in it is wanted, DROP SCHEMA tasker, pgmq CASCADE, and migrate again"
+                .into(),
+        ));
+    }
+    Ok(())
 }
 
 /// Until the transaction ends, nobody else migrates.

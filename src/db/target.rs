@@ -2,7 +2,7 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -32,6 +32,9 @@ const READ: [&str; 13] = [
 /// What this file reads.
 const OWN: [&str; 2] = ["connect_timeout", "target_session_attrs"];
 
+/// Where a server that is not reached by a host has its socket: Debian, macOS, PostgreSQL's own default.
+const SOCKETS: [&str; 3] = ["/var/run/postgresql", "/private/tmp", "/tmp"];
+
 /// What a URL says.
 #[derive(Debug)]
 pub(super) struct Target {
@@ -49,8 +52,9 @@ impl Target {
             return Err(not_valid("it begins otherwise"));
         }
         let (place, query) = url.split_once('?').unwrap_or((url, ""));
-        let authority = place.split("://").nth(1).unwrap_or_default().split('/').next().unwrap_or_default();
-        let host = authority.rsplit('@').next().unwrap_or_default();
+        let (scheme, after) = place.split_once("://").unwrap_or_default();
+        let (authority, database) = after.split_once('/').unwrap_or((after, ""));
+        let (login, host) = authority.rsplit_once('@').unwrap_or(("", authority));
         let mut patience = None;
         let mut rest = Vec::new();
         for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
@@ -72,11 +76,25 @@ impl Target {
         if host.contains(',') {
             return Err(several_hosts());
         }
-        let url = match rest.is_empty() {
-            true => place.to_owned(),
-            false => format!("{place}?{}", rest.join("&")),
+        // A URL may name no host and all the rest; the driver takes that as parameters alone.
+        let url = match host.split_once(':').unwrap_or((host, "")) {
+            ("", port) => {
+                let (user, password) = login.split_once(':').unwrap_or((login, ""));
+                let of_login = [("user", user), ("password", password), ("port", port)];
+                let given = of_login.into_iter().filter(|(_, value)| !value.is_empty());
+                let given = given.map(|(name, value)| format!("{name}={}", value.replace('+', "%2B")));
+                let all: Vec<String> = given.chain(rest.iter().map(|&parameter| parameter.to_owned())).collect();
+                format!("{scheme}:///{database}?{}", all.join("&"))
+            }
+            _ => format!("{place}?{}", rest.join("&")),
         };
         let mut options = PgConnectOptions::from_str(&url).map_err(|error| not_valid(&error.to_string()))?;
+        let names_host = |parameter: &&str| parameter.starts_with("host=") || parameter.starts_with("hostaddr=");
+        if url.contains(":///") && !rest.iter().any(names_host) && env::var_os("PGHOST").is_none() {
+            if let Some(folder) = SOCKETS.iter().find(|folder| Path::new(folder).join(format!(".s.PGSQL.{}", options.get_port())).exists()) {
+                options = options.socket(folder);
+            }
+        }
         if !rest.iter().any(|parameter| parameter.starts_with("application_name=")) {
             options = options.application_name("tasker");
         }

@@ -16,6 +16,21 @@ module TaskerCore
         worker: bin/tasker worker
       PROCFILE
 
+      # For test/test_helper.rb.
+      MINITEST = <<~RUBY
+        require "tasker_core/testing/minitest"
+
+        TaskerCore::Testing.fake!
+        ActiveSupport::TestCase.include TaskerCore::Testing::Assertions
+      RUBY
+
+      # For spec/rails_helper.rb.
+      RSPEC = <<~RUBY
+        require "tasker_core/testing/rspec"
+
+        TaskerCore::Testing.fake!
+      RUBY
+
       # config/initializers/tasker_core.rb and config/tasker.yml.
       def create_settings
         template "initializer.rb", "config/initializers/tasker_core.rb"
@@ -34,6 +49,12 @@ module TaskerCore
         append_to_file "Procfile.dev", PROCESSES
       end
 
+      # To the helper that tests begin with: what they enqueue stays in memory.
+      def add_testing
+        add_to "test/test_helper.rb", MINITEST, after: %r{^require ["']rails/test_help["'].*\n}
+        add_to "spec/rails_helper.rb", RSPEC, after: %r{^require ["']rspec/rails["'].*\n}
+      end
+
       # A first workflow.
       def create_example
         invoke "tasker_core:workflow", %w[welcome greet thank]
@@ -44,11 +65,17 @@ module TaskerCore
         say <<~TEXT
 
           Next:
-            bin/rails tasker_core:migrate    # once; from now on db:migrate does it, too
+            bin/rails db:create db:migrate   # makes our schemas, too
             bin/tasker serve                 # the orchestrator
             bin/tasker worker                # handlers
             bin/rails runner 'puts TaskerCore.enqueue(Welcome, {}).wait(timeout: 10)'
         TEXT
+      end
+
+      private
+
+      def add_to(file, lines, after:)
+        inject_into_file(file, lines, after: after) if File.exist?(File.join(destination_root, file))
       end
     end
   end

@@ -54,10 +54,12 @@ END
 $$;
 
 -- Renews a membership, and takes down what the member says of itself, and did since it last said so:
--- p_activity is {namespace: {completed, failed, seconds}}.
--- False: the membership was lost; nothing was renewed.
-CREATE FUNCTION tasker.renew_membership(p_id int, p_lease interval, p_report jsonb DEFAULT NULL, p_activity jsonb DEFAULT NULL) RETURNS boolean
-LANGUAGE sql BEGIN ATOMIC
+-- p_activity is {namespace: {completed, failed, seconds}}. Returns what is missing beside it (see lacking, 0020_capacity.sql).
+-- Not held: the membership was lost; nothing was renewed.
+CREATE FUNCTION tasker.renew_membership(
+    p_id int, p_lease interval, p_report jsonb DEFAULT NULL, p_activity jsonb DEFAULT NULL, OUT held boolean, OUT lacks jsonb)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
     WITH renewed AS (
         UPDATE tasker.members SET heartbeat_at = clock_timestamp(), lease_until = clock_timestamp() + p_lease, report = coalesce(p_report, report)
         WHERE id = p_id AND role = session_user AND left_at IS NULL AND lease_until > clock_timestamp()
@@ -71,8 +73,12 @@ LANGUAGE sql BEGIN ATOMIC
         ON CONFLICT (at, namespace_id, member) DO UPDATE SET completed = a.completed + excluded.completed, failed = a.failed + excluded.failed,
                                                               seconds = a.seconds + excluded.seconds
     )
-    SELECT EXISTS (SELECT 1 FROM renewed);
-END;
+    SELECT EXISTS (SELECT 1 FROM renewed) INTO held;
+    IF held THEN
+        lacks := tasker.lacking(p_id);
+    END IF;
+END
+$$;
 
 -- Nobody asks for rates over more than fifteen minutes.
 CREATE FUNCTION tasker.forget_activity() RETURNS void

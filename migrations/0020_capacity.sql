@@ -71,6 +71,31 @@ LANGUAGE sql STABLE BEGIN ATOMIC
     WHERE m.kind = 'worker' AND m.left_at IS NULL AND m.lease_until > clock_timestamp() AND p_namespace = ANY (m.namespaces);
 END;
 
+-- How many orchestrators there are that look after a namespace.
+CREATE FUNCTION tasker.orchestrators(p_namespace text) RETURNS bigint
+LANGUAGE sql STABLE BEGIN ATOMIC
+    SELECT count(*) FROM tasker.members m
+    WHERE m.kind = 'orchestrator' AND m.left_at IS NULL AND m.lease_until > clock_timestamp()
+      AND (m.namespaces = '{}' OR p_namespace = ANY (m.namespaces));
+END;
+
+-- What is missing beside a member: {namespace: null} of a worker's namespaces that no orchestrator looks after; of an orchestrator's
+-- {namespace: how many steps wait} of those that no worker is there for, though something has waited for ten seconds. Null: nothing.
+CREATE FUNCTION tasker.lacking(p_member int) RETURNS jsonb
+LANGUAGE sql STABLE BEGIN ATOMIC
+    SELECT CASE m.kind
+        WHEN 'worker' THEN (SELECT jsonb_object_agg(w.name, NULL::int) FROM unnest(m.namespaces) AS w(name) WHERE tasker.orchestrators(w.name) = 0)
+        ELSE (
+            SELECT jsonb_object_agg(n.name, tasker.waiting_steps(n, 10000))
+            FROM tasker.awake_namespaces(0, 1000) AS n
+            WHERE (m.namespaces = '{}' OR n.name = ANY (m.namespaces))
+              AND NOT EXISTS (SELECT FROM tasker.members w WHERE w.kind = 'worker' AND w.left_at IS NULL AND w.lease_until > clock_timestamp()
+                              AND n.name = ANY (w.namespaces))
+              AND (tasker.queue_health(n.queue, (SELECT k.message FROM tasker.marks k WHERE k.namespace_id = n.id), 1) ->> 'oldest_seconds')::float8 > 10)
+        END
+    FROM tasker.members m WHERE m.id = p_member;
+END;
+
 -- Takes down what waits and what came in in the next p_limit namespaces after p_after that are not asleep, once every ten seconds whoever asks, and
 -- forgets what is too old; and how many messages a queue may hold for the workers that there are: as many as they have handlers, and finish in 200
 -- ms.

@@ -57,6 +57,7 @@ LANGUAGE sql STABLE BEGIN ATOMIC
         'capacity', tasker.capacity(n),
         'pressure', jsonb_build_object('state', n.pressure, 'seconds', extract(epoch FROM clock_timestamp() - n.pressure_since),
                                        'parked', m.parked > 0),
+        'orchestrators', tasker.orchestrators(n.name),
         'workers', (SELECT count(*) FROM tasker.members w WHERE w.kind = 'worker' AND w.left_at IS NULL
                     AND w.lease_until > clock_timestamp() AND n.name = ANY (w.namespaces)))
     FROM (

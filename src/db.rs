@@ -133,7 +133,9 @@ impl Db {
                 APART + 1
             )));
         }
-        let place = options.get_socket().map_or(options.get_host().into(), |folder| folder.display().to_string());
+        let place = options
+            .get_socket()
+            .map_or(options.get_host().into(), |folder| folder.display().to_string());
         let target = format!(
             "{place}:{} (user {}, database {})",
             options.get_port(),

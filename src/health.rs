@@ -25,7 +25,7 @@ pub use reports::{Live, Ready};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -81,6 +81,8 @@ struct Inner {
     over: CancellationToken,
     /// Why it is.
     given_up: OnceLock<String>,
+    /// What is missing beside this process.
+    lacks: Mutex<Vec<String>>,
     database: Arc<Database>,
     ready: Fresh<(Vec<String>, Vec<String>)>,
     fleet: Fresh<std::result::Result<Value, String>>,
@@ -108,6 +110,7 @@ impl Health {
             draining: AtomicBool::new(false),
             over: CancellationToken::new(),
             given_up: OnceLock::new(),
+            lacks: Mutex::default(),
             database: Arc::default(),
             ready: Fresh::default(),
             fleet: Fresh::default(),
@@ -142,6 +145,24 @@ impl Health {
         self.0.given_up.get().cloned()
     }
 
+    /// What is missing beside this process; told where it was missing before, too, so that a deployment is not.
+    fn note_lacks(&self, lacks: Vec<String>, told: &mut bool) {
+        let mut known = self.0.lacks.lock().unwrap_or_else(PoisonError::into_inner);
+        let stays = !lacks.is_empty() && !known.is_empty();
+        if stays && !*told {
+            lacks.iter().for_each(|lack| tracing::warn!("{lack}"));
+        }
+        if lacks.is_empty() && *told {
+            tracing::info!("nothing is missing beside this process any more");
+        }
+        *told = stays || (*told && !lacks.is_empty());
+        *known = lacks;
+    }
+
+    fn lacks(&self) -> Vec<String> {
+        self.0.lacks.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Whether the process works. Answers within 50 ms; what the database has not said by then is seen by the next probe.
     pub async fn live(&self) -> Live {
         let of = &self.0;
@@ -154,6 +175,7 @@ impl Health {
             away,
             bounds.database_grace,
             Memory::now(bounds.memory_limit),
+            self.lacks(),
         )
     }
 
@@ -165,6 +187,7 @@ impl Health {
         if of.kind == Some(Kind::Worker) {
             wrong.append(&mut warnings);
         }
+        warnings.extend(self.lacks());
         let draining = of.draining.load(Ordering::Relaxed);
         let failing = of.beats.failing(FAILING);
         Ready::new(
@@ -277,7 +300,7 @@ pub(crate) async fn keep_membership(
     lease: impl Fn() -> Duration + Send,
     stop: CancellationToken,
 ) {
-    let mut held = lease();
+    let (mut held, mut told) = (lease(), false);
     let mut beat = health.beats().register("heartbeat", held + crate::db::LONGEST_CALL);
     while !stop.is_cancelled() {
         let wanted = lease();
@@ -289,8 +312,9 @@ pub(crate) async fn keep_membership(
         }
         let renewed = membership.renew(&health.process()).await;
         beat.note(&renewed);
-        if let Err(error) = renewed {
-            tracing::error!(%error, "the membership's heartbeat failed");
+        match renewed {
+            Ok(lacks) => health.note_lacks(lacks, &mut told),
+            Err(error) => tracing::error!(%error, "the membership's heartbeat failed"),
         }
         tokio::select! { () = stop.cancelled() => {}, () = tokio::time::sleep(held / 3) => {} }
     }

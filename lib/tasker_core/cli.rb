@@ -83,6 +83,7 @@ module TaskerCore
         opts.on("--listen ADDRESS", "Where to answer GET /health, /ready and /health/detailed; default: TASKER_LISTEN, else nowhere") do |v|
           options[:listen] = v
         end
+        opts.on("--orchestrate", "Be an orchestrator, too, so that no other process is needed") { options[:orchestrate] = true }
         opts.on("--database-url URL", "Default: DATABASE_URL, else the database of `tasker dev` in this folder") do |v|
           TaskerCore.configure { |config| config.database_url = v }
         end

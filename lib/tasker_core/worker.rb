@@ -31,9 +31,11 @@ module TaskerCore
     # @param grace [Numeric, nil] how many seconds running handlers get at shutdown; 25 where nothing else is said
     # @param lease [Numeric, nil] after how many seconds the steps of a worker that was killed run elsewhere; 30 where nothing else is said
     # @param listen [String, nil] address and port where to answer GET /health, /ready and /health/detailed, such as "0.0.0.0:8471"
+    # @param orchestrate [Boolean, nil] whether to run an {Orchestrator}, too, so that no other process is needed
     # @param client [Client]
-    def initialize(namespaces: nil, threads: nil, grace: nil, lease: nil, listen: nil, client: TaskerCore.client)
-      options = { namespaces: namespaces && Array(namespaces).map(&:to_s), threads: threads, grace: grace, lease: lease, listen: listen }
+    def initialize(namespaces: nil, threads: nil, grace: nil, lease: nil, listen: nil, orchestrate: nil, client: TaskerCore.client)
+      options = { namespaces: namespaces && Array(namespaces).map(&:to_s), threads: threads, grace: grace, lease: lease, listen: listen,
+                  orchestrate: orchestrate }
       @options = options.compact
       @pid = Process.pid
       @client = client
@@ -48,13 +50,14 @@ module TaskerCore
     # @raise [ConfigurationError, DatabaseError]
     def start
       settings = [{ worker: @options }, TaskerCore.configuration.file]
-      namespaces, @grace = JSON.parse(Native.worker_settings(*settings)).values_at("namespaces", "grace")
+      namespaces, @grace, orchestrate = JSON.parse(Native.worker_settings(*settings)).values_at("namespaces", "grace", "orchestrate")
       raise ConfigurationError, NO_NAMESPACE if namespaces.empty?
 
       register_templates(namespaces)
       Native.init_logging
       logger = TaskerCore.configuration.logger
       @log_pump = LogPump.new(logger) unless logger.is_a?(NativeLogger)
+      @orchestrator = Orchestrator.new(client: @client).start if orchestrate
       @native = Native::Worker.start(@client.native, *settings)
       @executor = Executor.new(@native, TaskerCore.configuration)
       @slots = Array.new(@native.concurrency) { Slot.new(@native, @executor) }
@@ -63,6 +66,7 @@ module TaskerCore
       self
     ensure
       @log_pump&.stop unless @supervisor
+      @orchestrator&.stop unless @supervisor
     end
 
     # Starts, and runs until TERM or INT; a second signal stops at once.
@@ -94,6 +98,7 @@ module TaskerCore
       @supervisor.kill
       @native.shutdown(grace)
       @slots.each(&:kill)
+      @orchestrator&.stop
       @log_pump&.stop
       self.class.current = nil if self.class.current.equal?(self)
       self

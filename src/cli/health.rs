@@ -47,7 +47,10 @@ impl Health {
 fn line(answer: &Answer, level: Level) -> String {
     match &answer.report {
         Ok(report) if level == Level::Detailed => report.body.to_string(),
-        _ if answer.is_well() => format!("{} {}: ok", answer.kind, answer.pid),
+        _ if answer.is_well() => {
+            let warnings: String = answer.warnings().iter().map(|warning| format!("; but {warning}")).collect();
+            format!("{} {}: ok{warnings}", answer.kind, answer.pid)
+        }
         _ => format!("{} {}: {}", answer.kind, answer.pid, answer.failures().join("; ")),
     }
 }

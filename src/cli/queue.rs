@@ -10,7 +10,7 @@ use crate::error::Result;
 
 #[derive(Subcommand)]
 pub(super) enum Queue {
-    /// List each namespace with what waits (pending tasks, messages in its queue, dead letters), its workers, and its state: normal, warning or critical
+    /// List each namespace with what waits (pending tasks, messages in its queue, dead letters), its orchestrators and workers, and its state: no workers, no orchestrator, broken, normal, warning or critical
     List {
         /// A JSON array
         #[arg(long)]
@@ -30,12 +30,13 @@ pub(super) enum Queue {
     },
 }
 
-const COLUMNS: [&str; 8] = [
+const COLUMNS: [&str; 9] = [
     "namespace",
     "state",
     "pending",
     "oldest",
     "queued",
+    "orchestrators",
     "workers",
     "completed/s",
     "dead",
@@ -112,11 +113,16 @@ fn row(name: &str, of: &Value) -> Value {
     let lanes = || of["backlog"].as_object().into_iter().flatten().map(|(_, lane)| lane);
     let pending: i64 = lanes().filter_map(|lane| lane["pending"].as_i64()).sum();
     let oldest = lanes().filter_map(|lane| lane["oldest_seconds"].as_f64()).fold(0.0, f64::max);
-    let state = of["pressure"]["state"].as_str().unwrap_or_default();
+    let waits = pending + of["queue"]["depth"].as_i64().unwrap_or_default() > 0;
+    let state = match (of["orchestrators"].as_i64(), of["workers"].as_i64()) {
+        (_, Some(0)) if waits => "no workers",
+        (Some(0), Some(workers)) if waits || workers > 0 => "no orchestrator",
+        _ => of["pressure"]["state"].as_str().unwrap_or_default(),
+    };
     let parked = if of["pressure"]["parked"] == true { ", low parked" } else { "" };
     json!({
         "namespace": name, "state": format!("{state}{parked}"), "pending": pending, "oldest": format!("{oldest:.0} s"),
-        "queued": of["queue"]["depth"], "workers": of["workers"],
+        "queued": of["queue"]["depth"], "orchestrators": of["orchestrators"], "workers": of["workers"],
         "completed/s": (of["rates"]["1m"]["completed"].as_f64().unwrap_or_default() * 10.0).round() / 10.0,
         "dead": of["dead_letters"]["depth"],
     })

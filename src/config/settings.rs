@@ -181,6 +181,9 @@ pub struct WorkerConfig {
     /// What part of the handlers' time each namespace has while others have something to do, too, as in `{ billing: 3 }`; 1 where nothing is said.
     #[schemars(extend("additionalProperties" = { "type": "number", "minimum": 0.01, "maximum": 1000 }))]
     pub weights: BTreeMap<String, f64>,
+    /// Whether the process is an orchestrator, too, so that it needs no other; with the settings of `orchestrator`. (Ruby's workers.)
+    #[schemars(extend("x-restart" = true))]
+    pub orchestrate: bool,
     /// How many handlers run at once.
     #[serde(rename = "threads")]
     #[schemars(range(min = 1, max = 10_000))]
@@ -221,6 +224,7 @@ impl Default for WorkerConfig {
             listen: None,
             namespaces: Vec::new(),
             weights: BTreeMap::new(),
+            orchestrate: false,
             concurrency: 8,
             max_prefetch: 2_000,
             lease: Duration::from_secs(30),

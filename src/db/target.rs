@@ -91,7 +91,10 @@ impl Target {
         let mut options = PgConnectOptions::from_str(&url).map_err(|error| not_valid(&error.to_string()))?;
         let names_host = |parameter: &&str| parameter.starts_with("host=") || parameter.starts_with("hostaddr=");
         if url.contains(":///") && !rest.iter().any(names_host) && env::var_os("PGHOST").is_none() {
-            if let Some(folder) = SOCKETS.iter().find(|folder| Path::new(folder).join(format!(".s.PGSQL.{}", options.get_port())).exists()) {
+            if let Some(folder) = SOCKETS
+                .iter()
+                .find(|folder| Path::new(folder).join(format!(".s.PGSQL.{}", options.get_port())).exists())
+            {
                 options = options.socket(folder);
             }
         }

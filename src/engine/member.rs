@@ -117,10 +117,11 @@ impl Membership {
         done.seconds += time.as_secs_f64();
     }
 
-    /// Renews the lease, and says how this process is; takes a new membership where it was lost.
-    pub async fn renew(&self, report: &Value) -> Result<()> {
+    /// Renews the lease, and says how this process is; takes a new membership where it was lost. Returns what is missing beside it, in words.
+    pub async fn renew(&self, report: &Value) -> Result<Vec<String>> {
         let activity = std::mem::take(&mut *self.activity.lock().unwrap_or_else(PoisonError::into_inner));
-        let held: bool = sqlx::query_scalar("SELECT tasker.renew_membership($1, make_interval(secs => $2), $3, $4)")
+        let renewing = sqlx::query_as("SELECT held, lacks FROM tasker.renew_membership($1, make_interval(secs => $2), $3, $4)");
+        let (held, lacks): (bool, Option<Json<BTreeMap<String, Option<i64>>>>) = renewing
             .bind(self.id())
             .bind(self.lease().as_secs_f64())
             .bind(report)
@@ -131,7 +132,8 @@ impl Membership {
             tracing::warn!(member = self.id(), name = self.name, "membership was lost, joining again");
             self.rejoin().await?;
         }
-        Ok(())
+        let lacks = lacks.map(|lacks| lacks.0).unwrap_or_default();
+        Ok(lacks.iter().map(|(namespace, waiting)| lacking(namespace, *waiting)).collect())
     }
 
     fn lease(&self) -> Duration {
@@ -150,6 +152,16 @@ impl Membership {
             .execute(self.db.upkeep())
             .await?;
         Ok(())
+    }
+}
+
+fn lacking(namespace: &str, waiting: Option<i64>) -> String {
+    match waiting {
+        None => format!(
+            "no orchestrator looks after {namespace}: what is to be tried again or to start later, and what dead workers had, waits for one \
+             (tasker serve, or the worker's setting orchestrate)"
+        ),
+        Some(waiting) => format!("{waiting} steps wait in {namespace}, and no worker is there for them (tasker worker --namespace {namespace})"),
     }
 }
 

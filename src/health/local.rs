@@ -66,6 +66,13 @@ pub struct Report {
     pub body: Value,
 }
 
+impl Report {
+    fn words(&self, of: &str) -> Vec<String> {
+        let words = self.body[of].as_array().into_iter().flatten();
+        words.filter_map(Value::as_str).map(str::to_owned).collect()
+    }
+}
+
 impl Answer {
     /// Whether the process is there and says that all is well.
     pub fn is_well(&self) -> bool {
@@ -75,12 +82,14 @@ impl Answer {
     /// What has failed, in words.
     pub fn failures(&self) -> Vec<String> {
         match &self.report {
-            Ok(report) => {
-                let failed = report.body["failed"].as_array().into_iter().flatten();
-                failed.filter_map(Value::as_str).map(str::to_owned).collect()
-            }
+            Ok(report) => report.words("failed"),
             Err(why) => vec![why.clone()],
         }
+    }
+
+    /// What has not, and somebody should look at all the same.
+    pub fn warnings(&self) -> Vec<String> {
+        self.report.as_ref().map(|report| report.words("warnings")).unwrap_or_default()
     }
 }
 

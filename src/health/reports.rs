@@ -15,6 +15,8 @@ pub struct Live {
     pub healthy: bool,
     /// What has, each in words that say what to look at.
     pub failed: Vec<String>,
+    /// What is missing beside it, such as an orchestrator for its namespaces.
+    pub warnings: Vec<String>,
     /// orchestrator, worker or client.
     pub kind: &'static str,
     /// Its process id.
@@ -37,6 +39,7 @@ impl Live {
         away: Option<Away>,
         grace: Duration,
         memory: Memory,
+        warnings: Vec<String>,
     ) -> Live {
         let late = late_loops.iter().map(|name| format!("the loop {name} stands still"));
         let mut failed: Vec<String> = given_up.into_iter().chain(late).collect();
@@ -53,6 +56,7 @@ impl Live {
         Live {
             healthy: failed.is_empty(),
             failed,
+            warnings,
             kind,
             pid: std::process::id(),
             database: away.is_none(),

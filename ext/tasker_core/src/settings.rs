@@ -40,7 +40,7 @@ pub(crate) fn own(ruby: &Ruby, local: &Local) -> Result<Settings, Error> {
 pub(crate) fn read(ruby: &Ruby, flags: RubyValue, file: RubyValue) -> Result<String, Error> {
     let settings = own(ruby, &local(ruby, flags, file)?)?;
     let grace = settings.worker.grace.as_secs_f64();
-    Ok(json!({ "namespaces": settings.worker.namespaces, "grace": grace }).to_string())
+    Ok(json!({ "namespaces": settings.worker.namespaces, "grace": grace, "orchestrate": settings.worker.orchestrate }).to_string())
 }
 
 /// With those of the coordinator, and their changes until the guard is dropped.

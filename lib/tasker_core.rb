@@ -100,6 +100,19 @@ module TaskerCore
       Task.new(client, id).reload
     end
 
+    # The newest tasks first.
+    # @param workflow [Class<Workflow>, String, nil] only of this one; a class, "name" or "namespace/name"
+    # @param key [String, nil] only with this idempotency key
+    # @param state [String, Symbol, nil] only in this state (see {Task#status})
+    # @param since [Time, Numeric, String, nil] only those created since then, or so long ago: seconds, or "2h"
+    # @param before [Task, String, nil] only those created before this one: the last of the page before
+    # @param limit [Integer] at most so many, up to 10,000
+    # @return [Array<Task>]
+    # @raise [InvalidInput]
+    def tasks(workflow = nil, key: nil, state: nil, since: nil, before: nil, limit: 100)
+      client.tasks(workflow, key: key, state: state, since: since, before: before, limit: limit)
+    end
+
     # @param tasks [Enumerable<Task, String>] tasks or their ids
     # @return [Hash{String => String}] their statuses by id, in one query; ids that do not exist are left out
     def statuses(tasks) = client.statuses(tasks)

@@ -70,12 +70,13 @@ CREATE INDEX template_steps_alerts ON tasker.template_steps (namespace) WHERE al
 CREATE FUNCTION tasker.input_schema(p_version int) RETURNS jsonb
 LANGUAGE sql STABLE BEGIN ATOMIC SELECT tv.definition -> 'input_schema' FROM tasker.template_versions tv WHERE tv.id = p_version; END;
 
--- Registers a template, already validated by the library, and makes it the current one for callers that name no version.
+-- Registers a template, already validated by the library. A new version becomes the current one, for callers that name none; one that was there
+-- before only with p_use: a process of an old release that starts again must not take everybody back.
 -- p_version null: the version that has this digest, or a new one numbered after the last.
 -- Errors: TK001 when the version exists with other content.
 -- Locks: the template, so that each version has its own number.
 CREATE FUNCTION tasker.register_template(
-    p_namespace text, p_name text, p_version text, p_digest text, p_definition jsonb, p_priority smallint, p_steps jsonb,
+    p_namespace text, p_name text, p_version text, p_digest text, p_definition jsonb, p_priority smallint, p_steps jsonb, p_use boolean DEFAULT true,
     OUT version_id int, OUT version text, OUT created boolean
 )
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -135,6 +136,6 @@ BEGIN
     END IF;
 
     UPDATE tasker.templates t SET current_version_id = register_template.version_id
-    WHERE t.id = v_template_id AND t.current_version_id IS DISTINCT FROM register_template.version_id;
+    WHERE t.id = v_template_id AND (created OR p_use) AND t.current_version_id IS DISTINCT FROM register_template.version_id;
 END
 $$;

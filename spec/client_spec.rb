@@ -1,6 +1,7 @@
 # frozen_string_literal: true
 
 require "spec_helper"
+require "tasker_core/testing"
 
 RSpec.describe TaskerCore do
   let!(:flow) do
@@ -32,6 +33,25 @@ RSpec.describe TaskerCore do
     expect(tasks.map(&:id).uniq.size).to eq(25)
     expect(tasks.first.to_h[:priority]).to eq("low")
     expect(described_class.statuses(tasks).values).to eq(["pending"] * 25)
+  end
+
+  it "finds tasks by workflow, key, state and age, the newest first, page by page" do
+    made = [{ key: "a" }, { key: "b" }, { key: "c", run_at: Time.now + 3600 }]
+    old, new, other = made.map { |more| described_class.enqueue(flow, {}, **more) }
+    ids = ->(*arguments, **filter) { described_class.tasks(*arguments, **filter).map(&:id) }
+    expect(ids.call("#{namespace}/client_flow")).to eq([other, new, old].map(&:id))
+    expect(ids.call(flow, limit: 1, before: other)).to eq([new.id])
+    expect(ids.call(flow, key: "a")).to eq([old.id])
+    expect([ids.call(flow, state: :waiting), ids.call(flow, key: "a", state: :waiting)]).to eq([[other.id], []])
+    expect([ids.call(flow, since: "1h"), ids.call(flow, since: Time.now + 60)].map(&:size)).to eq([3, 0])
+    expect { described_class.tasks(flow, limit: 0) }.to raise_error(TaskerCore::InvalidInput, /limit is 0: expected 1 to 10,000/)
+    expect(succeed(*Processes::TASKER, "task", "list", "--key", "a", "--namespace", namespace, "--since", "90m")).to include(old.id)
+    TaskerCore::Testing.fake! do
+      remembered = Array.new(2) { |n| described_class.enqueue(flow, {}, key: "k#{n}") }
+      expect(ids.call(flow)).to eq(remembered.reverse.map(&:id))
+      expect([ids.call(flow, key: "k0"), ids.call(flow, before: remembered[1]), ids.call(flow, since: "1m").size])
+        .to eq([[remembered[0].id], [remembered[0].id], 2])
+    end
   end
 
   it "enqueues what is not to start before its time, also inside the caller's transaction" do

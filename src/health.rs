@@ -37,6 +37,7 @@ use crate::db::Db;
 use crate::engine::fleet;
 use crate::engine::member::{Kind, Membership};
 use crate::engine::repair::Broken;
+use crate::error::Error;
 use crate::telemetry;
 use database::Database;
 use fresh::Fresh;
@@ -85,6 +86,7 @@ struct Inner {
     lacks: Mutex<Vec<String>>,
     database: Arc<Database>,
     ready: Fresh<(Vec<String>, Vec<String>)>,
+    schema: Fresh<Option<String>>,
     fleet: Fresh<std::result::Result<Value, String>>,
 }
 
@@ -113,6 +115,7 @@ impl Health {
             lacks: Mutex::default(),
             database: Arc::default(),
             ready: Fresh::default(),
+            schema: Fresh::default(),
             fleet: Fresh::default(),
         }))
     }
@@ -168,15 +171,30 @@ impl Health {
         let of = &self.0;
         let away = of.database.away(&of.db).await;
         let bounds = &of.live.effective().settings.health;
+        // A client has no loop that would fail.
+        let unmigrated = match (&of.kind, &away) {
+            (None, None) => tokio::time::timeout(database::PATIENCE, of.schema.get(|| self.ask_schema()))
+                .await
+                .ok()
+                .flatten(),
+            _ => None,
+        };
         Live::new(
             self.kind(),
-            self.why_given_up(),
+            self.why_given_up().or(unmigrated),
             of.beats.late(),
             away,
             bounds.database_grace,
             Memory::now(bounds.memory_limit),
             self.lacks(),
         )
+    }
+
+    async fn ask_schema(&self) -> Option<String> {
+        match self.0.db.check_schema().await {
+            Err(why @ Error::NotMigrated(_)) => Some(why.to_string()),
+            _ => None,
+        }
     }
 
     /// Whether the process should be given work. Answers within a second.

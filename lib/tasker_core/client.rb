@@ -31,14 +31,15 @@ module TaskerCore
     # @return [Hash{Symbol => Object}] see {TaskerCore.health}
     def health = JSON.parse(@native.health, symbolize_names: true)
 
-    # Registers a workflow, or the template in a YAML or JSON file, and makes it the current version.
+    # Registers a workflow, or the template in a YAML or JSON file, and makes it the current version: that of tasks which are enqueued by
+    # its name. Workers, and who enqueues by the class, register what is new by themselves; what was there before stays where it is.
     # @param workflow [Class<Workflow>, String, Pathname] a class, or the path of a file
     # @return [Array(String, String)] "namespace/name" and the version
     # @raise [TemplateError] when it is not valid, or its version is registered with other content
-    def register(workflow) = register_source(*(workflow.is_a?(Class) ? workflow.source : Workflow.read(workflow)))
+    def register(workflow) = @native.register(*(workflow.is_a?(Class) ? workflow.source : Workflow.read(workflow)), true)
 
     # @api private
-    def register_source(source, origin) = @native.register(source, origin)
+    def register_source(source, origin) = @native.register(source, origin, false)
 
     # @return [Array<Task>]
     # @see TaskerCore.enqueue_all
@@ -50,6 +51,19 @@ module TaskerCore
       Instrumentation.instrument("enqueue", { workflow: name, count: inputs.size }) do |payload|
         payload[:tasks] = submit(name, version&.to_s, tasks).map { |id, created| Task.new(self, id, created: created) }
       end
+    end
+
+    # @return [Array<Task>]
+    # @see TaskerCore.tasks
+    def tasks(workflow = nil, key: nil, state: nil, since: nil, before: nil, limit: 100)
+      raise InvalidInput, "limit is #{limit.inspect}: expected 1 to 10,000" unless limit.is_a?(Integer) && limit.between?(1, 10_000)
+
+      name = workflow.is_a?(Class) ? registered(workflow).first : workflow
+      template, namespace = name.to_s.split("/").reverse
+      since = Time.now - Span.seconds(since, "since") unless since.nil? || (since.respond_to?(:to_time) && !since.is_a?(String))
+      filter = { namespace: namespace, template: template, key: key&.to_s, state: state&.to_s, since: rfc3339(since, "since"),
+                 before: before.respond_to?(:id) ? before.id : before }
+      JSON.parse(@native.list_tasks(filter.compact.to_json, limit)).map { |task| Task.new(self, task.fetch("id")) }
     end
 
     # @param tasks [Enumerable<Task, String>] tasks or their ids
@@ -109,13 +123,13 @@ module TaskerCore
     LAST_YEAR = 9999
     private_constant :LAST_YEAR
 
-    def rfc3339(time)
+    def rfc3339(time, name = "run_at")
       utc = time&.to_time&.getutc or return
       return utc.iso8601(6) if utc.year.between?(1, LAST_YEAR)
 
-      raise InvalidInput, "run_at is #{time.inspect}: expected a time before the year #{LAST_YEAR + 1}"
+      raise InvalidInput, "#{name} is #{time.inspect}: expected a time before the year #{LAST_YEAR + 1}"
     rescue NoMethodError
-      raise InvalidInput, "run_at is #{time.inspect}: expected a Time"
+      raise InvalidInput, "#{name} is #{time.inspect}: expected a Time"
     end
 
     # Asked once for each connection.
@@ -136,7 +150,7 @@ module TaskerCore
       end
 
       source = workflow.source
-      @registered[source] ||= @native.register(*source)
+      @registered[source] ||= register_source(*source)
     end
   end
 end

@@ -9,7 +9,7 @@ use super::{listing, print, say, table, By, Connection};
 use crate::config::distributed::{self, Version};
 use crate::config::{self, drift, schema, Effective, Problem};
 use crate::engine::configuration::coordinator;
-use crate::engine::fleet;
+use crate::engine::{fleet, limits};
 use crate::error::{Error, Result};
 
 #[derive(Subcommand)]
@@ -267,9 +267,17 @@ fn show(effective: &Effective, origin: bool, json: bool) {
 
 /// Changes what all share, and says what is in force now.
 async fn change(connection: &Connection, by: By, edit: impl Fn(&mut Value) -> Result<()>) -> Result<i32> {
-    let (_, coordinator) = connection.coordinated().await?;
+    let (db, coordinator) = connection.coordinated().await?;
     let Version { version, overrides, .. } = distributed::change(&*coordinator, &by.author(), edit).await?;
     say(&format!("version {version}: {overrides}"));
+    for limit in limits::list(&db).await?.iter().filter(|limit| limit["concerns"] == 0) {
+        let name = |of: &str| limit[of].as_str().unwrap_or_default();
+        eprintln!(
+            "tasker: the limit {} of {} concerns no step of a template that is registered there",
+            name("name"),
+            name("namespace")
+        );
+    }
     Ok(0)
 }
 

@@ -65,8 +65,10 @@ fn row(limit: &Value) -> Value {
         [one] => one["state"].as_str().unwrap_or_default().replace('_', " "),
         many => format!("{} are not closed", many.len()),
     });
+    let of = if of.is_empty() { vec!["all".to_owned()] } else { of };
+    let none = if limit["concerns"] == 0 { " (of no template so far)" } else { "" };
     json!({
-        "limit": format!("{}/{}", text("namespace"), text("name")), "of": of.join(", "),
+        "limit": format!("{}/{}", text("namespace"), text("name")), "of": of.join(", ") + none,
         "concurrency": limit["concurrency"], "rate": rate, "granted": limit["granted"], "waiting": limit["waiting"], "breaker": breaker,
     })
 }

@@ -73,6 +73,12 @@ pub(super) enum Task {
         /// Only in this state
         #[arg(long, value_parser = ["pending", "running", "waiting", "blocked", "complete", "failed", "cancelled", "paused"])]
         state: Option<String>,
+        /// Only with this idempotency key
+        #[arg(long)]
+        key: Option<String>,
+        /// Only those that were created since then: 2026-03-01T12:00:00Z, or within 90m
+        #[arg(long, value_parser = since)]
+        since: Option<DateTime<Utc>>,
         /// Only tasks older than this one
         #[arg(long)]
         before: Option<Uuid>,
@@ -156,6 +162,8 @@ impl Task {
                 namespace,
                 template,
                 state,
+                key,
+                since,
                 before,
                 limit,
                 json,
@@ -166,6 +174,8 @@ impl Task {
                     template,
                     state,
                     before,
+                    key,
+                    since,
                 };
                 let tasks = read::list_tasks(&connection.open().await?, &filter, limit).await?;
                 print(json, &json!(tasks), || {
@@ -189,6 +199,18 @@ impl Task {
     }
 }
 
+/// A moment, or how long it is ago.
+fn since(text: &str) -> std::result::Result<DateTime<Utc>, String> {
+    match (humantime::parse_duration(text), DateTime::parse_from_rfc3339(text)) {
+        (Ok(ago), _) => TimeDelta::from_std(ago)
+            .ok()
+            .and_then(|ago| Utc::now().checked_sub_signed(ago))
+            .ok_or_else(|| "it is too long ago".into()),
+        (_, Ok(moment)) => Ok(moment.to_utc()),
+        _ => Err("expected a time such as 2026-03-01T12:00:00Z, or a duration such as 90m".into()),
+    }
+}
+
 fn describe(task: &Value) -> String {
     let head = [
         "id",
@@ -204,25 +226,33 @@ fn describe(task: &Value) -> String {
     ]
     .map(|name| format!("{:<12}{}", name, field(task, name)))
     .join("\n");
+    let waits = task["steps"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .any(|step| step["waits_for"].is_string());
+    let headings = ["STEP", "STATE", "ATTEMPT", "WORKER", "LAST ERROR", "WAITS FOR"];
     let row = |step: &Value| {
         let attempts = format!("{}/{}", field(step, "attempt"), field(step, "max_attempts"));
         let last_error = step["errors"]
             .as_array()
             .and_then(|e| e.last())
             .map_or_else(|| "-".into(), |e| format!("{}: {}", field(e, "class"), field(e, "message")));
-        vec![
+        let waits = waits.then(|| field(step, "waits_for"));
+        let row = [
             field(step, "name"),
             field(step, "state"),
             attempts,
             field(step, "worker"),
             last_error,
-        ]
+        ];
+        row.into_iter().chain(waits).collect()
     };
     let rows: Vec<Vec<String>> = task["steps"].as_array().into_iter().flatten().map(row).collect();
     format!(
         "{head}\ninput       {}\n\n{}",
         task["input"],
-        table(&["STEP", "STATE", "ATTEMPT", "WORKER", "LAST ERROR"], &rows)
+        table(&headings[..headings.len() - usize::from(!waits)], &rows)
     )
 }
 

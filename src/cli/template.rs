@@ -18,7 +18,7 @@ pub(super) enum Template {
         #[arg(required = true)]
         files: Vec<PathBuf>,
     },
-    /// Validate template files and register them: all or, if one is refused by validation, none
+    /// Validate template files and register them as the current versions, also such as were there before: all or, if one is refused by validation, none
     Register {
         /// YAML or JSON
         #[arg(required = true)]

@@ -114,6 +114,7 @@ fn flatten(schema: &Value, value: &Value, path: &str, values: &mut BTreeMap<Stri
         let path = join(path, name);
         match &setting["properties"] {
             Value::Object(_) => flatten(setting, &value[name], &path, values),
+            _ if value[name].is_null() => drop(values.insert(path, setting["x-default"].clone())),
             _ => drop(values.insert(path, value[name].clone())),
         }
     }

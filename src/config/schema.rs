@@ -122,7 +122,7 @@ fn tabulate(schema: &Value, defaults: &Value, path: &str, rows: &mut String) {
             continue;
         }
         let default = match default {
-            Value::Null => "–".into(),
+            Value::Null => setting["x-default"].as_str().unwrap_or("–").into(),
             Value::Array(list) if list.is_empty() => "none".into(),
             Value::Object(map) if map.is_empty() => "none".into(),
             Value::String(text) => format!("`{text}`"),

@@ -128,7 +128,7 @@ impl Default for HealthConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct OrchestratorConfig {
     /// Where to answer GET /health, /ready, /health/detailed and /metrics.
-    #[schemars(with = "Option<String>", extend("x-restart" = true))]
+    #[schemars(with = "Option<String>", extend("x-restart" = true, "x-default" = "127.0.0.1:8470, or the next that is free"))]
     pub listen: Option<SocketAddr>,
     /// Whose tasks to admit; none: all.
     #[schemars(extend("x-restart" = true))]

@@ -40,6 +40,9 @@ struct Done {
     seconds: f64,
 }
 
+/// Namespaces, and how many steps wait where no worker is.
+type Lacks = BTreeMap<String, Option<i64>>;
+
 /// A member whose lease ran out.
 #[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
 pub struct Expired {
@@ -121,7 +124,7 @@ impl Membership {
     pub async fn renew(&self, report: &Value) -> Result<Vec<String>> {
         let activity = std::mem::take(&mut *self.activity.lock().unwrap_or_else(PoisonError::into_inner));
         let renewing = sqlx::query_as("SELECT held, lacks FROM tasker.renew_membership($1, make_interval(secs => $2), $3, $4)");
-        let (held, lacks): (bool, Option<Json<BTreeMap<String, Option<i64>>>>) = renewing
+        let (held, lacks): (bool, Option<Json<Lacks>>) = renewing
             .bind(self.id())
             .bind(self.lease().as_secs_f64())
             .bind(report)

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use chrono::{DateTime, Utc};
+use serde::Deserialize;
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -9,7 +11,8 @@ use crate::db::Db;
 use crate::error::{Error, Result};
 
 /// Which tasks to list; None filters nothing.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct TaskFilter {
     /// The task's namespace.
     pub namespace: Option<String>,
@@ -19,6 +22,10 @@ pub struct TaskFilter {
     pub state: Option<String>,
     /// Only tasks older than this one: the last of the page before.
     pub before: Option<Uuid>,
+    /// The task's idempotency key.
+    pub key: Option<String>,
+    /// Only tasks that were created since then.
+    pub since: Option<DateTime<Utc>>,
 }
 
 /// The states in which a task stays for good.
@@ -58,12 +65,14 @@ pub async fn read_results(db: &Db, task: Uuid, before: Option<i16>, names: &[Str
 
 /// At most `limit` tasks, the newest first.
 pub async fn list_tasks(db: &Db, filter: &TaskFilter, limit: i32) -> Result<Vec<Value>> {
-    Ok(sqlx::query_scalar("SELECT tasker.list_tasks($1, $2, $3, $4, $5)")
+    Ok(sqlx::query_scalar("SELECT tasker.list_tasks($1, $2, $3, $4, $5, $6, $7)")
         .bind(&filter.namespace)
         .bind(&filter.template)
         .bind(&filter.state)
         .bind(filter.before)
         .bind(limit)
+        .bind(&filter.key)
+        .bind(filter.since)
         .fetch_all(db.pool())
         .await?)
 }

@@ -20,8 +20,19 @@ pub struct Registered {
 ///
 /// Errors: [`crate::Error::VersionTaken`] when the version is registered with other content.
 pub async fn register(db: &Db, template: &Template) -> Result<Registered> {
+    registered(db, template, true).await
+}
+
+/// The same for a process that runs it, or is about to submit it by its content: a version that was there before does not take the place of a newer one.
+///
+/// Errors: [`crate::Error::VersionTaken`] when the version is registered with other content.
+pub async fn register_if_new(db: &Db, template: &Template) -> Result<Registered> {
+    registered(db, template, false).await
+}
+
+async fn registered(db: &Db, template: &Template, use_it: bool) -> Result<Registered> {
     let steps: Vec<Value> = (0..template.steps.len()).map(|position| step_row(template, position)).collect();
-    let registered = sqlx::query_as("SELECT version, created FROM tasker.register_template($1, $2, $3, $4, $5, $6, $7)")
+    let registered = sqlx::query_as("SELECT version, created FROM tasker.register_template($1, $2, $3, $4, $5, $6, $7, $8)")
         .bind(&template.namespace)
         .bind(&template.name)
         .bind(&template.version)
@@ -29,6 +40,7 @@ pub async fn register(db: &Db, template: &Template) -> Result<Registered> {
         .bind(sqlx::types::Json(template))
         .bind(template.priority as i16)
         .bind(sqlx::types::Json(steps))
+        .bind(use_it)
         .fetch_one(db.pool())
         .await?;
     Ok(registered)

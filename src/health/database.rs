@@ -12,7 +12,7 @@ use crate::db::Db;
 use crate::error::Error;
 
 /// How long who asks waits for the answer: most come within a millisecond.
-const PATIENCE: Duration = Duration::from_millis(50);
+pub(super) const PATIENCE: Duration = Duration::from_millis(50);
 
 /// How long a question is under way.
 const GIVEN_UP: Duration = Duration::from_secs(5);

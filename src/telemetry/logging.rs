@@ -39,6 +39,7 @@ fn of_environment() -> LogConfig {
         redact: variable("TASKER_LOG_REDACT")
             .split(',')
             .map(|name| name.trim().to_owned())
+            .filter(|name| !name.is_empty())
             .collect(),
     }
 }

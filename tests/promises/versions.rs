@@ -1,7 +1,7 @@
 //! A registered version never changes, and a running task keeps the version it began with.
 
 use serde_json::json;
-use tasker::engine::register::register;
+use tasker::engine::register::{register, register_if_new};
 use tasker::{Error, Template};
 
 use crate::world::World;
@@ -43,6 +43,23 @@ async fn a_template_without_a_version_gets_a_new_one_whenever_its_content_change
             versions.push(world.register(&steps(names)).await.version);
         }
         assert_eq!(versions, ["1", "2", "2", "1"], "content that comes back gets its version back");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_of_an_old_release_that_starts_again_takes_nobody_back() {
+    World::with(async |world| {
+        let parsed = |names: &[&str]| Template::parse(&steps(names), "test.yml").unwrap();
+        let current = "SELECT version FROM tasker.template_versions v JOIN tasker.templates t ON t.current_version_id = v.id";
+        for (names, expected) in [(&["a"][..], "1"), (&["a", "b"], "2"), (&["a"], "2"), (&["a", "b"], "2")] {
+            register_if_new(&world.db, &parsed(names)).await.unwrap();
+            assert_eq!(world.text(current).await, expected, "{names:?}");
+        }
+        // Unless somebody says so; and then that stays.
+        register(&world.db, &parsed(&["a"])).await.unwrap();
+        register_if_new(&world.db, &parsed(&["a", "b"])).await.unwrap();
+        assert_eq!(world.text(current).await, "1");
     })
     .await;
 }

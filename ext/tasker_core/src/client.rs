@@ -36,12 +36,13 @@ pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
     class.define_singleton_method("connect", function!(Client::connect, 2))?;
     class.define_method("migrate", method!(Client::migrate, 0))?;
     class.define_method("health", method!(Client::health, 0))?;
-    class.define_method("register", method!(Client::register, 2))?;
+    class.define_method("register", method!(Client::register, 3))?;
     class.define_method("submit", method!(Client::submit, 4))?;
     class.define_method("check", method!(Client::check, 4))?;
     class.define_method("created", method!(Client::created, 2))?;
     class.define_method("installation", method!(Client::installation, 0))?;
     class.define_method("read_task", method!(Client::read_task, 1))?;
+    class.define_method("list_tasks", method!(Client::list_tasks, 2))?;
     class.define_method("read_results", method!(Client::read_results, 2))?;
     class.define_method("task_states", method!(Client::task_states, 1))?;
     class.define_method("wait", method!(Client::wait, 2))?;
@@ -96,12 +97,17 @@ impl Client {
         Ok(serde_json::json!(live).to_string())
     }
 
-    /// "namespace/name" and the version.
-    fn register(ruby: &Ruby, this: &Client, source: String, origin: String) -> Result<(String, String), Error> {
+    /// "namespace/name" and the version, which is the current one if it is new, or `use_it`.
+    fn register(ruby: &Ruby, this: &Client, source: String, origin: String, use_it: bool) -> Result<(String, String), Error> {
         let db = this.db(ruby)?;
         let template = Template::parse(&source, &origin).map_err(|error| raise::error(ruby, &error.into()))?;
         let name = format!("{}/{}", template.namespace, template.name);
-        let registered = block_on(ruby, async move { register::register(&db, &template).await })?;
+        let registered = block_on(ruby, async move {
+            match use_it {
+                true => register::register(&db, &template).await,
+                false => register::register_if_new(&db, &template).await,
+            }
+        })?;
         Ok((name, registered.version))
     }
 
@@ -170,6 +176,15 @@ impl Client {
     fn read_task(ruby: &Ruby, this: &Client, id: String) -> Result<String, Error> {
         let (db, id) = (this.db(ruby)?, parse_id(ruby, &id)?);
         Ok(block_on(ruby, async move { read::read_task(&db, id).await })?.to_string())
+    }
+
+    /// The tasks that a filter (JSON) lets through, as a list has them, as JSON.
+    fn list_tasks(ruby: &Ruby, this: &Client, filter: String, limit: i32) -> Result<String, Error> {
+        let db = this.db(ruby)?;
+        let invalid = |error: serde_json::Error| raise::error(ruby, &tasker::Error::Invalid(format!("the filter is not valid: {error}")));
+        let filter: read::TaskFilter = serde_json::from_str(&filter).map_err(invalid)?;
+        let listed = block_on(ruby, async move { read::list_tasks(&db, &filter, limit).await })?;
+        Ok(serde_json::json!(listed).to_string())
     }
 
     /// [name, JSON] of the results of these steps of a task, of those that are complete or skipped.

@@ -26,7 +26,7 @@ module TaskerCore
 
       # What a client asks.
 
-      def register(source, origin)
+      def register(source, origin, _use = true) # rubocop:disable Style/OptionalBooleanParameter
         definition, version = Native.check_template(source, origin)
         definition = JSON.parse(definition, symbolize_names: true)
         name = definition.values_at(:namespace, :name).join("/")
@@ -44,6 +44,16 @@ module TaskerCore
       end
 
       def read_task(id) = task(id).to_h.to_json
+
+      # @return [String] JSON: the newest first
+      def list_tasks(filter, limit)
+        wanted = JSON.parse(filter, symbolize_names: true)
+        since, before = wanted.values_at(:since, :before)
+        newest = @tasks.values.map(&:to_h).reverse
+        newest = newest.drop_while { |task| task[:id] != before }.drop(1) if before
+        newest.select { |task| wanted.slice(:namespace, :template, :key, :state) <= task }
+              .select { |task| since.nil? || task[:created_at] >= since }.first(limit).to_json
+      end
 
       def task_states(ids) = @tasks.values_at(*ids).compact.map { |task| [task.id, task.state] }
 

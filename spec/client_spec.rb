@@ -73,6 +73,13 @@ RSpec.describe TaskerCore do
       .to raise_error(TaskerCore::InvalidInput, /run_at is .*before the year 10000/)
   end
 
+  it "says what is no workflow, and which was probably meant" do
+    expect { described_class.enqueue(nil) }.to raise_error(TaskerCore::InvalidInput, /\Anil is not a workflow: expected a subclass/)
+    described_class.client.register(flow)
+    expect { described_class.enqueue("#{namespace}/clientflow") }
+      .to raise_error(TaskerCore::NotFound, %r{no template .*/clientflow; .*; did you mean #{namespace}/client_flow\?})
+  end
+
   it "refuses bad input with what was expected, and leaves no trace" do
     loop_of_hashes = {}
     loop_of_hashes[:self] = loop_of_hashes

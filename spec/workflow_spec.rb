@@ -103,6 +103,21 @@ RSpec.describe TaskerCore::Workflow do
       expect(problems { step :a, "Work", retry: { attempts: 3 } }.first.last).to match(/unknown field.*attempts.*expected/)
     end
 
+    it "is said in Ruby's words, with the line of what says it" do
+      {
+        'step :a, "Work", retry: 5' => ":3: Wrong: step :a: retry is 5: expected a Hash such as { max_attempts: 5, base: \"2s\" }",
+        'step :a, "Work", after: String' => ":3: Wrong: step :a: after names String: expected the name of a step, such as :validate",
+        "retry_rules 3" => ":3: Wrong: retry_rules is 3: expected a Hash such as { max_attempts: 5, base: \"2s\" }",
+        'deadline "soon"; step :a, "Work"' => ":1: deadline is \"soon\": expected a duration",
+        'namespace nil; step :a, "Work"' => ":1: Wrong names no namespace: add namespace \"billing\", or whose workers run it"
+      }.each do |line, said|
+        given = ("namespace 'x'; template_name 'wrong'" unless line.start_with?("namespace"))
+        file = File.join(Dir.mktmpdir, "wrong.rb")
+        File.write(file, "class Wrong < TaskerCore::Workflow\n#{given}\n#{line}\nend\nWrong.validate!\n")
+        expect { load file, true }.to raise_error(TaskerCore::TemplateError, /\A#{Regexp.escape(file + said).sub('Wrong', '.*Wrong')}/)
+      end
+    end
+
     it "may be a handler that is none" do
       expect {
         workflow {

@@ -45,6 +45,8 @@ module TaskerCore
     # @see TaskerCore.enqueue_all
     def enqueue_all(workflow, inputs, priority: nil, key: nil, run_at: nil, version: nil)
       inputs = inputs.to_a
+      raise InvalidInput, "#{workflow.inspect} #{NO_WORKFLOW}" unless workflow.is_a?(Class) || workflow.to_s.match?(/\w/)
+
       name, version = registered(workflow) if workflow.is_a?(Class)
       tasks = inputs.map { |input| [input, key&.call(input)&.to_s, of(priority, input)&.to_s, rfc3339(of(run_at, input))] }
       name ||= workflow.to_s
@@ -143,11 +145,12 @@ module TaskerCore
       @installations[connection] == :yes
     end
 
+    NO_WORKFLOW = "is not a workflow: expected a subclass of TaskerCore::Workflow, or the name of a registered one"
+    private_constant :NO_WORKFLOW
+
     # Registered once per content: the tasks of a class run the version that this process has loaded.
     def registered(workflow)
-      unless workflow < Workflow
-        raise InvalidInput, "#{workflow} is not a workflow: expected a subclass of TaskerCore::Workflow, or the name of a registered one"
-      end
+      raise InvalidInput, "#{workflow} #{NO_WORKFLOW}" unless workflow < Workflow
 
       source = workflow.source
       @registered[source] ||= register_source(*source)

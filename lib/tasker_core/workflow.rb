@@ -53,7 +53,7 @@ module TaskerCore
       # in seconds or as "1h"; then the step is dead-lettered as stuck.
       # @overload stuck_after(value) sets them: pending, enqueued, in_progress
       # @overload stuck_after @return [Hash, nil]
-      def stuck_after(value = nil) = setting(:stuck_after, value&.transform_values { |limit| duration(limit) })
+      def stuck_after(value = nil) = setting(:stuck_after, durations(mapping("stuck_after", value, 'pending: "1h"')))
 
       # What becomes of a task when one of its steps is dead-lettered: :block (until somebody settles it) or :fail.
       # @overload on_failure(value) sets it
@@ -63,12 +63,12 @@ module TaskerCore
       # The rules of retrying for the steps that do not say their own: see {step}.
       # @overload retry_rules(value) sets them
       # @overload retry_rules @return [Hash, nil]
-      def retry_rules(value = nil) = setting(:retry, value&.transform_values { |rule| duration(rule) })
+      def retry_rules(value = nil) = setting(:retry, durations(mapping("retry_rules", value, RETRY)))
 
       # Of the steps that do not say their own: retention_days, alert_threshold.
       # @overload dead_letters(value) sets them
       # @overload dead_letters @return [Hash, nil]
-      def dead_letters(value = nil) = setting(:dead_letters, value)
+      def dead_letters(value = nil) = setting(:dead_letters, mapping("dead_letters", value, DEAD_LETTERS))
 
       # JSON Schema that a task's input must satisfy.
       # @overload input_schema(value) sets it
@@ -90,11 +90,12 @@ module TaskerCore
       # @return [void]
       def step(name, handler, after: [], namespace: nil, retry: nil, timeout: nil, transactional: false, dead_letters: nil, config: nil)
         line = caller_locations(1, 1).first
-        rules = binding.local_variable_get(:retry)
+        rules = mapping("step #{name.inspect}: retry", binding.local_variable_get(:retry), RETRY)
         definition = {
-          name: name, handler: handler_name(name, handler), depends_on: Array(after), namespace: namespace,
-          retry: rules.is_a?(Hash) ? rules.transform_values { |value| duration(value) } : rules,
-          timeout: duration(timeout), transactional: transactional || nil, dead_letters: dead_letters, config: config
+          name: name, handler: handler_name(name, handler), depends_on: names_of_steps(name, after), namespace: namespace,
+          retry: durations(rules), timeout: duration(timeout), transactional: transactional || nil,
+          dead_letters: mapping("step #{name.inspect}: dead_letters", dead_letters, DEAD_LETTERS),
+          config: mapping("step #{name.inspect}: config", config, 'currency: "EUR"')
         }
         own_steps << [line.path, line.lineno, definition.compact]
       end
@@ -109,12 +110,17 @@ module TaskerCore
       # @api private
       # @return [Array(String, String)]
       def source
-        file = own_steps.first&.first || name.to_s
+        written, first = @written || [name.to_s, 1]
+        file = own_steps.first&.first || written
+        refuse_nameless(written, first) unless namespace
+
         head = {
           name: template_name, namespace: namespace, version: version, description: description, priority: priority, deadline: deadline,
           stuck_after: stuck_after, on_failure: on_failure, retry: retry_rules, dead_letters: dead_letters, input_schema: input_schema
         }.compact
-        json = +"{#{head.map { |key, value| "#{key.to_json}: #{value.to_json}, " }.join}\"steps\": ["
+        lines = "\n" * [first - 1, 0].max if written == file
+        settings = head.map { |key, value| "#{key.to_json}: #{value.to_json}, " }
+        json = +"#{lines}{#{settings.join}\"steps\": ["
         own_steps.each_with_index do |(path, line, definition), index|
           json << "," unless index.zero?
           json << ("\n" * [line - 1 - json.count("\n"), 0].max) if path == file
@@ -140,6 +146,14 @@ module TaskerCore
       # The workflows that this process has loaded; of a reloaded class only the newest.
       # @api private
       def loaded = Workflow.subclasses.flat_map { |workflow| [workflow, *workflow.loaded_below] }.select { |workflow| current?(workflow) }
+
+      # Where it was written, for errors.
+      # @api private
+      def inherited(workflow)
+        super
+        place = caller_locations.find { |location| location.path != __FILE__ && !%w[new initialize].include?(location.label) }
+        workflow.instance_variable_set(:@written, [place.path, place.lineno]) if place
+      end
 
       protected
 
@@ -167,6 +181,36 @@ module TaskerCore
         raise TemplateError, "step #{step.inspect} of #{name}: #{handler.inspect} is no handler: expected a named class with " \
                              "call(step), or the name of one"
       end
+
+      RETRY = 'max_attempts: 5, base: "2s"'
+      DEAD_LETTERS = "retention_days: 30"
+      private_constant :RETRY, :DEAD_LETTERS
+
+      def refuse_nameless(file, line)
+        raise TemplateError, "#{file}:#{line}: #{name} names no namespace: add namespace \"billing\", or whose workers run it"
+      end
+
+      def mapping(what, value, such_as)
+        return value if value.nil? || value.respond_to?(:to_hash)
+
+        refuse "#{what} is #{value.inspect}: expected a Hash such as { #{such_as} }"
+      end
+
+      def names_of_steps(step, after)
+        Array(after).each do |name|
+          next if name.is_a?(Symbol) || name.is_a?(String)
+
+          refuse "step #{step.inspect}: after names #{name.inspect}: expected the name of a step, such as :validate"
+        end
+      end
+
+      # Points at the line of the application that says it.
+      def refuse(problem)
+        place = caller_locations.find { |location| location.path != __FILE__ }
+        raise TemplateError, "#{place.path}:#{place.lineno}: #{name}: #{problem}"
+      end
+
+      def durations(rules) = rules&.transform_values { |value| duration(value) }
 
       # ActiveSupport's durations are numbers of seconds.
       def duration(value) = value.respond_to?(:in_seconds) ? value.to_f : value

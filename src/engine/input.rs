@@ -8,6 +8,7 @@ use jsonschema::ValidationError;
 use serde_json::Value;
 
 use super::payload::check_payload;
+use super::read::list_templates;
 use crate::db::Db;
 use crate::error::{Error, Result};
 use crate::telemetry;
@@ -94,11 +95,16 @@ impl Templates {
 
     /// The version that is meant now. Errors: [`Error::NotFound`], [`Error::Invalid`] for an ambiguous name.
     pub(super) async fn ask(&self, template: &str, version: Option<&str>) -> Result<Arc<Version>> {
-        let (id, name): (i32, String) = sqlx::query_as("SELECT id, version FROM tasker.find_template($1, $2)")
+        let found = sqlx::query_as("SELECT id, version FROM tasker.find_template($1, $2)")
             .bind(template)
             .bind(version)
             .fetch_one(self.db.pool())
-            .await?;
+            .await
+            .map_err(Error::from);
+        let (id, name): (i32, String) = match found {
+            Err(Error::NotFound(problem)) => return Err(Error::NotFound(problem + &self.meant(template).await)),
+            found => found?,
+        };
         let known = self.known().versions.get(&id).cloned();
         let found = match known {
             Some(found) => found,
@@ -108,6 +114,21 @@ impl Templates {
         known.names.insert((template.to_owned(), version.map(str::to_owned)), id);
         known.versions.insert(id, found.clone());
         Ok(found)
+    }
+
+    /// What was probably meant, as far as the session may ask.
+    async fn meant(&self, template: &str) -> String {
+        let templates = list_templates(&self.db).await.unwrap_or_default();
+        let text = |of: &Value, name: &str| of[name].as_str().unwrap_or_default().to_owned();
+        let names = templates.iter().map(|of| match template.contains('/') {
+            true => format!("{}/{}", text(of, "namespace"), text(of, "name")),
+            false => text(of, "name"),
+        });
+        let likeness = |name: &String| strsim::jaro_winkler(name, template);
+        let nearest = names.max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+        nearest
+            .filter(|name| name != template && likeness(name) > 0.8)
+            .map_or(String::new(), |name| format!("; did you mean {name}?"))
     }
 
     async fn read(&self, id: i32, name: String) -> Result<Version> {

@@ -158,7 +158,7 @@ impl Health {
         if lacks.is_empty() && *told {
             tracing::info!("nothing is missing beside this process any more");
         }
-        *told = stays || (*told && !lacks.is_empty());
+        *told = stays;
         *known = lacks;
     }
 

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -82,20 +82,25 @@ async fn a_process_one_of_whose_loops_panics_again_and_again_ends_and_says_why()
     .await;
 }
 
+/// An orchestrator that has no more than `ulimit` allows it.
+fn limited(world: &World, ulimit: &str) -> Child {
+    Command::new("bash")
+        .arg("-c")
+        .arg(format!("ulimit {ulimit}; exec \"$0\" serve --listen 127.0.0.1:0"))
+        .arg(env!("CARGO_BIN_EXE_tasker"))
+        .env("DATABASE_URL", &world.url)
+        .env("TASKER_RUN_DIR", tempfile::tempdir().unwrap().path())
+        .env_remove("NAMESPACE")
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn with_few_descriptors_a_process_runs_or_says_why_not() {
     World::with(async |world| {
         for descriptors in [8, 10, 12, 14, 16, 20] {
-            let mut process = Command::new("bash")
-                .arg("-c")
-                .arg(format!("ulimit -n {descriptors}; exec \"$0\" serve --listen 127.0.0.1:0"))
-                .arg(env!("CARGO_BIN_EXE_tasker"))
-                .env("DATABASE_URL", &world.url)
-                .env("TASKER_RUN_DIR", tempfile::tempdir().unwrap().path())
-                .env_remove("NAMESPACE")
-                .stderr(Stdio::piped())
-                .spawn()
-                .unwrap();
+            let mut process = limited(world, &format!("-n {descriptors}"));
             let mut log = BufReader::new(process.stderr.take().unwrap()).lines().map(Result::unwrap);
             let mut said: Vec<String> = Vec::new();
             let told = log
@@ -118,16 +123,7 @@ async fn with_few_descriptors_a_process_runs_or_says_why_not() {
 async fn with_little_memory_a_process_runs_or_says_why_not() {
     World::with(async |world| {
         for (kilobytes, suffices) in [(50_000, false), (60_000, false), (80_000, false), (400_000, true)] {
-            let mut process = Command::new("bash")
-                .arg("-c")
-                .arg(format!("ulimit -v {kilobytes}; exec \"$0\" serve --listen 127.0.0.1:0"))
-                .arg(env!("CARGO_BIN_EXE_tasker"))
-                .env("DATABASE_URL", &world.url)
-                .env("TASKER_RUN_DIR", tempfile::tempdir().unwrap().path())
-                .env_remove("NAMESPACE")
-                .stderr(Stdio::piped())
-                .spawn()
-                .unwrap();
+            let mut process = limited(world, &format!("-v {kilobytes}"));
             let log = BufReader::new(process.stderr.take().unwrap());
             let mut said: Vec<String> = Vec::new();
             let answers = log.split(b'\n').any(|line| {

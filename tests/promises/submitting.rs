@@ -138,7 +138,7 @@ async fn bad_input_is_refused_with_what_was_expected_and_leaves_no_trace() {
         let unknown = submitter.submit("orders", None, &[new(json!({}))]).await.unwrap_err();
         assert_eq!(
             unknown.to_string(),
-            "no template orders; register it first: tasker template register FILE, or start a worker that defines it"
+            "no template orders; register it first: tasker template register FILE, or start a worker that defines it; did you mean order?"
         );
         assert_eq!(world.count("SELECT count(*) FROM tasker.tasks").await, 0);
         assert_eq!(

@@ -4,9 +4,9 @@
 -- tasks (in id order), then messages, then steps. Where a function takes them otherwise it says why that is safe.
 
 CREATE TYPE tasker.task_state AS ENUM
-    ('pending', 'running', 'waiting', 'blocked', 'complete', 'failed', 'cancelled', 'paused');
+    ('pending', 'running', 'waiting', 'blocked', 'complete', 'failed', 'cancelling', 'cancelled', 'discarded', 'paused');
 CREATE TYPE tasker.step_state AS ENUM
-    ('pending', 'enqueued', 'in_progress', 'waiting_retry', 'complete', 'dead', 'cancelled', 'skipped');
+    ('pending', 'enqueued', 'in_progress', 'waiting_retry', 'complete', 'dead', 'cancelling', 'cancelled', 'discarded', 'skipped');
 
 -- Which installation this is: how a client tells whether another connection leads to the same one.
 CREATE TABLE tasker.installation (id uuid NOT NULL DEFAULT gen_random_uuid());
@@ -44,7 +44,7 @@ CREATE TABLE tasker.namespaces (
     drain_rate      float8 NOT NULL DEFAULT 0
 );
 
--- Whether the session may do what members of these roles may: it is one, or the owner of this schema, as whom what it calls runs (0024_roles.sql).
+-- Whether the session may do what members of these roles may: it is one, or the owner of this schema, as whom what it calls runs (0025_roles.sql).
 CREATE FUNCTION tasker.is_one_of(p_roles text[]) RETURNS boolean
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN

@@ -74,7 +74,7 @@ LANGUAGE sql STABLE BEGIN ATOMIC SELECT tv.definition -> 'input_schema' FROM tas
 -- before only with p_use: a process of an old release that starts again must not take everybody back.
 -- p_version null: the version that has this digest, or a new one numbered after the last.
 -- Errors: TK001 when the version exists with other content.
--- Locks: the template, so that each version has its own number.
+-- Locks: where it has limits, or had, the turn of ensure_namespaces; the template, so that each version has its own number.
 CREATE FUNCTION tasker.register_template(
     p_namespace text, p_name text, p_version text, p_digest text, p_definition jsonb, p_priority smallint, p_steps jsonb, p_use boolean DEFAULT true,
     OUT version_id int, OUT version text, OUT created boolean
@@ -85,7 +85,14 @@ DECLARE
     v_known       tasker.template_versions;
     v_sinks       smallint[];
     v_roots       smallint;
+    v_limited     boolean := p_definition ? 'limits' OR EXISTS (
+        SELECT FROM tasker.templates t JOIN tasker.namespaces n ON n.id = t.namespace_id
+        JOIN tasker.template_versions tv ON tv.id = t.current_version_id
+        WHERE n.name = p_namespace AND t.name = p_name AND tv.definition ? 'limits');
 BEGIN
+    IF v_limited THEN
+        PERFORM tasker.await_turn('tasker.turn_namespaces');
+    END IF;
     PERFORM tasker.ensure_namespaces(ARRAY(
         SELECT p_namespace UNION SELECT s.namespace FROM jsonb_to_recordset(p_steps) AS s(namespace text)));
     INSERT INTO tasker.templates (namespace_id, name)
@@ -137,5 +144,8 @@ BEGIN
 
     UPDATE tasker.templates t SET current_version_id = register_template.version_id
     WHERE t.id = v_template_id AND (created OR p_use) AND t.current_version_id IS DISTINCT FROM register_template.version_id;
+    IF FOUND AND v_limited THEN
+        PERFORM tasker.apply_limits((SELECT c.overrides FROM tasker.configurations c ORDER BY c.version DESC LIMIT 1));
+    END IF;
 END
 $$;

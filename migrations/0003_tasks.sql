@@ -56,6 +56,8 @@ CREATE TABLE tasker.steps (
     result_bytes int,
     result       jsonb,
     errors       jsonb,
+    -- what became of the run that was under way when its task was cancelled (its result, or its error, is kept); null: none was
+    after_cancel text CHECK (after_cancel IN ('complete', 'failed', 'unknown')),
     -- what the handler says of its progress, and where its next attempt resumes
     progress     jsonb,
     checkpoint   jsonb,

@@ -32,6 +32,26 @@ CREATE TABLE tasker.activity (
     PRIMARY KEY (at, namespace_id, member)
 );
 
+-- The kinds of step that a worker was found to have no handler for, and when it last said so (see 0024_unhandled.sql).
+CREATE TABLE tasker.unable (
+    version_id int,
+    step       smallint,
+    member     int REFERENCES tasker.members ON DELETE CASCADE,
+    at         timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (version_id, step, member)
+);
+CREATE INDEX unable_member ON tasker.unable (member);
+
+-- Those that no worker has a handler for, whose steps are held back. found: one has by now, and they are being freed.
+CREATE TABLE tasker.unhandled (
+    version_id int,
+    step       smallint,
+    queue      text NOT NULL,
+    found      boolean NOT NULL DEFAULT false,
+    since      timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (version_id, step)
+);
+
 -- Errors: TK008 for a role that may not be this.
 CREATE FUNCTION tasker.join_members(p_kind text, p_name text, p_version text, p_namespaces text[], p_lease interval) RETURNS int
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$

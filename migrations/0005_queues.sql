@@ -15,7 +15,7 @@ CREATE TYPE tasker.leased_message AS (msg_id bigint, fence int, task uuid, step 
 --   they were leased.
 --   <queue>_hold    locks the messages that are held under these fences, in order. Returns their ids.
 --   <queue>_extend  renews the leases that are held under these fences, but for what is being reported at this moment: that needs none.
---                   Returns the ids that are not held.
+--                   Returns the ids that are not held, and those whose task was cancelled.
 --   <queue>_waits   whether a visible message waits after this one.
 --   <queue>_depth   how many messages there are from p_mark on, counting no further than p_target.
 CREATE FUNCTION tasker.make_queue_functions(p_queue text) RETURNS void
@@ -95,7 +95,7 @@ DECLARE
         END
         $$;
 
-        CREATE OR REPLACE FUNCTION tasker.{queue}_extend(p_ids bigint[], p_fences int[], p_lease interval) RETURNS SETOF bigint
+        CREATE OR REPLACE FUNCTION tasker.{queue}_extend(p_ids bigint[], p_fences int[], p_lease interval) RETURNS TABLE (id bigint, cancelled boolean)
         LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
         BEGIN
             UPDATE {table} q SET vt = clock_timestamp() + p_lease
@@ -103,8 +103,9 @@ DECLARE
                 SELECT h.msg_id FROM unnest(p_ids, p_fences) AS r(id, fence)
                 CROSS JOIN LATERAL (SELECT m.msg_id FROM {table} m WHERE m.msg_id = r.id AND m.read_ct = r.fence FOR UPDATE SKIP LOCKED) AS h));
             RETURN QUERY
-            SELECT r.id FROM unnest(p_ids, p_fences) AS r(id, fence)
-            WHERE NOT EXISTS (SELECT FROM {table} m WHERE m.msg_id = r.id AND m.read_ct = r.fence OFFSET 0);
+            SELECT r.id, h.msg_id IS NOT NULL FROM unnest(p_ids, p_fences) AS r(id, fence)
+            LEFT JOIN LATERAL (SELECT m.msg_id, m.headers FROM {table} m WHERE m.msg_id = r.id AND m.read_ct = r.fence OFFSET 0) AS h ON true
+            WHERE h.msg_id IS NULL OR h.headers ? 'cancelled';
         END
         $$;
 

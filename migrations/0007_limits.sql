@@ -86,19 +86,41 @@ LANGUAGE sql IMMUTABLE BEGIN ATOMIC
          jsonb_to_record(coalesce(r.breaker, '{}')) AS b(failure_rate float8, minimum int, window_seconds float8, open_seconds float8, probes int);
 END;
 
--- Makes the limits what a configuration has. What is new there counts from now on, also for steps that wait for others already; what is gone, or
+-- The limits that there are to be: those of a configuration, and those that the current versions of templates bring along, but for those that the
+-- configuration has by their name, which is '<template>:<limit>'.
+CREATE FUNCTION tasker.wanted_limits(p_overrides jsonb) RETURNS TABLE (
+    namespace text, name text, handler text, template text, key text[], concurrency int, rate int, per interval,
+    failure_rate float8, minimum int, look_back interval, stays_open interval, probes int
+)
+LANGUAGE sql STABLE BEGIN ATOMIC
+    WITH own AS (
+        SELECT n.name AS namespace, jsonb_object_agg(tp.name || ':' || l.key, l.value || jsonb_build_object('template', tp.name)) AS limits
+        FROM tasker.templates tp
+        JOIN tasker.namespaces n ON n.id = tp.namespace_id
+        JOIN tasker.template_versions tv ON tv.id = tp.current_version_id
+        CROSS JOIN LATERAL jsonb_each(tv.definition -> 'limits') AS l GROUP BY n.name
+    )
+    SELECT c.* FROM tasker.configured_limits(p_overrides) AS c
+    UNION ALL
+    SELECT o.* FROM (SELECT jsonb_build_object('namespaces', jsonb_object_agg(own.namespace, jsonb_build_object('limits', own.limits))) AS all
+                     FROM own HAVING count(*) > 0) AS d
+    CROSS JOIN LATERAL tasker.configured_limits(d.all) AS o
+    WHERE NOT EXISTS (SELECT FROM tasker.configured_limits(p_overrides) AS c WHERE c.namespace = o.namespace AND c.name = o.name);
+END;
+
+-- Makes the limits what they are to be under a configuration. What is new there counts from now on, also for steps that wait for others already; what is gone, or
 -- concerns other steps by now, lets go who waits for it.
--- Locks: those of change_configuration, and the limits.
+-- Locks: the caller's, who has the turn of ensure_namespaces; then the limits.
 CREATE FUNCTION tasker.apply_limits(p_overrides jsonb) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     UPDATE tasker.limits l SET removed = true
     WHERE NOT l.removed AND NOT EXISTS (
-        SELECT FROM tasker.configured_limits(p_overrides) w
+        SELECT FROM tasker.wanted_limits(p_overrides) w
         WHERE w.namespace = l.namespace AND w.name = l.name AND (w.handler, w.template, w.key) IS NOT DISTINCT FROM (l.handler, l.template, l.key));
     INSERT INTO tasker.limits
         (namespace, name, handler, template, key, concurrency, rate, per, failure_rate, minimum, look_back, stays_open, probes)
-    SELECT w.* FROM tasker.configured_limits(p_overrides) w ORDER BY w.namespace, w.name
+    SELECT w.* FROM tasker.wanted_limits(p_overrides) w ORDER BY w.namespace, w.name
     ON CONFLICT (namespace, name) WHERE NOT removed DO UPDATE
     SET concurrency = excluded.concurrency, rate = excluded.rate, per = excluded.per, failure_rate = excluded.failure_rate,
         minimum = excluded.minimum, look_back = excluded.look_back, stays_open = excluded.stays_open, probes = excluded.probes;

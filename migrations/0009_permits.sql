@@ -280,15 +280,21 @@ LANGUAGE sql BEGIN ATOMIC
         OR b.state = 'closed' AND b.until < clock_timestamp() - interval '1 day';
 END;
 
--- The limits, of each how many steps of templates it concerns, how many permits are granted and how many steps wait, counted no further than p_count,
--- and the breakers that are not closed.
-CREATE FUNCTION tasker.list_limits(p_count int DEFAULT 1000000) RETURNS SETOF jsonb
+-- The limits, of each how many permits are granted and how many steps wait, counted no further than p_count, and the breakers that are not closed. With
+-- p_doubts also how many steps of templates it concerns, and whether its key is in the input of none of them among the newest thousand tasks.
+CREATE FUNCTION tasker.list_limits(p_count int DEFAULT 1000000, p_doubts boolean DEFAULT true) RETURNS SETOF jsonb
 LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT jsonb_build_object(
         'namespace', l.namespace, 'name', l.name, 'handler', l.handler, 'template', l.template, 'key', array_to_string(l.key, '.'),
         'concurrency', l.concurrency, 'rate', l.rate, 'per_seconds', CASE WHEN l.rate IS NOT NULL THEN extract(epoch FROM l.per) END,
-        'concerns', (SELECT count(*) FROM tasker.template_steps ts JOIN tasker.templates tp ON tp.current_version_id = ts.version_id
-                     WHERE ts.namespace = l.namespace AND coalesce(l.handler = ts.handler, true) AND coalesce(l.template = ts.template, true)),
+        'concerns', CASE WHEN p_doubts THEN (
+            SELECT count(*) FROM tasker.template_steps ts JOIN tasker.templates tp ON tp.current_version_id = ts.version_id
+            WHERE ts.namespace = l.namespace AND coalesce(l.handler = ts.handler, true) AND coalesce(l.template = ts.template, true)) END,
+        'key_is_missing', CASE WHEN p_doubts AND l.key IS NOT NULL THEN (
+            SELECT count(*) > 0 AND count(t.input #>> l.key) = 0 FROM (SELECT * FROM tasker.tasks ORDER BY id DESC LIMIT 1000) AS t
+            WHERE EXISTS (
+                SELECT FROM tasker.template_steps ts WHERE ts.version_id = t.version_id AND ts.namespace = l.namespace
+                AND coalesce(l.handler = ts.handler, true) AND coalesce(l.template = ts.template, true))) END,
         'granted', (SELECT count(*) FROM (SELECT FROM tasker.permits p WHERE p.limit_id = l.id AND p.granted_at IS NOT NULL LIMIT p_count) AS c),
         'waiting', (SELECT count(*) FROM (SELECT FROM tasker.permits p WHERE p.limit_id = l.id AND p.granted_at IS NULL LIMIT p_count) AS c),
         'breaker', CASE WHEN l.failure_rate IS NOT NULL THEN coalesce((

@@ -123,11 +123,14 @@ END;
 -- Leases the first p_limit visible messages of a queue. A worker that has room for more than there are admits tasks itself, and leases their
 -- roots as it sends them: so a task that finds a worker idle waits for nobody else. Where tasks that it admits are traced, one more row comes last,
 -- which has nothing but them, as trace (see admit_tasks).
+-- p_unable: the worker has no handler for some kinds of step (see 0024_unhandled.sql). It leases none of these, and admits tasks only where nothing
+-- waits, without leasing their roots unseen.
 -- A message that is not ours, or names a task or step that is not there, goes to the dead-letter queue; one whose row disagrees is removed;
 -- both are counted, neither is returned.
 -- Locks: the messages, skipping those that another worker is leasing or reporting; then those of start_limited; then the rows of stale steps; then
 -- those of admit_tasks.
-CREATE FUNCTION tasker.lease_steps(p_queue text, p_worker int, p_limit int, p_lease interval) RETURNS SETOF tasker.leased_step
+CREATE FUNCTION tasker.lease_steps(p_queue text, p_worker int, p_limit int, p_lease interval, p_unable boolean DEFAULT false)
+RETURNS SETOF tasker.leased_step
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_leased    tasker.leased_message[];
@@ -142,8 +145,13 @@ BEGIN
     PERFORM tasker.check_worker(ARRAY[left(p_queue, -6)]);
     SELECT n.id, m.message INTO v_namespace, v_mark
     FROM tasker.namespaces n JOIN tasker.marks m ON m.namespace_id = n.id WHERE n.queue = p_queue;
-    EXECUTE format('SELECT * FROM tasker.%I($1, $2, $3, $4)', p_queue || '_lease')
-    INTO v_leased, v_messages USING v_mark, p_limit, p_lease, p_worker;
+    IF p_unable THEN
+        PERFORM tasker.hold_unhandled(p_queue, v_mark, p_worker);
+        SELECT h.leased, h.messages INTO v_leased, v_messages FROM tasker.lease_handled(p_queue, v_mark, p_limit, p_lease, p_worker) AS h;
+    ELSE
+        EXECUTE format('SELECT * FROM tasker.%I($1, $2, $3, $4)', p_queue || '_lease')
+        INTO v_leased, v_messages USING v_mark, p_limit, p_lease, p_worker;
+    END IF;
     IF v_leased IS NOT NULL AND EXISTS (SELECT FROM tasker.limits) THEN
         v_started := tasker.start_limited(p_queue, v_leased);
         v_messages := ARRAY(SELECT u.message FROM unnest(v_leased, v_messages) WITH ORDINALITY AS u(msg_id, fence, task, step, message, n)
@@ -159,11 +167,15 @@ BEGIN
     END IF;
 
     v_room := p_limit - coalesce(cardinality(v_leased), 0);
+    IF p_unable THEN
+        EXECUTE format('SELECT CASE WHEN tasker.%I($1) THEN 0 ELSE $2 END', p_queue || '_waits') INTO v_room USING v_mark - 1, v_room;
+    END IF;
     IF v_room > 0 AND EXISTS (
         SELECT FROM tasker.members m WHERE m.id = p_worker AND m.left_at IS NULL AND m.lease_until > clock_timestamp())
     THEN
         SELECT a.taken, a.traced INTO v_leased, v_traced
-        FROM tasker.admit_tasks(ARRAY[v_namespace], ARRAY[v_room], p_worker, v_room, 'infinity', ROW(p_queue, p_worker, v_room, p_lease)) AS a;
+        FROM tasker.admit_tasks(ARRAY[v_namespace], ARRAY[v_room], p_worker, v_room, 'infinity',
+                                CASE WHEN NOT p_unable THEN ROW(p_queue, p_worker, v_room, p_lease)::tasker.taker END) AS a;
         RETURN QUERY SELECT * FROM tasker.leased_steps(v_leased);
         IF v_traced IS NOT NULL THEN
             RETURN QUERY SELECT * FROM jsonb_populate_record(NULL::tasker.leased_step, jsonb_build_object('trace', v_traced));
@@ -197,14 +209,16 @@ BEGIN
         WHERE s.task_id IS NULL OR t.state NOT IN ('running', 'blocked', 'failed')) AS u;
 
     WITH cancelled AS (
-        UPDATE tasker.steps s SET state = 'cancelled', finished_at = clock_timestamp()
+        UPDATE tasker.steps s
+        SET state = 'cancelled', finished_at = clock_timestamp(), after_cancel = CASE WHEN m.fence - 1 > s.released THEN 'unknown' END
         FROM unnest(p_leased) AS m
         JOIN tasker.tasks t ON t.id = m.task AND t.state NOT IN ('running', 'blocked', 'failed')
-        WHERE s.task_id = m.task AND s.step = m.step AND s.msg_id = m.msg_id AND s.state = 'enqueued' AND m.msg_id = ANY (v_gone)
+        WHERE s.task_id = m.task AND s.step = m.step AND s.msg_id = m.msg_id AND s.state IN ('enqueued', 'cancelling') AND m.msg_id = ANY (v_gone)
         RETURNING s.task_id, s.step
     )
     SELECT array_agg(c.task_id), array_agg(c.step) INTO v_tasks, v_steps FROM cancelled c;
     PERFORM tasker.release_permits(v_tasks, v_steps);
+    PERFORM tasker.finish_cancelled(v_tasks);
 
     PERFORM pgmq.delete(p_queue, v_gone);
     PERFORM tasker.count_event('stale_messages', cardinality(v_gone) - coalesce(cardinality(v_foreign), 0));
@@ -268,13 +282,15 @@ BEGIN
 END
 $$;
 
--- Renews leases. Returns the messages that are no longer the caller's, to be abandoned.
+-- Renews leases. Returns the messages that are no longer the caller's, to be abandoned; and those whose task was cancelled, which are still its own:
+-- their handlers are to come to an end.
 -- Locks: the messages, skipping those whose completion or failure is being committed at this moment.
-CREATE FUNCTION tasker.extend_leases(p_queue text, p_ids bigint[], p_fences int[], p_lease interval) RETURNS SETOF bigint
+CREATE FUNCTION tasker.extend_leases(p_queue text, p_ids bigint[], p_fences int[], p_lease interval)
+RETURNS TABLE (id bigint, cancelled boolean)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM tasker.check_worker(ARRAY[left(p_queue, -6)]);
-    RETURN QUERY EXECUTE format('SELECT tasker.%I($1, $2, $3)', p_queue || '_extend') USING p_ids, p_fences, p_lease;
+    RETURN QUERY EXECUTE format('SELECT * FROM tasker.%I($1, $2, $3)', p_queue || '_extend') USING p_ids, p_fences, p_lease;
 END
 $$;
 

@@ -60,6 +60,7 @@ $$;
 -- the steps that the worker has leased by the same call: at most p_room of those that are ready now in this queue, and none when
 -- others wait there, which would be overtaken; and the tasks that are done. The first row has the messages; each of the others is a step or a
 -- template's tasks. The arrays are parallel and in msg_id order: (message, fence, task, step, result).
+-- Of a step whose task was cancelled while it ran, the result is kept as its last word, and does not count (see 0013_cancel.sql).
 -- p_shared: the tasks of which a step's siblings could decide the same thing (leased_step.shared); more are right, too.
 -- Locks: first, in id order, p_shared; then messages in order; then steps. The update that finalises a task with a single last step comes last
 -- without having locked it first: no other report of that task can be under way, and cancel_tasks waits for nothing while it holds the task.
@@ -69,11 +70,14 @@ CREATE FUNCTION tasker.complete_steps(
 ) RETURNS TABLE (counted bigint[], next tasker.leased_step, done tasker.finished_tasks)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
+    v_held    bigint[];
+    v_held_tasks uuid[];
+    v_held_steps smallint[];
+    v_results text[];
+    v_started timestamptz[];
     v_ids     bigint[];
     v_tasks   uuid[];
     v_steps   smallint[];
-    v_results text[];
-    v_started timestamptz[];
     v_taken   tasker.leased_message[];
     v_done    tasker.finished_tasks[];
     v_waits   boolean;
@@ -84,7 +88,7 @@ BEGIN
     END IF;
 
     EXECUTE format('SELECT * FROM tasker.%I($1, $2, $3, $4, $5)', p_queue || '_delete')
-    INTO v_ids, v_tasks, v_steps, v_results, v_started USING p_ids, p_fences, p_tasks, p_steps, p_results;
+    INTO v_held, v_held_tasks, v_held_steps, v_results, v_started USING p_ids, p_fences, p_tasks, p_steps, p_results;
 
     WITH done AS (
         UPDATE tasker.steps s
@@ -92,7 +96,7 @@ BEGIN
         SET state = 'complete', result = r.result::jsonb, worker = p_worker, started_at = r.started, finished_at = clock_timestamp(),
             result_bytes = octet_length(CASE WHEN r.result ~ '[0-9][eE][+-]?[0-9]' THEN r.result::jsonb::text ELSE r.result END)
         -- By its place, which its key finds (see 0005_queues.sql): a join by the key could begin at all steps.
-        FROM (SELECT u.result, u.started, h.place FROM unnest(v_ids, v_tasks, v_steps, v_results, v_started) AS u(id, task, step, result, started)
+        FROM (SELECT u.result, u.started, h.place FROM unnest(v_held, v_held_tasks, v_held_steps, v_results, v_started) AS u(id, task, step, result, started)
               CROSS JOIN LATERAL (SELECT ctid AS place FROM tasker.steps
                                   WHERE task_id = u.task AND step = u.step AND msg_id = u.id AND state = 'enqueued' OFFSET 0) AS h) AS r
         WHERE s.ctid = r.place AND s.state = 'enqueued'
@@ -100,6 +104,9 @@ BEGIN
     )
     SELECT array_agg(msg_id), array_agg(task_id), array_agg(step) INTO v_ids, v_tasks, v_steps FROM done;
 
+    IF cardinality(v_ids) IS DISTINCT FROM cardinality(v_held) THEN
+        PERFORM tasker.keep_last_words(p_worker, v_held, v_held_tasks, v_held_steps, v_results, v_started);
+    END IF;
     IF coalesce(cardinality(v_ids), 0) < cardinality(p_ids) THEN
         PERFORM tasker.count_event('stale_reports', cardinality(p_ids) - coalesce(cardinality(v_ids), 0));
     END IF;

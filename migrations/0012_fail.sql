@@ -78,7 +78,8 @@ $$;
 
 -- Fails steps: in one transaction deletes their messages, records the errors and schedules the retry; or, where the error is permanent or
 -- the attempts are used up, sends the dead letter, marks the step dead and the task blocked or failed. Branches that do not depend on it
--- go on.
+-- go on. One whose handler says that the task is not worth anything any more (the reason 'discarded') ends the task, without a letter.
+-- A step whose task was cancelled while it ran is cancelled, and the error is its last word (see 0013_cancel.sql).
 -- The arrays are parallel and in msg_id order. Each error is {class, message, backtrace, reason}; retry_after (seconds, may be null) takes the place
 -- of the backoff.
 -- Returns the messages whose report counted, and what has become of their steps; the others were stale and changed nothing.
@@ -118,20 +119,21 @@ BEGIN
             FROM gone
             JOIN unnest($1, $3, $4, $5, $6, $7) AS r(id, task, step, error, permanent, retry_after) ON r.id = gone.msg_id
             CROSS JOIN LATERAL (SELECT *, ctid AS place FROM tasker.steps
-                                WHERE task_id = r.task AND step = r.step AND msg_id = r.id AND state = 'enqueued' OFFSET 0) AS s
+                                WHERE task_id = r.task AND step = r.step AND msg_id = r.id AND state IN ('enqueued', 'cancelling') OFFSET 0) AS s
             CROSS JOIN LATERAL (SELECT * FROM tasker.tasks WHERE id = r.task OFFSET 0) AS t
             CROSS JOIN LATERAL (SELECT * FROM tasker.template_steps WHERE version_id = t.version_id AND step = r.step OFFSET 0) AS ts
             JOIN tasker.namespaces n ON n.name = ts.namespace
         ), failed AS (
             UPDATE tasker.steps s
-            SET state = CASE WHEN v.over THEN 'cancelled' WHEN v.dead THEN 'dead' ELSE 'waiting_retry' END::tasker.step_state,
-                failures = s.failures + 1, worker = $8, started_at = v.last_read_at,
+            SET state = CASE WHEN v.over THEN 'cancelled' WHEN v.error ->> 'reason' = 'discarded' THEN 'discarded' WHEN v.dead THEN 'dead'
+                        ELSE 'waiting_retry' END::tasker.step_state,
+                after_cancel = CASE WHEN v.over THEN 'failed' END, failures = s.failures + 1, worker = $8, started_at = v.last_read_at,
                 finished_at = CASE WHEN v.dead OR v.over THEN clock_timestamp() END,
                 retry_at = CASE WHEN NOT (v.dead OR v.over) THEN clock_timestamp() + v.delay * interval '1 second' END,
                 errors = tasker.append_error(s.errors, v.error || jsonb_build_object(
                     'attempt', s.failures + 1, 'message_id', v.msg_id, 'crashes', v.read_ct - 1 - s.released, 'at', clock_timestamp(), 'worker', $8))
             FROM verdict v
-            WHERE s.ctid = v.place AND s.state = 'enqueued'
+            WHERE s.ctid = v.place AND s.state IN ('enqueued', 'cancelling')
             RETURNING s.msg_id, s.task_id, s.step, s.state, v.message, NOT v.permanent AS troubled,
                       coalesce(v.error ->> 'reason', CASE WHEN v.permanent THEN 'permanent_error' ELSE 'attempts_exhausted' END) AS reason
         )
@@ -153,6 +155,12 @@ BEGIN
     PERFORM tasker.release_permits(v_counted_tasks, v_counted_steps, v_troubled);
     IF v_tasks IS NOT NULL THEN
         PERFORM tasker.send_dead_letters(v_tasks, v_steps, v_reasons, v_messages);
+    END IF;
+    IF 'discarded' = ANY (v_states) THEN
+        PERFORM tasker.discard_tasks(ARRAY(SELECT d.task FROM unnest(v_states, v_counted_tasks) AS d(state, task) WHERE d.state = 'discarded'));
+    END IF;
+    IF 'cancelled' = ANY (v_states) THEN
+        PERFORM tasker.finish_cancelled(v_counted_tasks);
     END IF;
     IF v_retrying > 0 THEN
         PERFORM tasker.notify('tasker_due', '');

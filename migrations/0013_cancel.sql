@@ -1,53 +1,163 @@
--- Cancellation. A handler that is running learns of it at once where LISTEN works, at its next heartbeat otherwise, because its message is
--- gone; its report is stale.
+-- Cancellation. What nobody runs ends at once. A handler that is running learns of it: at once where LISTEN works, at its next heartbeat otherwise.
+-- Until it has ended, or its lease has, its step and its task are cancelling; what became of it is the step's last word (steps.after_cancel), and
+-- decides nothing any more.
+
+-- Whether a step of this task runs, or is to.
+CREATE FUNCTION tasker.is_open(p_task uuid) RETURNS boolean
+LANGUAGE sql STABLE BEGIN ATOMIC
+    SELECT EXISTS (SELECT FROM tasker.steps s WHERE s.task_id = p_task AND s.state IN ('enqueued', 'waiting_retry', 'cancelling'));
+END;
 
 -- Cancels the tasks that have not ended. Returns those it cancelled.
--- Locks: the tasks in id order; then messages and steps, skipping what is locked: that is being reported at this moment, and whatever
--- such a report still enqueues is removed when it is leased, because its task is no longer running.
+-- Locks: the tasks in id order; then those of end_cancelling.
 CREATE FUNCTION tasker.cancel_tasks(p_tasks uuid[]) RETURNS SETOF uuid
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_cancelled uuid[];
-    v_queue     text;
-    v_messages  bigint[];
-    v_tasks     uuid[];
-    v_steps     smallint[];
 BEGIN
     PERFORM 1 FROM tasker.tasks t WHERE t.id = ANY (p_tasks) ORDER BY t.id FOR NO KEY UPDATE;
     WITH cancelled AS (
-        UPDATE tasker.tasks t SET state = 'cancelled', claim_order = NULL, due_at = NULL, finished_at = clock_timestamp()
+        UPDATE tasker.tasks t
+        SET state = CASE WHEN tasker.is_open(t.id) THEN 'cancelling' ELSE 'cancelled' END::tasker.task_state, claim_order = NULL, due_at = NULL,
+            look_at = NULL, finished_at = CASE WHEN NOT tasker.is_open(t.id) THEN clock_timestamp() END
         WHERE t.id = ANY (p_tasks) AND t.state IN ('pending', 'running', 'waiting', 'blocked', 'paused')
         RETURNING t.id
     )
     SELECT array_agg(c.id) INTO v_cancelled FROM cancelled c;
+    PERFORM tasker.end_cancelling(v_cancelled);
+    -- Workers look at their leases at once.
+    PERFORM tasker.notify('tasker_cancelled', '');
+    RETURN QUERY SELECT unnest(v_cancelled);
+END
+$$;
 
-    FOR v_queue, v_messages IN
-        SELECT ts.queue, array_agg(s.msg_id)
+-- Of those of these tasks that are cancelling: ends the steps that nobody has leased, tells those who have (by the message's headers), and ends the
+-- tasks of which no step is left. The others are looked at again in a second (expire_tasks). Of a step that was leased before and never heard of
+-- again, it is unknown what became.
+-- Locks: the caller's, who has those of the tasks; then messages and steps, skipping what is locked: that is being leased or reported at this moment.
+-- Whatever such a report still enqueues is removed when it is leased, because its task is no longer running.
+CREATE FUNCTION tasker.end_cancelling(p_tasks uuid[]) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_queue    text;
+    v_ids      bigint[];
+    v_of_tasks uuid[];
+    v_of_steps smallint[];
+    v_held     bigint[];
+    v_fences   int[];
+    v_running  boolean[];
+    v_tasks    uuid[];
+    v_steps    smallint[];
+    v_runs     boolean[] := '{}';
+    v_leases   int[] := '{}';
+BEGIN
+    -- Without a message, or with one that nobody can look at: whoever had it may have begun.
+    SELECT coalesce(array_agg(s.task_id), '{}'), coalesce(array_agg(s.step), '{}'), coalesce(array_agg(false), '{}'),
+           coalesce(array_agg(CASE WHEN s.msg_id IS NULL THEN 0 ELSE 32767 END), '{}')
+    INTO v_tasks, v_steps, v_runs, v_leases
+    FROM tasker.steps s
+    JOIN tasker.tasks t ON t.id = s.task_id AND t.state = 'cancelling'
+    JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = s.step
+    WHERE s.task_id = ANY (p_tasks) AND (s.state = 'waiting_retry' OR s.state IN ('enqueued', 'cancelling') AND (
+        s.msg_id IS NULL OR EXISTS (SELECT FROM tasker.broken_queues b WHERE b.queue = ts.queue)));
+
+    FOR v_queue, v_ids, v_of_tasks, v_of_steps IN
+        SELECT ts.queue, array_agg(s.msg_id), array_agg(s.task_id), array_agg(s.step)
         FROM tasker.steps s
-        JOIN tasker.tasks t ON t.id = s.task_id
+        JOIN tasker.tasks t ON t.id = s.task_id AND t.state = 'cancelling'
         JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = s.step
-        WHERE s.task_id = ANY (v_cancelled) AND s.state = 'enqueued'
-          -- What is left in a queue that cannot be worked with is stale.
+        WHERE s.task_id = ANY (p_tasks) AND s.state IN ('enqueued', 'cancelling') AND s.msg_id IS NOT NULL
           AND NOT EXISTS (SELECT FROM tasker.broken_queues b WHERE b.queue = ts.queue)
         GROUP BY ts.queue ORDER BY ts.queue
     LOOP
         EXECUTE format($f$
-            DELETE FROM pgmq.%1$I WHERE msg_id = ANY (ARRAY(SELECT h.msg_id FROM pgmq.%1$I h WHERE h.msg_id = ANY ($1) FOR UPDATE SKIP LOCKED))
-        $f$, pgmq.format_table_name(v_queue, 'q')) USING v_messages;
+            WITH there AS MATERIALIZED (
+                SELECT q.msg_id, q.read_ct FROM pgmq.%1$I q WHERE q.msg_id = ANY ($1)
+            ), held AS MATERIALIZED (
+                SELECT q.msg_id, q.read_ct, q.read_ct > 0 AND q.vt > clock_timestamp() AS leased
+                FROM pgmq.%1$I q WHERE q.msg_id = ANY ($1) FOR UPDATE SKIP LOCKED
+            ), told AS (
+                UPDATE pgmq.%1$I q SET headers = q.headers || '{"cancelled": true}'
+                WHERE q.msg_id = ANY (ARRAY(SELECT h.msg_id FROM held h WHERE h.leased)) AND NOT q.headers ? 'cancelled'
+            ), gone AS (
+                DELETE FROM pgmq.%1$I q WHERE q.msg_id = ANY (ARRAY(SELECT h.msg_id FROM held h WHERE NOT h.leased))
+            )
+            SELECT array_agg(t.msg_id), array_agg(t.read_ct), array_agg(coalesce(h.leased, true)) FROM there t LEFT JOIN held h USING (msg_id)
+        $f$, pgmq.format_table_name(v_queue, 'q')) INTO v_held, v_fences, v_running USING v_ids;
+        -- What has no message any more was lost with it.
+        SELECT v_tasks || array_agg(s.task), v_steps || array_agg(s.step), v_runs || array_agg(coalesce(h.runs, false)),
+               v_leases || array_agg(coalesce(h.fence, 32767))
+        INTO v_tasks, v_steps, v_runs, v_leases
+        FROM unnest(v_ids, v_of_tasks, v_of_steps) AS s(id, task, step) LEFT JOIN unnest(v_held, v_fences, v_running) AS h(id, fence, runs) USING (id);
     END LOOP;
 
     WITH ended AS (
-        UPDATE tasker.steps s SET state = 'cancelled', retry_at = NULL, finished_at = clock_timestamp()
-        WHERE (s.task_id, s.step) IN (
-            SELECT h.task_id, h.step FROM tasker.steps h
-            WHERE h.task_id = ANY (v_cancelled) AND h.state IN ('enqueued', 'waiting_retry')
-            FOR UPDATE SKIP LOCKED)
+        UPDATE tasker.steps s
+        SET state = CASE WHEN r.runs THEN 'cancelling' ELSE 'cancelled' END::tasker.step_state, retry_at = NULL,
+            finished_at = CASE WHEN NOT r.runs THEN clock_timestamp() END,
+            after_cancel = CASE WHEN NOT r.runs AND r.leases > s.released THEN 'unknown' END
+        FROM (SELECT u.runs, u.leases, h.place FROM unnest(v_tasks, v_steps, v_runs, v_leases) AS u(task, step, runs, leases)
+              CROSS JOIN LATERAL (
+                  SELECT ctid AS place FROM tasker.steps
+                  WHERE task_id = u.task AND step = u.step AND state IN ('enqueued', 'waiting_retry', 'cancelling') FOR UPDATE SKIP LOCKED) AS h) AS r
+        WHERE s.ctid = r.place AND s.state IN ('enqueued', 'waiting_retry', 'cancelling')
+        RETURNING s.task_id, s.step, r.runs
+    )
+    SELECT array_agg(e.task_id), array_agg(e.step) INTO v_tasks, v_steps FROM ended e WHERE NOT e.runs;
+    PERFORM tasker.release_permits(v_tasks, v_steps);
+
+    UPDATE tasker.tasks t SET look_at = clock_timestamp() + interval '1 second' WHERE t.id = ANY (p_tasks) AND t.state = 'cancelling';
+    PERFORM tasker.finish_cancelled(p_tasks);
+END
+$$;
+
+-- Ends those of these tasks that are cancelling and have no step left that runs.
+-- Locks: the tasks, skipping those that somebody else has: they are looked at again (end_cancelling).
+CREATE FUNCTION tasker.finish_cancelled(p_tasks uuid[]) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    UPDATE tasker.tasks t
+    SET state = CASE WHEN EXISTS (SELECT FROM tasker.steps s WHERE s.task_id = t.id AND s.state = 'discarded')
+                THEN 'discarded' ELSE 'cancelled' END::tasker.task_state,
+        look_at = NULL, finished_at = clock_timestamp()
+    WHERE t.id = ANY (ARRAY(
+            SELECT h.id FROM tasker.tasks h WHERE h.id = ANY (p_tasks) AND h.state = 'cancelling' FOR NO KEY UPDATE SKIP LOCKED))
+      AND NOT tasker.is_open(t.id);
+END
+$$;
+
+-- Ends tasks of which a handler has just discarded a step, as if they were cancelled.
+-- Locks: the caller's, who has those of the tasks; then those of end_cancelling.
+CREATE FUNCTION tasker.discard_tasks(p_tasks uuid[]) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    UPDATE tasker.tasks t SET state = 'cancelling' WHERE t.id = ANY (p_tasks) AND t.state IN ('running', 'blocked', 'paused');
+    PERFORM tasker.end_cancelling(p_tasks);
+    PERFORM tasker.notify('tasker_cancelled', '');
+END
+$$;
+
+-- Takes down results that came after their tasks were cancelled, for steps whose messages the caller has deleted under their fences.
+-- Locks: the caller's; then the steps, and those of finish_cancelled.
+CREATE FUNCTION tasker.keep_last_words(p_worker int, p_ids bigint[], p_tasks uuid[], p_steps smallint[], p_results text[], p_started timestamptz[])
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_tasks uuid[];
+    v_steps smallint[];
+BEGIN
+    WITH kept AS (
+        UPDATE tasker.steps s
+        SET state = 'cancelled', after_cancel = 'complete', result = r.result::jsonb, result_bytes = octet_length(r.result::jsonb::text),
+            worker = p_worker, started_at = r.started, finished_at = clock_timestamp()
+        FROM unnest(p_ids, p_tasks, p_steps, p_results, p_started) AS r(id, task, step, result, started)
+        WHERE s.task_id = r.task AND s.step = r.step AND s.msg_id = r.id AND s.state = 'cancelling'
         RETURNING s.task_id, s.step
     )
-    SELECT array_agg(e.task_id), array_agg(e.step) INTO v_tasks, v_steps FROM ended e;
-    PERFORM tasker.release_permits(v_tasks, v_steps);
-    -- Workers look at their leases at once.
-    PERFORM tasker.notify('tasker_cancelled', '');
-    RETURN QUERY SELECT unnest(v_cancelled);
+    SELECT array_agg(k.task_id), array_agg(k.step) INTO v_tasks, v_steps FROM kept k;
+    IF v_tasks IS NOT NULL THEN
+        PERFORM tasker.release_permits(v_tasks, v_steps);
+        PERFORM tasker.finish_cancelled(v_tasks);
+    END IF;
 END
 $$;

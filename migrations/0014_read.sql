@@ -54,7 +54,7 @@ BEGIN
         WHERE ts.version_id = v_task.version_id
     ), lease AS MATERIALIZED (
         SELECT q.queue, l.* FROM (SELECT e.queue, array_agg(e.msg_id) AS ids FROM step e
-                                  WHERE e.state = 'enqueued' AND NOT EXISTS (SELECT FROM tasker.broken_queues b WHERE b.queue = e.queue)
+                                  WHERE e.state IN ('enqueued', 'cancelling') AND NOT EXISTS (SELECT FROM tasker.broken_queues b WHERE b.queue = e.queue)
                                   GROUP BY e.queue) AS q
         CROSS JOIN LATERAL tasker.leases_of(q.queue, q.ids) AS l
     ), permit AS MATERIALIZED (
@@ -65,15 +65,16 @@ BEGIN
         'name', s.name, 'handler', s.handler, 'namespace', s.namespace,
         'depends_on', to_jsonb(ARRAY(SELECT v_names[b.step + 1] FROM unnest(s.parents) AS b(step) ORDER BY b.step)),
         'state', CASE
-            WHEN s.state IS NULL AND v_task.state = 'cancelled' THEN 'cancelled'
+            WHEN s.state IS NULL AND v_task.state IN ('cancelling', 'cancelled', 'discarded') THEN 'cancelled'
             WHEN s.state IS NULL THEN 'pending'
-            WHEN l.worker IS NOT NULL THEN 'in_progress'
+            WHEN s.state = 'enqueued' AND l.worker IS NOT NULL THEN 'in_progress'
             ELSE s.state END,
         'attempt', CASE WHEN s.state IS NULL THEN 0 WHEN s.state IN ('dead', 'waiting_retry') THEN s.failures ELSE s.failures + 1 END,
         'max_attempts', coalesce(s.max_attempts, s.own_attempts, sn.max_attempts),
-        'worker', m.name, 'waits_for', coalesce(p.name, 'the queue ' || b.queue || ', which cannot be worked with: ' || b.why),
+        'worker', m.name, 'waits_for', coalesce(p.name, 'the queue ' || b.queue || ', which cannot be worked with: ' || b.why,
+                                                'a worker that has the handler ' || u.handler),
         'result', CASE WHEN coalesce(s.bytes, 0) <= p_bytes THEN s.result END, 'result_bytes', s.result_bytes,
-        'progress', s.progress, 'errors', coalesce(s.errors, '[]'),
+        'after_cancel', s.after_cancel, 'progress', s.progress, 'errors', coalesce(s.errors, '[]'),
         'enqueued_at', s.enqueued_at, 'started_at', coalesce(l.leased_at, s.started_at),
         'finished_at', s.finished_at, 'retry_at', nullif(s.retry_at, 'infinity'))
     FROM step s
@@ -81,6 +82,8 @@ BEGIN
     LEFT JOIN lease l ON l.queue = s.queue AND l.msg_id = s.msg_id
     LEFT JOIN permit p ON p.step = s.number
     LEFT JOIN tasker.broken_queues b ON b.queue = s.queue AND s.state IN ('enqueued', 'waiting_retry')
+    LEFT JOIN (SELECT h.step, s.handler FROM tasker.unhandled h JOIN step s ON s.number = h.step
+               WHERE h.version_id = v_task.version_id AND s.retry_at = 'infinity') AS u ON u.step = s.number
     LEFT JOIN tasker.members m ON m.id = coalesce(l.worker, s.worker)
     ORDER BY s.number;
 END

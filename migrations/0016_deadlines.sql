@@ -6,7 +6,7 @@
 --   stuck     a task was pending, or a step enqueued or in progress, for longer than its limit: that step is dead. (What waits for a
 --             retry is bounded by its backoff, what waits for an operator by the retention of its letter.)
 -- A handler that is running is stopped like one whose task was cancelled. Returns how many tasks that concerned.
--- A limit is noticed within a quarter of its length: nothing is written when a step changes its state. Tasks with a step whose queue cannot be worked
+-- Those that are cancelling are ended, as far as they can be. A limit is noticed within a quarter of its length: nothing is written when a step changes its state. Tasks with a step whose queue cannot be worked
 -- with are left until it can be.
 -- Locks: the tasks in order of look_at, skipping those that are held (the next call takes them); then messages and steps, skipping what
 -- is locked: that is being reported at this moment, and its task is looked at again.
@@ -36,6 +36,7 @@ BEGIN
     IF v_due IS NULL THEN
         RETURN 0;
     END IF;
+    PERFORM tasker.end_cancelling(array_agg(t.id)) FROM tasker.tasks t WHERE t.id = ANY (v_due) AND t.state = 'cancelling' HAVING count(*) > 0;
 
     -- A task that never began: its first steps are dead before they were sent. The states: null where it is the deadline that is over.
     WITH begun AS (
@@ -118,7 +119,7 @@ BEGIN
                   clock_timestamp() + tasker.shortest_limit(tv) / 4) END
     FROM tasker.template_versions tv, unnest(v_due) AS d(id), LATERAL (
         SELECT EXISTS (SELECT 1 FROM tasker.steps s WHERE s.task_id = d.id AND s.state IN ('enqueued', 'waiting_retry')) AS is_open) AS o
-    WHERE t.id = d.id AND tv.id = t.version_id;
+    WHERE t.id = d.id AND tv.id = t.version_id AND t.state <> 'cancelling';
     IF cardinality(v_tasks) > 0 THEN
         PERFORM tasker.notify('tasker_cancelled', '');
     END IF;

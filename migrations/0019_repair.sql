@@ -86,6 +86,7 @@ BEGIN
         CROSS JOIN LATERAL (SELECT version_id FROM tasker.tasks WHERE id = h.task_id OFFSET 0) AS t
         CROSS JOIN LATERAL (SELECT queue FROM tasker.template_steps WHERE version_id = t.version_id AND step = h.step OFFSET 0) AS ts
         WHERE h.retry_at = 'infinity' AND NOT EXISTS (SELECT FROM tasker.broken_queues b WHERE b.queue = ts.queue)
+          AND NOT EXISTS (SELECT FROM tasker.unhandled u WHERE u.version_id = t.version_id AND u.step = h.step)
         LIMIT p_limit FOR UPDATE OF h SKIP LOCKED));
     GET DIAGNOSTICS v_freed = ROW_COUNT;
     IF v_freed > 0 THEN

@@ -79,21 +79,25 @@ LANGUAGE sql STABLE BEGIN ATOMIC
       AND (m.namespaces = '{}' OR p_namespace = ANY (m.namespaces));
 END;
 
--- What is missing beside a member: {namespace: null} of a worker's namespaces that no orchestrator looks after; of an orchestrator's
--- {namespace: how many steps wait} of those that no worker is there for, though something has waited for ten seconds. Null: nothing.
+-- What is missing beside a member, [{namespace, ...}]: of a worker's namespaces those that no orchestrator looks after; of an orchestrator's those that
+-- no worker is there for, though something has waited for ten seconds, with how many steps wait (waiting); of both the kinds of step that no worker
+-- has a handler for (handler, step, template, version). Null: nothing.
 CREATE FUNCTION tasker.lacking(p_member int) RETURNS jsonb
 LANGUAGE sql STABLE BEGIN ATOMIC
-    SELECT CASE m.kind
-        WHEN 'worker' THEN (SELECT jsonb_object_agg(w.name, NULL::int) FROM unnest(m.namespaces) AS w(name) WHERE tasker.orchestrators(w.name) = 0)
-        ELSE (
-            SELECT jsonb_object_agg(n.name, tasker.waiting_steps(n, 10000))
-            FROM tasker.awake_namespaces(0, 1000) AS n
-            WHERE (m.namespaces = '{}' OR n.name = ANY (m.namespaces))
-              AND NOT EXISTS (SELECT FROM tasker.members w WHERE w.kind = 'worker' AND w.left_at IS NULL AND w.lease_until > clock_timestamp()
-                              AND n.name = ANY (w.namespaces))
-              AND (tasker.queue_health(n.queue, (SELECT k.message FROM tasker.marks k WHERE k.namespace_id = n.id), 1) ->> 'oldest_seconds')::float8 > 10)
-        END
-    FROM tasker.members m WHERE m.id = p_member;
+    SELECT jsonb_agg(l.lack ORDER BY l.lack) FROM tasker.members m CROSS JOIN LATERAL (
+        SELECT jsonb_build_object('namespace', w.name) AS lack FROM unnest(m.namespaces) AS w(name)
+        WHERE m.kind = 'worker' AND tasker.orchestrators(w.name) = 0
+        UNION ALL
+        SELECT jsonb_build_object('namespace', n.name, 'waiting', tasker.waiting_steps(n, 10000)) FROM tasker.awake_namespaces(0, 1000) AS n
+        WHERE m.kind = 'orchestrator' AND (m.namespaces = '{}' OR n.name = ANY (m.namespaces))
+          AND NOT EXISTS (SELECT FROM tasker.members w WHERE w.kind = 'worker' AND w.left_at IS NULL AND w.lease_until > clock_timestamp()
+                          AND n.name = ANY (w.namespaces))
+          AND (tasker.queue_health(n.queue, (SELECT k.message FROM tasker.marks k WHERE k.namespace_id = n.id), 1) ->> 'oldest_seconds')::float8 > 10
+        UNION ALL
+        (SELECT jsonb_build_object('namespace', ts.namespace, 'handler', ts.handler, 'step', ts.name, 'template', ts.template, 'version', ts.version)
+         FROM tasker.unhandled u JOIN tasker.template_steps ts USING (version_id, step)
+         WHERE NOT u.found AND (m.namespaces = '{}' OR ts.namespace = ANY (m.namespaces)) ORDER BY u.since LIMIT 20)) AS l
+    WHERE m.id = p_member;
 END;
 
 -- Takes down what waits and what came in in the next p_limit namespaces after p_after that are not asleep, once every ten seconds whoever asks, and

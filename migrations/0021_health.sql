@@ -85,7 +85,11 @@ LANGUAGE sql STABLE BEGIN ATOMIC
             FROM tasker.members m WHERE m.left_at IS NULL),
         'broken_queues', (SELECT coalesce(jsonb_object_agg(b.queue, jsonb_build_object(
             'why', b.why, 'seconds', extract(epoch FROM clock_timestamp() - b.since))), '{}') FROM tasker.broken_queues b),
-        'limits', (SELECT coalesce(jsonb_agg(l), '[]') FROM tasker.list_limits(p_count) AS l),
+        'unhandled', (SELECT coalesce(jsonb_agg(jsonb_build_object(
+                'namespace', ts.namespace, 'handler', ts.handler, 'step', ts.name, 'template', ts.template, 'version', ts.version,
+                'seconds', extract(epoch FROM clock_timestamp() - u.since)) ORDER BY u.since), '[]')
+            FROM (SELECT * FROM tasker.unhandled WHERE NOT found ORDER BY since LIMIT 100) AS u JOIN tasker.template_steps ts USING (version_id, step)),
+        'limits', (SELECT coalesce(jsonb_agg(l), '[]') FROM tasker.list_limits(p_count, false) AS l),
         'counters', (SELECT coalesce(jsonb_object_agg(c.name, c.value), '{}') FROM tasker.counters c),
         'database', jsonb_build_object(
             'version', current_setting('server_version'),

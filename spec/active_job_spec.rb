@@ -53,11 +53,43 @@ RSpec.describe TaskerCore::Jobs do
     flaky.retry_on(IOError, wait: 0, attempts: 3) { |_, error| queue << error.message }
     flaky.discard_on(ArgumentError) { |_, error| queue << error.class.name }
     working do
-      expect(task(flaky.perform_later(true)).wait(timeout: 30)).to eq("complete")
+      expect(task(flaky.perform_later(true)).wait(timeout: 30)).to eq("discarded")
       expect(Array.new(2) { ran.pop }).to eq([1, "ArgumentError"])
       expect(task(flaky.perform_later(false)).wait(timeout: 30)).to eq("complete")
       expect(Array.new(4) { ran.pop }).to eq([1, 2, 3, "no"])
     end
+  end
+
+  it "is one task, whose steps tell its history, and that is found by its id" do
+    flaky = job { |fatal| fatal ? raise(ArgumentError, "gone") : raise(IOError, "try #{executions}") }
+    flaky.retry_on(IOError, wait: 0, attempts: 3) { nil }
+    flaky.discard_on(ArgumentError)
+    working do
+      tried = flaky.perform_later(false)
+      gone = flaky.perform_later(true)
+      [tried, gone].each do |later|
+        task(later).wait(timeout: 30)
+        expect(described_class.tasks(later.job_id).map(&:id)).to eq([later.provider_job_id])
+      end
+      expect(task(tried).steps.first.errors.map { |error| error.values_at(:attempt, :class, :message) })
+        .to eq([[1, "IOError", "try 1"], [2, "IOError", "try 2"]])
+      expect(task(gone).steps.first.to_h).to include(state: "discarded", errors: [include(class: "ArgumentError", message: "gone")])
+      expect(TaskerCore::DLQ.list(task: gone.provider_job_id)).to be_empty
+    end
+    expect(described_class.tasks(SecureRandom.uuid)).to be_empty
+  end
+
+  it "goes on in another task where its class changes the queue, and where it is enqueued again" do
+    moved = job { |elsewhere| executions == 1 && retry_job(queue: elsewhere) }
+    working do
+      later = moved.perform_later("#{namespace}_elsewhere")
+      expect(task(later).wait(timeout: 30)).to eq("complete")
+      first, second = described_class.tasks(later.job_id)
+      expect([first.results[:perform], second.to_h]).to match([{ goes_on_as: second.id }, include(namespace: "#{namespace}_elsewhere")])
+    end
+    twice = job { nil }.new
+    2.times { twice.enqueue }
+    expect(described_class.tasks(twice.job_id).map { |task| task.to_h[:key] }).to eq([twice.job_id, "#{twice.job_id}/2"])
   end
 
   it "becomes a dead letter, and is tried no more, when it raises what its class does not know" do
@@ -118,7 +150,8 @@ RSpec.describe TaskerCore::Jobs do
       tasks = forged.transform_values { |input| TaskerCore.enqueue("#{namespace}/nice", { job: input }) }
       tasks.each_value { |task| expect(task.wait(timeout: 30)).to eq("blocked") }
       expect(tasks.transform_values { |task| task.steps.first.errors.last[:message] }).to eq(
-        "Dangerous" => "a task of nice cannot run Dangerous", "NoJob" => "NoJob is no job", "Nobody" => "this worker has no job Nobody",
+        "Dangerous" => "a task of nice cannot run Dangerous", "NoJob" => "a task of nice cannot run NoJob",
+        "Nobody" => "a task of nice cannot run Nobody",
         "elsewhere" => "Nice of the queue elsewhere cannot run in #{namespace}"
       )
     end

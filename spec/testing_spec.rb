@@ -72,6 +72,18 @@ RSpec.describe TaskerCore::Testing do
       expect(unknown.steps.first).to have_attributes(state: "dead", attempt: 2)
     end
 
+    it "ends a task that a handler discards" do
+      discards = handler { |_| raise TaskerCore::DiscardError, "the account is gone" }
+      fine = handler { |_| 1 }
+      flow = workflow do
+        step :discard, discards
+        step :after, fine, after: :discard
+      end
+      task = TaskerCore.enqueue(flow, {})
+      expect([task.status, *task.steps.map(&:state)]).to eq(%w[discarded discarded cancelled])
+      expect([task.steps.first.errors.map { |error| error[:message] }, task.cancel]).to eq([["the account is gone"], false])
+    end
+
     it "fails the test where an expectation in a handler does" do
       fails = RSpec::Expectations::ExpectationNotMetError
       checks = handler { |_| raise fails, "not as expected" }
@@ -111,6 +123,18 @@ RSpec.describe TaskerCore::Testing do
   end
 
   describe ".fake!" do
+    it "tries again at the time that a handler says, and at once where it says none" do
+      polls = handler { |step| step.attempt > 2 || raise(TaskerCore::RetryableError.new("not ready", retry_after: "1h")) }
+      fails = handler { |step| step.attempt > 2 || raise("again") }
+      polling = TaskerCore.enqueue(workflow { step :poll, polls }, {})
+      failing = TaskerCore.enqueue(workflow { step :fail, fails }, {})
+      described_class.drain
+      expect([polling.status, polling.steps.first.attempt, failing.status]).to eq(["waiting", 1, "complete"])
+      expect(described_class.drain).to be_empty
+      travel(3601) { expect(described_class.drain.map(&:id)).to eq([polling.id]) }
+      travel(7202) { expect(described_class.drain.map(&:status)).to eq(["complete"]) }
+    end
+
     it "remembers what is enqueued, which drain runs once it is due, by a time that can be travelled" do
       ran = []
       notes = handler { |step| ran.push(step.context[:n]).size }

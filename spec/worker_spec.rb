@@ -193,24 +193,61 @@ RSpec.describe TaskerCore::Worker do
     end
   end
 
-  it "tells an unknown handler, a result that is too large, and a handler's own mistakes apart" do
+  it "tells a result that is too large and a handler's own mistake apart" do
     handler("TooMuch") { |_| "x" * (1 << 20) }
     handler("Mistaken") { |_| NoSuchConstant }
     working do
-      # Enqueued by a newer version of the code, as it were.
       flow = workflow do
-        step :unknown, "NobodyHasThis", retry: { max_attempts: 1 }
         step :too_much, "TooMuch"
         step :mistaken, "Mistaken", retry: { max_attempts: 1 }
       end
       task = TaskerCore.enqueue(flow)
       letters = nil
-      Timeout.timeout(30) { sleep(0.02) until (letters = TaskerCore::DLQ.list(task: task.id)).size == 3 }
+      Timeout.timeout(30) { sleep(0.02) until (letters = TaskerCore::DLQ.list(task: task.id)).size == 2 }
       expect(letters.to_h { |letter| [letter[:step], [letter[:reason], letter[:errors].last[:class]]] }).to eq(
-        "unknown" => %w[unknown_handler TaskerCore::UnknownHandler], "too_much" => %w[payload_too_large TaskerCore::PermanentError],
-        "mistaken" => %w[attempts_exhausted NameError]
+        "too_much" => %w[payload_too_large TaskerCore::PermanentError], "mistaken" => %w[attempts_exhausted NameError]
       )
       expect { TaskerCore.enqueue(flow, { note: "x" * (1 << 20) }) }.to raise_error(TaskerCore::PayloadTooLarge, /1048576/)
+    end
+  end
+
+  it "ends a task that a handler discards, without a dead letter, and stops what runs beside it" do
+    stopped = Queue.new
+    begun = Queue.new
+    handler("Beside") do |step|
+      begun << true
+      sleep(0.01) until step.cancelled?
+      stopped << true
+    end
+    handler("Discard") { |_| begun.pop && raise(TaskerCore::DiscardError, "the account is gone") }
+    flow = workflow do
+      step :discard, "Discard"
+      step :beside, "Beside"
+      step :after, "Beside", after: :discard
+    end
+    working do
+      task = TaskerCore.enqueue(flow)
+      expect(task.wait(timeout: 30)).to eq("discarded")
+      expect(stopped.pop).to be(true)
+      expect(task.steps.map { |step| [step.state, step.after_cancel] })
+        .to eq([["discarded", nil], %w[cancelled complete], ["cancelled", nil]])
+      expect(TaskerCore::DLQ.list(task: task.id)).to be_empty
+    end
+  end
+
+  it "leaves a step whose handler it has not to one that has, which may be itself later, and no attempt is used" do
+    handler("Known") { |_| 1 }
+    working do
+      # Enqueued by a newer version of the code, as it were.
+      flow = workflow { step :later, "LoadedLater" }
+      task = TaskerCore.enqueue(flow)
+      Timeout.timeout(30) { sleep(0.02) until task.steps.first.waits_for == "a worker that has the handler LoadedLater" }
+      known = workflow { step :known, "Known" }
+      expect(TaskerCore.enqueue(known).wait(timeout: 30)).to eq("complete")
+      expect(task.steps.first.to_h).to include(state: "waiting_retry", attempt: 0, errors: [])
+      handler("LoadedLater") { |step| "attempt #{step.attempt}" }
+      working { expect(task.wait(timeout: 30)).to eq("complete") }
+      expect(task.results[:later]).to eq("attempt 1")
     end
   end
 
@@ -245,8 +282,10 @@ RSpec.describe TaskerCore::Worker do
       task = TaskerCore.enqueue(flow)
       started.pop
       task.cancel
-      expect(ended.pop.message).to match(/no longer this worker's/)
-      expect(task.status).to eq("cancelled")
+      expect(ended.pop.message).to match(/no longer this worker's, or was cancelled/)
+      expect(task.wait(timeout: 30)).to eq("cancelled")
+      expect(task.steps.first.to_h).to include(state: "cancelled", after_cancel: "failed")
+      expect(task.steps.first.errors.last).to include(class: "TaskerCore::LeaseLost")
     end
   end
 

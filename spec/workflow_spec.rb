@@ -126,4 +126,24 @@ RSpec.describe TaskerCore::Workflow do
       }.to raise_error(TaskerCore::TemplateError, /String is no handler: expected a named class with call/)
     end
   end
+
+  it "brings its limits along, and says in Ruby's words what is wrong with one" do
+    handler("ChargeCard") { nil }
+    limited = workflow("Limited") do
+      limit concurrency: 5, key: "customer.id"
+      limit handler: ChargeCard, rate: 100, per_seconds: 60, breaker: { failure_rate: 0.5 }
+      step :charge, ChargeCard
+    end
+    TaskerCore.enqueue(limited)
+    listed = JSON.parse(tasker("limit", "list", "--json").first).select { |limit| limit["namespace"] == namespace }
+    expect(listed.map { |limit| limit.values_at("name", "handler", "key", "concurrency", "rate") }).to eq(
+      [["limited:charge_card", "ChargeCard", nil, nil, 100], ["limited:customer_id", nil, "customer.id", 5, nil]]
+    )
+    expect { workflow { 2.times { limit concurrency: 1 } } }.to raise_error(TaskerCore::TemplateError, /limit "all" is there twice/)
+    nothing = workflow do
+      limit :slow, handler: "Other", rate: 1
+      step :charge, ChargeCard
+    end
+    expect { nothing.validate! }.to raise_error(TaskerCore::TemplateError, /limit "slow": handler is "Other": no step of the namespace/)
+  end
 end

@@ -24,11 +24,12 @@ mod span;
 #[cfg(test)]
 mod tests;
 
+pub use crate::template::{Breaker, Limit};
 pub use check::Problem;
 pub use effective::Effective;
 pub use live::Live;
 pub use local::{Given, Local};
-pub use rules::{Breaker, Limit, Rules, Throttle};
+pub use rules::{Rules, Throttle};
 pub use secret::{Address, Secret};
 pub use settings::{HealthConfig, LogConfig, LogFormat, OrchestratorConfig, Settings, TracesConfig, WorkerConfig};
 pub use sources::{check_file, read_source};

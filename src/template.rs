@@ -23,9 +23,11 @@
 
 mod document;
 mod graph;
+mod limits;
 mod problems;
 mod rules;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -33,6 +35,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+
+pub use limits::{Breaker, Limit};
 
 /// A validated template. The order of its steps is the order in which they were written.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -61,6 +65,9 @@ pub struct Template {
     /// JSON Schema that a task's input must satisfy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub input_schema: Option<Value>,
+    /// Limits on its steps in its own namespace, by name. An operator's of the name `<template>:<limit>` takes its place.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub limits: BTreeMap<String, Limit>,
     /// At least one.
     pub steps: Vec<Step>,
 }

@@ -15,6 +15,7 @@ mod start;
 mod step;
 mod suspects;
 mod turns;
+mod unhandled;
 
 pub use crate::config::WorkerConfig;
 pub use handler::{Handler, Handlers, Handling};
@@ -34,12 +35,14 @@ use crate::engine::fail::Failure;
 use crate::engine::lease::{record_progress, release_steps, Lease, LeasedStep, Word};
 use crate::engine::member::Membership;
 use crate::engine::payload::check_payload;
+use crate::engine::unhandled::Kind;
 use crate::error::{Error, Result};
 use crate::health::{Health, Loops};
 use crate::telemetry::{self, Metrics};
 use held::Held;
 use step::Handled;
 use turns::Turns;
+use unhandled::Unhandled;
 
 /// Logs what happens to a step, with all that identifies it.
 macro_rules! log_step {
@@ -68,6 +71,7 @@ struct Shared {
     held: Held,
     waiting: suspects::Waiting,
     turns: Arc<Turns<Step>>,
+    unhandled: Unhandled,
     membership: Arc<Membership>,
     metrics: Arc<Metrics>,
     /// Of each queue, its namespace as a label.
@@ -117,7 +121,7 @@ impl Shared {
     /// How many steps of a queue this worker may go on with by itself when its reports make them ready: as many as it has free handlers that no
     /// other queue waits for.
     fn room_for_next(&self, queue: usize) -> i32 {
-        if self.stop.is_cancelled() || self.turns.others_want(queue) {
+        if self.stop.is_cancelled() || self.unhandled.any() || self.turns.others_want(queue) {
             return 0;
         }
         self.concurrency().saturating_sub(self.held.count_unreported()) as i32
@@ -138,12 +142,22 @@ pub struct Worker {
 impl Worker {
     /// The next step, when there is one; its handler begins: from now on its time counts. None: the worker has shut down.
     pub async fn next(&self) -> Option<Step> {
-        self.exit.next().await.map(|step| self.begin(step))
+        loop {
+            let step = self.exit.next().await?;
+            if let Some(step) = self.begin(step) {
+                return Some(step);
+            }
+        }
     }
 
     /// The next step, if there is one.
     pub fn try_next(&self) -> Option<Step> {
-        self.exit.try_next().map(|step| self.begin(step))
+        while self.exit.count() > 0 {
+            if let Some(step) = self.begin(self.exit.try_next()?) {
+                return Some(step);
+            }
+        }
+        None
     }
 
     /// How many steps wait for a handler.
@@ -156,11 +170,16 @@ impl Worker {
         self.exit.is_closed()
     }
 
-    fn begin(&self, mut step: Step) -> Step {
+    /// None: meanwhile it was cancelled, or lost.
+    fn begin(&self, mut step: Step) -> Option<Step> {
+        if step.is_lost() {
+            self.report(&step, Outcome::HandBack);
+            return None;
+        }
         step.began = Some(Instant::now());
         let waited = step.leased.waited + step.received.elapsed().as_secs_f64();
         self.shared.metrics.step_wait.record(waited, self.shared.label(step.queue));
-        step
+        Some(step)
     }
 
     /// The handler is done.
@@ -186,11 +205,27 @@ impl Worker {
                     ..Failure::permanent("PayloadTooLarge", error.to_string())
                 }),
             },
-            failure => failure,
+            Outcome::Decline => {
+                if self.shared.unhandled.note() {
+                    let handler = &step.leased.handler;
+                    log_step!(
+                        WARN,
+                        self.shared,
+                        step.queue,
+                        step.leased,
+                        handler,
+                        "this worker has not the handler of a step, and leaves it to others"
+                    );
+                }
+                Outcome::Decline
+            }
+            other => other,
         };
         let taken = self.shared.held.reported(step.queue, &step.lease(), outcome.bytes());
         if taken {
-            self.note_duration(step, outcome.name());
+            if let Some(name) = outcome.name() {
+                self.note_duration(step, name);
+            }
             // The receiver ends only after every step is accounted for.
             let handled = Handled {
                 step: step.clone(),
@@ -208,7 +243,7 @@ impl Worker {
     }
 
     /// Records where the step's next attempt resumes, should this one fail: it finds the value in [`LeasedStep::checkpoint`].
-    /// Errors: [`Error::Stale`] when the step is no longer this worker's, [`Error::TooLarge`].
+    /// Errors: [`Error::Stale`] when the step is no longer this worker's, or its task was cancelled; [`Error::TooLarge`].
     pub async fn checkpoint(&self, step: &Step, checkpoint: Value) -> Result<()> {
         check_payload("the checkpoint", &checkpoint.to_string())?;
         let word = Word {
@@ -217,10 +252,10 @@ impl Worker {
             checkpoint: Some(checkpoint),
         };
         let lost = record_progress(&self.shared.db, &self.shared.queues[step.queue], &[word]).await?;
-        match lost.is_empty() {
+        match lost.is_empty() && !step.is_lost() {
             true => Ok(()),
             false => Err(Error::Stale(format!(
-                "step {} of task {} is no longer this worker's",
+                "step {} of task {} is no longer this worker's, or was cancelled",
                 step.leased.name, step.leased.task_id
             ))),
         }
@@ -256,6 +291,16 @@ impl Worker {
     /// Handles the steps with Rust handlers, as many at a time as the settings say, until the worker shuts down.
     pub fn handle_with(self: &Arc<Self>, handlers: Handlers) {
         tokio::spawn(handler::run_all(self.clone(), Arc::new(handlers)));
+    }
+
+    /// What it is asked for: the handlers of steps that are held back because no worker is known to have one. [`Worker::handle_with`] answers.
+    pub fn asked(&self) -> Vec<Kind> {
+        self.shared.unhandled.open()
+    }
+
+    /// Answers whether it has them.
+    pub fn answer(&self, able: impl Fn(&Kind) -> bool) {
+        self.shared.unhandled.answer(able);
     }
 
     /// How many handlers may run at once, now.
@@ -295,9 +340,17 @@ impl Worker {
         self.hand_back(unstarted.into_iter().map(|step| (step.queue, step.leased)).collect())
             .await;
         if tokio::time::timeout(grace, shared.held.emptied()).await.is_err() {
-            let running = shared.held.unreported();
+            let (cancelled, running): (Vec<_>, Vec<_>) = shared
+                .held
+                .unreported()
+                .into_iter()
+                .partition(|(queue, step)| shared.held.is_cancelled(*queue, &step.lease()));
             tracing::warn!(steps = running.len(), "the grace time is over, handing back what still runs");
             self.hand_back(running).await;
+            // What becomes of these stays unknown: one that is handed back has not begun.
+            for (queue, step) in cancelled {
+                shared.held.remove(queue, [&step.lease()]);
+            }
             // What was reported in time is still committed.
             tokio::time::timeout(Duration::from_secs(5), shared.held.emptied()).await.ok();
         }

@@ -2,14 +2,16 @@
 
 require "active_job"
 require "tasker_core"
+require_relative "active_job/run"
 
 module TaskerCore
   # Runs ActiveJob's jobs: +config.active_job.queue_adapter = :tasker_core+, and a worker for the queues
   # (+tasker worker --namespace default,mailers+).
   #
-  # A job is a task of one step, in the namespace of its queue's name, of a workflow that is called as its class. It is retried and
-  # discarded as its class says (+retry_on+, +discard_on+), and by nothing else: an error that its class does not know makes it a dead
-  # letter. One that is enqueued inside a transaction on the application's connection exists if, and only if, that commits.
+  # A job is a task of one step, in the namespace of its queue's name, of a workflow that is called as its class; its key is the job's id.
+  # It is retried and discarded as its class says (+retry_on+, +discard_on+), and by nothing else: each retry is another attempt of its
+  # step, what is discarded ends as +discarded+, and an error that its class does not know makes it a dead letter. One that is enqueued
+  # inside a transaction on the application's connection exists if, and only if, that commits.
   #
   # Priorities are ActiveJob's, where smaller is more urgent: below -10 is urgent, below 0 high, 0 and none are normal, above 0 is low.
   module Jobs
@@ -21,15 +23,17 @@ module TaskerCore
     # @api private
     class Perform < StepHandler
       # @param step [Step]
-      # @return [nil] what jobs return is not kept
+      # @return [Hash, nil] nothing, since what jobs return is not kept; or the task in which the job goes on
       # @raise [PermanentError] for a job that this task is not for: whoever may create tasks may not choose what runs where
+      # @raise [Run::Retried, Run::Discarded, Run::Failed]
       def call(step)
-        job = step.context.fetch(:job).deep_stringify_keys
+        job = (step.checkpoint || step.context.fetch(:job)).deep_stringify_keys
         Jobs.check(job, step)
-        ActiveJob::Base.execute(job.merge("provider_job_id" => step.task_id))
-        nil
+        Run.new(job, step).call
       end
     end
+
+    Worker::Handlers.adapt(ActiveJob::Base, Perform)
 
     @workflows = {}
     @lock = Mutex.new
@@ -40,17 +44,18 @@ module TaskerCore
       # @return [Integer] how many
       # @raise [Error]
       def enqueue(jobs)
-        jobs.group_by { |job| workflow(job) }.each do |workflow, alike|
-          by_input = {}.compare_by_identity
-          alike.each { |job| by_input[{ job: job.serialize }] = job }
-          tasks = TaskerCore.enqueue_all(
-            workflow, by_input.keys,
-            priority: ->(input) { priority(by_input[input].priority) },
-            run_at: ->(input) { by_input[input].scheduled_at&.then { |time| Time.at(time.to_f) } }
-          )
-          alike.zip(tasks) { |job, task| accept(job, task) }
-        end
+        anew = jobs.reject { |job| Run.current&.again(job) }
+        anew.group_by { |job| workflow(job) }.each { |workflow, alike| create(workflow, alike) }
         jobs.size
+      end
+
+      # All tasks of a job: one, unless it was enqueued more than once, or went on in another queue, at another priority or after a thousand
+      # attempts.
+      # @param job_id [String] ActiveJob's own id of it
+      # @return [Array<Task>] in the order in which they were enqueued
+      def tasks(job_id)
+        numbers = (1..).lazy.map { |number| TaskerCore.tasks(key: key(job_id, number)) }
+        numbers.take_while(&:any?).to_a.flatten.sort_by(&:id)
       end
 
       # @param queue [String] a queue's name
@@ -62,17 +67,52 @@ module TaskerCore
 
       # @param job [Hash] a serialized job
       # @param step [Step] that is to run it
-      # @raise [PermanentError, UnknownHandler]
+      # @raise [PermanentError]
       # @api private
       def check(job, step)
         name, queue = job.values_at("job_class", "queue_name").map(&:to_s)
-        found = name.safe_constantize or raise UnknownHandler, "this worker has no job #{name}"
-        raise PermanentError, "#{name} is no job" unless found.is_a?(Class) && found <= ActiveJob::Base
-        raise PermanentError, "a task of #{step.workflow} cannot run #{name}" unless template_name(name) == step.workflow
+        raise PermanentError, "a task of #{step.workflow} cannot run #{name}" unless name == step.handler
         raise PermanentError, "#{name} of the queue #{queue} cannot run in #{step.namespace}" unless namespace(queue) == step.namespace
       end
 
+      # @api private
+      def priority(number)
+        case number.to_i
+        when ...-10 then :urgent
+        when -10...0 then :high
+        when 0 then :normal
+        else :low
+        end
+      end
+
+      # When a job is to run.
+      # @return [Time, nil] nil: at once
+      # @api private
+      def time(job) = job.scheduled_at&.then { |time| Time.at(time.to_f) }
+
+      # @api private
+      def accept(job, id)
+        job.provider_job_id = id
+        job.successfully_enqueued = true if job.respond_to?(:successfully_enqueued=)
+        true
+      end
+
       private
+
+      # The same job may be enqueued again: each of its tasks has a key of its own.
+      def create(workflow, jobs, number = 1)
+        by_input = {}.compare_by_identity
+        jobs.each { |job| by_input[{ job: job.serialize }] = job }
+        tasks = TaskerCore.enqueue_all(
+          workflow, by_input.keys,
+          key: ->(input) { key(by_input[input].job_id, number) },
+          priority: ->(input) { priority(by_input[input].priority) }, run_at: ->(input) { time(by_input[input]) }
+        )
+        known = jobs.zip(tasks).reject { |job, task| task.created? && accept(job, task.id) }
+        create(workflow, known.map(&:first), number + 1) if known.any?
+      end
+
+      def key(job_id, number) = number == 1 ? job_id : "#{job_id}/#{number}"
 
       def template_name(job_class) = job_class.underscore.tr("/", "_")
 
@@ -83,23 +123,9 @@ module TaskerCore
           @workflows[[namespace, job.class.name]] ||= Class.new(Workflow) do
             namespace namespace
             template_name template
-            step :perform, Perform, retry: { max_attempts: 1 }
+            step :perform, job.class.name, retry: { max_attempts: 1000 }
           end
         end
-      end
-
-      def priority(number)
-        case number.to_i
-        when ...-10 then :urgent
-        when -10...0 then :high
-        when 0 then :normal
-        else :low
-        end
-      end
-
-      def accept(job, task)
-        job.provider_job_id = task.id
-        job.successfully_enqueued = true if job.respond_to?(:successfully_enqueued=)
       end
     end
   end

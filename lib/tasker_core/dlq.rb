@@ -6,7 +6,7 @@ module TaskerCore
   # The dead letters: steps that will not be tried again by themselves, each with its reason, errors and input, and the names of the steps
   # that have results.
   #
-  # Filters, wherever one is taken: namespace, template, handler, reason (attempts_exhausted, permanent_error, timeout, unknown_handler,
+  # Filters, wherever one is taken: namespace, template, handler, reason (attempts_exhausted, permanent_error, timeout,
   # payload_too_large, poison, deadline, stuck, not_a_step, unknown_task, unknown_step), class (of the last error), task (an id), older_than
   # and newer_than (seconds, or "1h"). Every action is recorded with who did it and why.
   #

@@ -38,7 +38,7 @@ module TaskerCore
   # The step is no longer this worker's: its task was cancelled, or its lease ran out and it runs elsewhere. Raised by {Step#heartbeat}.
   class LeaseLost < Error; end
 
-  # The worker does not have the step's handler. Another one, of the next version perhaps, may: the step is tried again.
+  # The worker does not have the step's handler. Another one, of the next version perhaps, may: the step is left to it.
   class UnknownHandler < Error; end
 
   # Ends a handler whose time is over. No StandardError, so that a handler's own rescue does not take it for one of its errors.
@@ -46,6 +46,9 @@ module TaskerCore
 
   # Raise it in a handler when another attempt cannot help: the step is dead-lettered at once.
   class PermanentError < Error; end
+
+  # Raise it in a handler when the whole task is not worth anything any more: it ends as +discarded+, without a dead letter.
+  class DiscardError < Error; end
 
   # Raise it in a handler to be tried again, and when. Any other StandardError is tried again by the step's own rules.
   class RetryableError < Error

@@ -19,6 +19,9 @@ module TaskerCore
     # @return [Symbol] the step's name in its workflow
     def name = @native.name.to_sym
 
+    # @return [String] the name of its handler
+    def handler = @native.handler
+
     # @return [String] the name of the workflow
     def workflow = @native.template
 
@@ -54,7 +57,8 @@ module TaskerCore
     # @return [Hash{String => String}, nil] +traceparent+ and perhaps +tracestate+; nil: the task is part of no trace
     def trace = @native.trace
 
-    # Whether the step is no longer this worker's: its task was cancelled, or it runs elsewhere. Its result will be refused.
+    # Whether the handler should stop: the step's task was cancelled, or it runs elsewhere. What it returns does not count any more; after a
+    # cancellation it is kept as the step's last word (+after_cancel+ in {Task#steps}).
     # @return [Boolean]
     def lost? = @native.lost?
     alias cancelled? lost?
@@ -64,7 +68,7 @@ module TaskerCore
     # @return [void]
     # @raise [LeaseLost]
     def heartbeat(progress = nil)
-      raise LeaseLost, "step #{name} of task #{task_id} is no longer this worker's" if lost?
+      raise LeaseLost, "step #{name} of task #{task_id} is no longer this worker's, or was cancelled" if lost?
 
       @worker.progress(@native, progress) unless progress.nil?
     end

@@ -6,13 +6,16 @@ module TaskerCore
   # One run of a workflow. Every reader but {#id} asks the database; {#reload} asks once for all.
   class Task
     # The states in which a task stays for good.
-    ENDED = %w[complete failed cancelled].freeze
+    ENDED = %w[complete failed cancelled discarded].freeze
 
     # A step of a task, as an operator sees it: its +name+ (Symbol) and +state+ (pending, enqueued, in_progress, waiting_retry, complete,
-    # dead, cancelled or skipped); +attempt+ (0 before the first one), +max_attempts+; +worker+, the name of who has or had it; +progress+,
-    # what the handler last said with {Step#heartbeat}; +result+ (nil where those of the task are more than a mebibyte: {#results} reads
-    # it); and +errors+ of the attempts that failed, each with class, message, backtrace, attempt and at.
-    StepState = Struct.new(:name, :state, :attempt, :max_attempts, :worker, :progress, :result, :errors, keyword_init: true)
+    # dead, cancelling, cancelled, discarded or skipped); +attempt+ (0 before the first one), +max_attempts+; +worker+, the name of who has
+    # or had it; +progress+, what the handler last said with {Step#heartbeat}; +result+ (nil where those of the task are more than a
+    # mebibyte: {#results} reads it); +errors+ of the attempts that failed, each with class, message, backtrace, attempt and at;
+    # +waits_for+, what else than its turn it waits for; and +after_cancel+, what became of a handler that ran when the task was cancelled
+    # (complete, failed or unknown; its result or error is kept).
+    StepState = Struct.new(:name, :state, :attempt, :max_attempts, :worker, :progress, :result, :errors, :waits_for, :after_cancel,
+                           keyword_init: true)
 
     # @return [String] a UUID, version 7
     attr_reader :id
@@ -27,7 +30,7 @@ module TaskerCore
     # @return [Boolean] false when the idempotency key was known, and this is the earlier task
     def created? = @created
 
-    # @return [String] pending, running, waiting, blocked, complete, failed, cancelled or paused
+    # @return [String] pending, running, waiting, blocked, complete, failed, cancelling, cancelled, discarded or paused
     def status = read[:state]
 
     # @return [Hash{Symbol => Object}]
@@ -54,7 +57,7 @@ module TaskerCore
     # @raise [InvalidInput]
     def wait(timeout: nil) = @client.native.wait(@id, Span.seconds(timeout, "timeout"))
 
-    # Cancels the task unless it has ended. Running handlers learn of it at their next heartbeat.
+    # Cancels the task unless it has ended. Running handlers learn of it at their next heartbeat; until they have ended, it is cancelling.
     # @return [Boolean] whether this call cancelled it
     def cancel = @client.native.cancel(@id)
 

@@ -47,7 +47,8 @@ module TaskerCore
       # @return [Object] what the block returns
       def disable!(&block) = switch(nil, &block)
 
-      # Runs what is enqueued and due, and what that enqueues.
+      # Runs what is enqueued and due, and what that enqueues. What fails is tried again at once, as often as it may be; a step whose
+      # handler says when ({RetryableError#retry_after}) is due then, and runs in a {drain} after that.
       # @return [Array<Task>] those that ran, in the order in which they were enqueued
       def drain = ids(-> { @engine.run_due })
 

@@ -136,6 +136,7 @@ module TaskerCore
     def supervise
       loop do
         why = @native.beat and return @events << why
+        answer_for_handlers
         resize(@native.concurrency)
         @slots.each_with_index do |slot, index|
           next if slot.alive? && !slot.overdue?(STOP_GRACE)
@@ -146,6 +147,14 @@ module TaskerCore
         end
         sleep(0.5)
       end
+    end
+
+    # Steps are held back that no worker is known to have a handler for.
+    def answer_for_handlers
+      asked = @native.asked
+      @native.answer(@executor.handlers_among(asked)) if asked.any?
+    rescue StandardError => e
+      TaskerCore.configuration.logger.error("could not look for handlers: #{e.class}: #{e.message}")
     end
 
     def resize(count)

@@ -10,6 +10,8 @@ module TaskerCore
   #     namespace "fulfillment"
   #     input_schema type: "object", required: ["order_id"]
   #
+  #     limit concurrency: 5, key: "customer_id"
+  #
   #     step :validate, ValidateOrder
   #     step :reserve, ReserveInventory, after: :validate, namespace: "inventory", retry: { max_attempts: 5, base: "2s" }
   #     step :charge, ChargeCard, after: :validate, timeout: 30
@@ -75,6 +77,25 @@ module TaskerCore
       # @overload input_schema @return [Hash, nil]
       def input_schema(value = nil) = setting(:input_schema, value)
 
+      # Limits the workflow's steps in its own namespace, across all workers. An operator's limit of the name "workflow:limit" takes its
+      # place.
+      # @param name [Symbol, nil] nil: after its key, or its handler
+      # @param handler [Class<StepHandler>, String, nil] of whose steps; nil: all
+      # @param key [String, nil] where in the input: each value there is limited by itself
+      # @param concurrency [Integer, nil] how many at once
+      # @param rate [Integer, nil] how many starts in any stretch of per_seconds
+      # @param per_seconds [Numeric, nil] 1 where nothing is said
+      # @param breaker [Hash, nil] failure_rate, minimum, window_seconds, open_seconds, probes
+      # @return [void]
+      def limit(name = nil, handler: nil, key: nil, concurrency: nil, rate: nil, per_seconds: nil, breaker: nil)
+        handler &&= handler_name(:limit, handler)
+        name ||= (key || handler || "all").gsub(/([a-z\d])([A-Z])/, '\1_\2').downcase.gsub(/\W+/, "_")
+        refuse "limit #{name.inspect} is there twice: name one of them (limit :slow, …)" if own_limits.key?(name.to_s)
+
+        own_limits[name.to_s] = { handler: handler, key: key, concurrency: concurrency, rate: rate, per_seconds: duration(per_seconds),
+                                  breaker: mapping("limit #{name.inspect}: breaker", breaker, "failure_rate: 0.5") }.compact
+      end
+
       # Adds a step.
       # @param name [Symbol]
       # @param handler [Class<StepHandler>, String] its code; a string where the class lives in another team's application
@@ -116,7 +137,8 @@ module TaskerCore
 
         head = {
           name: template_name, namespace: namespace, version: version, description: description, priority: priority, deadline: deadline,
-          stuck_after: stuck_after, on_failure: on_failure, retry: retry_rules, dead_letters: dead_letters, input_schema: input_schema
+          stuck_after: stuck_after, on_failure: on_failure, retry: retry_rules, dead_letters: dead_letters, input_schema: input_schema,
+          limits: (own_limits if own_limits.any?)
         }.compact
         lines = "\n" * [first - 1, 0].max if written == file
         settings = head.map { |key, value| "#{key.to_json}: #{value.to_json}, " }
@@ -162,6 +184,8 @@ module TaskerCore
       private
 
       def own_steps = @own_steps ||= []
+
+      def own_limits = @own_limits ||= {}
 
       def setting(key, value)
         @settings ||= {}

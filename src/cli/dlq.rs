@@ -114,7 +114,7 @@ pub(super) struct Which {
     /// Only of this handler
     #[arg(long)]
     handler: Option<String>,
-    /// Only with this reason: attempts_exhausted, permanent_error, timeout, unknown_handler, payload_too_large, poison, deadline, stuck,
+    /// Only with this reason: attempts_exhausted, permanent_error, timeout, payload_too_large, poison, deadline, stuck,
     /// not_a_step, unknown_task, unknown_step
     #[arg(long)]
     reason: Option<String>,

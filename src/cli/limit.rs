@@ -66,9 +66,13 @@ fn row(limit: &Value) -> Value {
         many => format!("{} are not closed", many.len()),
     });
     let of = if of.is_empty() { vec!["all".to_owned()] } else { of };
-    let none = if limit["concerns"] == 0 { " (of no template so far)" } else { "" };
+    let doubt = match (&limit["concerns"], &limit["key_is_missing"]) {
+        (Value::Number(none), _) if none.as_i64() == Some(0) => " (of no template so far)",
+        (_, Value::Bool(true)) => " (which no input has so far)",
+        _ => "",
+    };
     json!({
-        "limit": format!("{}/{}", text("namespace"), text("name")), "of": of.join(", ") + none,
+        "limit": format!("{}/{}", text("namespace"), text("name")), "of": of.join(", ") + doubt,
         "concurrency": limit["concurrency"], "rate": rate, "granted": limit["granted"], "waiting": limit["waiting"], "breaker": breaker,
     })
 }

@@ -10,7 +10,7 @@ use crate::error::Result;
 
 #[derive(Subcommand)]
 pub(super) enum Queue {
-    /// List each namespace with what waits (pending tasks, messages in its queue, dead letters), its orchestrators and workers, and its state: no workers, no orchestrator, broken, normal, warning or critical
+    /// List each namespace with what waits (pending tasks, messages in its queue, dead letters), its orchestrators and workers, and its state: no workers, no orchestrator, no handler, broken, normal, warning or critical
     List {
         /// A JSON array
         #[arg(long)]
@@ -59,7 +59,15 @@ impl Queue {
 async fn list(db: &Db, json: bool) -> Result<()> {
     let fleet = fleet::fleet(db).await?;
     let of = |name: &str| fleet[name].as_object().into_iter().flatten();
-    let mut rows: Vec<Value> = of("namespaces").map(|(name, of)| row(name, of)).collect();
+    let unhandled: Vec<&str> = fleet["unhandled"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|kind| kind["namespace"].as_str())
+        .collect();
+    let mut rows: Vec<Value> = of("namespaces")
+        .map(|(name, of)| row(name, of, unhandled.contains(&name.as_str())))
+        .collect();
     rows.extend(
         of("broken_queues")
             .map(|(queue, of)| json!({ "namespace": queue.trim_end_matches("_queue"), "state": "broken", "why": of["why"] })),
@@ -75,6 +83,11 @@ async fn list(db: &Db, json: bool) -> Result<()> {
                 "\n{queue} cannot be worked with: {}; see tasker queue repair",
                 of["why"].as_str().unwrap_or_default()
             );
+        }
+        for kind in fleet["unhandled"].as_array().into_iter().flatten() {
+            let [namespace, handler, step, template] =
+                ["namespace", "handler", "step", "template"].map(|of| kind[of].as_str().unwrap_or_default());
+            said += &format!("\nno worker of {namespace} has the handler {handler}: the step {step} of {template} waits for one that has");
         }
         said
     });
@@ -109,7 +122,7 @@ fn said(repaired: &Value) -> String {
     )
 }
 
-fn row(name: &str, of: &Value) -> Value {
+fn row(name: &str, of: &Value, unhandled: bool) -> Value {
     let lanes = || of["backlog"].as_object().into_iter().flatten().map(|(_, lane)| lane);
     let pending: i64 = lanes().filter_map(|lane| lane["pending"].as_i64()).sum();
     let oldest = lanes().filter_map(|lane| lane["oldest_seconds"].as_f64()).fold(0.0, f64::max);
@@ -117,6 +130,7 @@ fn row(name: &str, of: &Value) -> Value {
     let state = match (of["orchestrators"].as_i64(), of["workers"].as_i64()) {
         (_, Some(0)) if waits => "no workers",
         (Some(0), Some(workers)) if waits || workers > 0 => "no orchestrator",
+        _ if unhandled => "no handler",
         _ => of["pressure"]["state"].as_str().unwrap_or_default(),
     };
     let parked = if of["pressure"]["parked"] == true { ", low parked" } else { "" };

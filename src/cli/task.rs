@@ -71,7 +71,7 @@ pub(super) enum Task {
         #[arg(long)]
         template: Option<String>,
         /// Only in this state
-        #[arg(long, value_parser = ["pending", "running", "waiting", "blocked", "complete", "failed", "cancelled", "paused"])]
+        #[arg(long, value_parser = ["pending", "running", "waiting", "blocked", "complete", "failed", "cancelling", "cancelled", "discarded", "paused"])]
         state: Option<String>,
         /// Only with this idempotency key
         #[arg(long)]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::template::Backoff;
+use crate::template::{Backoff, Limit};
 
 /// The rules of a namespace, which PostgreSQL itself keeps to; None says nothing.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -59,53 +59,6 @@ pub struct Rules {
     pub shed_low_priority: Option<bool>,
     /// Limits on its steps, by names of your choice; none where nothing is said. (Not in `namespace_defaults`.)
     pub limits: Option<BTreeMap<String, Limit>>,
-}
-
-/// How many of some steps of a namespace may be under way at once, or start in a stretch of time, across all workers. A step that several limits concern
-/// keeps to each.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Limit {
-    /// Whose steps: those that this handler runs; of any where nothing is said.
-    pub handler: Option<String>,
-    /// And those of this template; of any where nothing is said.
-    pub template: Option<String>,
-    /// Where in a task's input, such as `account_id` or `customer.id`: each value there is limited by itself, and a task without one is not. All are
-    /// limited together where nothing is said.
-    #[schemars(extend("pattern" = r"^[^.]+(\.[^.]+)*$"))]
-    pub key: Option<String>,
-    /// How many at once; any number where nothing is said.
-    #[schemars(range(min = 1, max = 1_000_000))]
-    pub concurrency: Option<i32>,
-    /// How many starts in any stretch of `per_seconds`; any number where nothing is said.
-    #[schemars(range(min = 1, max = 10_000))]
-    pub rate: Option<i32>,
-    /// 1 where nothing else is said.
-    #[schemars(range(min = 0.01, max = 86_400))]
-    pub per_seconds: Option<f64>,
-    /// Makes them wait, instead of using up their attempts, while too many fail; never where nothing is said.
-    pub breaker: Option<Breaker>,
-}
-
-/// A circuit breaker. It counts failures that may be tried again; a permanent error tells of the task.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Breaker {
-    /// Which part of the attempts must fail to open it; 0.5 where nothing else is said.
-    #[schemars(range(min = 0.01, max = 1))]
-    pub failure_rate: Option<f64>,
-    /// How many attempts it wants to have seen; 10 where nothing else is said.
-    #[schemars(range(min = 1, max = 1_000_000))]
-    pub minimum: Option<i32>,
-    /// How far it looks back at most, and half of it at least; 60 where nothing else is said.
-    #[schemars(range(min = 0.1, max = 86_400))]
-    pub window_seconds: Option<f64>,
-    /// How long it stays open before it lets probes through; 30 where nothing else is said.
-    #[schemars(range(min = 0.1, max = 86_400))]
-    pub open_seconds: Option<f64>,
-    /// How many steps are probes. All must succeed to close it, and one that fails opens it again; 1 where nothing else is said.
-    #[schemars(range(min = 1, max = 1000))]
-    pub probes: Option<i32>,
 }
 
 /// What happens to new tasks of a namespace that is critical.

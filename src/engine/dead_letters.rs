@@ -23,7 +23,7 @@ pub struct Filter {
     /// What was to run the step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub handler: Option<String>,
-    /// attempts_exhausted, permanent_error, timeout, unknown_handler, payload_too_large, poison, deadline, stuck; and, of messages that are
+    /// attempts_exhausted, permanent_error, timeout, payload_too_large, poison, deadline, stuck; and, of messages that are
     /// no step's: not_a_step, unknown_task, unknown_step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,

@@ -49,6 +49,14 @@ impl Failure {
         }
     }
 
+    /// The task is not worth anything any more: it ends as `discarded`, without a dead letter.
+    pub fn discard(class: impl Into<String>, message: impl Into<String>) -> Failure {
+        Failure {
+            reason: Some("discarded".into()),
+            ..Failure::permanent(class, message)
+        }
+    }
+
     /// Says when to try again, in place of the template's backoff.
     pub fn retry_after(self, delay: Duration) -> Failure {
         Failure {
@@ -108,7 +116,7 @@ pub(crate) async fn fail_barely(db: &Db, queue: &str, lease: &Lease) -> Result<b
 pub(crate) struct Failed {
     /// The message.
     pub(crate) counted: i64,
-    /// What the step is now: `waiting_retry`, `dead` or `cancelled`.
+    /// What the step is now: `waiting_retry`, `dead`, `discarded` or `cancelled`.
     pub(crate) state: String,
 }
 

@@ -115,7 +115,7 @@ pub(crate) async fn record_progress(db: &Db, queue: &str, words: &[Word]) -> Res
     Ok(query.fetch_all(db.pool()).await?)
 }
 
-/// Leases at most `limit` steps of `queue` for `lease`, and admits tasks if it holds fewer. Never waits. Returns the steps, and those of the tasks
+/// Leases at most `limit` steps of `queue` for `lease`, and admits tasks if it holds fewer; `unable`: leaves what the worker has no handler for. Never waits. Returns the steps, and those of the tasks
 /// that are traced.
 pub(crate) async fn lease_steps(
     db: &Db,
@@ -123,10 +123,11 @@ pub(crate) async fn lease_steps(
     worker: i32,
     limit: i32,
     lease: Duration,
+    unable: bool,
 ) -> Result<(Vec<LeasedStep>, Vec<TracedTask>)> {
     let rows: Vec<PgRow> = super::again_on_conflict(|| async {
-        let query = sqlx::query("SELECT * FROM tasker.lease_steps($1, $2, $3, make_interval(secs => $4))");
-        let query = query.bind(queue).bind(worker).bind(limit).bind(lease.as_secs_f64());
+        let query = sqlx::query("SELECT * FROM tasker.lease_steps($1, $2, $3, make_interval(secs => $4), $5)");
+        let query = query.bind(queue).bind(worker).bind(limit).bind(lease.as_secs_f64()).bind(unable);
         Ok(query.fetch_all(db.pool()).await?)
     })
     .await?;
@@ -177,18 +178,28 @@ pub(crate) async fn begin_suspect(db: &Db, queue: &str, lease: &Lease) -> Result
     Ok(query.fetch_one(db.pool()).await?)
 }
 
-/// Renews leases. Returns the messages that are no longer the caller's.
-pub(crate) async fn extend_leases(db: &Db, queue: &str, leases: &[Lease], lease: Duration) -> Result<Vec<i64>> {
+/// What came of renewing leases, of all but those that were simply renewed.
+#[derive(Debug, Default)]
+pub(crate) struct Renewed {
+    /// The messages that are no longer the caller's.
+    pub(crate) gone: Vec<i64>,
+    /// Those that are, but whose task was cancelled.
+    pub(crate) cancelled: Vec<i64>,
+}
+
+/// Renews leases.
+pub(crate) async fn extend_leases(db: &Db, queue: &str, leases: &[Lease], lease: Duration) -> Result<Renewed> {
     let (ids, fences): (Vec<i64>, Vec<i32>) = leases.iter().map(|lease| (lease.msg_id, lease.fence)).unzip();
-    Ok(
-        sqlx::query_scalar("SELECT tasker.extend_leases($1, $2, $3, make_interval(secs => $4))")
-            .bind(queue)
-            .bind(ids)
-            .bind(fences)
-            .bind(lease.as_secs_f64())
-            .fetch_all(db.upkeep())
-            .await?,
-    )
+    let query = sqlx::query_as("SELECT id, cancelled FROM tasker.extend_leases($1, $2, $3, make_interval(secs => $4))");
+    let query = query.bind(queue).bind(ids).bind(fences).bind(lease.as_secs_f64());
+    let mut renewed = Renewed::default();
+    for (id, cancelled) in query.fetch_all(db.upkeep()).await? {
+        match cancelled {
+            true => renewed.cancelled.push(id),
+            false => renewed.gone.push(id),
+        }
+    }
+    Ok(renewed)
 }
 
 /// The members that have these steps now, or had them last: host:pid.

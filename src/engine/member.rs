@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sqlx::types::Json;
+use tokio::sync::Notify;
 
 use crate::db::Db;
 use crate::error::Result;
@@ -40,8 +41,25 @@ struct Done {
     seconds: f64,
 }
 
-/// Namespaces, and how many steps wait where no worker is.
-type Lacks = BTreeMap<String, Option<i64>>;
+/// What is missing beside a member, in a namespace.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Lack {
+    Handler {
+        namespace: String,
+        handler: String,
+        step: String,
+        template: String,
+        version: String,
+    },
+    Workers {
+        namespace: String,
+        waiting: i64,
+    },
+    Orchestrator {
+        namespace: String,
+    },
+}
 
 /// A member whose lease ran out.
 #[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
@@ -65,6 +83,8 @@ pub struct Membership {
     id: AtomicI32,
     /// By namespace, since the last heartbeat.
     activity: Mutex<BTreeMap<String, Done>>,
+    /// Steps are held back that no worker is known to have a handler for; or nobody knows what this one has.
+    unhandled: Notify,
 }
 
 impl Membership {
@@ -79,6 +99,7 @@ impl Membership {
             lease: Mutex::new(lease),
             id: AtomicI32::new(0),
             activity: Mutex::default(),
+            unhandled: Notify::new(),
         };
         membership.rejoin().await?;
         Ok(membership)
@@ -105,7 +126,13 @@ impl Membership {
             .fetch_one(self.db.upkeep())
             .await?;
         self.id.store(id, Ordering::Release);
+        self.unhandled.notify_one();
         Ok(())
+    }
+
+    /// Waits until somebody should ask what steps no worker has a handler for.
+    pub(crate) async fn unhandled(&self) {
+        self.unhandled.notified().await;
     }
 
     /// Notes what was done since, and how much of handlers' time it took, for the fleet's rates.
@@ -124,7 +151,7 @@ impl Membership {
     pub async fn renew(&self, report: &Value) -> Result<Vec<String>> {
         let activity = std::mem::take(&mut *self.activity.lock().unwrap_or_else(PoisonError::into_inner));
         let renewing = sqlx::query_as("SELECT held, lacks FROM tasker.renew_membership($1, make_interval(secs => $2), $3, $4)");
-        let (held, lacks): (bool, Option<Json<Lacks>>) = renewing
+        let (held, lacks): (bool, Option<Json<Vec<Lack>>>) = renewing
             .bind(self.id())
             .bind(self.lease().as_secs_f64())
             .bind(report)
@@ -136,7 +163,10 @@ impl Membership {
             self.rejoin().await?;
         }
         let lacks = lacks.map(|lacks| lacks.0).unwrap_or_default();
-        Ok(lacks.iter().map(|(namespace, waiting)| lacking(namespace, *waiting)).collect())
+        if lacks.iter().any(|lack| matches!(lack, Lack::Handler { .. })) {
+            self.unhandled.notify_one();
+        }
+        Ok(lacks.iter().map(Lack::said).collect())
     }
 
     fn lease(&self) -> Duration {
@@ -158,13 +188,26 @@ impl Membership {
     }
 }
 
-fn lacking(namespace: &str, waiting: Option<i64>) -> String {
-    match waiting {
-        None => format!(
-            "no orchestrator looks after {namespace}: what is to be tried again or to start later, and what dead workers had, waits for one \
-             (tasker serve, or the worker's setting orchestrate)"
-        ),
-        Some(waiting) => format!("{waiting} steps wait in {namespace}, and no worker is there for them (tasker worker --namespace {namespace})"),
+impl Lack {
+    fn said(&self) -> String {
+        match self {
+            Lack::Orchestrator { namespace } => format!(
+                "no orchestrator looks after {namespace}: what is to be tried again or to start later, and what dead workers had, waits for one \
+                 (tasker serve, or the worker's setting orchestrate)"
+            ),
+            Lack::Workers { namespace, waiting } => {
+                format!("{waiting} steps wait in {namespace}, and no worker is there for them (tasker worker --namespace {namespace})")
+            }
+            Lack::Handler {
+                namespace,
+                handler,
+                step,
+                template,
+                version,
+            } => format!(
+                "no worker of {namespace} has the handler {handler}: the step {step} of {template} (version {version}) waits for one that has"
+            ),
+        }
     }
 }
 

@@ -29,7 +29,7 @@ pub struct TaskFilter {
 }
 
 /// The states in which a task stays for good.
-pub const ENDED: [&str; 3] = ["complete", "failed", "cancelled"];
+pub const ENDED: [&str; 4] = ["complete", "failed", "cancelled", "discarded"];
 
 /// How many bytes of results [`read_task`] reads.
 const RESULTS_OF_A_TASK: i64 = 1 << 20;

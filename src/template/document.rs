@@ -1,6 +1,6 @@
 //! The written form of a template, with the place of every value, and its validation.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -8,7 +8,7 @@ use serde_saphyr::{DefaultMessageFormatter, MessageFormatter, Spanned};
 
 use super::problems::{kind, line, Problems};
 use super::rules::{DeadLettersDocument, RetryDocument, StuckAfterDocument};
-use super::{graph, DeadLetters, OnFailure, Priority, Problem, Retry, Step, StuckAfter, Template};
+use super::{graph, limits, DeadLetters, OnFailure, Priority, Problem, Retry, Step, StuckAfter, Template};
 use crate::span::Span;
 
 #[derive(Deserialize)]
@@ -25,6 +25,8 @@ pub(super) struct Document {
     on_failure: Option<Spanned<String>>,
     deadline: Option<Spanned<Span>>,
     stuck_after: Option<StuckAfterDocument>,
+    #[serde(default)]
+    limits: BTreeMap<String, Spanned<Value>>,
     steps: Spanned<Vec<StepDocument>>,
 }
 
@@ -141,11 +143,17 @@ impl Document {
             });
         }
 
+        let input_schema = self.input_schema.map(|schema| schema.value);
+        let of = limits::Of {
+            namespace: &namespace,
+            steps: &steps,
+            input_schema: input_schema.as_ref(),
+        };
+        let limits = limits::validate(self.limits, &of, &mut found);
         if !found.0.is_empty() {
             found.0.sort_by_key(|problem| problem.line);
             return Err(found.0);
         }
-        let input_schema = self.input_schema.map(|schema| schema.value);
         Ok(Template {
             namespace,
             name,
@@ -156,6 +164,7 @@ impl Document {
             deadline,
             stuck_after,
             input_schema,
+            limits,
             steps,
         })
     }

@@ -16,7 +16,8 @@ use super::{log_step, Handled, Outcome, Shared, Step};
 use crate::backoff::Backoff;
 use crate::engine::complete::{complete_steps, Completed, Completion};
 use crate::engine::fail::{fail_barely, fail_steps, Failure};
-use crate::engine::lease::{lease_holders, Lease};
+use crate::engine::lease::{lease_holders, release_steps, Lease};
+use crate::engine::unhandled::decline_steps;
 use crate::error::{Error, Result};
 use crate::health::{said, Beat};
 
@@ -96,6 +97,7 @@ struct Commit {
 impl Commit {
     async fn run(&self, batch: Vec<Handled>) {
         let (mut completions, mut failures) = (Vec::new(), Vec::new());
+        let (mut declined, mut returned) = (Vec::new(), Vec::new());
         for Handled { step, outcome, ended } in batch {
             let lease = step.lease();
             match outcome {
@@ -109,8 +111,11 @@ impl Commit {
                     step,
                     ended,
                 }),
+                Outcome::Decline => declined.push(lease),
+                Outcome::HandBack => returned.push(lease),
             }
         }
+        self.give_back(&declined, &returned).await;
         let refused = self.report(completions).await;
         failures.extend(refused.into_iter().map(|(reported, error)| {
             let failure = Failure::permanent("ResultRefused", error.to_string());
@@ -131,6 +136,22 @@ impl Commit {
             }
             self.shared.held.remove(self.queue, [&step.lease()]);
         }
+    }
+
+    /// Steps that no handler of this worker had.
+    async fn give_back(&self, declined: &[Lease], returned: &[Lease]) {
+        let (db, worker) = (&self.shared.db, self.shared.membership.id());
+        let mut given_back = Ok(());
+        if !declined.is_empty() {
+            given_back = decline_steps(db, self.queue_name(), worker, declined).await;
+        }
+        if !returned.is_empty() {
+            given_back = given_back.and(release_steps(db, self.queue_name(), returned).await.map(drop));
+        }
+        if let Err(error) = given_back {
+            tracing::warn!(%error, "could not hand steps back, their leases will run out");
+        }
+        self.shared.held.remove(self.queue, declined.iter().chain(returned));
     }
 
     /// So many counted, of all of these.

@@ -39,6 +39,11 @@ where
 pub struct Handlers(HashMap<String, Arc<dyn Handler>>);
 
 impl Handlers {
+    /// Handlers in Rust have no connection of their own, which a transactional step needs.
+    fn runs(&self, handler: &str, transactional: bool) -> bool {
+        !transactional && self.0.contains_key(handler)
+    }
+
     /// Adds a handler.
     #[must_use]
     pub fn with(mut self, name: &str, handler: impl Handler) -> Handlers {
@@ -59,6 +64,7 @@ pub(super) async fn run_all(worker: Arc<Worker>, handlers: Arc<Handlers>) {
         tokio::select! {
             () = worker.shared.stop.cancelled() => return,
             () = live.changed() => {}
+            () = worker.shared.unhandled.asked() => worker.answer(|kind| handlers.runs(&kind.handler, kind.transactional)),
         }
     }
 }
@@ -78,29 +84,14 @@ async fn run(worker: Arc<Worker>, handlers: Arc<Handlers>, running: Arc<AtomicUs
             () = live.changed() => continue,
         };
         let outcome = match handlers.0.get(&step.leased.handler) {
-            None => {
-                let message = format!("this worker has no handler {:?}", step.leased.handler);
-                Some(unknown(message))
-            }
-            Some(_) if step.leased.transactional => {
-                let message = "a transactional step needs a Ruby worker: handlers in Rust have no connection of their own";
-                Some(unknown(message.into()))
-            }
-            Some(handler) => handle(handler, &step).await,
+            Some(handler) if handlers.runs(&step.leased.handler, step.leased.transactional) => handle(handler, &step).await,
+            _ => Some(Outcome::Decline),
         };
         match outcome {
             Some(outcome) => drop(worker.report(&step, outcome)),
             None => worker.forget(&step),
         }
     }
-}
-
-/// Another worker, of the next version perhaps, may have the handler.
-fn unknown(message: String) -> Outcome {
-    Outcome::Fail(Failure {
-        reason: Some("unknown_handler".into()),
-        ..Failure::retryable("UnknownHandler", message)
-    })
 }
 
 /// None: the lease was lost, and the handler was stopped.
@@ -128,7 +119,8 @@ async fn handle(handler: &Arc<dyn Handler>, step: &Arc<Step>) -> Option<Outcome>
         }
         () = step.lost.cancelled() => {
             handling.abort();
-            return None;
+            let stopped = || Outcome::Fail(Failure::permanent("Cancelled", "the handler was stopped, because its task was cancelled"));
+            return step.shared.held.is_cancelled(step.queue, &step.lease()).then(stopped);
         }
     };
     Some(match finished {

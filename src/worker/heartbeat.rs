@@ -94,8 +94,8 @@ async fn renew(shared: &Shared, queue: usize, name: &str, leases: &[Lease], leas
     let answer = tokio::time::timeout(lease / 3, extend_leases(&shared.db, name, leases, lease)).await;
     let renewed = matches!(answer, Ok(Ok(_)));
     match answer {
-        Ok(Ok(gone)) => {
-            let lost = shared.held.renewed(queue, leases, asked, &gone);
+        Ok(Ok(answer)) => {
+            let (lost, cancelled) = shared.held.renewed(queue, leases, asked, &answer);
             shared.metrics.lease_losses.add(lost.len() as u64, &[]);
             for leased in lost {
                 log_step!(
@@ -103,8 +103,11 @@ async fn renew(shared: &Shared, queue: usize, name: &str, leases: &[Lease], leas
                     shared,
                     queue,
                     leased,
-                    "its lease was lost: the task was cancelled, or the step is another's"
+                    "its lease was lost: the step is another's by now, or was given up"
                 );
+            }
+            for leased in cancelled {
+                log_step!(INFO, shared, queue, leased, "its task was cancelled, the handler is told");
             }
         }
         Ok(Err(error)) => tracing::error!(%error, queue = name, "renewing leases failed"),

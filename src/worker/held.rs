@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::lease::{Lease, LeasedStep, Word};
+use crate::engine::lease::{Lease, LeasedStep, Renewed, Word};
 
 #[derive(Debug)]
 pub(super) struct Held {
@@ -41,7 +41,10 @@ struct Entry {
     leased: Arc<LeasedStep>,
     /// The lease ends that long after this moment, at the earliest.
     renewed: Instant,
+    /// The handler is to stop: the lease is lost, or the task was cancelled.
     lost: CancellationToken,
+    /// The task was: the lease is still held, so that the handler's last word is heard.
+    cancelled: bool,
     reported: bool,
     /// Of its report.
     bytes: usize,
@@ -92,7 +95,7 @@ impl Held {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a step that was leased after the moment `asked`; the token is cancelled when its lease is lost.
+    /// Adds a step that was leased after the moment `asked`; the token is cancelled when its lease is lost, or its task is cancelled.
     pub(super) fn add(&self, queue: usize, leased: Arc<LeasedStep>, asked: Instant) -> CancellationToken {
         let lost = CancellationToken::new();
         let key = key(queue, &leased.lease());
@@ -100,6 +103,7 @@ impl Held {
             leased,
             renewed: asked,
             lost: lost.clone(),
+            cancelled: false,
             reported: false,
             bytes: 0,
             progress: None,
@@ -144,6 +148,11 @@ impl Held {
     /// Whether this step is held still.
     pub(super) fn holds(&self, queue: usize, lease: &Lease) -> bool {
         self.entries().by_lease.contains_key(&key(queue, lease))
+    }
+
+    /// Whether this step's task was cancelled, and its last word is still waited for.
+    pub(super) fn is_cancelled(&self, queue: usize, lease: &Lease) -> bool {
+        self.entries().by_lease.get(&key(queue, lease)).is_some_and(|entry| entry.cancelled)
     }
 
     /// How many steps are leased and not yet reported.
@@ -205,28 +214,41 @@ impl Held {
         let renewable = entries
             .by_lease
             .iter()
-            .filter(|((q, ..), entry)| *q == queue && !entry.lost.is_cancelled());
+            .filter(|((q, ..), entry)| *q == queue && (entry.cancelled || !entry.lost.is_cancelled()));
         renewable.map(|(_, entry)| entry.leased.lease()).collect()
     }
 
-    /// Of `asked`, for which renewal was asked at that moment, all but the messages in `gone` are renewed. Returns those that are lost:
-    /// gone without a report of ours.
-    pub(super) fn renewed(&self, queue: usize, asked: &[Lease], at: Instant, gone: &[i64]) -> Vec<Arc<LeasedStep>> {
+    /// Of `asked`, for which renewal was asked at that moment, all but those that are gone are renewed. Returns (lost, cancelled): those that are
+    /// gone without a report of ours, and those whose handlers learn now that their task was cancelled.
+    pub(super) fn renewed(
+        &self,
+        queue: usize,
+        asked: &[Lease],
+        at: Instant,
+        renewed: &Renewed,
+    ) -> (Vec<Arc<LeasedStep>>, Vec<Arc<LeasedStep>>) {
         let mut entries = self.entries();
-        let mut lost = Vec::new();
+        let (mut lost, mut cancelled) = (Vec::new(), Vec::new());
         for lease in asked {
-            if let Some(entry) = entries.by_lease.get_mut(&key(queue, lease)) {
-                match gone.contains(&lease.msg_id) {
-                    true if entry.reported => {}
-                    true => {
-                        entry.lost.cancel();
-                        lost.push(entry.leased.clone());
-                    }
-                    false => entry.renewed = at,
+            let Some(entry) = entries.by_lease.get_mut(&key(queue, lease)) else {
+                continue;
+            };
+            if renewed.gone.contains(&lease.msg_id) {
+                if !entry.reported {
+                    entry.cancelled = false;
+                    entry.lost.cancel();
+                    lost.push(entry.leased.clone());
                 }
+                continue;
+            }
+            entry.renewed = at;
+            if renewed.cancelled.contains(&lease.msg_id) && !entry.reported && !entry.cancelled {
+                entry.cancelled = true;
+                entry.lost.cancel();
+                cancelled.push(entry.leased.clone());
             }
         }
-        lost
+        (lost, cancelled)
     }
 
     /// Gives up the steps whose lease was not renewed for `lease`: by now they may be another's. Returns them, with their queues.

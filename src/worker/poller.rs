@@ -56,7 +56,16 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
         let calls = (room / limit).min(concurrency);
         let asked = Instant::now();
         // Not cancelled by `stop`: what was leased must reach the buffer, to be handed back from there.
-        let call = |_| lease_steps(&shared.db, name, shared.membership.id(), limit as i32, lease);
+        let call = |_| {
+            lease_steps(
+                &shared.db,
+                name,
+                shared.membership.id(),
+                limit as i32,
+                lease,
+                shared.unhandled.any(),
+            )
+        };
         let answers = join_all((0..calls).map(call)).await;
         let (mut leased, mut failure) = (0, None);
         for answer in answers {

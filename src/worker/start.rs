@@ -13,6 +13,7 @@ use super::held::Held;
 use super::poller::Outlets;
 use super::step::Handled;
 use super::turns::Turns;
+use super::unhandled::{self, Unhandled};
 use super::{batcher, buffer, heartbeat, poller, suspects, Shared, Worker};
 use crate::config::{Live, WorkerConfig};
 use crate::db::{channel, Db, Wake};
@@ -91,6 +92,7 @@ impl Worker {
             held: Held::of(config.namespaces.len()),
             waiting: suspects::Waiting::default(),
             turns: Arc::new(Turns::of(config.namespaces.len())),
+            unhandled: Unhandled::default(),
             membership,
             metrics: telemetry::metrics(),
             labels: config.namespaces.iter().map(labelled).collect(),
@@ -124,6 +126,7 @@ impl Worker {
         each.run(&pollers, "suspects", move |of| {
             suspects::run(of.shared, suspected.clone(), of.buffer)
         });
+        each.run(&pollers, "unhandled", |of| unhandled::run(of.shared));
         each.run(&loops, "step heartbeat", |of| {
             heartbeat::run(of.shared, of.wakes.subscribe(), of.health.beats().clone())
         });

@@ -70,7 +70,7 @@ impl Step {
         read_results(&self.shared.db, self.leased.task_id, Some(self.leased.step), names, None).await
     }
 
-    /// Whether the lease is gone (taken by another worker, or the task was cancelled): the outcome will be refused.
+    /// Whether its handler is to stop: the step is another worker's by now, or its task was cancelled, so that its outcome does not count any more.
     pub fn is_lost(&self) -> bool {
         self.lost.is_cancelled()
     }
@@ -97,13 +97,19 @@ pub enum Outcome {
     Complete(String),
     /// The handler failed.
     Fail(Failure),
+    /// This worker has no handler for it: it is left to others, and no attempt is used.
+    Decline,
+    /// Its handler did not begin: others may have it at once.
+    HandBack,
 }
 
 impl Outcome {
-    pub(super) fn name(&self) -> &'static str {
+    /// None: its handler did not run.
+    pub(super) fn name(&self) -> Option<&'static str> {
         match self {
-            Outcome::Complete(_) => "complete",
-            Outcome::Fail(_) => "failed",
+            Outcome::Complete(_) => Some("complete"),
+            Outcome::Fail(_) => Some("failed"),
+            Outcome::Decline | Outcome::HandBack => None,
         }
     }
 
@@ -112,6 +118,7 @@ impl Outcome {
         match self {
             Outcome::Complete(result) => result.len(),
             Outcome::Fail(failure) => failure.message.len().min(10_000),
+            Outcome::Decline | Outcome::HandBack => 0,
         }
     }
 }

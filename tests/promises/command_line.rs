@@ -7,7 +7,7 @@ use serde_json::{json, Value};
 
 use crate::world::{free_port, World};
 
-fn tasker(url: &str, arguments: &[&str]) -> Output {
+pub(crate) fn tasker(url: &str, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tasker"));
     command
         .args(arguments)
@@ -22,7 +22,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 /// Runs it, expects success, and returns standard output as JSON.
-fn json_of(url: &str, arguments: &[&str]) -> Value {
+pub(crate) fn json_of(url: &str, arguments: &[&str]) -> Value {
     let output = tasker(url, arguments);
     assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {}", text(&output.stdout)))

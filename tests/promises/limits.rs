@@ -178,6 +178,8 @@ async fn what_waits_for_a_permit_is_not_sent_and_comes_in_order_as_others_end() 
         let second = world.granted("here_queue").await;
         assert_eq!(second[0].task_id, tasks[1], "a retry comes after who has waited");
         tasker::engine::cancel::cancel_tasks(&world.db, &[tasks[1]]).await.unwrap();
+        assert!(world.granted("here_queue").await.is_empty(), "its handler runs still");
+        world.complete(&second, "null").await;
         let third = world.granted("here_queue").await;
         assert_eq!(third[0].task_id, tasks[2]);
         world.complete(&third, "null").await;
@@ -290,6 +292,66 @@ async fn permits_that_were_lost_or_left_behind_are_mended() {
         let reconciled = "SELECT mended::bigint FROM tasker.reconcile('00000000-0000-0000-0000-000000000000', 1000)";
         assert!(world.count(reconciled).await >= 2);
         assert_eq!(world.granted("here_queue").await[0].task_id, tasks[1]);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_template_brings_its_limits_along_and_an_operators_of_the_same_name_takes_its_place() {
+    World::with(async |world| {
+        let template = |limits: &str| format!("{CHARGE}limits: {{ {limits} }}\n");
+        world.register(&template("by_key: { concurrency: 2, key: account }")).await;
+        let limit = world.limit("charge:by_key").await;
+        assert_eq!(
+            (&limit["concurrency"], &limit["template"], &limit["key"]),
+            (&json!(2), &json!("charge"), &json!("account"))
+        );
+
+        // What an operator changes elsewhere leaves it; what is of its name replaces it, until it goes.
+        world
+            .set_rules("here", json!({ "limits": { "all": { "concurrency": 9 } } }))
+            .await
+            .unwrap();
+        assert_eq!(world.limit("charge:by_key").await["concurrency"], 2);
+        world
+            .set_rules(
+                "here",
+                json!({ "limits": { "charge:by_key": { "concurrency": 1, "template": "charge", "key": "account" } } }),
+            )
+            .await
+            .unwrap();
+        assert_eq!(world.limit("charge:by_key").await["concurrency"], 1);
+        world.set_rules("here", json!({ "limits": {} })).await.unwrap();
+        assert_eq!(world.limit("charge:by_key").await["concurrency"], 2);
+
+        world.submit_to("charge", vec![json!({ "account": 1 }); 5]).await;
+        assert_eq!(world.granted("here_queue").await.len(), 2);
+        // The next version has another; those that wait for the first are let go.
+        world.register(&template("gateway: { rate: 100, handler: Charge }")).await;
+        assert_eq!(world.granted("here_queue").await.len(), 3);
+        let limits = limits::list(&world.db).await.unwrap();
+        assert_eq!(limits.iter().map(|limit| &limit["name"]).collect::<Vec<_>>(), ["charge:gateway"]);
+        world.register(CHARGE).await;
+        assert_eq!(limits::list(&world.db).await.unwrap(), Vec::<Value>::new());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_says_when_it_concerns_nothing() {
+    World::with(async |world| {
+        world
+            .charges_under(json!({
+                "nobody": { "concurrency": 1, "handler": "Missing" },
+                "astray": { "concurrency": 1, "key": "acount" },
+                "right": { "concurrency": 1, "key": "account" },
+            }))
+            .await;
+        world.submit_to("charge", vec![json!({ "account": 1 })]).await;
+        let listed = super::command_line::tasker(&world.url, &["limit", "list"]);
+        let said = String::from_utf8(listed.stdout).unwrap();
+        let doubts: Vec<bool> = said.lines().skip(1).map(|line| line.contains("so far")).collect();
+        assert_eq!(doubts, [true, true, false], "{said}");
     })
     .await;
 }

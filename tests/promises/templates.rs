@@ -209,3 +209,32 @@ fn hostile_documents_are_refused_in_bounded_time() {
         assert!(Template::parse(yaml, "t.yml").is_err());
     }
 }
+
+#[test]
+fn limits_are_checked_with_their_template() {
+    let with = |limits: &str| {
+        let schema = "{ type: object, properties: { account: { type: integer } }, additionalProperties: false }";
+        problems(&one_step(&format!("input_schema: {schema}\nlimits:\n  one: {limits}\n")))
+    };
+    for (limits, problem) in [
+        ("{}", "it limits nothing: expected concurrency, rate or breaker"),
+        ("{ concurrency: 0 }", "concurrency: 0 is less than the minimum of 1"),
+        (
+            "{ concurency: 1 }",
+            "Additional properties are not allowed ('concurency' was unexpected)",
+        ),
+        (
+            "{ rate: 1, handler: Other }",
+            "handler is \"Other\": no step of the namespace n has it",
+        ),
+        ("{ rate: 1, template: t }", "template is given: it concerns the steps of its own"),
+        (
+            "{ rate: 1, key: acount }",
+            "key is \"acount\": the input has no acount, by input_schema, but account",
+        ),
+    ] {
+        assert_eq!(with(limits), [format!("8: limit \"one\": {problem}")]);
+    }
+    let good = Template::parse(&one_step("limits: { one: { concurrency: 2, key: a.b } }\n"), "t.yml").unwrap();
+    assert_eq!(good.limits["one"].key.as_deref(), Some("a.b"));
+}

@@ -57,6 +57,9 @@ pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
     class.define_method("complete", method!(Worker::complete, 3))?;
     class.define_method("fail", method!(Worker::fail, 2))?;
     class.define_method("fail_barely", method!(Worker::fail_barely, 1))?;
+    class.define_method("decline", method!(Worker::decline, 1))?;
+    class.define_method("asked", method!(Worker::asked, 0))?;
+    class.define_method("answer", method!(Worker::answer, 1))?;
     class.define_method("progress", method!(Worker::progress, 2))?;
     class.define_method("checkpoint", method!(Worker::checkpoint, 2))?;
     class.define_method("completion", method!(Worker::completion, 3))?;
@@ -237,6 +240,22 @@ impl Worker {
     /// Reports a failure of which nothing can be said.
     fn fail_barely(ruby: &Ruby, this: &Worker, step: &Step) -> Result<bool, Error> {
         this.settle(ruby, step, Outcome::Fail(undescribed()))
+    }
+
+    /// This worker has no handler for it.
+    fn decline(ruby: &Ruby, this: &Worker, step: &Step) -> Result<bool, Error> {
+        this.settle(ruby, step, Outcome::Decline)
+    }
+
+    /// The names of handlers that other workers do not have, and steps wait for.
+    fn asked(ruby: &Ruby, this: &Worker) -> Result<Vec<String>, Error> {
+        Ok(this.owned(ruby)?.asked().into_iter().map(|kind| kind.handler).collect())
+    }
+
+    /// Which of them this one has.
+    fn answer(ruby: &Ruby, this: &Worker, found: Vec<String>) -> Result<(), Error> {
+        this.owned(ruby)?.answer(|kind| found.contains(&kind.handler));
+        Ok(())
     }
 
     fn settle(&self, ruby: &Ruby, step: &Step, outcome: Outcome) -> Result<bool, Error> {

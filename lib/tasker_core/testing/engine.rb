@@ -39,7 +39,7 @@ module TaskerCore
         template = template(name)
         inputs = Native.check_tasks(template[:source], template[:origin], tasks)
         submitted = @lock.synchronize { tasks.zip(inputs).map { |task, input| create(template, input, *task.drop(1)) } }
-        submitted.each { |task, created| run(task) if inline && created && task.due? }
+        submitted.each { |task, created| run(task, impatient: true) if inline && created && task.due? }
         submitted.map { |task, created| [task.id, created] }
       end
 
@@ -81,6 +81,9 @@ module TaskerCore
 
       def fail(attempt, failure) = attempt.step.fail(failure)
 
+      # No other worker has it.
+      def decline(attempt) = raise(UnknownHandler, "this process has no handler #{attempt.handler}")
+
       def fail_barely(attempt)
         fail(attempt, { class: "TaskerCore::Error", message: "the handler failed, and how cannot be described", backtrace: [] })
       end
@@ -105,10 +108,10 @@ module TaskerCore
       def run_due
         ran = []
         while (task = @tasks.values.find(&:due?))
-          run(task)
+          run(task, impatient: false)
           ran << task.id
         end
-        ran
+        ran.uniq
       end
 
       # @see Testing.run_step
@@ -151,13 +154,13 @@ module TaskerCore
         [@tasks[task.id] = task, true]
       end
 
-      def run(task)
-        task.start
+      def run(task, impatient:)
         executor = Executor.new(self, TaskerCore.configuration)
-        while (step = task.next_step)
-          executor.call(task.attempt(step))
+        task.run do
+          while (step = task.next_step(impatient))
+            executor.call(task.attempt(step))
+          end
         end
-        task.finish
       end
     end
   end

@@ -45,7 +45,12 @@ module TaskerCore
 
       def dead? = @state == "dead"
 
-      def ready? = !complete? && !dead? && @parents.all?(&:complete?)
+      def discarded? = @state == "discarded"
+
+      def open? = !complete? && !dead? && !discarded? && @parents.all?(&:complete?)
+
+      # Whether it may run now: a handler can say when it is to be tried again.
+      def ready? = open? && (@retry_at.nil? || @retry_at <= Time.now)
 
       # The results of those before, by their names, as JSON.
       def results_before = "{#{@parents.map(&:named_result).join(',')}}"
@@ -62,21 +67,29 @@ module TaskerCore
 
       def fail(failure)
         @errors << failure.slice(:class, :message, :backtrace).merge(attempt: failures + 1, at: Time.now.getutc.iso8601(6))
-        @state = failure[:permanent] || failures >= max_attempts ? "dead" : "waiting_retry"
+        @retry_at = failure[:retry_after]&.then { |seconds| Time.now + seconds }
+        @state = after(failure)
         true
       end
 
-      def to_h(cancelled:)
+      def to_h(ended:)
         {
           name: name, handler: definition[:handler], namespace: definition[:namespace], depends_on: @parents.map(&:name),
-          state: cancelled && @state == "pending" ? "cancelled" : @state, attempt: complete? ? failures + 1 : failures,
+          state: ended && !complete? && !dead? && !discarded? ? "cancelled" : @state, attempt: complete? ? failures + 1 : failures,
           max_attempts: max_attempts, worker: nil, result: value(@result), result_bytes: @result&.bytesize,
           progress: value(progress), errors: @errors,
-          enqueued_at: nil, started_at: nil, finished_at: nil, retry_at: nil, waits_for: nil
+          enqueued_at: nil, started_at: nil, finished_at: nil, waits_for: nil, after_cancel: nil,
+          retry_at: open? ? @retry_at&.getutc&.iso8601(6) : nil
         }
       end
 
       private
+
+      def after(failure)
+        return "discarded" if failure[:reason] == "discarded"
+
+        failure[:permanent] || failures >= max_attempts ? "dead" : "waiting_retry"
+      end
 
       def value(json) = json && JSON.parse(json)
     end

@@ -20,21 +20,30 @@ module TaskerCore
         @definition[:steps].each { |step| @steps << StepRun.new(step, @steps.values_at(*step[:parents])) }
       end
 
-      def due? = !@started_at && !@cancelled && (@run_at.nil? || @run_at <= Time.now)
+      def due? = !@running && (@run_at.nil? || @run_at <= Time.now) && !next_step(false).nil?
 
-      def start = @started_at = Time.now
-
-      def finish = @finished_at = Time.now
+      # Yields until it has ended, or waits for its time.
+      def run
+        @started_at ||= Time.now
+        @running = true
+        yield
+      ensure
+        @running = false
+        @finished_at = Time.now
+      end
 
       def cancel
-        return false if @cancelled || Task::ENDED.include?(state)
+        return false if Task::ENDED.include?(state)
 
-        finish
+        @finished_at = Time.now
         @cancelled = true
       end
 
+      # @param impatient [Boolean] whether one that is to be tried again later may run now
       # @return [StepRun, nil]
-      def next_step = @cancelled ? nil : @steps.find(&:ready?)
+      def next_step(impatient)
+        @steps.find { |step| impatient ? step.open? : step.ready? } unless @cancelled || discarded?
+      end
 
       def attempt(step)
         StepRun::Attempt.new(
@@ -45,9 +54,11 @@ module TaskerCore
 
       def state
         return "cancelled" if @cancelled
+        return "discarded" if discarded?
         return @run_at && @run_at > Time.now ? "waiting" : "pending" unless @started_at
         return "complete" if @steps.all?(&:complete?)
-        return "running" if @steps.any?(&:ready?) || @steps.none?(&:dead?)
+        return "waiting" if !@running && @steps.any?(&:open?) && @steps.none?(&:ready?)
+        return "running" if @steps.any?(&:open?) || @steps.none?(&:dead?)
 
         @definition[:on_failure] == "fail" ? "failed" : "blocked"
       end
@@ -58,11 +69,13 @@ module TaskerCore
           id: @id, template: @definition[:name], namespace: @definition[:namespace], version: @template[:version], state: state,
           priority: @priority, key: @key, input: JSON.parse(@input), created_at: at(@created_at), run_at: at(@run_at),
           started_at: at(@started_at), finished_at: at(Task::ENDED.include?(state) ? @finished_at : nil),
-          steps: @steps.map { |step| step.to_h(cancelled: @cancelled) }
+          steps: @steps.map { |step| step.to_h(ended: @cancelled || discarded?) }
         }
       end
 
       private
+
+      def discarded? = @steps.any?(&:discarded?)
 
       def at(time) = time&.getutc&.iso8601(6)
     end

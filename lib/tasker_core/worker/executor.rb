@@ -29,8 +29,7 @@ module TaskerCore
         step = Step.new(native_step, @native, @logger)
         report = nil
         begin
-          result = around.call { limited(native_step) { observed(step) { run(native_step, step) } } }
-          report = native_step.transactional? ? -> { @native.forget(native_step) } : -> { complete(native_step, step, result) }
+          around.call { report = attempt(native_step, step) }
         rescue Exception => e
           report = -> { fail(native_step, step, e) }
         ensure
@@ -43,12 +42,26 @@ module TaskerCore
       # Reports that a handler did not stop when its time was over.
       def overdue(native_step) = fail(native_step, Step.new(native_step, @native, @logger), StepTimeout.new(timeout_message(native_step)))
 
+      # @param names [Array<String>]
+      # @return [Array<String>] those of them that are handlers of this process
+      def handlers_among(names) = around.call { names.uniq.select { |name| Handlers.known?(name) } }
+
       private
 
       attr_reader :around
 
-      def run(native_step, step)
-        handler = Handlers.find(native_step.handler).new
+      # @return [Proc] what reports how it ended
+      def attempt(native_step, step)
+        begin
+          handler = Handlers.find(native_step.handler)
+        rescue UnknownHandler
+          return -> { @native.decline(native_step) }
+        end
+        result = limited(native_step) { observed(step) { run(handler.new, native_step, step) } }
+        native_step.transactional? ? -> { @native.forget(native_step) } : -> { complete(native_step, step, result) }
+      end
+
+      def run(handler, native_step, step)
         return handler.call(step) unless native_step.transactional?
         raise PermanentError, "a transactional step needs config.transaction, which is not set" unless @transaction
 
@@ -107,10 +120,10 @@ module TaskerCore
       # Each part by itself: an error may fail in saying any of them.
       def failure(error)
         {
-          class: described("Exception") { text(class_name(error)) },
-          message: described(nil) { text(error.message) } || "its message cannot be read",
-          backtrace: described([]) { backtrace(error) },
-          permanent: PermanentError === error, # rubocop:disable Style/CaseEquality
+          class: described("Exception") { text(class_name(told(error))) },
+          message: described(nil) { text(told(error).message) } || "its message cannot be read",
+          backtrace: described([]) { backtrace(told(error)) },
+          permanent: [PermanentError, DiscardError].any? { |kind| kind === error }, # rubocop:disable Style/CaseEquality
           retry_after: described(nil) { Span.read(error.retry_after) if error.is_a?(RetryableError) },
           reason: described(nil) { reason(error) }
         }
@@ -121,6 +134,9 @@ module TaskerCore
       rescue Exception
         otherwise
       end
+
+      # What a step is said to have failed with, where that is not what it was raised with.
+      def told(error) = error.respond_to?(:original) && error.is_a?(Error) ? error.original : error
 
       # Of a class without a name that of the nearest one above it that has one.
       def class_name(error)
@@ -138,7 +154,7 @@ module TaskerCore
       def reason(error)
         case error
         when StepTimeout then "timeout"
-        when UnknownHandler then "unknown_handler"
+        when DiscardError then "discarded"
         else "payload_too_large" if error.cause.is_a?(PayloadTooLarge)
         end
       end

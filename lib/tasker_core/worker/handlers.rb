@@ -10,6 +10,7 @@ module TaskerCore
     # @api private
     module Handlers
       @registered = Set.new
+      @adapters = {}
 
       class << self
         # @param handler [Class] one that a workflow names
@@ -19,10 +20,25 @@ module TaskerCore
           handler.name
         end
 
+        # @param kind [Class] that is no handler itself, such as ActiveJob::Base
+        # @param handler [Class] what runs the steps that name a class below it
+        def adapt(kind, handler) = @adapters[kind] = handler
+
+        # @return [Boolean] whether there is such a handler; one that cannot be loaded is there, and its steps' errors say why
+        def known?(name)
+          find(name) && true
+        rescue UnknownHandler
+          false
+        rescue StandardError, ScriptError
+          true
+        end
+
         # @return [Class]
         # @raise [UnknownHandler]
         def find(name)
           found = Object.const_get(name)
+          _, adapter = @adapters.find { |kind, _| found.is_a?(Class) && found <= kind }
+          return adapter if adapter
           return found if found.is_a?(Class) && (found <= StepHandler || @registered.include?(name)) && found.method_defined?(:call)
 
           raise UnknownHandler, "#{name} is no handler: expected a subclass of TaskerCore::StepHandler, or a class with call(step) " \

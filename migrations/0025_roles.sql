@@ -12,9 +12,9 @@ LANGUAGE sql IMMUTABLE BEGIN ATOMIC
                           list_namespaces, list_tasks, list_templates, notifications_are_stuck, read_results, read_steps, read_task, task_states,
                           unreachable_queues, which_installation}'),
         -- runs steps, of all namespaces or (tasker_worker_of_<namespace>) of one
-        ('tasker_worker', '{begin_suspect, complete_steps, ensure_namespaces, extend_leases, fail_barely, fail_steps, find_template,
-                            give_up_unreadable, join_members, lease_holders, lease_steps, leave_members, names_before, notifications_are_stuck,
-                            read_leased, read_results, record_progress, register_template, release_steps, renew_membership, unreachable_queues,
+        ('tasker_worker', '{answer_unhandled, ask_unhandled, begin_suspect, complete_steps, decline_steps, ensure_namespaces,
+                            extend_leases, fail_barely, fail_steps, find_template, free_handled, give_up_unreadable, join_members, lease_holders,
+                            lease_steps, leave_members, names_before, notifications_are_stuck, read_leased, read_results, record_progress, register_template, release_steps, renew_membership, unreachable_queues,
                             which_installation}'),
         -- what orchestrators and operators do beside what the others may
         ('tasker_operate', '{alert_delivered, alerting_namespaces, begin_due_tasks, cancel_tasks, change_configuration, check_alerts, claim_tasks,

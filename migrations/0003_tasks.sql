@@ -58,6 +58,8 @@ CREATE TABLE tasker.steps (
     errors       jsonb,
     -- what became of the run that was under way when its task was cancelled (its result, or its error, is kept); null: none was
     after_cancel text CHECK (after_cancel IN ('complete', 'failed', 'unknown')),
+    -- why it was skipped, where that was its template's decision and nobody's
+    skipped_because text,
     -- what the handler says of its progress, and where its next attempt resumes
     progress     jsonb,
     checkpoint   jsonb,

@@ -82,6 +82,9 @@ DECLARE
     v_tasks  uuid[];
     v_steps  smallint[];
     v_queues text[];
+    v_skippable boolean;
+    v_skipped_tasks uuid[];
+    v_skipped_steps smallint[];
 BEGIN
     WITH first AS (
         SELECT n.room, h.* FROM unnest(p_namespaces, p_rooms) AS n(namespace, room)
@@ -103,14 +106,19 @@ BEGIN
         FROM counted WHERE t.id = ANY (ARRAY[counted.id]) AND counted.before < counted.room
         RETURNING t.id, t.namespace_id, t.template_id, t.version_id, t.trace, t.created_at, t.started_at
     )
-    SELECT array_agg(c.id), array_agg(s.step), array_agg(s.queue), (SELECT array_agg(namespace_id) FROM claim), (
+    SELECT array_agg(c.id), array_agg(s.step), array_agg(s.queue), bool_or(s.skippable), (SELECT array_agg(namespace_id) FROM claim), (
         SELECT jsonb_agg(jsonb_build_object('namespace', n.name, 'template', tp.name, 'task', c.id, 'trace', c.trace,
                                             'created', extract(epoch FROM c.created_at), 'claimed', extract(epoch FROM c.started_at)))
         FROM claim c JOIN tasker.templates tp ON tp.id = c.template_id JOIN tasker.namespaces n ON n.id = c.namespace_id
         WHERE tasker.is_sampled(c.trace))
-    INTO v_tasks, v_steps, v_queues, claimed, traced
+    INTO v_tasks, v_steps, v_queues, v_skippable, claimed, traced
     FROM claim c JOIN tasker.template_steps s ON s.version_id = c.version_id AND s.parents = '{}';
-    IF claimed IS NOT NULL THEN
+    IF v_skippable THEN
+        SELECT d.p_tasks, d.p_steps, d.p_queues, d.skipped_tasks, d.skipped_steps INTO v_tasks, v_steps, v_queues, v_skipped_tasks, v_skipped_steps
+        FROM tasker.decide_steps(v_tasks, v_steps, v_queues) AS d;
+        PERFORM tasker.advance_tasks(v_skipped_tasks, v_skipped_steps);
+    END IF;
+    IF v_tasks IS NOT NULL THEN
         taken := tasker.enqueue_steps(v_tasks, v_steps, v_queues, p_taker);
     END IF;
 END

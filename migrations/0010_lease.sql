@@ -51,7 +51,7 @@ LANGUAGE sql STABLE BEGIN ATOMIC
                OR octet_length(i.input) + coalesce(octet_length(i.checkpoint), 0) > 4194304 / greatest(cardinality(p_messages), 64) AS large) AS z
     CROSS JOIN LATERAL (
         SELECT sum(ps.result_bytes) AS bytes, CASE WHEN coalesce(sum(ps.result_bytes), 0) <= 32768 THEN
-               (jsonb_object_agg(pts.name, ps.result) FILTER (WHERE coalesce(ps.result_bytes, 0) <= 32768))::text END AS results
+               (jsonb_object_agg(pts.name, ps.result) FILTER (WHERE coalesce(ps.result_bytes, 0) <= 32768 AND ps.skipped_because IS NULL))::text END AS results
         FROM tasker.template_steps pts
         CROSS JOIN LATERAL (SELECT * FROM tasker.steps WHERE task_id = m.task AND step = pts.step OFFSET 0) AS ps
         WHERE ts.parents <> '{}' AND pts.version_id = t.version_id AND pts.step = ANY (ts.parents)) AS r
@@ -105,19 +105,21 @@ LANGUAGE sql STABLE BEGIN ATOMIC
         JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.name = ANY (p_names)
         CROSS JOIN LATERAL (SELECT * FROM tasker.steps WHERE task_id = t.id AND step = ts.step OFFSET 0) AS s
         WHERE CASE WHEN p_before IS NULL THEN tasker.is_one_of('{tasker_read, tasker_worker, tasker_operate}') ELSE tasker.may_work_on(p_task, p_before) END
-          AND t.id = p_task AND s.state IN ('complete', 'skipped') AND (p_before IS NULL OR ts.step = ANY (
+          AND t.id = p_task AND s.state IN ('complete', 'skipped') AND s.skipped_because IS NULL AND (p_before IS NULL OR ts.step = ANY (
             SELECT unnest(b.parents) FROM tasker.template_steps b WHERE b.version_id = t.version_id AND b.step = p_before))) AS f
     WHERE p_bytes IS NULL OR coalesce(f.bytes, 0) <= p_bytes;
 END;
 
--- The names of the steps that a step depends on, in order.
+-- The names of the steps that a step depends on, in order, but for those that were skipped.
 CREATE FUNCTION tasker.names_before(p_task uuid, p_step smallint) RETURNS SETOF text
 LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT p.name FROM tasker.tasks t
     JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = p_step
     CROSS JOIN LATERAL unnest(ts.parents) AS b(step)
     CROSS JOIN LATERAL (SELECT * FROM tasker.template_steps WHERE version_id = t.version_id AND step = b.step OFFSET 0) AS p
-    WHERE t.id = p_task AND tasker.may_work_on(p_task, p_step) ORDER BY b.step;
+    WHERE t.id = p_task AND tasker.may_work_on(p_task, p_step)
+      AND NOT EXISTS (SELECT FROM tasker.steps s WHERE s.task_id = p_task AND s.step = b.step AND s.skipped_because IS NOT NULL)
+    ORDER BY b.step;
 END;
 
 -- Leases the first p_limit visible messages of a queue. A worker that has room for more than there are admits tasks itself, and leases their

@@ -3,7 +3,8 @@
 -- Tasks of one template that are complete now, and how long each took since it was created (or its time had come), in seconds.
 CREATE TYPE tasker.finished_tasks AS (namespace text, template text, seconds float8[]);
 
--- Steps have just become complete or skipped: finalises the tasks that are done, and enqueues the dependents that are now ready.
+-- Steps have just become complete or skipped: finalises the tasks that are done, and enqueues the dependents that are now ready, or skips them
+-- (see decide_steps, 0025_conditions.sql).
 -- A failed task's other branches still finish, but it stays failed. Returns what p_taker has taken of the dependents (see enqueue_steps), and the
 -- tasks that are done.
 -- Locks: the caller's (see complete_steps).
@@ -13,45 +14,59 @@ CREATE FUNCTION tasker.advance_tasks(
 )
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    v_tasks  uuid[];
-    v_steps  smallint[];
-    v_queues text[];
+    v_tasks     uuid[];
+    v_steps     smallint[];
+    v_queues    text[];
+    v_skippable boolean;
+    v_done      tasker.finished_tasks[];
 BEGIN
-    WITH finished AS MATERIALIZED (
-        SELECT r.task, t.version_id, ts.children
-        FROM unnest(p_tasks, p_steps) AS r(task, step)
-        CROSS JOIN LATERAL (SELECT * FROM tasker.tasks WHERE id = r.task OFFSET 0) AS t
-        CROSS JOIN LATERAL (SELECT * FROM tasker.template_steps WHERE version_id = t.version_id AND step = r.step OFFSET 0) AS ts
-        WHERE t.state IN ('running', 'blocked', 'failed')
-    ), finalised AS (
-        UPDATE tasker.tasks t SET state = 'complete', finished_at = clock_timestamp()
-        FROM (SELECT DISTINCT f.task, tv.sinks FROM finished f JOIN tasker.template_versions tv ON tv.id = f.version_id WHERE f.children = '{}') AS last
-        -- The array of one, because a join by = could begin at all tasks.
-        WHERE t.id = ANY (ARRAY[last.task]) AND t.state IN ('running', 'blocked')
-          AND (cardinality(last.sinks) = 1 OR cardinality(last.sinks) = (
-              SELECT count(*) FROM tasker.steps s
-              WHERE s.task_id = t.id AND s.step = ANY (last.sinks) AND s.state IN ('complete', 'skipped')))
-        RETURNING t.template_id, extract(epoch FROM t.finished_at - greatest(t.created_at, t.run_at))::float8 AS seconds
-    ), child AS (
-        SELECT DISTINCT f.task, c.step, f.version_id FROM finished f CROSS JOIN unnest(f.children) AS c(step)
-    )
-    SELECT array_agg(ready.task), array_agg(ready.step), array_agg(ready.queue), (
-        SELECT array_agg(ROW((SELECT n.name FROM tasker.namespaces n WHERE n.id = tp.namespace_id), tp.name, f.seconds)::tasker.finished_tasks)
-        FROM (SELECT template_id, array_agg(seconds) AS seconds FROM finalised GROUP BY template_id) AS f
-        CROSS JOIN LATERAL (SELECT * FROM tasker.templates WHERE id = f.template_id OFFSET 0) AS tp)
-    INTO v_tasks, v_steps, v_queues, done
-    FROM (
-        SELECT child.task, child.step, cs.queue
-        FROM child
-        CROSS JOIN LATERAL (SELECT * FROM tasker.template_steps WHERE version_id = child.version_id AND step = child.step OFFSET 0) AS cs
-        WHERE cardinality(cs.parents) = 1 OR cardinality(cs.parents) = (
-            SELECT count(*) FROM tasker.steps s
-            WHERE s.task_id = child.task AND s.step = ANY (cs.parents) AND s.state IN ('complete', 'skipped'))
-        ORDER BY child.task, child.step) AS ready;
+    LOOP
+        WITH finished AS MATERIALIZED (
+            SELECT r.task, t.version_id, ts.children
+            FROM unnest(p_tasks, p_steps) AS r(task, step)
+            CROSS JOIN LATERAL (SELECT * FROM tasker.tasks WHERE id = r.task OFFSET 0) AS t
+            CROSS JOIN LATERAL (SELECT * FROM tasker.template_steps WHERE version_id = t.version_id AND step = r.step OFFSET 0) AS ts
+            WHERE t.state IN ('running', 'blocked', 'failed')
+        ), finalised AS (
+            UPDATE tasker.tasks t SET state = 'complete', finished_at = clock_timestamp()
+            FROM (SELECT DISTINCT f.task, tv.sinks FROM finished f JOIN tasker.template_versions tv ON tv.id = f.version_id WHERE f.children = '{}') AS last
+            -- The array of one, because a join by = could begin at all tasks.
+            WHERE t.id = ANY (ARRAY[last.task]) AND t.state IN ('running', 'blocked')
+              AND (cardinality(last.sinks) = 1 OR cardinality(last.sinks) = (
+                  SELECT count(*) FROM tasker.steps s
+                  WHERE s.task_id = t.id AND s.step = ANY (last.sinks) AND s.state IN ('complete', 'skipped')))
+            RETURNING t.template_id, extract(epoch FROM t.finished_at - greatest(t.created_at, t.run_at))::float8 AS seconds
+        ), child AS (
+            SELECT DISTINCT f.task, c.step, f.version_id FROM finished f CROSS JOIN unnest(f.children) AS c(step)
+        )
+        SELECT array_agg(ready.task), array_agg(ready.step), array_agg(ready.queue), bool_or(ready.skippable), (
+            SELECT array_agg(ROW((SELECT n.name FROM tasker.namespaces n WHERE n.id = tp.namespace_id), tp.name, f.seconds)::tasker.finished_tasks)
+            FROM (SELECT template_id, array_agg(seconds) AS seconds FROM finalised GROUP BY template_id) AS f
+            CROSS JOIN LATERAL (SELECT * FROM tasker.templates WHERE id = f.template_id OFFSET 0) AS tp)
+        INTO v_tasks, v_steps, v_queues, v_skippable, v_done
+        FROM (
+            SELECT child.task, child.step, cs.queue, cs.skippable
+            FROM child
+            CROSS JOIN LATERAL (SELECT * FROM tasker.template_steps WHERE version_id = child.version_id AND step = child.step OFFSET 0) AS cs
+            WHERE cardinality(cs.parents) = 1 OR cardinality(cs.parents) = (
+                SELECT count(*) FROM tasker.steps s
+                WHERE s.task_id = child.task AND s.step = ANY (cs.parents) AND s.state IN ('complete', 'skipped'))
+            ORDER BY child.task, child.step) AS ready;
 
-    IF v_tasks IS NOT NULL THEN
-        taken := tasker.enqueue_steps(v_tasks, v_steps, v_queues, p_taker);
-    END IF;
+        done := done || v_done;
+        EXIT WHEN v_tasks IS NULL;
+        p_tasks := NULL;
+        IF v_skippable THEN
+            SELECT d.p_tasks, d.p_steps, d.p_queues, d.skipped_tasks, d.skipped_steps INTO v_tasks, v_steps, v_queues, p_tasks, p_steps
+            FROM tasker.decide_steps(v_tasks, v_steps, v_queues) AS d;
+        END IF;
+        IF v_tasks IS NOT NULL THEN
+            taken := taken || tasker.enqueue_steps(v_tasks, v_steps, v_queues, p_taker);
+            p_taker := NULL;
+        END IF;
+        -- What was skipped has dependents, too.
+        EXIT WHEN p_tasks IS NULL;
+    END LOOP;
 END
 $$;
 

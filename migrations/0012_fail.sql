@@ -32,10 +32,15 @@ LANGUAGE sql BEGIN ATOMIC
     INSERT INTO tasker.lettered (namespace_id) SELECT n.id FROM tasker.namespaces n WHERE n.queue = p_queue ON CONFLICT DO NOTHING;
 END;
 
--- An error behind those before it. Of many, the first ten and the last forty are kept: each has the number of its attempt.
+-- An error behind those before it. Of many, the first ten and the last forty are kept: each has the number of its attempt. One that a handler raises on
+-- purpose takes the place of the one before that says the same, with how often it was said.
 CREATE FUNCTION tasker.append_error(p_errors jsonb, p_error jsonb) RETURNS jsonb
 LANGUAGE sql IMMUTABLE BEGIN ATOMIC
-    SELECT CASE WHEN jsonb_array_length(p_errors) >= 50 THEN p_errors - 10 ELSE coalesce(p_errors, '[]') END || p_error;
+    SELECT CASE
+        WHEN p_error ? 'on_purpose' AND p_errors -> -1 -> 'on_purpose' IS NOT NULL
+            AND (p_errors -> -1 -> 'class', p_errors -> -1 -> 'message') = (p_error -> 'class', p_error -> 'message')
+        THEN (p_errors - -1) || (p_error || jsonb_build_object('times', coalesce((p_errors -> -1 ->> 'times')::int, 1) + 1))
+        ELSE CASE WHEN jsonb_array_length(p_errors) >= 50 THEN p_errors - 10 ELSE coalesce(p_errors, '[]') END || p_error END;
 END;
 
 -- Steps have just died: sends their dead letters, with what is known of them and the names of the steps that have results (see read_results), and

@@ -74,7 +74,7 @@ BEGIN
         'worker', m.name, 'waits_for', coalesce(p.name, 'the queue ' || b.queue || ', which cannot be worked with: ' || b.why,
                                                 'a worker that has the handler ' || u.handler),
         'result', CASE WHEN coalesce(s.bytes, 0) <= p_bytes THEN s.result END, 'result_bytes', s.result_bytes,
-        'after_cancel', s.after_cancel, 'progress', s.progress, 'errors', coalesce(s.errors, '[]'),
+        'skipped_because', s.skipped_because, 'after_cancel', s.after_cancel, 'progress', s.progress, 'errors', coalesce(s.errors, '[]'),
         'enqueued_at', s.enqueued_at, 'started_at', coalesce(l.leased_at, s.started_at),
         'finished_at', s.finished_at, 'retry_at', nullif(s.retry_at, 'infinity'))
     FROM step s

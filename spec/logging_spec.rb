@@ -59,6 +59,16 @@ RSpec.describe "Logs" do
     expect(text.join).not_to match(/an input|a result/)
   end
 
+  it "have one of each finished step where the settings want it" do
+    text, task = lines(TASKER_LOG_FORMAT: "json", TASKER__LOG__STEPS: "true")
+    finished = text.map { |line| JSON.parse(line, symbolize_names: true) }.select { |line| line[:message] == "step finished" }
+    expect(finished.map { |line| line.values_at(:level, :task, :step, :template, :handler, :attempt, :outcome) }).to eq(
+      [["INFO", task.id, "talk", "talking", "Talk", 1, "failed"], ["INFO", task.id, "talk", "talking", "Talk", 2, "complete"]]
+    )
+    expect(finished).to all(include(seconds: be_a(Numeric), waited: be_a(Numeric)))
+    expect(lines.first.grep(/step finished/)).to be_empty
+  end
+
   it "are text unless told otherwise, and do not tell the fields that they should not" do
     text, task = lines(TASKER_LOG_REDACT: "error, namespace")
     line = /^\S+Z  WARN a step failed task=#{task.id} step=talk namespace=\[redacted\] .*error=\[redacted\]$/

@@ -144,6 +144,32 @@ RSpec.describe "a generated Rails application" do
     write("config/tasker.yml", before)
   end
 
+  it "loads the application only for what needs it" do
+    before = File.read(File.join(@shop, "config/application.rb"))
+    databases = File.read(File.join(@shop, "config/database.yml"))
+    edit("config/application.rb", "require", "warn 'loaded'\nrequire")
+    asked = -> { succeed("bin/tasker", "queue", "list", folder: @shop) }
+    expect(asked.call).to match(/\ANAMESPACE/)
+    # Where only it can say how the environment is.
+    write(".env", "RAILS_MAX_THREADS=5\n")
+    expect(asked.call).to include("NAMESPACE", "loaded")
+    File.delete(File.join(@shop, ".env"))
+    write("config/database.yml", "# <%= Rails.root %>\n#{databases}")
+    expect(asked.call).to include("NAMESPACE", "loaded")
+  ensure
+    write("config/application.rb", before)
+    write("config/database.yml", databases)
+  end
+
+  it "says in one line that a database is none of PostgreSQL's, or no URL" do
+    { "mysql://localhost/shop" => /mysql/, "127.0.0.1:5432" => /is no URL|begins otherwise/ }.each do |url, said|
+      [%w[task list], %w[worker]].each do |command|
+        output, code = run("bin/tasker", *command, folder: @shop, environment: { "DATABASE_URL" => url })
+        expect([code, output.lines.grep(/^tasker: /).size, output]).to match([3, 1, said]), output
+      end
+    end
+  end
+
   it "passes the tests that were generated with its workflows, on a database that db:prepare made" do
     environment = { RAILS_ENV: "test", DATABASE_URL: Database.url("_test"), PARALLEL_WORKERS: "1" }
     rails("db:prepare", **environment)

@@ -64,7 +64,7 @@ RSpec.describe "an application's database" do
       ask = ->(sql) { ActiveRecord::Base.connection.select_rows(sql).first }
       theirs = ask.("SELECT current_user, current_database(), coalesce(host(inet_server_addr()), 'socket')")
       configuration = TaskerCore.configuration.dup
-      configuration.database_url = TaskerCore::RailsDatabase.new(Rails.application, name).url
+      configuration.database_url = TaskerCore::RailsDatabase.new(Rails.application.config.database_configuration, name).url
       client = TaskerCore::Client.new(configuration)
       client.health
       ours = ask.("SELECT usename, datname, coalesce(host(client_addr), 'socket') FROM pg_stat_activity WHERE application_name = 'tasker'")

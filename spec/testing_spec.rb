@@ -72,6 +72,24 @@ RSpec.describe TaskerCore::Testing do
       expect(unknown.steps.first).to have_attributes(state: "dead", attempt: 2)
     end
 
+    it "skips what its condition forbids, and what depends on nothing else" do
+      check = handler { |step| { total: step.context[:total] } }
+      seen = handler { |step| step.results.keys }
+      flow = workflow do
+        step :check, check
+        step :approve, seen, after: :check, if: "$.results.check.total > 1000"
+        step :thank, seen, after: :approve
+        step :ship, seen, after: %i[check thank]
+      end
+      small = TaskerCore.enqueue(flow, { total: 1000 })
+      expect([small.status, *small.steps.map(&:state)]).to eq(%w[complete complete skipped skipped complete])
+      expect(small.steps.map(&:skipped_because)).to eq(
+        [nil, "$.results.check.total > 1000 is not true", "no step before it ran", nil]
+      )
+      expect(small.results[:ship]).to eq(["check"])
+      expect(TaskerCore.enqueue(flow, { total: 1001 }).results[:ship]).to eq(%w[check thank])
+    end
+
     it "ends a task that a handler discards" do
       discards = handler { |_| raise TaskerCore::DiscardError, "the account is gone" }
       fine = handler { |_| 1 }

@@ -127,6 +127,24 @@ RSpec.describe TaskerCore::Workflow do
     end
   end
 
+  it "has conditions, which are checked with it, and say why a step was skipped" do
+    handler("Check") { |step| { total: step.context[:total] } }
+    flow = workflow do
+      step :check, Check
+      step :approve, Check, after: :check, if: "$.results.check.total > 1000"
+      step :ship, Check, after: %i[check approve]
+    end
+    working do
+      task = TaskerCore.enqueue(flow, { total: 1 })
+      expect(task.wait(timeout: 30)).to eq("complete")
+      expect(task.steps.map(&:state)).to eq(%w[complete skipped complete])
+      expect(tasker("task", "show", task.id).first).to match(/approve +skipped .*\(\$\."results"\."check"\."total" > 1000\) is not true/)
+      expect(task.results.keys).to eq(%i[check ship])
+    end
+    wrong = workflow { step :check, Check, if: "$.results.other > 1" }
+    expect { wrong.validate! }.to raise_error(TaskerCore::TemplateError, /#{__FILE__}:#{__LINE__ - 1}: .* asks for the result of other/)
+  end
+
   it "brings its limits along, and says in Ruby's words what is wrong with one" do
     handler("ChargeCard") { nil }
     limited = workflow("Limited") do

@@ -21,6 +21,7 @@
 //! # Ok::<(), tasker::Error>(())
 //! ```
 
+pub mod condition;
 mod document;
 mod graph;
 mod limits;
@@ -83,6 +84,9 @@ pub struct Step {
     pub namespace: String,
     /// The steps that must be complete before, by position.
     pub parents: Vec<usize>,
+    /// A SQL/JSON path over `{input, results}`: where it is not true, the step is skipped (see [`condition`]).
+    #[serde(rename = "if", skip_serializing_if = "Option::is_none")]
+    pub condition: Option<String>,
     /// When to try again, and how often.
     pub retry: Retry,
     /// What becomes of its dead letters.
@@ -233,6 +237,21 @@ impl Template {
     pub fn digest(&self) -> String {
         let content = serde_json::to_vec(self).unwrap_or_default();
         Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Of each step, whether it may be skipped: it has a condition, or every way to it leads through one that has.
+    pub fn skippable(&self) -> Vec<bool> {
+        let mut skippable: Vec<bool> = self.steps.iter().map(|step| step.condition.is_some()).collect();
+        // The steps are in any order: until nothing changes.
+        loop {
+            let before = skippable.clone();
+            for (position, step) in self.steps.iter().enumerate() {
+                skippable[position] |= !step.parents.is_empty() && step.parents.iter().all(|&parent| skippable[parent]);
+            }
+            if skippable == before {
+                return skippable;
+            }
+        }
     }
 
     /// The positions of the steps that depend on `step`.

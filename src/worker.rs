@@ -284,6 +284,9 @@ impl Worker {
             self.note_duration(step, "complete");
             spans::tell(&self.shared, step, Instant::now(), &spans::Reporting::within_the_handler());
             self.shared.note_activity(step.queue, 1, 0, step.handled_for(Instant::now()));
+            if self.shared.live.effective().settings.log.steps {
+                step.log_end("complete", Instant::now());
+            }
         }
         self.shared.held.remove(step.queue, [&step.lease()]);
     }

@@ -9,35 +9,60 @@ module TaskerCore
   class CLI
     # What loads a Rails application.
     RAILS = "config/environment.rb"
+    # Its settings of ours.
+    FILE = "config/tasker.yml"
     # Wrong usage, as the native command line exits.
     USAGE = 2
     # The database or the configuration is not as it must be.
     CONFIGURATION = 3
 
     # @param arguments [Array<String>]
+    # @param application [String, nil] a Rails application's config/application.rb: loaded where its code is wanted, or its files do not
+    #   say enough
     # @return [Integer] the exit code
-    def self.run(arguments)
-      return new.worker(arguments.drop(1)) if arguments.first == "worker"
+    def self.run(arguments, application = nil)
+      if arguments.first == "worker"
+        load_rails(application) if application
+        return new.worker(arguments.drop(1))
+      end
 
-      take_database_of_rails
+      url, settings = of_rails(application)
+      # Where database.yml says nothing else, Rails itself takes DATABASE_URL.
+      ENV["DATABASE_URL"] = url if url
       # The native command line has handlers of its own; Ruby's would turn the signal into an exception once it returns.
       %w[INT TERM].each { |signal| trap(signal, "SYSTEM_DEFAULT") }
-      Native.run_command(["tasker", *arguments], settings_of_rails)
+      Native.run_command(["tasker", *arguments], settings)
+    rescue ConfigurationError => e
+      warn "tasker: #{e.message}"
+      CONFIGURATION
     end
 
-    # bin/tasker of a Rails application has loaded its configuration. Where that says nothing else, Rails itself takes DATABASE_URL.
-    def self.take_database_of_rails
+    # @return [Array(String, Array)] the database's URL, and config/tasker.yml, which may have ERB
+    def self.of_rails(application)
+      if application && (files = files(application))
+        return [files.database_url, [FILE, files.settings]]
+      end
+
+      load_rails(application) if application
       return unless defined?(Rails.application) && Rails.application
 
-      url = Railtie.database_url(Rails.application)
-      ENV["DATABASE_URL"] = url if url
+      [Railtie.database_url(Rails.application), [FILE, Railtie.settings(Rails.application)]]
     end
 
-    # Which may have ERB.
-    def self.settings_of_rails
-      [Railtie::FILE, Railtie.settings(Rails.application)] if defined?(Rails.application) && Rails.application
+    # Our railtie must be known before the application initializes.
+    def self.load_rails(application)
+      require "rails"
+      require "tasker_core/railtie"
+      require application
     end
-    private_class_method :take_database_of_rails, :settings_of_rails
+
+    def self.files(application)
+      require "tasker_core/rails_files"
+      RailsFiles.read(File.dirname(application, 2))
+    rescue LoadError
+      nil
+    end
+    private_class_method :of_rails, :files, :load_rails
 
     # @return [Integer] the exit code
     def worker(arguments)

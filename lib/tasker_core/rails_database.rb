@@ -12,10 +12,12 @@ module TaskerCore
     PARAMETERS = %i[user password host hostaddr port dbname sslmode sslcert sslkey sslrootcert connect_timeout target_session_attrs].freeze
     NAMES = { username: :user, database: :dbname }.freeze
 
-    # @param name [String, nil] of a database in database.yml; nil: the primary one
-    def initialize(app, name)
-      @app = app
+    # @param databases [Hash, #call] what database.yml has
+    # @param name [String, nil] of a database there; nil: the primary one
+    def initialize(databases, name, environment = Rails.env)
+      @databases = databases
       @name = name
+      @environment = environment
     end
 
     # @return [String, nil] nil: the application says nothing of it
@@ -58,23 +60,30 @@ module TaskerCore
 
     private
 
+    # What cannot be read may be a secret, and is not quoted.
+    def configurations
+      all.configs_for(env_name: @environment)
+    rescue URI::Error
+      raise ConfigurationError, "DATABASE_URL, or a url in database.yml, is no URL: expected postgres://user:password@host:port/database"
+    end
+
     def pools = ActiveRecord::Base.connection_handler.connection_pool_list(ActiveRecord::Base.current_role)
 
     # Those that ActiveRecord has, if it is in use: in tests that run side by side each process has a database of its own.
     def all
       return ActiveRecord::Base.configurations if !ActiveRecord.autoload?(:Base) && ActiveRecord::Base.configurations.any?
 
-      ActiveRecord::DatabaseConfigurations.new(@app.config.database_configuration)
+      ActiveRecord::DatabaseConfigurations.new(@databases.respond_to?(:call) ? @databases.call : @databases)
     end
 
     def configuration
       require "active_record"
       require "active_record/database_configurations"
-      environment = all.configs_for(env_name: Rails.env)
+      environment = configurations
       return environment.first&.configuration_hash unless @name
 
       found = environment.find { |candidate| candidate.name == @name }
-      raise ConfigurationError, "config/tasker.yml: database.yml has no database #{@name} in #{Rails.env}" unless found
+      raise ConfigurationError, "config/tasker.yml: database.yml has no database #{@name} in #{@environment}" unless found
 
       found.configuration_hash
     end

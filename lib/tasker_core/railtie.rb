@@ -21,7 +21,7 @@ module TaskerCore
         config.connections = settings[:connections] if settings[:connections]
         config.file = [FILE, settings]
         if defined?(ActiveRecord::Railtie)
-          database = RailsDatabase.new(app, settings[:database])
+          database = Railtie.database(app, settings)
           config.database_url ||= DATABASE_URL
           config.transaction = database.method(:transaction).to_proc
           config.open_transaction = database.method(:open_transactions).to_proc
@@ -55,8 +55,12 @@ module TaskerCore
       # @api private
       def database_url(app)
         settings = settings(app)
-        settings[:database_url] || (RailsDatabase.new(app, settings[:database]).url if defined?(ActiveRecord::Railtie))
+        settings[:database_url] || (database(app, settings).url if defined?(ActiveRecord::Railtie))
       end
+
+      # @return [RailsDatabase]
+      # @api private
+      def database(app, settings) = RailsDatabase.new(app.config.method(:database_configuration), settings[:database])
 
       # @return [Hash{Symbol => Object}] what config/tasker.yml says for this environment
       # @raise [ConfigurationError]

@@ -109,13 +109,14 @@ module TaskerCore
         define_method(name.downcase) { |message = nil, &block| tell(severity, message.nil? && block ? block : -> { message }) }
       end
 
-      # An attempt that failed.
+      # An attempt that failed, or that only wants another one.
       # @api private
-      def failed(error)
+      def failed(error, on_purpose: false)
+        severity, message = on_purpose ? [Logger::INFO, "a step wants to be tried again"] : [Logger::WARN, "a step failed"]
         logger = __getobj__
-        return logger.write(Logger::WARN, "a step failed", step: @native, error: error) if core?(logger)
+        return logger.write(severity, message, step: @native, error: error) if core?(logger)
 
-        tell(Logger::WARN, -> { "a step failed" }, error: error)
+        tell(severity, -> { message }, error: error)
       end
 
       private

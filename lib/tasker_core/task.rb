@@ -12,10 +12,11 @@ module TaskerCore
     # dead, cancelling, cancelled, discarded or skipped); +attempt+ (0 before the first one), +max_attempts+; +worker+, the name of who has
     # or had it; +progress+, what the handler last said with {Step#heartbeat}; +result+ (nil where those of the task are more than a
     # mebibyte: {#results} reads it); +errors+ of the attempts that failed, each with class, message, backtrace, attempt and at;
-    # +waits_for+, what else than its turn it waits for; and +after_cancel+, what became of a handler that ran when the task was cancelled
-    # (complete, failed or unknown; its result or error is kept).
-    StepState = Struct.new(:name, :state, :attempt, :max_attempts, :worker, :progress, :result, :errors, :waits_for, :after_cancel,
-                           keyword_init: true)
+    # +waits_for+, what else than its turn it waits for; +skipped_because+, where its condition was not true, or nothing before it ran; and
+    # +after_cancel+, what became of a handler that ran when the task was cancelled (complete, failed or unknown; its result or error is
+    # kept).
+    StepState = Struct.new(:name, :state, :attempt, :max_attempts, :worker, :progress, :result, :errors, :waits_for, :skipped_because,
+                           :after_cancel, keyword_init: true)
 
     # @return [String] a UUID, version 7
     attr_reader :id

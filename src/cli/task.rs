@@ -226,19 +226,15 @@ fn describe(task: &Value) -> String {
     ]
     .map(|name| format!("{:<12}{}", name, field(task, name)))
     .join("\n");
-    let waits = task["steps"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .any(|step| step["waits_for"].is_string());
-    let headings = ["STEP", "STATE", "ATTEMPT", "WORKER", "LAST ERROR", "WAITS FOR"];
+    let any_why = task["steps"].as_array().into_iter().flatten().any(|step| why(step).is_some());
+    let headings = ["STEP", "STATE", "ATTEMPT", "WORKER", "LAST ERROR", "WHY"];
     let row = |step: &Value| {
         let attempts = format!("{}/{}", field(step, "attempt"), field(step, "max_attempts"));
         let last_error = step["errors"]
             .as_array()
             .and_then(|e| e.last())
             .map_or_else(|| "-".into(), |e| format!("{}: {}", field(e, "class"), field(e, "message")));
-        let waits = waits.then(|| field(step, "waits_for"));
+        let why = any_why.then(|| why(step).unwrap_or_else(|| "-".into()));
         let row = [
             field(step, "name"),
             field(step, "state"),
@@ -246,14 +242,23 @@ fn describe(task: &Value) -> String {
             field(step, "worker"),
             last_error,
         ];
-        row.into_iter().chain(waits).collect()
+        row.into_iter().chain(why).collect()
     };
     let rows: Vec<Vec<String>> = task["steps"].as_array().into_iter().flatten().map(row).collect();
     format!(
         "{head}\ninput       {}\n\n{}",
         task["input"],
-        table(&headings[..headings.len() - usize::from(!waits)], &rows)
+        table(&headings[..headings.len() - usize::from(!any_why)], &rows)
     )
+}
+
+/// Why a step is where it is, unless that goes without saying.
+fn why(step: &Value) -> Option<String> {
+    let said = |name: &str| step[name].as_str();
+    said("waits_for")
+        .map(|what| format!("waits for {what}"))
+        .or_else(|| said("skipped_because").map(str::to_owned))
+        .or_else(|| said("after_cancel").map(|outcome| format!("it ran when the task was cancelled: {outcome}")))
 }
 
 /// The trace that whoever runs this command is in
@@ -286,7 +291,7 @@ async fn follow(db: &Db, id: Uuid, json: bool) -> Result<i32> {
                 .map(|s| field(s, "name"))
                 .collect::<Vec<_>>()
         };
-        let (done, running) = (with_state("complete"), with_state("in_progress"));
+        let (done, running) = ([with_state("complete"), with_state("skipped")].concat(), with_state("in_progress"));
         let state = field(&task, "state");
 
         let seen = json!({ "id": id, "state": state, "steps": steps.len(), "complete": done.len(), "in_progress": running, "dead": with_state("dead") });

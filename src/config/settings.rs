@@ -70,6 +70,8 @@ pub struct LogConfig {
     pub format: LogFormat,
     /// The names of fields that are not told: of the log, and of inputs that are refused.
     pub redact: Vec<String>,
+    /// Whether each step that a worker has finished leaves a line: which, how it ended, and how long its handler had it.
+    pub steps: bool,
 }
 
 impl Default for LogConfig {
@@ -78,6 +80,7 @@ impl Default for LogConfig {
             level: "info".into(),
             format: LogFormat::Text,
             redact: Vec::new(),
+            steps: false,
         }
     }
 }

@@ -49,7 +49,13 @@ impl Target {
     /// Errors: [`Error::Config`] for what is no URL of one PostgreSQL, and for parameters that nobody would read.
     pub(super) fn parse(url: &str) -> Result<Target> {
         if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
-            return Err(not_valid("it begins otherwise"));
+            return Err(not_valid(&match url.split_once("://") {
+                // A word, and no part of a secret.
+                Some((scheme, _)) if scheme.len() <= 12 && scheme.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit()) => {
+                    format!("it begins with {scheme}://, which is not PostgreSQL's")
+                }
+                _ => "it begins otherwise".into(),
+            }));
         }
         let (place, query) = url.split_once('?').unwrap_or((url, ""));
         let (scheme, after) = place.split_once("://").unwrap_or_default();

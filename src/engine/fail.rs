@@ -26,6 +26,9 @@ pub struct Failure {
     /// Never try again.
     #[serde(default)]
     pub permanent: bool,
+    /// Nothing went wrong: the handler only wants to be called again. Such failures that say the same are one error, with how often (`times`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub on_purpose: bool,
     /// In place of the backoff, in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after: Option<f64>,
@@ -38,6 +41,14 @@ impl Failure {
             class: class.into(),
             message: message.into(),
             ..Failure::default()
+        }
+    }
+
+    /// A handler that only wants to be called again, perhaps since what it waits for is not there yet.
+    pub fn again(message: impl Into<String>) -> Failure {
+        Failure {
+            on_purpose: true,
+            ..Failure::retryable("Again", message)
         }
     }
 

@@ -41,6 +41,7 @@ fn of_environment() -> LogConfig {
             .map(|name| name.trim().to_owned())
             .filter(|name| !name.is_empty())
             .collect(),
+        steps: false,
     }
 }
 

@@ -166,6 +166,8 @@ metrics! {
         "Steps that wait for one, counted no further than 10,000";
     breakers_open: Gauge<f64> = "tasker.breakers.open", "{breaker}", "namespace, limit",
         "Its circuit breakers that are open or half open";
+    unhandled: Gauge<f64> = "tasker.unhandled", "{step}", "namespace",
+        "Kinds of step that wait because no worker has their handler";
     workers: Gauge<f64> = "tasker.workers", "{process}", "namespace",
         "Workers that live";
     capacity: Gauge<f64> = "tasker.capacity", "{handler}", "namespace",

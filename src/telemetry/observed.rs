@@ -44,6 +44,9 @@ impl Metrics {
             record(&self.queue_age, &of["queue"]["oldest_seconds"], &[label()]);
             record(&self.dead_letters, &of["dead_letters"]["depth"], &[label()]);
             record(&self.workers, &of["workers"], &[label()]);
+            let unhandled = fleet["unhandled"].as_array().into_iter().flatten();
+            self.unhandled
+                .record(unhandled.filter(|kind| kind["namespace"] == **namespace).count() as f64, &[label()]);
             let state = match of["pressure"]["state"].as_str() {
                 Some("critical") => 2.0,
                 Some("warning") => 1.0,

@@ -8,7 +8,7 @@ use serde_saphyr::{DefaultMessageFormatter, MessageFormatter, Spanned};
 
 use super::problems::{kind, line, Problems};
 use super::rules::{DeadLettersDocument, RetryDocument, StuckAfterDocument};
-use super::{graph, limits, DeadLetters, OnFailure, Priority, Problem, Retry, Step, StuckAfter, Template};
+use super::{condition, graph, limits, DeadLetters, OnFailure, Priority, Problem, Retry, Step, StuckAfter, Template};
 use crate::span::Span;
 
 #[derive(Deserialize)]
@@ -38,6 +38,8 @@ struct StepDocument {
     namespace: Option<Spanned<String>>,
     #[serde(default)]
     depends_on: Vec<Spanned<String>>,
+    #[serde(rename = "if")]
+    condition: Option<Spanned<String>>,
     retry: Option<RetryDocument>,
     dead_letters: Option<DeadLettersDocument>,
     #[serde(default)]
@@ -221,6 +223,14 @@ impl StepDocument {
             }
         }
 
+        let condition = self.condition.map(|condition| {
+            found.storable(&condition, &format!("step {name:?}: if"), &condition.value.as_str().into());
+            let parents: Vec<&str> = self.depends_on.iter().map(|parent| parent.value.as_str()).collect();
+            if let Some(problem) = condition::problem(&condition.value, &parents) {
+                found.add(&condition, format!("step {name:?}: if {:?} {problem}", condition.value));
+            }
+            condition.value
+        });
         let config = self.config.map_or_else(
             || Value::Object(Default::default()),
             |config| {
@@ -248,6 +258,7 @@ impl StepDocument {
             name,
             handler,
             parents,
+            condition,
             config,
             line,
         }

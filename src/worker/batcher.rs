@@ -212,6 +212,7 @@ impl Commit {
                     }
                     held.remove(self.queue, &leases);
                     trace(&self.shared, reports, &completed.counted, asked);
+                    self.log(reports, &completed.counted);
                     self.tell_stale(reports, &completed.counted).await;
                     return None;
                 }
@@ -228,6 +229,18 @@ impl Commit {
                     }
                 }
             }
+        }
+    }
+
+    /// A line for each step, where the settings want one.
+    fn log<R: Report>(&self, reports: &[Reported<R>], counted: &[i64]) {
+        if !self.shared.live.effective().settings.log.steps {
+            return;
+        }
+        let counts = |step: &Step| counted.len() == reports.len() || counted.contains(&step.leased.msg_id);
+        for Reported { step, ended, report } in reports.iter().filter(|reported| counts(&reported.step)) {
+            let outcome = if report.failure().is_none() { "complete" } else { "failed" };
+            step.log_end(outcome, *ended);
         }
     }
 

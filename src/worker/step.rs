@@ -9,7 +9,7 @@ use opentelemetry::trace::SpanContext;
 use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 
-use super::{spans, Shared};
+use super::{log_step, spans, Shared};
 use crate::engine::fail::Failure;
 use crate::engine::lease::{names_before, read_leased, Lease, LeasedStep};
 use crate::engine::read::read_results;
@@ -83,6 +83,22 @@ impl Step {
     /// For how long its handler has had it, or had at that moment.
     pub(super) fn handled_for(&self, ended: Instant) -> Duration {
         self.began.map_or(Duration::ZERO, |began| ended.saturating_duration_since(began))
+    }
+
+    /// A line about its end.
+    pub(super) fn log_end(&self, outcome: &str, ended: Instant) {
+        log_step!(
+            INFO,
+            self.shared,
+            self.queue,
+            self.leased,
+            template = self.leased.template,
+            handler = self.leased.handler,
+            outcome,
+            seconds = self.handled_for(ended).as_secs_f64(),
+            waited = self.leased.waited,
+            "step finished"
+        );
     }
 
     pub(super) fn lease(&self) -> Lease {

@@ -180,8 +180,9 @@ async fn a_database_that_is_not_as_it_must_be_is_named() {
             "mysql://x",
             &["task", "list"],
             3,
-            "expected postgres://user:password@host:port/database",
+            "it begins with mysql://, which is not PostgreSQL's): expected postgres://user:password@host:port/database",
         );
+        refused("127.0.0.1:5432", &["task", "list"], 3, "(it begins otherwise)");
         let empty = format!("{}/postgres", url.rsplit_once('/').unwrap().0);
         refused(&empty, &["serve", "--listen", "127.0.0.1:0"], 3, "run `tasker migrate`");
     })

@@ -1,5 +1,5 @@
-//! Any directed acyclic graph, in any order of completion, failure and crash: every step runs after its parents, each transition counts
-//! once, independent branches finish, and the task ends.
+//! Any directed acyclic graph, with any conditions, in any order of completion, failure and crash: every step runs after its parents or is skipped, each
+//! transition counts once, independent branches finish, and the task ends.
 
 use std::collections::HashSet;
 
@@ -11,10 +11,19 @@ use crate::world::{Leased, World};
 
 const ATTEMPTS: usize = 3;
 
-/// For every step: its parents among the steps before it, and which of two namespaces it is in.
-fn graphs() -> impl Strategy<Value = Vec<(Vec<bool>, bool)>> {
+/// For every step: its parents among the steps before it, which of two namespaces it is in, and its condition, if it has one.
+type Graph = [(Vec<bool>, bool, Option<bool>)];
+
+fn graphs() -> impl Strategy<Value = Vec<(Vec<bool>, bool, Option<bool>)>> {
     (1usize..10).prop_flat_map(|n| {
-        let step = |position: usize| (prop::collection::vec(prop::bool::weighted(0.35), position), any::<bool>());
+        let step = |position: usize| {
+            let condition = prop::option::weighted(0.3, any::<bool>());
+            (
+                prop::collection::vec(prop::bool::weighted(0.35), position),
+                any::<bool>(),
+                condition,
+            )
+        };
         (0..n).map(step).collect::<Vec<_>>()
     })
 }
@@ -40,8 +49,8 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
     prop::collection::vec(event, 0..40)
 }
 
-fn yaml(graph: &[(Vec<bool>, bool)]) -> String {
-    let step = |(position, (parents, elsewhere)): (usize, &(Vec<bool>, bool))| {
+fn yaml(graph: &Graph) -> String {
+    let step = |(position, (parents, elsewhere, condition)): (usize, &(Vec<bool>, bool, Option<bool>))| {
         let parents: Vec<String> = parents
             .iter()
             .enumerate()
@@ -49,9 +58,10 @@ fn yaml(graph: &[(Vec<bool>, bool)]) -> String {
             .map(|(parent, _)| format!("s{parent}"))
             .collect();
         format!(
-            "  - {{ name: s{position}, handler: H, namespace: {}, depends_on: [{}], retry: {{ max_attempts: {ATTEMPTS} }} }}\n",
+            "  - {{ name: s{position}, handler: H, namespace: {}, depends_on: [{}]{}, retry: {{ max_attempts: {ATTEMPTS} }} }}\n",
             if *elsewhere { "there" } else { "here" },
-            parents.join(", ")
+            parents.join(", "),
+            condition.map_or_else(String::new, |holds| format!(", if: \"$.input.{holds}\""))
         )
     };
     format!(
@@ -69,8 +79,8 @@ struct Model {
 }
 
 impl Model {
-    fn parents<'a>(&self, graph: &'a [(Vec<bool>, bool)], step: i16) -> impl Iterator<Item = i16> + 'a {
-        let (parents, _) = &graph[step as usize];
+    fn parents<'a>(graph: &'a Graph, step: i16) -> impl Iterator<Item = i16> + 'a {
+        let (parents, ..) = &graph[step as usize];
         parents
             .iter()
             .enumerate()
@@ -78,14 +88,27 @@ impl Model {
             .map(|(parent, _)| parent as i16)
     }
 
-    fn may_run(&self, graph: &[(Vec<bool>, bool)], step: i16) -> bool {
-        !self.complete.contains(&step) && !self.dead.contains(&step) && self.parents(graph, step).all(|p| self.complete.contains(&p))
+    fn skips(graph: &Graph, step: i16) -> bool {
+        let mut parents = Model::parents(graph, step).peekable();
+        graph[step as usize].2 == Some(false) || (parents.peek().is_some() && parents.all(|parent| Model::skips(graph, parent)))
+    }
+
+    fn is_ready(&self, graph: &Graph, step: i16) -> bool {
+        Model::parents(graph, step).all(|parent| self.complete.contains(&parent) || self.is_skipped(graph, parent))
+    }
+
+    fn is_skipped(&self, graph: &Graph, step: i16) -> bool {
+        Model::skips(graph, step) && self.is_ready(graph, step)
+    }
+
+    fn may_run(&self, graph: &Graph, step: i16) -> bool {
+        !self.complete.contains(&step) && !self.dead.contains(&step) && !Model::skips(graph, step) && self.is_ready(graph, step)
     }
 }
 
-async fn run(world: &World, graph: &[(Vec<bool>, bool)], events: &[Event]) {
+async fn run(world: &World, graph: &Graph, events: &[Event]) {
     world.register(&yaml(graph)).await;
-    let task = world.submit("random", json!({})).await;
+    let task = world.submit("random", json!({ "true": true, "false": false })).await;
     assert_eq!(world.claim().await, 1);
 
     let mut model = Model {
@@ -169,6 +192,7 @@ async fn run(world: &World, graph: &[(Vec<bool>, bool)], events: &[Event]) {
         .map(|step| match step {
             s if model.complete.contains(&s) => "complete",
             s if model.dead.contains(&s) => "dead",
+            s if model.is_skipped(graph, s) => "skipped",
             s => {
                 assert!(!model.may_run(graph, s), "s{s} could run and never did");
                 "pending"
@@ -180,7 +204,7 @@ async fn run(world: &World, graph: &[(Vec<bool>, bool)], events: &[Event]) {
     assert_eq!(world.task(task).await["state"], state);
     let mut letters = 0;
     for namespace in ["here", "there"] {
-        if graph.iter().any(|(_, elsewhere)| *elsewhere == (namespace == "there")) {
+        if graph.iter().any(|(_, elsewhere, _)| *elsewhere == (namespace == "there")) {
             letters += world.dead_letters(namespace).await.len();
             assert_eq!(
                 world.count(&format!("SELECT count(*) FROM pgmq.q_{namespace}_queue")).await,

@@ -105,6 +105,48 @@ async fn a_dead_letter_carries_the_reason_the_errors_the_input_and_the_results_s
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn attempts_that_only_poll_are_one_error_that_says_how_often() {
+    World::with(async |world| {
+        world
+            .register("name: polls\nnamespace: here\nsteps:\n  - { name: only, handler: polls, retry: { max_attempts: 9 } }\n")
+            .await;
+        let orchestrator = Orchestrator::start(&world.db, OrchestratorConfig::default()).await.unwrap();
+        let config = WorkerConfig {
+            namespaces: vec!["here".into()],
+            ..WorkerConfig::default()
+        };
+        let worker = Arc::new(Worker::start(&world.db, config).await.unwrap());
+        worker.handle_with(Handlers::default().with("polls", |step: Arc<tasker::worker::Step>| async move {
+            let at_once = Duration::from_millis(1);
+            match step.leased.attempt {
+                1..=3 => Err(Failure::again("not there yet").retry_after(at_once)),
+                4 => Err(Failure::again("on its way").retry_after(at_once)),
+                5 => Err(Failure::retryable("Oops", "on its way").retry_after(at_once)),
+                _ => Ok(json!("there")),
+            }
+        }));
+        let task = world.submit("polls", json!({})).await;
+        assert_eq!(
+            wait_for_end(&world.db, task, Some(Duration::from_secs(60))).await.unwrap(),
+            "complete"
+        );
+        let seen = world.task(task).await;
+        let errors = seen["steps"][0]["errors"].as_array().unwrap();
+        let said: Vec<_> = errors
+            .iter()
+            .map(|e| (e["message"].as_str().unwrap(), e["attempt"].as_i64().unwrap(), e["times"].as_i64()))
+            .collect();
+        assert_eq!(
+            said,
+            [("not there yet", 3, Some(3)), ("on its way", 4, None), ("on its way", 5, None)]
+        );
+        worker.shutdown(Duration::from_secs(5)).await;
+        orchestrator.shutdown().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn whatever_a_handler_does_hurts_only_its_step() {
     World::with(async |world| {
         let handlers = ["panics", "hangs", "fails", "returns_what_jsonb_cannot_hold", "works"];

@@ -10,6 +10,7 @@ mod cancelling;
 mod capacity;
 mod collector;
 mod command_line;
+mod conditions;
 mod configuration;
 mod costs;
 mod crowds;

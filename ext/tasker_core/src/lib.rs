@@ -30,6 +30,7 @@ fn init(ruby: &Ruby) -> Result<(), Error> {
     native.define_singleton_method("check_template", function!(check_template, 2))?;
     native.define_singleton_method("check_tasks", function!(client::check_tasks, 3))?;
     native.define_singleton_method("worker_settings", function!(settings::read, 2))?;
+    native.define_singleton_method("holds?", function!(holds, 2))?;
     native.define_singleton_method("to_json", function!(worker::storable, 1))?;
     native.define_singleton_method("result_to_json", function!(worker::storable_result, 2))?;
     native.define_singleton_method("seconds", function!(seconds, 1))?;
@@ -50,6 +51,11 @@ fn check_template(ruby: &Ruby, source: String, origin: String) -> Result<(String
     let template = tasker::Template::parse(&source, &origin).map_err(|error| raise::error(ruby, &error.into()))?;
     let lines = template.steps.iter().map(|step| step.line).collect();
     Ok((serde_json::json!(template).to_string(), template.version, lines))
+}
+
+/// Whether a step with this condition runs, of {input, results} as JSON.
+fn holds(ruby: &Ruby, condition: String, of: String) -> Result<bool, Error> {
+    Ok(tasker::template::condition::holds(&condition, &json::parse(ruby, &of)?))
 }
 
 /// The database that is meant: the given one, or that of `tasker dev` in this folder.

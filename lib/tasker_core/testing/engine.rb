@@ -116,7 +116,7 @@ module TaskerCore
 
       # @see Testing.run_step
       def run_step(handler, context:, results:, config:, attempt:, checkpoint:)
-        step = StepRun.new({ name: "step", handler: handler.name, namespace: "test", config: config }, [])
+        step = StepRun.new({ name: "step", handler: handler.name, namespace: "test", config: config })
         step.checkpoint = checkpoint && Native.to_json(checkpoint)
         native = StepRun::Attempt.new(
           step: step, number: attempt, task_id: SecureRandom.uuid, template: "test", version: "1",

@@ -26,11 +26,11 @@ module TaskerCore
       end
 
       attr_reader :definition, :prepared
-      attr_accessor :checkpoint, :progress
+      attr_accessor :checkpoint, :progress, :parents
 
-      def initialize(definition, parents)
+      def initialize(definition)
         @definition = definition
-        @parents = parents
+        @parents = []
         @errors = []
         @state = "pending"
       end
@@ -47,13 +47,30 @@ module TaskerCore
 
       def discarded? = @state == "discarded"
 
-      def open? = !complete? && !dead? && !discarded? && @parents.all?(&:complete?)
+      def skipped? = @state == "skipped"
+
+      def done? = complete? || skipped?
+
+      def open? = !done? && !dead? && !discarded? && @parents.all?(&:done?)
+
+      # Skips it, if it is ready and its condition is not true, or nothing before it ran.
+      # @param input [String] JSON
+      # @return [Boolean] whether it did
+      def skip_unless_wanted(input)
+        return false unless open? && @state == "pending"
+
+        @skipped_because = if @parents.any? && @parents.all?(&:skipped?) then "no step before it ran"
+                           elsif !wanted?(input) then "#{definition[:if]} is not true"
+                           end
+        @state = "skipped" if @skipped_because
+        skipped?
+      end
 
       # Whether it may run now: a handler can say when it is to be tried again.
       def ready? = open? && (@retry_at.nil? || @retry_at <= Time.now)
 
-      # The results of those before, by their names, as JSON.
-      def results_before = "{#{@parents.map(&:named_result).join(',')}}"
+      # The results of those before that ran, by their names, as JSON.
+      def results_before = "{#{@parents.select(&:complete?).map(&:named_result).join(',')}}"
 
       def named_result = "#{name.to_json}:#{@result}"
 
@@ -75,15 +92,17 @@ module TaskerCore
       def to_h(ended:)
         {
           name: name, handler: definition[:handler], namespace: definition[:namespace], depends_on: @parents.map(&:name),
-          state: ended && !complete? && !dead? && !discarded? ? "cancelled" : @state, attempt: complete? ? failures + 1 : failures,
+          state: ended && !done? && !dead? && !discarded? ? "cancelled" : @state, attempt: complete? ? failures + 1 : failures,
           max_attempts: max_attempts, worker: nil, result: value(@result), result_bytes: @result&.bytesize,
           progress: value(progress), errors: @errors,
-          enqueued_at: nil, started_at: nil, finished_at: nil, waits_for: nil, after_cancel: nil,
+          enqueued_at: nil, started_at: nil, finished_at: nil, waits_for: nil, after_cancel: nil, skipped_because: @skipped_because,
           retry_at: open? ? @retry_at&.getutc&.iso8601(6) : nil
         }
       end
 
       private
+
+      def wanted?(input) = definition[:if].nil? || Native.holds?(definition[:if], %({"input":#{input},"results":#{results_before}}))
 
       def after(failure)
         return "discarded" if failure[:reason] == "discarded"

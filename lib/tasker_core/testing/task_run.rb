@@ -16,8 +16,8 @@ module TaskerCore
         @priority = priority || @definition[:priority]
         @run_at = run_at
         @created_at = Time.now
-        @steps = []
-        @definition[:steps].each { |step| @steps << StepRun.new(step, @steps.values_at(*step[:parents])) }
+        @steps = @definition[:steps].map { |step| StepRun.new(step) }
+        @steps.each { |step| step.parents = @steps.values_at(*step.definition[:parents]) }
       end
 
       def due? = !@running && (@run_at.nil? || @run_at <= Time.now) && !next_step(false).nil?
@@ -42,7 +42,10 @@ module TaskerCore
       # @param impatient [Boolean] whether one that is to be tried again later may run now
       # @return [StepRun, nil]
       def next_step(impatient)
-        @steps.find { |step| impatient ? step.open? : step.ready? } unless @cancelled || discarded?
+        return if @cancelled || discarded?
+
+        nil while @steps.any? { |step| step.skip_unless_wanted(@input) }
+        @steps.find { |step| impatient ? step.open? : step.ready? }
       end
 
       def attempt(step)
@@ -56,7 +59,7 @@ module TaskerCore
         return "cancelled" if @cancelled
         return "discarded" if discarded?
         return @run_at && @run_at > Time.now ? "waiting" : "pending" unless @started_at
-        return "complete" if @steps.all?(&:complete?)
+        return "complete" if @steps.all?(&:done?)
         return "waiting" if !@running && @steps.any?(&:open?) && @steps.none?(&:ready?)
         return "running" if @steps.any?(&:open?) || @steps.none?(&:dead?)
 

@@ -114,7 +114,8 @@ module TaskerCore
 
       def fail(native_step, step, error)
         failure = failure(error)
-        @native.fail(native_step, failure) and step.logger.failed("#{failure[:class]}: #{failure[:message]}")
+        @native.fail(native_step, failure) and
+          step.logger.failed("#{failure[:class]}: #{failure[:message]}", on_purpose: failure[:on_purpose])
       end
 
       # Each part by itself: an error may fail in saying any of them.
@@ -124,6 +125,7 @@ module TaskerCore
           message: described(nil) { text(told(error).message) } || "its message cannot be read",
           backtrace: described([]) { backtrace(told(error)) },
           permanent: [PermanentError, DiscardError].any? { |kind| kind === error }, # rubocop:disable Style/CaseEquality
+          on_purpose: RetryableError === error && !error.respond_to?(:original), # rubocop:disable Style/CaseEquality
           retry_after: described(nil) { Span.read(error.retry_after) if error.is_a?(RetryableError) },
           reason: described(nil) { reason(error) }
         }

@@ -6,7 +6,7 @@
 CREATE TYPE tasker.task_state AS ENUM
     ('pending', 'running', 'waiting', 'blocked', 'complete', 'failed', 'cancelling', 'cancelled', 'discarded', 'paused');
 CREATE TYPE tasker.step_state AS ENUM
-    ('pending', 'enqueued', 'in_progress', 'waiting_retry', 'complete', 'dead', 'cancelling', 'cancelled', 'discarded', 'skipped');
+    ('pending', 'enqueued', 'in_progress', 'waiting_retry', 'waiting', 'complete', 'dead', 'cancelling', 'cancelled', 'discarded', 'skipped');
 
 -- Which installation this is: how a client tells whether another connection leads to the same one.
 CREATE TABLE tasker.installation (id uuid NOT NULL DEFAULT gen_random_uuid());

@@ -40,15 +40,19 @@ CREATE TABLE tasker.template_steps (
     -- the names of its template and version, so that a lease finds all of a step in one row
     template     text NOT NULL,
     version      text NOT NULL,
-    handler      text NOT NULL,
+    kind         text NOT NULL CHECK (kind IN ('handler', 'sleep')),
+    -- null: it is of another kind
+    handler      text,
     namespace    text NOT NULL,
     queue        text NOT NULL,
     parents      smallint[] NOT NULL,
     children     smallint[] NOT NULL,
-    -- where it is not true, the step is skipped (see 0025_conditions.sql); null: it runs
+    -- where it is not true, the step is skipped (see 0025_readiness.sql); null: it runs
     condition    jsonpath,
-    -- It has a condition, or every way to it leads through a step that has one.
-    skippable    boolean NOT NULL,
+    -- how long it waits once it is ready, or sleeps; null: not at all
+    delay        interval,
+    -- It is not simply sent when it is ready: it may be skipped, or waits.
+    decided      boolean NOT NULL,
     -- Its completion reads or changes what a sibling's may: a child with several parents, or a task with several last steps.
     -- Only then does completing it need the task's lock.
     shared       boolean NOT NULL,
@@ -132,15 +136,15 @@ BEGIN
                 tasker.duration(p_definition -> 'stuck_after' -> 'in_progress'))
         RETURNING tv.id INTO version_id;
         INSERT INTO tasker.template_steps
-        SELECT register_template.version_id, s.step, s.name, p_name, register_template.version, s.handler, s.namespace, s.namespace || '_queue',
-               s.parents, s.children, s.condition::jsonpath, s.skippable,
-               -- What is skipped may make anything ready.
-               cardinality(v_sinks) > 1 AND s.children = '{}' OR s.joins OR bool_or(s.skippable) OVER (),
+        SELECT register_template.version_id, s.step, s.name, p_name, register_template.version, s.kind, s.handler, s.namespace, s.namespace || '_queue',
+               s.parents, s.children, s.condition::jsonpath, s.delay_seconds * interval '1 second', s.decided,
+               -- What is skipped, or has slept, may make anything ready.
+               cardinality(v_sinks) > 1 AND s.children = '{}' OR s.joins OR bool_or(s.decided) OVER (),
                s.max_attempts, s.backoff, s.multiplier, s.base_seconds, s.max_seconds, s.jitter, s.retention_days, s.alert_threshold,
                s.transactional, s.timeout_ms, s.config
         FROM jsonb_to_recordset(p_steps) AS s(
-            step smallint, name text, handler text, namespace text, parents smallint[], children smallint[], joins boolean,
-            condition text, skippable boolean, max_attempts int, backoff text, multiplier float8, base_seconds float8, max_seconds float8, jitter float8,
+            step smallint, name text, kind text, handler text, namespace text, parents smallint[], children smallint[], joins boolean,
+            condition text, delay_seconds float8, decided boolean, max_attempts int, backoff text, multiplier float8, base_seconds float8, max_seconds float8, jitter float8,
             retention_days int, alert_threshold int, transactional boolean, timeout_ms bigint, config jsonb);
     ELSE
         version_id := v_known.id;

@@ -82,7 +82,7 @@ DECLARE
     v_tasks  uuid[];
     v_steps  smallint[];
     v_queues text[];
-    v_skippable boolean;
+    v_decided boolean;
     v_skipped_tasks uuid[];
     v_skipped_steps smallint[];
 BEGIN
@@ -106,14 +106,14 @@ BEGIN
         FROM counted WHERE t.id = ANY (ARRAY[counted.id]) AND counted.before < counted.room
         RETURNING t.id, t.namespace_id, t.template_id, t.version_id, t.trace, t.created_at, t.started_at
     )
-    SELECT array_agg(c.id), array_agg(s.step), array_agg(s.queue), bool_or(s.skippable), (SELECT array_agg(namespace_id) FROM claim), (
+    SELECT array_agg(c.id), array_agg(s.step), array_agg(s.queue), bool_or(s.decided), (SELECT array_agg(namespace_id) FROM claim), (
         SELECT jsonb_agg(jsonb_build_object('namespace', n.name, 'template', tp.name, 'task', c.id, 'trace', c.trace,
                                             'created', extract(epoch FROM c.created_at), 'claimed', extract(epoch FROM c.started_at)))
         FROM claim c JOIN tasker.templates tp ON tp.id = c.template_id JOIN tasker.namespaces n ON n.id = c.namespace_id
         WHERE tasker.is_sampled(c.trace))
-    INTO v_tasks, v_steps, v_queues, v_skippable, claimed, traced
+    INTO v_tasks, v_steps, v_queues, v_decided, claimed, traced
     FROM claim c JOIN tasker.template_steps s ON s.version_id = c.version_id AND s.parents = '{}';
-    IF v_skippable THEN
+    IF v_decided THEN
         SELECT d.p_tasks, d.p_steps, d.p_queues, d.skipped_tasks, d.skipped_steps INTO v_tasks, v_steps, v_queues, v_skipped_tasks, v_skipped_steps
         FROM tasker.decide_steps(v_tasks, v_steps, v_queues) AS d;
         PERFORM tasker.advance_tasks(v_skipped_tasks, v_skipped_steps);
@@ -199,7 +199,7 @@ BEGIN
 END
 $$;
 
--- Enqueues the steps whose retry is due, the longest waiting first; those under a limit seek its permit.
+-- Enqueues the steps whose retry is due, or whose delay is over, the longest waiting first; those under a limit seek its permit.
 -- Returns how many, and when the next one will be due (null: none is waiting).
 -- Locks: steps that wait for a retry, skipping those that another orchestrator has. It wants no task's lock.
 CREATE FUNCTION tasker.enqueue_due_retries(p_limit int, OUT enqueued int, OUT next_due timestamptz)
@@ -210,7 +210,7 @@ DECLARE
 BEGIN
     WITH due AS MATERIALIZED (
         SELECT s.ctid AS place FROM tasker.steps s
-        WHERE s.retry_at <= clock_timestamp() ORDER BY s.retry_at LIMIT p_limit
+        WHERE s.retry_at <= clock_timestamp() AND s.state = 'waiting_retry' ORDER BY s.retry_at LIMIT p_limit
         FOR UPDATE SKIP LOCKED
     ), again AS (
         UPDATE tasker.steps s

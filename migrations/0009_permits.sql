@@ -289,7 +289,8 @@ LANGUAGE sql STABLE BEGIN ATOMIC
         'concurrency', l.concurrency, 'rate', l.rate, 'per_seconds', CASE WHEN l.rate IS NOT NULL THEN extract(epoch FROM l.per) END,
         'concerns', CASE WHEN p_doubts THEN (
             SELECT count(*) FROM tasker.template_steps ts JOIN tasker.templates tp ON tp.current_version_id = ts.version_id
-            WHERE ts.namespace = l.namespace AND coalesce(l.handler = ts.handler, true) AND coalesce(l.template = ts.template, true)) END,
+            WHERE ts.namespace = l.namespace AND ts.kind = 'handler' AND coalesce(l.handler = ts.handler, true)
+              AND coalesce(l.template = ts.template, true)) END,
         'key_is_missing', CASE WHEN p_doubts AND l.key IS NOT NULL THEN (
             SELECT count(*) > 0 AND count(t.input #>> l.key) = 0 FROM (SELECT * FROM tasker.tasks ORDER BY id DESC LIMIT 1000) AS t
             WHERE EXISTS (

@@ -4,7 +4,7 @@
 CREATE TYPE tasker.finished_tasks AS (namespace text, template text, seconds float8[]);
 
 -- Steps have just become complete or skipped: finalises the tasks that are done, and enqueues the dependents that are now ready, or skips them
--- (see decide_steps, 0025_conditions.sql).
+-- (see decide_steps, 0025_readiness.sql).
 -- A failed task's other branches still finish, but it stays failed. Returns what p_taker has taken of the dependents (see enqueue_steps), and the
 -- tasks that are done.
 -- Locks: the caller's (see complete_steps).
@@ -17,7 +17,7 @@ DECLARE
     v_tasks     uuid[];
     v_steps     smallint[];
     v_queues    text[];
-    v_skippable boolean;
+    v_decided   boolean;
     v_done      tasker.finished_tasks[];
 BEGIN
     LOOP
@@ -39,13 +39,13 @@ BEGIN
         ), child AS (
             SELECT DISTINCT f.task, c.step, f.version_id FROM finished f CROSS JOIN unnest(f.children) AS c(step)
         )
-        SELECT array_agg(ready.task), array_agg(ready.step), array_agg(ready.queue), bool_or(ready.skippable), (
+        SELECT array_agg(ready.task), array_agg(ready.step), array_agg(ready.queue), bool_or(ready.decided), (
             SELECT array_agg(ROW((SELECT n.name FROM tasker.namespaces n WHERE n.id = tp.namespace_id), tp.name, f.seconds)::tasker.finished_tasks)
             FROM (SELECT template_id, array_agg(seconds) AS seconds FROM finalised GROUP BY template_id) AS f
             CROSS JOIN LATERAL (SELECT * FROM tasker.templates WHERE id = f.template_id OFFSET 0) AS tp)
-        INTO v_tasks, v_steps, v_queues, v_skippable, v_done
+        INTO v_tasks, v_steps, v_queues, v_decided, v_done
         FROM (
-            SELECT child.task, child.step, cs.queue, cs.skippable
+            SELECT child.task, child.step, cs.queue, cs.decided
             FROM child
             CROSS JOIN LATERAL (SELECT * FROM tasker.template_steps WHERE version_id = child.version_id AND step = child.step OFFSET 0) AS cs
             WHERE cardinality(cs.parents) = 1 OR cardinality(cs.parents) = (
@@ -56,7 +56,7 @@ BEGIN
         done := done || v_done;
         EXIT WHEN v_tasks IS NULL;
         p_tasks := NULL;
-        IF v_skippable THEN
+        IF v_decided THEN
             SELECT d.p_tasks, d.p_steps, d.p_queues, d.skipped_tasks, d.skipped_steps INTO v_tasks, v_steps, v_queues, p_tasks, p_steps
             FROM tasker.decide_steps(v_tasks, v_steps, v_queues) AS d;
         END IF;

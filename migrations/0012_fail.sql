@@ -83,7 +83,7 @@ $$;
 
 -- Fails steps: in one transaction deletes their messages, records the errors and schedules the retry; or, where the error is permanent or
 -- the attempts are used up, sends the dead letter, marks the step dead and the task blocked or failed. Branches that do not depend on it
--- go on. One whose handler says that the task is not worth anything any more (the reason 'discarded') ends the task, without a letter.
+-- go on. One whose handler wants to be called later (the reason 'snoozed') uses no attempt. One whose handler says that the task is not worth anything any more (the reason 'discarded') ends the task, without a letter.
 -- A step whose task was cancelled while it ran is cancelled, and the error is its last word (see 0013_cancel.sql).
 -- The arrays are parallel and in msg_id order. Each error is {class, message, backtrace, reason}; retry_after (seconds, may be null) takes the place
 -- of the backoff.
@@ -116,13 +116,15 @@ BEGIN
             WHERE q.msg_id = ANY ($1) AND q.read_ct = ($2)[width_bucket(q.msg_id, $1)]
             RETURNING q.msg_id, q.read_ct, q.last_read_at, q.message
         ), verdict AS (
-            SELECT gone.*, s.place, r.task, r.step, r.error, r.permanent, r.permanent OR s.failures + 1 >= coalesce(s.max_attempts, ts.max_attempts, n.max_attempts) AS dead,
+            SELECT gone.*, s.place, r.task, r.step, r.error, r.permanent, z.snoozed,
+                   r.permanent OR NOT z.snoozed AND s.failures + 1 >= coalesce(s.max_attempts, ts.max_attempts, n.max_attempts) AS dead,
                    coalesce(r.retry_after, tasker.backoff_seconds(
                        coalesce(ts.backoff, n.backoff), coalesce(ts.multiplier, n.multiplier), coalesce(ts.base_seconds, n.base_seconds),
                        coalesce(ts.max_seconds, n.max_seconds), coalesce(ts.jitter, n.jitter), s.failures + 1)) AS delay,
                    t.state NOT IN ('running', 'blocked', 'failed') AS over
             FROM gone
             JOIN unnest($1, $3, $4, $5, $6, $7) AS r(id, task, step, error, permanent, retry_after) ON r.id = gone.msg_id
+            CROSS JOIN LATERAL (SELECT coalesce(r.error ->> 'reason' = 'snoozed', false) AS snoozed) AS z
             CROSS JOIN LATERAL (SELECT *, ctid AS place FROM tasker.steps
                                 WHERE task_id = r.task AND step = r.step AND msg_id = r.id AND state IN ('enqueued', 'cancelling') OFFSET 0) AS s
             CROSS JOIN LATERAL (SELECT * FROM tasker.tasks WHERE id = r.task OFFSET 0) AS t
@@ -132,14 +134,14 @@ BEGIN
             UPDATE tasker.steps s
             SET state = CASE WHEN v.over THEN 'cancelled' WHEN v.error ->> 'reason' = 'discarded' THEN 'discarded' WHEN v.dead THEN 'dead'
                         ELSE 'waiting_retry' END::tasker.step_state,
-                after_cancel = CASE WHEN v.over THEN 'failed' END, failures = s.failures + 1, worker = $8, started_at = v.last_read_at,
+                after_cancel = CASE WHEN v.over THEN 'failed' END, failures = s.failures + (NOT v.snoozed)::int, worker = $8, started_at = v.last_read_at,
                 finished_at = CASE WHEN v.dead OR v.over THEN clock_timestamp() END,
                 retry_at = CASE WHEN NOT (v.dead OR v.over) THEN clock_timestamp() + v.delay * interval '1 second' END,
-                errors = tasker.append_error(s.errors, v.error || jsonb_build_object(
-                    'attempt', s.failures + 1, 'message_id', v.msg_id, 'crashes', v.read_ct - 1 - s.released, 'at', clock_timestamp(), 'worker', $8))
+                errors = CASE WHEN v.snoozed THEN s.errors ELSE tasker.append_error(s.errors, v.error || jsonb_build_object(
+                    'attempt', s.failures + 1, 'message_id', v.msg_id, 'crashes', v.read_ct - 1 - s.released, 'at', clock_timestamp(), 'worker', $8)) END
             FROM verdict v
             WHERE s.ctid = v.place AND s.state IN ('enqueued', 'cancelling')
-            RETURNING s.msg_id, s.task_id, s.step, s.state, v.message, NOT v.permanent AS troubled,
+            RETURNING s.msg_id, s.task_id, s.step, s.state, v.message, NOT (v.permanent OR v.snoozed) AS troubled,
                       coalesce(v.error ->> 'reason', CASE WHEN v.permanent THEN 'permanent_error' ELSE 'attempts_exhausted' END) AS reason
         )
         SELECT array_agg(f.msg_id), array_agg(f.state), array_agg(f.task_id), array_agg(f.step), array_agg(f.troubled),

@@ -5,7 +5,7 @@
 -- Whether a step of this task runs, or is to.
 CREATE FUNCTION tasker.is_open(p_task uuid) RETURNS boolean
 LANGUAGE sql STABLE BEGIN ATOMIC
-    SELECT EXISTS (SELECT FROM tasker.steps s WHERE s.task_id = p_task AND s.state IN ('enqueued', 'waiting_retry', 'cancelling'));
+    SELECT EXISTS (SELECT FROM tasker.steps s WHERE s.task_id = p_task AND s.state IN ('enqueued', 'waiting_retry', 'waiting', 'cancelling'));
 END;
 
 -- Cancels the tasks that have not ended. Returns those it cancelled.
@@ -58,7 +58,7 @@ BEGIN
     FROM tasker.steps s
     JOIN tasker.tasks t ON t.id = s.task_id AND t.state = 'cancelling'
     JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = s.step
-    WHERE s.task_id = ANY (p_tasks) AND (s.state = 'waiting_retry' OR s.state IN ('enqueued', 'cancelling') AND (
+    WHERE s.task_id = ANY (p_tasks) AND (s.state IN ('waiting_retry', 'waiting') OR s.state IN ('enqueued', 'cancelling') AND (
         s.msg_id IS NULL OR EXISTS (SELECT FROM tasker.broken_queues b WHERE b.queue = ts.queue)));
 
     FOR v_queue, v_ids, v_of_tasks, v_of_steps IN
@@ -99,8 +99,8 @@ BEGIN
         FROM (SELECT u.runs, u.leases, h.place FROM unnest(v_tasks, v_steps, v_runs, v_leases) AS u(task, step, runs, leases)
               CROSS JOIN LATERAL (
                   SELECT ctid AS place FROM tasker.steps
-                  WHERE task_id = u.task AND step = u.step AND state IN ('enqueued', 'waiting_retry', 'cancelling') FOR UPDATE SKIP LOCKED) AS h) AS r
-        WHERE s.ctid = r.place AND s.state IN ('enqueued', 'waiting_retry', 'cancelling')
+                  WHERE task_id = u.task AND step = u.step AND state IN ('enqueued', 'waiting_retry', 'waiting', 'cancelling') FOR UPDATE SKIP LOCKED) AS h) AS r
+        WHERE s.ctid = r.place AND s.state IN ('enqueued', 'waiting_retry', 'waiting', 'cancelling')
         RETURNING s.task_id, s.step, r.runs
     )
     SELECT array_agg(e.task_id), array_agg(e.step) INTO v_tasks, v_steps FROM ended e WHERE NOT e.runs;

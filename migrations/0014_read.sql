@@ -5,7 +5,7 @@ CREATE FUNCTION tasker.visible_state(p_task tasker.tasks) RETURNS tasker.task_st
 LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT CASE
         WHEN p_task.state = 'running'
-            AND EXISTS (SELECT 1 FROM tasker.steps s WHERE s.task_id = p_task.id AND s.state = 'waiting_retry')
+            AND EXISTS (SELECT 1 FROM tasker.steps s WHERE s.task_id = p_task.id AND s.state IN ('waiting_retry', 'waiting'))
             AND NOT EXISTS (SELECT 1 FROM tasker.steps s WHERE s.task_id = p_task.id AND s.state = 'enqueued')
         THEN 'waiting' ELSE p_task.state END;
 END;
@@ -47,7 +47,7 @@ BEGIN
     v_names := ARRAY(SELECT ts.name FROM tasker.template_steps ts WHERE ts.version_id = v_task.version_id ORDER BY ts.step);
     RETURN QUERY
     WITH step AS MATERIALIZED (
-        SELECT ts.step AS number, ts.name, ts.handler, ts.namespace, ts.queue, ts.parents, ts.max_attempts AS own_attempts, s.*,
+        SELECT ts.step AS number, ts.name, ts.kind, ts.handler, ts.namespace, ts.queue, ts.parents, ts.max_attempts AS own_attempts, s.*,
                sum(s.result_bytes) OVER (ORDER BY ts.step) AS bytes
         FROM tasker.template_steps ts
         LEFT JOIN (SELECT * FROM tasker.steps WHERE task_id = p_task) AS s ON s.step = ts.step
@@ -62,14 +62,15 @@ BEGIN
         WHERE p.task_id = p_task AND p.granted_at IS NULL ORDER BY p.step, l.name
     )
     SELECT jsonb_build_object(
-        'name', s.name, 'handler', s.handler, 'namespace', s.namespace,
+        'name', s.name, 'kind', s.kind, 'handler', s.handler, 'namespace', s.namespace,
         'depends_on', to_jsonb(ARRAY(SELECT v_names[b.step + 1] FROM unnest(s.parents) AS b(step) ORDER BY b.step)),
         'state', CASE
             WHEN s.state IS NULL AND v_task.state IN ('cancelling', 'cancelled', 'discarded') THEN 'cancelled'
             WHEN s.state IS NULL THEN 'pending'
             WHEN s.state = 'enqueued' AND l.worker IS NOT NULL THEN 'in_progress'
+            WHEN s.state = 'waiting_retry' AND s.failures = 0 AND s.errors IS NULL THEN 'waiting'
             ELSE s.state END,
-        'attempt', CASE WHEN s.state IS NULL THEN 0 WHEN s.state IN ('dead', 'waiting_retry') THEN s.failures ELSE s.failures + 1 END,
+        'attempt', CASE WHEN s.state IS NULL THEN 0 WHEN s.state IN ('dead', 'waiting_retry', 'waiting') THEN s.failures ELSE s.failures + 1 END,
         'max_attempts', coalesce(s.max_attempts, s.own_attempts, sn.max_attempts),
         'worker', m.name, 'waits_for', coalesce(p.name, 'the queue ' || b.queue || ', which cannot be worked with: ' || b.why,
                                                 'a worker that has the handler ' || u.handler),

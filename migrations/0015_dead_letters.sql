@@ -163,10 +163,12 @@ BEGIN
     WITH taken AS MATERIALIZED (
         SELECT * FROM tasker.take_dead_letters(p_ids, true)
     ), again AS (
-        SELECT k.*, row_number() OVER (ORDER BY k.id) - 1 + p_first AS n FROM taken k
+        SELECT k.*, row_number() OVER (ORDER BY k.id) - 1 + p_first AS n, (
+            SELECT ts.kind FROM tasker.tasks t JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = k.step WHERE t.id = k.task_id) AS kind
+        FROM taken k
     ), scheduled AS (
         UPDATE tasker.steps s
-        SET state = 'waiting_retry', failures = 0, max_attempts = p_max_attempts, finished_at = NULL,
+        SET state = CASE WHEN a.kind = 'sleep' THEN 'waiting' ELSE 'waiting_retry' END::tasker.step_state, failures = 0, max_attempts = p_max_attempts, finished_at = NULL,
             retry_at = clock_timestamp() + coalesce(a.n / p_per_second, 0) * interval '1 second'
         FROM again a WHERE s.task_id = a.task_id AND s.step = a.step
         RETURNING a.id, a.task_id, a.letter

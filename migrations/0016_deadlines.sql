@@ -96,7 +96,7 @@ BEGIN
         JOIN tasker.tasks t ON t.id = s.task_id AND t.state IN ('running', 'blocked')
         JOIN tasker.template_versions tv ON tv.id = t.version_id
         WHERE s.task_id = ANY (v_due)
-          AND (t.deadline_at <= clock_timestamp() AND s.state = 'waiting_retry' AND s.retry_at IS NOT NULL
+          AND (t.deadline_at <= clock_timestamp() AND s.state IN ('waiting_retry', 'waiting') AND s.retry_at IS NOT NULL
                OR least(t.deadline_at, s.enqueued_at + tv.enqueued_limit) <= clock_timestamp() AND s.state = 'enqueued' AND s.msg_id IS NULL)
         FOR UPDATE OF s SKIP LOCKED) AS w;
 
@@ -118,7 +118,7 @@ BEGIN
             least(CASE WHEN t.deadline_at > clock_timestamp() OR o.is_open THEN t.deadline_at END,
                   clock_timestamp() + tasker.shortest_limit(tv) / 4) END
     FROM tasker.template_versions tv, unnest(v_due) AS d(id), LATERAL (
-        SELECT EXISTS (SELECT 1 FROM tasker.steps s WHERE s.task_id = d.id AND s.state IN ('enqueued', 'waiting_retry')) AS is_open) AS o
+        SELECT EXISTS (SELECT 1 FROM tasker.steps s WHERE s.task_id = d.id AND s.state IN ('enqueued', 'waiting_retry', 'waiting')) AS is_open) AS o
     WHERE t.id = d.id AND tv.id = t.version_id AND t.state <> 'cancelling';
     IF cardinality(v_tasks) > 0 THEN
         PERFORM tasker.notify('tasker_cancelled', '');

@@ -17,7 +17,7 @@ LANGUAGE sql IMMUTABLE BEGIN ATOMIC
                             lease_steps, leave_members, names_before, notifications_are_stuck, read_leased, read_results, record_progress, register_template, release_steps, renew_membership, unreachable_queues,
                             which_installation}'),
         -- what orchestrators and operators do beside what the others may
-        ('tasker_operate', '{alert_delivered, alerting_namespaces, begin_due_tasks, cancel_tasks, change_configuration, check_alerts, claim_tasks,
+        ('tasker_operate', '{alert_delivered, alerting_namespaces, begin_due_tasks, cancel_tasks, end_sleeps, change_configuration, check_alerts, claim_tasks,
                              damaged_namespaces, delete_dead_letters, enqueue_due_retries, expire_members, expire_tasks, expired_dead_letters, find_broken_queues, find_dead_letters,
                              forget_activity, forget_letterless, forget_limits, forget_members, free_held_steps, grant_permits, measure_pressure,
                              move_marks, note_traffic, reconcile, repair_queue, replay_dead_letters, reset_breakers, restore_queue,

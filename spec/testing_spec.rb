@@ -141,6 +141,28 @@ RSpec.describe TaskerCore::Testing do
   end
 
   describe ".fake!" do
+    it "sleeps, delays and snoozes by a time that can be travelled" do
+      ran = []
+      note = handler { |step| ran << [step.name, step.attempt] }
+      polls = handler { |step| ran.include?([step.name, 0]) ? 1 : (ran << [step.name, 0]) && raise(TaskerCore::Snooze, "1d") }
+      flow = workflow do
+        sleep :cool_off, "14d"
+        step :remind, note, after: :cool_off, delay: "1h"
+        step :poll, polls, after: :remind
+      end
+      task = TaskerCore.enqueue(flow, {})
+      described_class.drain
+      expect([task.status, *task.steps.map(&:state)]).to eq(%w[waiting waiting pending pending])
+      day = 86_400
+      travel((14 * day) + 1) { described_class.drain }
+      expect([ran, *task.steps.map(&:state)]).to eq([[], "complete", "waiting", "pending"])
+      travel((14 * day) + 3700) { described_class.drain }
+      expect([ran, task.steps.last.attempt]).to eq([[[:remind, 1], [:poll, 0]], 0])
+      travel(16 * day) { expect(described_class.drain.map(&:status)).to eq(["complete"]) }
+      expect(task.steps.last.to_h).to include(attempt: 1, errors: [])
+      described_class.inline! { expect(TaskerCore.enqueue(flow, {}).status).to eq("complete") }
+    end
+
     it "tries again at the time that a handler says, and at once where it says none" do
       polls = handler { |step| step.attempt > 2 || raise(TaskerCore::RetryableError.new("not ready", retry_after: "1h")) }
       fails = handler { |step| step.attempt > 2 || raise("again") }

@@ -85,7 +85,7 @@ RSpec.describe TaskerCore::Worker do
         working(threads: 1) do |worker|
           task = TaskerCore.enqueue(flow, { strange: true })
           expect(task.wait(timeout: 30)).to eq("blocked")
-          expect(task.steps.first.errors.map { |error| error.slice(:class, :message) }).to eq([{ class: recorded, message: message }] * 2)
+          expect(task.steps.first.errors.last).to include(class: recorded, message: message, attempt: 2)
           expect(TaskerCore.enqueue(flow, {}).wait(timeout: 30)).to eq("complete")
           expect(worker).to be_healthy
         end
@@ -211,6 +211,25 @@ RSpec.describe TaskerCore::Worker do
     end
   end
 
+  it "calls a handler that snoozes again later, which is no attempt and no error" do
+    calls = Queue.new
+    handler("Snoozing") do |step|
+      raise TaskerCore::Snooze, 0.01 if calls.push(step.attempt).size < 3
+
+      "there"
+    end
+    flow = workflow do
+      sleep :nap, 0.01
+      step :poll, "Snoozing", after: :nap, retry: { max_attempts: 1 }
+    end
+    working do
+      task = TaskerCore.enqueue(flow)
+      expect(task.wait(timeout: 30)).to eq("complete")
+      expect([Array.new(3) { calls.pop }, task.results[:poll], task.steps.last.errors]).to eq([[1, 1, 1], "there", []])
+    end
+    expect { TaskerCore::Snooze.new("soon") }.to raise_error(TaskerCore::InvalidInput, /time is "soon"/)
+  end
+
   it "ends a task that a handler discards, without a dead letter, and stops what runs beside it" do
     stopped = Queue.new
     begun = Queue.new
@@ -244,7 +263,7 @@ RSpec.describe TaskerCore::Worker do
       Timeout.timeout(30) { sleep(0.02) until task.steps.first.waits_for == "a worker that has the handler LoadedLater" }
       known = workflow { step :known, "Known" }
       expect(TaskerCore.enqueue(known).wait(timeout: 30)).to eq("complete")
-      expect(task.steps.first.to_h).to include(state: "waiting_retry", attempt: 0, errors: [])
+      expect(task.steps.first.to_h).to include(state: "waiting", attempt: 0, errors: [])
       handler("LoadedLater") { |step| "attempt #{step.attempt}" }
       working { expect(task.wait(timeout: 30)).to eq("complete") }
       expect(task.results[:later]).to eq("attempt 1")

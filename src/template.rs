@@ -78,8 +78,9 @@ pub struct Template {
 pub struct Step {
     /// Unique within the template.
     pub name: String,
-    /// What a worker runs: in Ruby the name of a class, in Rust the name it was registered under.
-    pub handler: String,
+    /// What it is.
+    #[serde(flatten)]
+    pub kind: Kind,
     /// Whose workers run it.
     pub namespace: String,
     /// The steps that must be complete before, by position.
@@ -87,6 +88,9 @@ pub struct Step {
     /// A SQL/JSON path over `{input, results}`: where it is not true, the step is skipped (see [`condition`]).
     #[serde(rename = "if", skip_serializing_if = "Option::is_none")]
     pub condition: Option<String>,
+    /// How long it waits once it is ready.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delay: Option<Duration>,
     /// When to try again, and how often.
     pub retry: Retry,
     /// What becomes of its dead letters.
@@ -103,6 +107,50 @@ pub struct Step {
     /// Where it is written, in its file; the first is 1.
     #[serde(skip)]
     pub line: u64,
+}
+
+/// What a step is.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Kind {
+    /// A worker runs it.
+    Handler {
+        /// In Ruby the name of a class, in Rust the name it was registered under.
+        handler: String,
+    },
+    /// It is complete once that time is over; no worker has to do with it.
+    Sleep {
+        /// From when it is ready.
+        sleep: Duration,
+    },
+}
+
+impl Kind {
+    /// handler or sleep.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Kind::Handler { .. } => "handler",
+            Kind::Sleep { .. } => "sleep",
+        }
+    }
+
+    /// None: no worker runs it.
+    pub fn handler(&self) -> Option<&str> {
+        match self {
+            Kind::Handler { handler } => Some(handler),
+            Kind::Sleep { .. } => None,
+        }
+    }
+}
+
+impl Step {
+    /// How long it waits, or sleeps, once it is ready. None: not at all.
+    pub fn waits(&self) -> Option<Duration> {
+        match self.kind {
+            Kind::Sleep { sleep } => Some(sleep + self.delay.unwrap_or_default()),
+            Kind::Handler { .. } => self.delay,
+        }
+    }
 }
 
 /// When a failed step is tried again. None: what the step's namespace says.
@@ -239,8 +287,9 @@ impl Template {
         Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// Of each step, whether it may be skipped: it has a condition, or every way to it leads through one that has.
-    pub fn skippable(&self) -> Vec<bool> {
+    /// Of each step, whether it is not simply sent when it is ready: it waits, or may be skipped, since it has a condition, or every way to it leads
+    /// through one that has.
+    pub(crate) fn decided(&self) -> Vec<bool> {
         let mut skippable: Vec<bool> = self.steps.iter().map(|step| step.condition.is_some()).collect();
         // The steps are in any order: until nothing changes.
         loop {
@@ -249,9 +298,14 @@ impl Template {
                 skippable[position] |= !step.parents.is_empty() && step.parents.iter().all(|&parent| skippable[parent]);
             }
             if skippable == before {
-                return skippable;
+                break;
             }
         }
+        self.steps
+            .iter()
+            .zip(skippable)
+            .map(|(step, skippable)| skippable || step.waits().is_some())
+            .collect()
     }
 
     /// The positions of the steps that depend on `step`.

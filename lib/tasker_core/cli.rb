@@ -2,6 +2,7 @@
 
 require "optparse"
 require "tasker_core"
+require_relative "rails_database"
 
 module TaskerCore
   # The gem's command: +tasker worker+ in Ruby; everything else is the same command line as the standalone binary's.
@@ -32,9 +33,8 @@ module TaskerCore
       # The native command line has handlers of its own; Ruby's would turn the signal into an exception once it returns.
       %w[INT TERM].each { |signal| trap(signal, "SYSTEM_DEFAULT") }
       Native.run_command(["tasker", *arguments], settings)
-    rescue ConfigurationError => e
-      warn "tasker: #{e.message}"
-      CONFIGURATION
+    rescue ConfigurationError, URI::Error => e
+      new.complain(e)
     end
 
     # @return [Array(String, Array)] the database's URL, and config/tasker.yml, which may have ERB
@@ -74,16 +74,20 @@ module TaskerCore
       Worker.new(**options.compact).run
     rescue OptionParser::ParseError => e
       complain("#{e.message}\n\n#{parser({})}", USAGE)
-    rescue LoadError, Error => e
-      complain(e.message, CONFIGURATION)
+    rescue LoadError, Error, URI::Error => e
+      complain(e)
+    end
+
+    # @param error [Exception, String]
+    # @return [Integer] the exit code
+    def complain(error, code = CONFIGURATION)
+      # What cannot be read may be a secret.
+      message = error.is_a?(URI::Error) ? RailsDatabase::NO_URL : error
+      warn "tasker: #{message.respond_to?(:message) ? message.message : message}"
+      code
     end
 
     private
-
-    def complain(message, code)
-      warn "tasker: #{message}"
-      code
-    end
 
     def parse(arguments)
       options = {}

@@ -50,6 +50,19 @@ module TaskerCore
   # Raise it in a handler when the whole task is not worth anything any more: it ends as +discarded+, without a dead letter.
   class DiscardError < Error; end
 
+  # Raise it in a handler to be called again later: that was no attempt, and no error.
+  class Snooze < Error
+    # @return [Numeric, String] seconds, or "30m"
+    attr_reader :time
+
+    # @param time [Numeric, String] seconds, or "30m"
+    # @raise [InvalidInput] for what is no length of time
+    def initialize(time)
+      @time = Span.seconds(time, "time")
+      super("for #{time}")
+    end
+  end
+
   # Raise it in a handler to be tried again, and when. Any other StandardError is tried again by the step's own rules.
   class RetryableError < Error
     # @return [Numeric, String, nil] seconds, or "5m"; nil: the step's own backoff

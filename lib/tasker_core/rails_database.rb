@@ -11,6 +11,7 @@ module TaskerCore
     # What of database.yml says where the database is, as libpq calls it, and what ActiveRecord calls otherwise. The rest is its sessions'.
     PARAMETERS = %i[user password host hostaddr port dbname sslmode sslcert sslkey sslrootcert connect_timeout target_session_attrs].freeze
     NAMES = { username: :user, database: :dbname }.freeze
+    NO_URL = "DATABASE_URL, or a url in database.yml, is no URL: expected postgres://user:password@host:port/database"
 
     # @param databases [Hash, #call] what database.yml has
     # @param name [String, nil] of a database there; nil: the primary one
@@ -64,7 +65,7 @@ module TaskerCore
     def configurations
       all.configs_for(env_name: @environment)
     rescue URI::Error
-      raise ConfigurationError, "DATABASE_URL, or a url in database.yml, is no URL: expected postgres://user:password@host:port/database"
+      raise ConfigurationError, NO_URL
     end
 
     def pools = ActiveRecord::Base.connection_handler.connection_pool_list(ActiveRecord::Base.current_role)

@@ -1,5 +1,6 @@
 # frozen_string_literal: true
 
+require "securerandom"
 require "tasker_core"
 require_relative "testing/client"
 require_relative "testing/engine"

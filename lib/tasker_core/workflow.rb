@@ -103,6 +103,7 @@ module TaskerCore
       # @param namespace [String, nil] whose workers run it; nil: the workflow's
       # @param if [String, nil] whether it runs: a SQL/JSON path over +input+ and the +results+ of the steps before, such as
       #   "$.results.check.total > 1000"; where it is not true, the step is skipped, and with it what depends on nothing else
+      # @param delay [Numeric, String, nil] how long it waits once it is ready, in seconds or as "1h"
       # @param retry [Hash, nil] max_attempts (counts the first run), backoff (:exponential, :linear, :fixed), base and max (seconds, or
       #   "2s", "5m"), jitter (0 to 1)
       # @param timeout [Numeric, String, nil] how long one attempt may run, in seconds or as "5m"
@@ -111,17 +112,29 @@ module TaskerCore
       # @param dead_letters [Hash, nil] retention_days, alert_threshold
       # @param config [Hash, nil] handed to the handler as it is
       # @return [void]
-      def step(name, handler, after: [], if: nil, namespace: nil, retry: nil, timeout: nil, transactional: false, dead_letters: nil,
-               config: nil)
+      def step(name, handler, after: [], if: nil, delay: nil, namespace: nil, retry: nil, timeout: nil, transactional: false,
+               dead_letters: nil, config: nil)
         line = caller_locations(1, 1).first
         rules = mapping("step #{name.inspect}: retry", binding.local_variable_get(:retry), RETRY)
         definition = {
           name: name, handler: handler_name(name, handler), depends_on: names_of_steps(name, after), if: binding.local_variable_get(:if),
-          namespace: namespace,
+          delay: duration(delay), namespace: namespace,
           retry: durations(rules), timeout: duration(timeout), transactional: transactional || nil,
           dead_letters: mapping("step #{name.inspect}: dead_letters", dead_letters, DEAD_LETTERS),
           config: mapping("step #{name.inspect}: config", config, 'currency: "EUR"')
         }
+        own_steps << [line.path, line.lineno, definition.compact]
+      end
+
+      # Adds a step that only lets time pass: it is complete when it is over, and no worker has to do with it.
+      # @param name [Symbol]
+      # @param time [Numeric, String] in seconds, or as "14d"
+      # @param after [Symbol, Array<Symbol>] the steps that must be complete before
+      # @param if [String, nil] as of {step}
+      # @return [void]
+      def sleep(name, time, after: [], if: nil)
+        line = caller_locations(1, 1).first
+        definition = { name: name, sleep: duration(time), depends_on: names_of_steps(name, after), if: binding.local_variable_get(:if) }
         own_steps << [line.path, line.lineno, definition.compact]
       end
 

@@ -56,17 +56,19 @@ pub(crate) async fn claim_tasks(
 pub(crate) struct Due {
     /// Tasks whose time has come.
     pub(crate) begun: i32,
-    /// Steps that are enqueued again.
+    /// Steps that are enqueued again, or after their delay.
     pub(crate) enqueued: i32,
-    /// When the next of both will be due, or the next permit may be free; None when nothing waits for its time.
+    /// Steps that have slept long enough.
+    pub(crate) woken: i32,
+    /// When the next of these will be due, or the next permit may be free; None when nothing waits for its time.
     pub(crate) next_due: Option<DateTime<Utc>>,
 }
 
-/// Begins at most `limit` tasks whose time has come, enqueues at most `limit` steps whose retry is due, and grants permits of limits, for at most
-/// `limit` keys.
+/// Begins at most `limit` tasks whose time has come, ends at most `limit` sleeps, enqueues at most `limit` steps whose retry is due, and grants permits of
+/// limits, for at most `limit` keys.
 pub(crate) async fn begin_what_is_due(db: &Db, limit: i32) -> Result<Due> {
-    let sql = "SELECT t.begun, s.enqueued, least(t.next_due, s.next_due, p.next_due) AS next_due
-               FROM tasker.begin_due_tasks($1) AS t, tasker.enqueue_due_retries($1) AS s, tasker.grant_permits($1) AS p";
+    let sql = "SELECT t.begun, s.enqueued, w.woken, least(t.next_due, s.next_due, p.next_due) AS next_due
+               FROM tasker.begin_due_tasks($1) AS t, tasker.end_sleeps($1) AS w(woken), tasker.enqueue_due_retries($1) AS s, tasker.grant_permits($1) AS p";
     super::again_on_conflict(|| async { Ok(sqlx::query_as(sql).bind(limit).fetch_one(db.pool()).await?) }).await
 }
 

@@ -60,6 +60,15 @@ impl Failure {
         }
     }
 
+    /// The handler is to be called again after that time, and this was no attempt.
+    pub fn snooze(delay: Duration) -> Failure {
+        Failure {
+            reason: Some("snoozed".into()),
+            ..Failure::retryable("Snooze", "")
+        }
+        .retry_after(delay)
+    }
+
     /// The task is not worth anything any more: it ends as `discarded`, without a dead letter.
     pub fn discard(class: impl Into<String>, message: impl Into<String>) -> Failure {
         Failure {

@@ -31,9 +31,9 @@ pub async fn register_if_new(db: &Db, template: &Template) -> Result<Registered>
 }
 
 async fn registered(db: &Db, template: &Template, use_it: bool) -> Result<Registered> {
-    let skippable = template.skippable();
+    let decided = template.decided();
     let steps: Vec<Value> = (0..template.steps.len())
-        .map(|position| step_row(template, &skippable, position))
+        .map(|position| step_row(template, &decided, position))
         .collect();
     let registered = sqlx::query_as("SELECT version, created FROM tasker.register_template($1, $2, $3, $4, $5, $6, $7, $8)")
         .bind(&template.namespace)
@@ -49,13 +49,14 @@ async fn registered(db: &Db, template: &Template, use_it: bool) -> Result<Regist
     Ok(registered)
 }
 
-fn step_row(template: &Template, skippable: &[bool], position: usize) -> Value {
+fn step_row(template: &Template, decided: &[bool], position: usize) -> Value {
     let step = &template.steps[position];
     let children = template.children(position);
     let joins = children.iter().any(|&child| template.steps[child].parents.len() > 1);
     json!({
-        "step": position, "name": step.name, "handler": step.handler, "namespace": step.namespace,
-        "parents": step.parents, "children": children, "joins": joins, "condition": step.condition, "skippable": skippable[position],
+        "step": position, "name": step.name, "kind": step.kind.name(), "handler": step.kind.handler(), "namespace": step.namespace,
+        "parents": step.parents, "children": children, "joins": joins, "condition": step.condition, "decided": decided[position],
+        "delay_seconds": step.waits().map(|wait| wait.as_secs_f64()),
         "max_attempts": step.retry.max_attempts, "backoff": step.retry.backoff,
         "multiplier": step.retry.multiplier, "base_seconds": step.retry.base.map(|base| base.as_secs_f64()),
         "max_seconds": step.retry.max.map(|max| max.as_secs_f64()), "jitter": step.retry.jitter,

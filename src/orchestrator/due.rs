@@ -1,4 +1,4 @@
-//! What is due, to the moment: tasks that wait for their time begin, failed steps are enqueued again, and steps under a limit get its permits.
+//! What is due, to the moment: tasks that wait for their time begin, sleeps end, failed steps are enqueued again, and steps under a limit get its permits.
 
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ impl Due {
                         backoff.reset();
                         telemetry::metrics().tasks_begun.add(due.begun as u64, &[]);
                         telemetry::metrics().retries_enqueued.add(due.enqueued as u64, &[]);
-                        if due.begun.max(due.enqueued) < BATCH {
+                        if due.begun.max(due.enqueued).max(due.woken) < BATCH {
                             db::wait(&mut self.wakes, until(due.next_due), |name, _| name == channel::DUE).await;
                         }
                     }

@@ -1,5 +1,5 @@
 //! Conditions: a SQL/JSON path over `{input, results}` that says whether a step runs. PostgreSQL evaluates it where the step becomes ready
-//! (`migrations/0025_conditions.sql`); this is the same for templates that are checked without it, and for tasks in memory.
+//! (`migrations/0025_readiness.sql`); this is the same for templates that are checked without it, and for tasks in memory.
 
 use serde_json::Value;
 use sql_json_path::JsonPath;

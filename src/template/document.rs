@@ -8,7 +8,7 @@ use serde_saphyr::{DefaultMessageFormatter, MessageFormatter, Spanned};
 
 use super::problems::{kind, line, Problems};
 use super::rules::{DeadLettersDocument, RetryDocument, StuckAfterDocument};
-use super::{condition, graph, limits, DeadLetters, OnFailure, Priority, Problem, Retry, Step, StuckAfter, Template};
+use super::{condition, graph, limits, DeadLetters, Kind, OnFailure, Priority, Problem, Retry, Step, StuckAfter, Template};
 use crate::span::Span;
 
 #[derive(Deserialize)]
@@ -35,6 +35,8 @@ pub(super) struct Document {
 struct StepDocument {
     name: Spanned<String>,
     handler: Option<Spanned<String>>,
+    sleep: Option<Spanned<Span>>,
+    delay: Option<Spanned<Span>>,
     namespace: Option<Spanned<String>>,
     #[serde(default)]
     depends_on: Vec<Spanned<String>>,
@@ -177,26 +179,16 @@ impl StepDocument {
     fn validate(self, namespace: &str, rules: &(Retry, DeadLetters), positions: &HashMap<String, usize>, found: &mut Problems) -> Step {
         let line = line(&self.name);
         let name = found.name(&self.name, "step", 100);
-        let handler = match self.handler {
-            Some(handler) if !handler.value.trim().is_empty() && handler.value.len() <= 255 => {
-                found.storable(&handler, &format!("step {name:?}: handler"), &handler.value.as_str().into());
-                handler.value
-            }
-            Some(handler) => {
-                found.add(
-                    &handler,
-                    format!("step {name:?}: handler is empty or longer than 255: expected the name of a handler"),
-                );
-                String::new()
-            }
-            None => {
-                found.add(
-                    &self.name,
-                    format!("step {name:?} has no handler: expected `handler: NameOfAHandler`"),
-                );
-                String::new()
-            }
-        };
+        let what = what(&self.name, self.handler, self.sleep, found);
+        if let (Kind::Sleep { .. }, Some(has)) = (
+            &what,
+            self.retry
+                .as_ref()
+                .map(|_| "retry")
+                .or(self.transactional.then_some("transactional")),
+        ) {
+            found.add(&self.name, format!("step {name:?} sleeps, and has {has}: nothing runs there"));
+        }
 
         let mut parents = Vec::new();
         for parent in &self.depends_on {
@@ -255,12 +247,41 @@ impl StepDocument {
                 .or(&rules.1),
             transactional: self.transactional,
             timeout: self.timeout.and_then(|timeout| found.span(&timeout, "timeout")),
+            delay: self.delay.and_then(|delay| found.span(&delay, "delay")),
             name,
-            handler,
+            kind: what,
             parents,
             condition,
             config,
             line,
+        }
+    }
+}
+
+/// What a step is, by what it has.
+fn what(named: &Spanned<String>, handler: Option<Spanned<String>>, sleep: Option<Spanned<Span>>, found: &mut Problems) -> Kind {
+    let name = &named.value;
+    match (handler, sleep) {
+        (Some(handler), None) => {
+            found.storable(&handler, &format!("step {name:?}: handler"), &handler.value.as_str().into());
+            if handler.value.trim().is_empty() || handler.value.len() > 255 {
+                found.add(
+                    &handler,
+                    format!("step {name:?}: handler is empty or longer than 255: expected the name of a handler"),
+                );
+            }
+            Kind::Handler { handler: handler.value }
+        }
+        (None, Some(sleep)) => Kind::Sleep {
+            sleep: found.span(&sleep, &format!("step {name:?}: sleep")).unwrap_or_default(),
+        },
+        (handler, _) => {
+            let problem = match handler {
+                Some(_) => "has a handler and sleeps: expected one of these",
+                None => "has no handler: expected `handler: NameOfAHandler`, or `sleep: 14d`",
+            };
+            found.add(named, format!("step {name:?} {problem}"));
+            Kind::Handler { handler: String::new() }
         }
     }
 }

@@ -34,6 +34,7 @@ mod roles;
 mod scheduling;
 mod search_path;
 mod shares;
+mod sleeps;
 mod submitting;
 mod templates;
 mod traces;

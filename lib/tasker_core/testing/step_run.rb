@@ -66,8 +66,15 @@ module TaskerCore
         skipped?
       end
 
-      # Whether it may run now: a handler can say when it is to be tried again.
-      def ready? = open? && (@retry_at.nil? || @retry_at <= Time.now)
+      # Whether its time has come: it can have a delay, or sleep, or its handler have said when it is to be called again.
+      def ready?
+        return false unless open?
+
+        wait_for_time if @state == "pending" && (definition[:delay] || definition[:sleep])
+        @retry_at.nil? || @retry_at <= Time.now
+      end
+
+      def sleeps? = !definition[:sleep].nil?
 
       # The results of those before that ran, by their names, as JSON.
       def results_before = "{#{@parents.select(&:complete?).map(&:named_result).join(',')}}"
@@ -83,15 +90,18 @@ module TaskerCore
       end
 
       def fail(failure)
-        @errors << failure.slice(:class, :message, :backtrace).merge(attempt: failures + 1, at: Time.now.getutc.iso8601(6))
         @retry_at = failure[:retry_after]&.then { |seconds| Time.now + seconds }
+        return @state = "waiting" if failure[:reason] == "snoozed"
+
+        @errors << failure.slice(:class, :message, :backtrace).merge(attempt: failures + 1, at: Time.now.getutc.iso8601(6))
         @state = after(failure)
         true
       end
 
       def to_h(ended:)
         {
-          name: name, handler: definition[:handler], namespace: definition[:namespace], depends_on: @parents.map(&:name),
+          name: name, kind: sleeps? ? "sleep" : "handler", handler: definition[:handler], namespace: definition[:namespace],
+          depends_on: @parents.map(&:name),
           state: ended && !done? && !dead? && !discarded? ? "cancelled" : @state, attempt: complete? ? failures + 1 : failures,
           max_attempts: max_attempts, worker: nil, result: value(@result), result_bytes: @result&.bytesize,
           progress: value(progress), errors: @errors,
@@ -101,6 +111,13 @@ module TaskerCore
       end
 
       private
+
+      def wait_for_time
+        @retry_at = Time.now + %i[delay sleep].sum { |name| definition[name] ? span(name) : 0 }
+        @state = "waiting"
+      end
+
+      def span(name) = definition[name].then { |span| span[:secs] + (span[:nanos] / 1e9) }
 
       def wanted?(input) = definition[:if].nil? || Native.holds?(definition[:if], %({"input":#{input},"results":#{results_before}}))
 

@@ -20,7 +20,13 @@ module TaskerCore
         @steps.each { |step| step.parents = @steps.values_at(*step.definition[:parents]) }
       end
 
-      def due? = !@running && (@run_at.nil? || @run_at <= Time.now) && !next_step(false).nil?
+      def due?
+        return false if @running || @cancelled || (@run_at && @run_at > Time.now)
+        return true unless @started_at
+
+        skip
+        !discarded? && @steps.any?(&:ready?)
+      end
 
       # Yields until it has ended, or waits for its time.
       def run
@@ -44,8 +50,13 @@ module TaskerCore
       def next_step(impatient)
         return if @cancelled || discarded?
 
-        nil while @steps.any? { |step| step.skip_unless_wanted(@input) }
-        @steps.find { |step| impatient ? step.open? : step.ready? }
+        loop do
+          skip
+          step = @steps.find { |candidate| impatient ? candidate.open? : candidate.ready? }
+          return step unless step&.sleeps?
+
+          step.complete("null")
+        end
       end
 
       def attempt(step)
@@ -77,6 +88,10 @@ module TaskerCore
       end
 
       private
+
+      def skip
+        nil while @steps.any? { |step| step.skip_unless_wanted(@input) }
+      end
 
       def discarded? = @steps.any?(&:discarded?)
 

@@ -125,8 +125,8 @@ module TaskerCore
           message: described(nil) { text(told(error).message) } || "its message cannot be read",
           backtrace: described([]) { backtrace(told(error)) },
           permanent: [PermanentError, DiscardError].any? { |kind| kind === error }, # rubocop:disable Style/CaseEquality
-          on_purpose: RetryableError === error && !error.respond_to?(:original), # rubocop:disable Style/CaseEquality
-          retry_after: described(nil) { Span.read(error.retry_after) if error.is_a?(RetryableError) },
+          on_purpose: Snooze === error || (RetryableError === error && !error.respond_to?(:original)), # rubocop:disable Style/CaseEquality
+          retry_after: described(nil) { retry_after(error) },
           reason: described(nil) { reason(error) }
         }
       end
@@ -135,6 +135,13 @@ module TaskerCore
         yield
       rescue Exception
         otherwise
+      end
+
+      def retry_after(error)
+        case error
+        when RetryableError then Span.read(error.retry_after)
+        when Snooze then error.time
+        end
       end
 
       # What a step is said to have failed with, where that is not what it was raised with.
@@ -157,6 +164,7 @@ module TaskerCore
         case error
         when StepTimeout then "timeout"
         when DiscardError then "discarded"
+        when Snooze then "snoozed"
         else "payload_too_large" if error.cause.is_a?(PayloadTooLarge)
         end
       end

@@ -63,7 +63,7 @@ module TaskerCore
           sources.flat_map do |source, origin|
             definition, _version, lines = Native.check_template(source, origin)
             steps = JSON.parse(definition, symbolize_names: true).fetch(:steps).zip(lines)
-            steps.select { |step, _| namespaces.include?(step[:namespace]) }.filter_map do |step, line|
+            steps.select { |step, _| step[:handler] && namespaces.include?(step[:namespace]) }.filter_map do |step, line|
               find(step[:handler]) && nil
             rescue UnknownHandler => e
               "#{origin}:#{line}: step #{step[:name]}: #{e.message}"

@@ -52,6 +52,8 @@ CREATE TABLE tasker.steps (
     started_at   timestamptz,
     finished_at  timestamptz,
     retry_at     timestamptz,
+    -- until when it sleeps
+    wakes_at     timestamptz,
     -- how many bytes the result has, as it was reported
     result_bytes int,
     result       jsonb,
@@ -66,6 +68,7 @@ CREATE TABLE tasker.steps (
     PRIMARY KEY (task_id, step)
 ) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX steps_retry ON tasker.steps (retry_at) WHERE retry_at IS NOT NULL;
+CREATE INDEX steps_wake ON tasker.steps (wakes_at) WHERE wakes_at IS NOT NULL;
 
 -- What may be large is compressed by lz4, where PostgreSQL is built with it: several times as fast as its own.
 DO $$

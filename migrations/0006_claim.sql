@@ -200,7 +200,7 @@ END
 $$;
 
 -- Enqueues the steps whose retry is due, or whose delay is over, the longest waiting first; those under a limit seek its permit.
--- Returns how many, and when the next one will be due (null: none is waiting).
+-- Returns how many, and when the next one will be due, or wake (null: none is waiting).
 -- Locks: steps that wait for a retry, skipping those that another orchestrator has. It wants no task's lock.
 CREATE FUNCTION tasker.enqueue_due_retries(p_limit int, OUT enqueued int, OUT next_due timestamptz)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -210,7 +210,7 @@ DECLARE
 BEGIN
     WITH due AS MATERIALIZED (
         SELECT s.ctid AS place FROM tasker.steps s
-        WHERE s.retry_at <= clock_timestamp() AND s.state = 'waiting_retry' ORDER BY s.retry_at LIMIT p_limit
+        WHERE s.retry_at <= clock_timestamp() ORDER BY s.retry_at LIMIT p_limit
         FOR UPDATE SKIP LOCKED
     ), again AS (
         UPDATE tasker.steps s
@@ -222,6 +222,7 @@ BEGIN
     IF enqueued > 0 THEN
         PERFORM tasker.seek_permits(v_tasks, v_steps);
     END IF;
-    SELECT min(s.retry_at) INTO next_due FROM tasker.steps s WHERE s.retry_at < 'infinity';
+    next_due := least((SELECT min(s.retry_at) FROM tasker.steps s WHERE s.retry_at < 'infinity'),
+                      (SELECT min(s.wakes_at) FROM tasker.steps s WHERE s.wakes_at IS NOT NULL));
 END
 $$;

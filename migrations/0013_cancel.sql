@@ -93,7 +93,7 @@ BEGIN
 
     WITH ended AS (
         UPDATE tasker.steps s
-        SET state = CASE WHEN r.runs THEN 'cancelling' ELSE 'cancelled' END::tasker.step_state, retry_at = NULL,
+        SET state = CASE WHEN r.runs THEN 'cancelling' ELSE 'cancelled' END::tasker.step_state, retry_at = NULL, wakes_at = NULL,
             finished_at = CASE WHEN NOT r.runs THEN clock_timestamp() END,
             after_cancel = CASE WHEN NOT r.runs AND r.leases > s.released THEN 'unknown' END
         FROM (SELECT u.runs, u.leases, h.place FROM unnest(v_tasks, v_steps, v_runs, v_leases) AS u(task, step, runs, leases)

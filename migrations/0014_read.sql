@@ -77,7 +77,7 @@ BEGIN
         'result', CASE WHEN coalesce(s.bytes, 0) <= p_bytes THEN s.result END, 'result_bytes', s.result_bytes,
         'skipped_because', s.skipped_because, 'after_cancel', s.after_cancel, 'progress', s.progress, 'errors', coalesce(s.errors, '[]'),
         'enqueued_at', s.enqueued_at, 'started_at', coalesce(l.leased_at, s.started_at),
-        'finished_at', s.finished_at, 'retry_at', nullif(s.retry_at, 'infinity'))
+        'finished_at', s.finished_at, 'retry_at', coalesce(nullif(s.retry_at, 'infinity'), s.wakes_at))
     FROM step s
     JOIN tasker.namespaces sn ON sn.name = s.namespace
     LEFT JOIN lease l ON l.queue = s.queue AND l.msg_id = s.msg_id

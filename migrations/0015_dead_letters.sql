@@ -169,7 +169,8 @@ BEGIN
     ), scheduled AS (
         UPDATE tasker.steps s
         SET state = CASE WHEN a.kind = 'sleep' THEN 'waiting' ELSE 'waiting_retry' END::tasker.step_state, failures = 0, max_attempts = p_max_attempts, finished_at = NULL,
-            retry_at = clock_timestamp() + coalesce(a.n / p_per_second, 0) * interval '1 second'
+            retry_at = CASE WHEN a.kind <> 'sleep' THEN clock_timestamp() + coalesce(a.n / p_per_second, 0) * interval '1 second' END,
+            wakes_at = CASE WHEN a.kind = 'sleep' THEN clock_timestamp() END
         FROM again a WHERE s.task_id = a.task_id AND s.step = a.step
         RETURNING a.id, a.task_id, a.letter
     ), edited AS (

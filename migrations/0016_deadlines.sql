@@ -96,12 +96,12 @@ BEGIN
         JOIN tasker.tasks t ON t.id = s.task_id AND t.state IN ('running', 'blocked')
         JOIN tasker.template_versions tv ON tv.id = t.version_id
         WHERE s.task_id = ANY (v_due)
-          AND (t.deadline_at <= clock_timestamp() AND s.state IN ('waiting_retry', 'waiting') AND s.retry_at IS NOT NULL
+          AND (t.deadline_at <= clock_timestamp() AND coalesce(s.retry_at, s.wakes_at) IS NOT NULL AND s.state IN ('waiting_retry', 'waiting')
                OR least(t.deadline_at, s.enqueued_at + tv.enqueued_limit) <= clock_timestamp() AND s.state = 'enqueued' AND s.msg_id IS NULL)
         FOR UPDATE OF s SKIP LOCKED) AS w;
 
     UPDATE tasker.steps s
-    SET state = 'dead', retry_at = NULL, finished_at = clock_timestamp(),
+    SET state = 'dead', retry_at = NULL, wakes_at = NULL, finished_at = clock_timestamp(),
         errors = tasker.append_error(s.errors, jsonb_build_object('attempt', s.failures + 1, 'at', clock_timestamp()) || CASE WHEN d.state IS NULL
             THEN jsonb_build_object('class', 'DeadlineExceeded', 'message', 'the task did not end in the time its template allows')
             ELSE jsonb_build_object('class', 'Stuck', 'message', 'it was ' || d.state || ' for longer than its template allows') END)

@@ -39,8 +39,9 @@ BEGIN
                     AND NOT coalesce(jsonb_path_match(jsonb_build_object('input', t.input, 'results', b.results), ts.condition, '{}', true), false)
                 THEN ts.condition || ' is not true' END AS why) AS w
         ORDER BY r.n) AS d;
-    INSERT INTO tasker.steps (task_id, step, state, enqueued_at, finished_at, retry_at, skipped_because)
-    SELECT s.task, s.step, s.state, n.now, CASE WHEN s.state = 'skipped' THEN n.now END, n.now + s.wait, s.why
+    INSERT INTO tasker.steps (task_id, step, state, enqueued_at, finished_at, retry_at, wakes_at, skipped_because)
+    SELECT s.task, s.step, s.state, n.now, CASE WHEN s.state = 'skipped' THEN n.now END, CASE WHEN s.state = 'waiting_retry' THEN n.now + s.wait END,
+           CASE WHEN s.state = 'waiting' THEN n.now + s.wait END, s.why
     FROM unnest(v_tasks, v_steps, v_states, v_waits, v_whys) AS s(task, step, state, wait, why), clock_timestamp() AS n(now);
     IF v_tasks IS DISTINCT FROM skipped_tasks THEN
         PERFORM tasker.notify('tasker_due', '');
@@ -59,15 +60,15 @@ DECLARE
 BEGIN
     SELECT array_agg(d.task_id), array_agg(d.step) INTO v_tasks, v_steps
     FROM (SELECT s.task_id, s.step FROM tasker.steps s
-          WHERE s.retry_at <= clock_timestamp() AND s.state = 'waiting' ORDER BY s.retry_at LIMIT p_limit) AS d;
+          WHERE s.wakes_at <= clock_timestamp() ORDER BY s.wakes_at LIMIT p_limit) AS d;
     IF v_tasks IS NULL THEN
         RETURN 0;
     END IF;
     v_held := ARRAY(SELECT t.id FROM tasker.tasks t WHERE t.id = ANY (v_tasks) ORDER BY t.id FOR NO KEY UPDATE SKIP LOCKED);
     WITH ended AS (
-        UPDATE tasker.steps s SET state = 'complete', retry_at = NULL, started_at = s.enqueued_at, finished_at = clock_timestamp()
+        UPDATE tasker.steps s SET state = 'complete', wakes_at = NULL, started_at = s.enqueued_at, finished_at = clock_timestamp()
         FROM unnest(v_tasks, v_steps) AS d(task, step)
-        WHERE d.task = ANY (v_held) AND s.task_id = d.task AND s.step = d.step AND s.state = 'waiting' AND s.retry_at <= clock_timestamp()
+        WHERE d.task = ANY (v_held) AND s.task_id = d.task AND s.step = d.step AND s.wakes_at <= clock_timestamp()
         RETURNING s.task_id, s.step
     )
     SELECT array_agg(e.task_id), array_agg(e.step) INTO v_tasks, v_steps FROM ended e;

@@ -87,7 +87,7 @@ async fn a_dropped_queue_stops_nobody_else_and_is_repaired_without_a_loss() {
                 "SELECT EXISTS (SELECT FROM tasker.steps WHERE task_id = '{across}' AND step = 1)"
             ))
             .await;
-        assert_eq!(world.step_states(across).await, ["complete", "waiting_retry"]);
+        assert_eq!(world.step_states(across).await, ["complete", "waiting"]);
         let shown = world.task(across).await;
         assert!(
             shown["steps"][1]["waits_for"].as_str().unwrap().starts_with("the queue here_queue"),

@@ -24,9 +24,11 @@ steps:
 
 /// As if all that waits had waited long enough. Returns how many sleeps ended, and how many steps were enqueued.
 async fn later(world: &World) -> (i64, i32) {
-    world
-        .run("UPDATE tasker.steps SET retry_at = now() WHERE retry_at IS NOT NULL")
-        .await;
+    for column in ["retry_at", "wakes_at"] {
+        world
+            .run(&format!("UPDATE tasker.steps SET {column} = now() WHERE {column} IS NOT NULL"))
+            .await;
+    }
     (
         world.count("SELECT tasker.end_sleeps(100)::bigint").await,
         world.enqueue_due_retries().await,
@@ -49,7 +51,7 @@ async fn a_step_that_sleeps_is_a_row_until_its_time_is_over() {
         assert_eq!(world.step_states(task).await, ["complete", "waiting", "pending"]);
         assert_eq!(world.task(task).await["state"], "waiting");
         assert_eq!(world.count("SELECT count(*) FROM pgmq.q_here_queue").await, 0);
-        let wakes = "SELECT count(*) FROM tasker.steps WHERE retry_at BETWEEN now() + interval '13 days' AND now() + interval '15 days'";
+        let wakes = "SELECT count(*) FROM tasker.steps WHERE wakes_at BETWEEN now() + interval '13 days' AND now() + interval '15 days'";
         assert_eq!(world.count(wakes).await, 1);
         assert_eq!(
             (

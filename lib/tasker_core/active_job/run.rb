@@ -5,37 +5,30 @@ module TaskerCore
     # One attempt of a job. It notices when ActiveJob enqueues the job again, or drops it, which both look like success from outside.
     # @api private
     class Run
-      # The job is to be tried again.
-      class Retried < RetryableError
-        # @return [Exception] why
+      # Stands for what the job raised, which is what its step is said to have failed with.
+      module InPlaceOf
+        # @return [Exception]
         attr_reader :original
 
-        def initialize(original, retry_after:)
-          super(original.message, retry_after: retry_after)
+        def initialize(original, **more)
+          super(original.message, **more)
           @original = original
         end
+      end
+
+      # The job is to be tried again.
+      class Retried < RetryableError
+        include InPlaceOf
       end
 
       # The job was dropped.
       class Discarded < DiscardError
-        # @return [Exception] why
-        attr_reader :original
-
-        def initialize(original)
-          super(original.message)
-          @original = original
-        end
+        include InPlaceOf
       end
 
       # The job's class does not know the error.
       class Failed < PermanentError
-        # @return [Exception] which
-        attr_reader :original
-
-        def initialize(original)
-          super(original.message)
-          @original = original
-        end
+        include InPlaceOf
       end
 
       CURRENT = :tasker_core_job

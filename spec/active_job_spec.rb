@@ -79,6 +79,16 @@ RSpec.describe TaskerCore::Jobs do
     expect(described_class.tasks(SecureRandom.uuid)).to be_empty
   end
 
+  it "uses no attempt where it enqueues itself again without an error" do
+    queue = ran
+    again = job { queue.push(executions).size < 3 && retry_job(wait: 0.01) }
+    working do
+      later = again.perform_later
+      expect(task(later).wait(timeout: 30)).to eq("complete")
+      expect([Array.new(3) { ran.pop }, task(later).steps.first.errors, task(later).steps.first.attempt]).to eq([[1, 2, 3], [], 1])
+    end
+  end
+
   it "goes on in another task where its class changes the queue, and where it is enqueued again" do
     moved = job { |elsewhere| executions == 1 && retry_job(queue: elsewhere) }
     working do

@@ -59,7 +59,7 @@ module TaskerCore
       def job_id = @job["job_id"]
 
       # @return [Hash, nil] the task in which the job goes on
-      # @raise [Retried, Discarded, Failed]
+      # @raise [Retried, Snooze, Discarded, Failed]
       def call
         before = Thread.current[CURRENT]
         Thread.current[CURRENT] = self
@@ -105,7 +105,9 @@ module TaskerCore
       def settle(error)
         if @again
           @step.checkpoint(@again)
-          raise Retried.new(@error || error || Error.new("the job enqueued itself again"), retry_after: @delay)
+          cause = @error || error
+          # By itself, as one with continuations does between two of its steps: that was no failure.
+          raise cause ? Retried.new(cause, retry_after: @delay) : Snooze.new(@delay)
         end
         raise Failed, error if error
         raise Discarded, @error || Error.new("the job was discarded") if @event == :discarded

@@ -48,8 +48,8 @@ DECLARE
     v_running  boolean[];
     v_tasks    uuid[];
     v_steps    smallint[];
-    v_runs     boolean[] := '{}';
-    v_leases   int[] := '{}';
+    v_runs     boolean[];
+    v_leases   int[];
 BEGIN
     -- Without a message, or with one that nobody can look at: whoever had it may have begun.
     SELECT coalesce(array_agg(s.task_id), '{}'), coalesce(array_agg(s.step), '{}'), coalesce(array_agg(false), '{}'),

@@ -117,8 +117,7 @@ BEGIN
         look_at = CASE WHEN t.state IN ('waiting', 'pending', 'running', 'blocked') THEN
             least(CASE WHEN t.deadline_at > clock_timestamp() OR o.is_open THEN t.deadline_at END,
                   clock_timestamp() + tasker.shortest_limit(tv) / 4) END
-    FROM tasker.template_versions tv, unnest(v_due) AS d(id), LATERAL (
-        SELECT EXISTS (SELECT 1 FROM tasker.steps s WHERE s.task_id = d.id AND s.state IN ('enqueued', 'waiting_retry', 'waiting')) AS is_open) AS o
+    FROM tasker.template_versions tv, unnest(v_due) AS d(id), LATERAL (SELECT tasker.is_open(d.id) AS is_open) AS o
     WHERE t.id = d.id AND tv.id = t.version_id AND t.state <> 'cancelling';
     IF cardinality(v_tasks) > 0 THEN
         PERFORM tasker.notify('tasker_cancelled', '');

@@ -73,7 +73,7 @@ BEGIN
 END
 $$;
 
--- Steps that were held back, and whose queues work again, are due. Returns how many: p_limit at most.
+-- Steps that were held back, and whose queues work again, or whose handler somebody has by now (0024_unhandled.sql), are due. Returns how many: p_limit at most.
 -- Locks: those steps, skipping what somebody else has.
 CREATE FUNCTION tasker.free_held_steps(p_limit int) RETURNS int
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -86,7 +86,7 @@ BEGIN
         CROSS JOIN LATERAL (SELECT version_id FROM tasker.tasks WHERE id = h.task_id OFFSET 0) AS t
         CROSS JOIN LATERAL (SELECT queue FROM tasker.template_steps WHERE version_id = t.version_id AND step = h.step OFFSET 0) AS ts
         WHERE h.retry_at = 'infinity' AND NOT EXISTS (SELECT FROM tasker.broken_queues b WHERE b.queue = ts.queue)
-          AND NOT EXISTS (SELECT FROM tasker.unhandled u WHERE u.version_id = t.version_id AND u.step = h.step)
+          AND NOT EXISTS (SELECT FROM tasker.unhandled u WHERE u.version_id = t.version_id AND u.step = h.step AND NOT u.found)
         LIMIT p_limit FOR UPDATE OF h SKIP LOCKED));
     GET DIAGNOSTICS v_freed = ROW_COUNT;
     IF v_freed > 0 THEN

@@ -142,9 +142,9 @@ BEGIN
 END
 $$;
 
--- Steps that were held back, and that a worker has a handler for by now, are due. Returns how many: p_limit at most. What is held back no longer is
--- forgotten.
--- Locks: those steps, skipping what somebody else has.
+-- Steps that were held back, and that a worker has a handler for by now, are due (see free_held_steps, 0019_repair.sql). Returns how many: p_limit at
+-- most. What is held back no longer is forgotten.
+-- Locks: those of free_held_steps.
 CREATE FUNCTION tasker.free_handled(p_limit int) RETURNS int
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -153,16 +153,7 @@ BEGIN
     IF NOT EXISTS (SELECT FROM tasker.unhandled) THEN
         RETURN 0;
     END IF;
-    UPDATE tasker.steps s SET retry_at = clock_timestamp()
-    WHERE s.ctid = ANY (ARRAY(
-        SELECT h.ctid FROM tasker.steps h
-        CROSS JOIN LATERAL (SELECT version_id FROM tasker.tasks WHERE id = h.task_id OFFSET 0) AS t
-        JOIN tasker.unhandled u ON u.version_id = t.version_id AND u.step = h.step AND u.found
-        WHERE h.retry_at = 'infinity' LIMIT p_limit FOR UPDATE OF h SKIP LOCKED));
-    GET DIAGNOSTICS v_freed = ROW_COUNT;
-    IF v_freed > 0 THEN
-        PERFORM tasker.notify('tasker_due', '');
-    END IF;
+    v_freed := tasker.free_held_steps(p_limit);
     DELETE FROM tasker.unhandled u WHERE NOT EXISTS (
         SELECT FROM tasker.steps h JOIN tasker.tasks t ON t.id = h.task_id
         WHERE h.retry_at = 'infinity' AND h.step = u.step AND t.version_id = u.version_id);

@@ -115,8 +115,8 @@ pub(crate) async fn record_progress(db: &Db, queue: &str, words: &[Word]) -> Res
     Ok(query.fetch_all(db.pool()).await?)
 }
 
-/// Leases at most `limit` steps of `queue` for `lease`, and admits tasks if it holds fewer; `unable`: leaves what the worker has no handler for. Never waits. Returns the steps, and those of the tasks
-/// that are traced.
+/// Leases at most `limit` steps of `queue` for `lease`, and admits tasks if it holds fewer; with `unable`, leaves what the worker is known to have no
+/// handler for. Never waits. Returns the steps, and those of the tasks that are traced.
 pub(crate) async fn lease_steps(
     db: &Db,
     queue: &str,

@@ -111,20 +111,17 @@ async fn attempts_that_only_poll_are_one_error_that_says_how_often() {
             .register("name: polls\nnamespace: here\nsteps:\n  - { name: only, handler: polls, retry: { max_attempts: 9 } }\n")
             .await;
         let orchestrator = Orchestrator::start(&world.db, OrchestratorConfig::default()).await.unwrap();
-        let config = WorkerConfig {
-            namespaces: vec!["here".into()],
-            ..WorkerConfig::default()
-        };
-        let worker = Arc::new(Worker::start(&world.db, config).await.unwrap());
-        worker.handle_with(Handlers::default().with("polls", |step: Arc<tasker::worker::Step>| async move {
-            let at_once = Duration::from_millis(1);
-            match step.leased.attempt {
-                1..=3 => Err(Failure::again("not there yet").retry_after(at_once)),
-                4 => Err(Failure::again("on its way").retry_after(at_once)),
-                5 => Err(Failure::retryable("Oops", "on its way").retry_after(at_once)),
-                _ => Ok(json!("there")),
-            }
-        }));
+        let worker = world
+            .worker(Handlers::default().with("polls", |step: Arc<tasker::worker::Step>| async move {
+                let at_once = Duration::from_millis(1);
+                match step.leased.attempt {
+                    1..=3 => Err(Failure::again("not there yet").retry_after(at_once)),
+                    4 => Err(Failure::again("on its way").retry_after(at_once)),
+                    5 => Err(Failure::retryable("Oops", "on its way").retry_after(at_once)),
+                    _ => Ok(json!("there")),
+                }
+            }))
+            .await;
         let task = world.submit("polls", json!({})).await;
         assert_eq!(
             wait_for_end(&world.db, task, Some(Duration::from_secs(60))).await.unwrap(),

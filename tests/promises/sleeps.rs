@@ -8,7 +8,7 @@ use tasker::engine::cancel::cancel_tasks;
 use tasker::engine::fail::Failure;
 use tasker::engine::read::wait_for_end;
 use tasker::orchestrator::{Orchestrator, OrchestratorConfig};
-use tasker::worker::{Handlers, Step, Worker, WorkerConfig};
+use tasker::worker::{Handlers, Step};
 use tasker::Template;
 
 use super::world::World;
@@ -114,12 +114,7 @@ async fn sleeps_that_end_together_make_what_follows_ready_once() {
         for _ in 0..3 {
             orchestrators.push(Orchestrator::start(&world.db, OrchestratorConfig::default()).await.unwrap());
         }
-        let config = WorkerConfig {
-            namespaces: vec!["here".into()],
-            ..WorkerConfig::default()
-        };
-        let worker = Arc::new(Worker::start(&world.db, config).await.unwrap());
-        worker.handle_with(Handlers::default().with("h", |_| async { Ok(json!(null)) }));
+        let worker = world.worker(Handlers::default().with("h", |_| async { Ok(json!(null)) })).await;
         let mut tasks = Vec::new();
         for _ in 0..100 {
             tasks.push(world.submit("naps", json!({})).await);
@@ -146,22 +141,19 @@ async fn a_handler_that_snoozes_uses_no_attempt_and_leaves_no_error() {
             .register("name: polls\nnamespace: here\nsteps:\n  - { name: only, handler: h, retry: { max_attempts: 1 } }\n")
             .await;
         let orchestrator = Orchestrator::start(&world.db, OrchestratorConfig::default()).await.unwrap();
-        let config = WorkerConfig {
-            namespaces: vec!["here".into()],
-            ..WorkerConfig::default()
-        };
-        let worker = Arc::new(Worker::start(&world.db, config).await.unwrap());
         let calls = Arc::new(std::sync::atomic::AtomicUsize::new(0));
         let counted = calls.clone();
-        worker.handle_with(Handlers::default().with("h", move |step: Arc<Step>| {
-            let calls = counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
-            async move {
-                match calls {
-                    1..=5 => Err(Failure::snooze(Duration::from_millis(5))),
-                    _ => Ok(json!(step.leased.attempt)),
+        let worker = world
+            .worker(Handlers::default().with("h", move |step: Arc<Step>| {
+                let calls = counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
+                async move {
+                    match calls {
+                        1..=5 => Err(Failure::snooze(Duration::from_millis(5))),
+                        _ => Ok(json!(step.leased.attempt)),
+                    }
                 }
-            }
-        }));
+            }))
+            .await;
         let task = world.submit("polls", json!({})).await;
         assert_eq!(
             wait_for_end(&world.db, task, Some(Duration::from_secs(60))).await.unwrap(),

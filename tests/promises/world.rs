@@ -1,6 +1,7 @@
 //! A database of its own for every test, and the engine's functions as any SQL client can call them.
 
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 
 use serde_json::Value;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
@@ -10,6 +11,7 @@ use tasker::engine::configuration::DatabaseCoordinator;
 use tasker::engine::namespaces;
 use tasker::engine::register::{register, Registered};
 use tasker::engine::submit::{NewTask, Submitter};
+use tasker::worker::{Handlers, Worker, WorkerConfig};
 use tasker::{Db, Template};
 use tokio::sync::OnceCell;
 use uuid::Uuid;
@@ -129,6 +131,17 @@ impl World {
             .await
             .expect("submits")[0]
             .id
+    }
+
+    /// A worker of the namespace `here`.
+    pub(crate) async fn worker(&self, handlers: Handlers) -> Arc<Worker> {
+        let config = WorkerConfig {
+            namespaces: vec!["here".into()],
+            ..WorkerConfig::default()
+        };
+        let worker = Arc::new(Worker::start(&self.db, config).await.expect("starts"));
+        worker.handle_with(handlers);
+        worker
     }
 
     /// Changes a namespace's rules.

@@ -73,7 +73,8 @@ BEGIN
 END
 $$;
 
--- Steps that were held back, and whose queues work again, or whose handler somebody has by now (0024_unhandled.sql), are due. Returns how many: p_limit at most.
+-- Steps that were held back, and whose queues work again, or whose handler somebody has by now (0024_unhandled.sql), are due. Returns how many:
+-- p_limit at most. A kind of step of which none is held back any more is no longer unhandled.
 -- Locks: those steps, skipping what somebody else has.
 CREATE FUNCTION tasker.free_held_steps(p_limit int) RETURNS int
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -91,6 +92,11 @@ BEGIN
     GET DIAGNOSTICS v_freed = ROW_COUNT;
     IF v_freed > 0 THEN
         PERFORM tasker.notify('tasker_due', '');
+    END IF;
+    IF EXISTS (SELECT FROM tasker.unhandled) THEN
+        DELETE FROM tasker.unhandled u WHERE NOT EXISTS (
+            SELECT FROM tasker.steps h JOIN tasker.tasks t ON t.id = h.task_id
+            WHERE h.retry_at = 'infinity' AND h.step = u.step AND t.version_id = u.version_id);
     END IF;
     RETURN v_freed;
 END

@@ -125,7 +125,7 @@ LANGUAGE sql STABLE BEGIN ATOMIC
     ORDER BY u.version_id, u.step;
 END;
 
--- What a worker answers: whether it has handlers for these kinds. Those that it has are held back no longer (free_handled). Returns whether it is still
+-- What a worker answers: whether it has handlers for these kinds. Those that it has are held back no longer (free_held_steps, 0019_repair.sql). Returns whether it is still
 -- known to have none for some other kind.
 CREATE FUNCTION tasker.answer_unhandled(p_worker int, p_versions int[], p_steps smallint[], p_able boolean[]) RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -139,24 +139,5 @@ BEGIN
     UPDATE tasker.unhandled u SET found = true FROM unnest(p_versions, p_steps, p_able) AS a(version, step, able)
     WHERE a.able AND u.version_id = a.version AND u.step = a.step AND u.queue = ANY (v_queues);
     RETURN EXISTS (SELECT FROM tasker.unable u WHERE u.member = p_worker);
-END
-$$;
-
--- Steps that were held back, and that a worker has a handler for by now, are due (see free_held_steps, 0019_repair.sql). Returns how many: p_limit at
--- most. What is held back no longer is forgotten.
--- Locks: those of free_held_steps.
-CREATE FUNCTION tasker.free_handled(p_limit int) RETURNS int
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    v_freed int;
-BEGIN
-    IF NOT EXISTS (SELECT FROM tasker.unhandled) THEN
-        RETURN 0;
-    END IF;
-    v_freed := tasker.free_held_steps(p_limit);
-    DELETE FROM tasker.unhandled u WHERE NOT EXISTS (
-        SELECT FROM tasker.steps h JOIN tasker.tasks t ON t.id = h.task_id
-        WHERE h.retry_at = 'infinity' AND h.step = u.step AND t.version_id = u.version_id);
-    RETURN v_freed;
 END
 $$;

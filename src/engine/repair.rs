@@ -34,7 +34,7 @@ pub(crate) async fn try_broken(db: &Db) -> Result<(Vec<String>, bool)> {
     Ok(query.fetch_one(db.pool()).await?)
 }
 
-/// Frees steps that were held back and whose queue works again. Returns whether that were all.
+/// Frees steps that were held back and whose queue works again, or whose handler somebody has by now. Returns whether that were all.
 pub(crate) async fn free_held(db: &Db) -> Result<bool> {
     let freed: i32 = sqlx::query_scalar("SELECT tasker.free_held_steps($1)")
         .bind(FREED)

@@ -4,9 +4,6 @@ use super::lease::Lease;
 use crate::db::Db;
 use crate::error::Result;
 
-/// How many steps one statement frees.
-const FREED: i32 = 5_000;
-
 /// A kind of step, that is a step of a template's version, that no worker is known to have a handler for.
 #[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
 pub struct Kind {
@@ -53,11 +50,4 @@ pub(crate) async fn answer(db: &Db, worker: i32, answers: &[(Kind, bool)]) -> Re
         .bind(able)
         .fetch_one(db.upkeep())
         .await?)
-}
-
-/// Frees steps that were held back and that somebody has a handler for by now.
-pub(crate) async fn free_handled(db: &Db) -> Result<()> {
-    let query = || sqlx::query_scalar::<_, i32>("SELECT tasker.free_handled($1)").bind(FREED);
-    while query().fetch_one(db.upkeep()).await? == FREED {}
-    Ok(())
 }

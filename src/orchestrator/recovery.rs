@@ -11,7 +11,6 @@ use crate::engine::claim::expire_tasks;
 use crate::engine::lease::wake_expired;
 use crate::engine::member::{self, Expired};
 use crate::engine::repair::{self, Broken};
-use crate::engine::unhandled::free_handled;
 use crate::error::Result;
 use crate::health::Beats;
 use crate::telemetry;
@@ -46,8 +45,8 @@ impl Recovery {
                 tracing::info!(queue, "the queue works again");
                 self.held = true;
             }
-            // What a worker has not freed that found its handler, and died.
-            free_handled(&self.db).await?;
+            // Whoever holds a step back may commit that after its queue was healed, or its handler found.
+            self.held = true;
             self.asked = (!others).then(Instant::now);
         }
         if self.held {

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 use super::Shared;
-use crate::engine::unhandled::{answer, ask, free_handled, Kind};
+use crate::engine::repair::free_held;
+use crate::engine::unhandled::{answer, ask, Kind};
 use crate::error::Result;
 
 #[derive(Debug, Default)]
@@ -91,7 +92,7 @@ async fn tell(shared: &Shared) -> Result<()> {
     let others = answer(&shared.db, shared.membership.id(), &answers).await?;
     shared.unhandled.any.store(others, Ordering::Release);
     if answers.iter().any(|(_, able)| *able) {
-        free_handled(&shared.db).await?;
+        while !free_held(&shared.db).await? {}
     }
     Ok(())
 }

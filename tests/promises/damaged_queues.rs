@@ -125,6 +125,25 @@ async fn a_dropped_queue_stops_nobody_else_and_is_repaired_without_a_loss() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_step_that_is_held_back_too_late_is_freed_all_the_same() {
+    World::with(async |world| {
+        world.register(HERE).await;
+        let serve = Serve::start(&world.url, &[], &[]);
+        serve.until("/ready", |_, body| body["warnings"] == json!([])).await;
+        let task = world.submit("one", json!({})).await;
+        world.becomes_true("SELECT EXISTS (SELECT FROM pgmq.q_here_queue)").await;
+        // As a transaction leaves it that saw the queue broken, and ended after it was healed and looked at.
+        world
+            .run("DELETE FROM pgmq.q_here_queue; UPDATE tasker.steps SET state = 'waiting_retry', retry_at = 'infinity', msg_id = NULL")
+            .await;
+        let here = worker(world, &["here"]).await;
+        assert_eq!(world.ends(task).await, "complete");
+        here.shutdown(Duration::from_secs(5)).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_queue_that_is_locked_stops_nobody_else_and_goes_on_by_itself() {
     World::with(async |world| {
         for template in [HERE, THERE, ACROSS] {

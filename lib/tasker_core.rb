@@ -7,6 +7,7 @@ require File.directory?(File.join(__dir__, "tasker_core", abi)) ? "tasker_core/#
 require_relative "tasker_core/native_logger"
 require_relative "tasker_core/configuration"
 require_relative "tasker_core/conversion"
+require_relative "tasker_core/children"
 require_relative "tasker_core/results"
 require_relative "tasker_core/span"
 require_relative "tasker_core/instrumentation"

@@ -40,7 +40,7 @@ CREATE TABLE tasker.template_steps (
     -- the names of its template and version, so that a lease finds all of a step in one row
     template     text NOT NULL,
     version      text NOT NULL,
-    kind         text NOT NULL CHECK (kind IN ('handler', 'sleep')),
+    kind         text NOT NULL CHECK (kind IN ('handler', 'sleep', 'each', 'workflow')),
     -- null: it is of another kind
     handler      text,
     namespace    text NOT NULL,
@@ -51,7 +51,9 @@ CREATE TABLE tasker.template_steps (
     condition    jsonpath,
     -- how long it waits once it is ready, or sleeps; null: not at all
     delay        interval,
-    -- It is not simply sent when it is ready: it may be skipped, or waits.
+    -- of which tasks, where its work is other tasks: {template, version, over, input, limit, batch, tolerate} (see 0026_children.sql)
+    spawn        jsonb,
+    -- It is not simply sent when it is ready: it may be skipped, waits, or has other tasks do it.
     decided      boolean NOT NULL,
     -- Its completion reads or changes what a sibling's may: a child with several parents, or a task with several last steps.
     -- Only then does completing it need the task's lock.
@@ -78,10 +80,38 @@ CREATE INDEX template_steps_alerts ON tasker.template_steps (namespace) WHERE al
 CREATE FUNCTION tasker.input_schema(p_version int) RETURNS jsonb
 LANGUAGE sql STABLE BEGIN ATOMIC SELECT tv.definition -> 'input_schema' FROM tasker.template_versions tv WHERE tv.id = p_version; END;
 
+-- Errors with TK009 if tasks of this version would have tasks of its template below them, as the current versions are, and it names no max_depth.
+CREATE FUNCTION tasker.refuse_endless(p_version int) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_way text;
+BEGIN
+    WITH RECURSIVE names AS (
+        SELECT n.name || '/' || t.name AS name, t.current_version_id FROM tasker.templates t JOIN tasker.namespaces n ON n.id = t.namespace_id
+    ), below AS (
+        SELECT ts.spawn ->> 'template' AS name, ARRAY[ts.spawn ->> 'template'] AS way
+        FROM tasker.template_steps ts WHERE ts.version_id = p_version AND ts.spawn IS NOT NULL
+        UNION ALL
+        SELECT ts.spawn ->> 'template', b.way || (ts.spawn ->> 'template')
+        FROM below b JOIN names n ON n.name = b.name JOIN tasker.template_steps ts ON ts.version_id = n.current_version_id AND ts.spawn IS NOT NULL
+        WHERE NOT (ts.spawn ->> 'template') = ANY (b.way)
+    )
+    SELECT array_to_string(n.name || b.way, ' → ') INTO v_way
+    FROM tasker.template_versions tv JOIN names n ON n.name = (
+        SELECT nn.name || '/' || t.name FROM tasker.templates t JOIN tasker.namespaces nn ON nn.id = t.namespace_id WHERE t.id = tv.template_id)
+    JOIN below b ON b.name = n.name
+    WHERE tv.id = p_version AND NOT tv.definition ? 'max_depth' LIMIT 1;
+    IF v_way IS NOT NULL THEN
+        RAISE EXCEPTION 'its tasks would contain tasks of the same template: %', v_way
+            USING ERRCODE = 'TK009', HINT = 'if each is to come to an end by itself, say how deep they may be at most (max_depth: 10)';
+    END IF;
+END
+$$;
+
 -- Registers a template, already validated by the library. A new version becomes the current one, for callers that name none; one that was there
 -- before only with p_use: a process of an old release that starts again must not take everybody back.
 -- p_version null: the version that has this digest, or a new one numbered after the last.
--- Errors: TK001 when the version exists with other content.
+-- Errors: TK001 when the version exists with other content; TK009 when it contains itself (see refuse_endless).
 -- Locks: where it has limits, or had, the turn of ensure_namespaces; the template, so that each version has its own number.
 CREATE FUNCTION tasker.register_template(
     p_namespace text, p_name text, p_version text, p_digest text, p_definition jsonb, p_priority smallint, p_steps jsonb, p_use boolean DEFAULT true,
@@ -137,14 +167,14 @@ BEGIN
         RETURNING tv.id INTO version_id;
         INSERT INTO tasker.template_steps
         SELECT register_template.version_id, s.step, s.name, p_name, register_template.version, s.kind, s.handler, s.namespace, s.namespace || '_queue',
-               s.parents, s.children, s.condition::jsonpath, s.delay_seconds * interval '1 second', s.decided,
+               s.parents, s.children, s.condition::jsonpath, s.delay_seconds * interval '1 second', s.spawn, s.decided,
                -- What is skipped, or has slept, may make anything ready.
                cardinality(v_sinks) > 1 AND s.children = '{}' OR s.joins OR bool_or(s.decided) OVER (),
                s.max_attempts, s.backoff, s.multiplier, s.base_seconds, s.max_seconds, s.jitter, s.retention_days, s.alert_threshold,
                s.transactional, s.timeout_ms, s.config
         FROM jsonb_to_recordset(p_steps) AS s(
             step smallint, name text, kind text, handler text, namespace text, parents smallint[], children smallint[], joins boolean,
-            condition text, delay_seconds float8, decided boolean, max_attempts int, backoff text, multiplier float8, base_seconds float8, max_seconds float8, jitter float8,
+            condition text, delay_seconds float8, spawn jsonb, decided boolean, max_attempts int, backoff text, multiplier float8, base_seconds float8, max_seconds float8, jitter float8,
             retention_days int, alert_threshold int, transactional boolean, timeout_ms bigint, config jsonb);
     ELSE
         version_id := v_known.id;
@@ -155,6 +185,9 @@ BEGIN
     WHERE t.id = v_template_id AND (created OR p_use) AND t.current_version_id IS DISTINCT FROM register_template.version_id;
     IF FOUND AND v_limited THEN
         PERFORM tasker.apply_limits((SELECT c.overrides FROM tasker.configurations c ORDER BY c.version DESC LIMIT 1));
+    END IF;
+    IF created THEN
+        PERFORM tasker.refuse_endless(version_id);
     END IF;
 END
 $$;

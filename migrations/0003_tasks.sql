@@ -19,6 +19,10 @@ CREATE TABLE tasker.tasks (
     key          text,
     -- what W3C Trace Context propagates: {"traceparent": ..., "tracestate": ...}; null: it is part of no trace
     trace        jsonb,
+    -- which step of which task it does a part of, and which part, from 0; null: it is nobody's child
+    parent_id    uuid,
+    parent_step  smallint,
+    item         int,
     created_at   timestamptz NOT NULL,
     -- not before; null: at once. due_at is the same, as long as the task waits for it, and may be looked for.
     run_at       timestamptz,
@@ -30,6 +34,7 @@ CREATE INDEX tasks_claim ON tasker.tasks (namespace_id, priority, claim_order) W
 CREATE INDEX tasks_due ON tasker.tasks (due_at) WHERE due_at IS NOT NULL;
 CREATE INDEX tasks_look ON tasker.tasks (look_at) WHERE look_at IS NOT NULL;
 CREATE UNIQUE INDEX tasks_key ON tasker.tasks (template_id, key) WHERE key IS NOT NULL;
+CREATE UNIQUE INDEX tasks_item ON tasker.tasks (parent_id, parent_step, item) WHERE parent_id IS NOT NULL;
 
 -- A row exists from the moment a step is enqueued; before that the template version says all there is to say.
 -- No foreign keys: checking one would lock the task's row for every step.
@@ -69,6 +74,48 @@ CREATE TABLE tasker.steps (
 ) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX steps_retry ON tasker.steps (retry_at) WHERE retry_at IS NOT NULL;
 CREATE INDEX steps_wake ON tasker.steps (wakes_at) WHERE wakes_at IS NOT NULL;
+
+-- Steps whose work is other tasks, from when they are ready (see 0026_children.sql).
+CREATE TABLE tasker.fan_outs (
+    task_id    uuid NOT NULL,
+    step       smallint NOT NULL,
+    -- the version that all its children have, how many there are to be, and how many at once; null: it is not decided, or as many as there are
+    version_id int,
+    total      int,
+    at_once    int,
+    -- how many may be dead without blocking its task
+    tolerated  int NOT NULL DEFAULT 0,
+    -- how many there are; of these, how many have ended, and are dead, as far as they were counted
+    created    int NOT NULL DEFAULT 0,
+    ended      int NOT NULL DEFAULT 0,
+    dead       int NOT NULL DEFAULT 0,
+    -- how many of them were cancelled, or had no need to be
+    cancelled  int NOT NULL DEFAULT 0,
+    -- when there is something to do but to count
+    look_at    timestamptz,
+    PRIMARY KEY (task_id, step)
+) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
+CREATE INDEX fan_outs_look ON tasker.fan_outs (look_at) WHERE look_at IS NOT NULL;
+
+-- Children that have ended or died, or live again, and are not counted yet: so many of that step. Whoever reports them waits for nobody.
+CREATE TABLE tasker.child_ends (
+    task_id uuid NOT NULL,
+    step    smallint NOT NULL,
+    ended   int NOT NULL,
+    dead    int NOT NULL
+) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
+
+-- Children of these steps, as often as each is named, have ended, or are dead.
+CREATE FUNCTION tasker.note_children(p_parents uuid[], p_steps smallint[], p_ended int, p_dead int) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    INSERT INTO tasker.child_ends (task_id, step, ended, dead)
+    SELECT c.task, c.step, count(*) * p_ended, count(*) * p_dead FROM unnest(p_parents, p_steps) AS c(task, step) WHERE c.task IS NOT NULL GROUP BY c.task, c.step;
+    IF FOUND THEN
+        PERFORM tasker.notify('tasker_due', '');
+    END IF;
+END
+$$;
 
 -- What may be large is compressed by lz4, where PostgreSQL is built with it: several times as fast as its own.
 DO $$

@@ -67,7 +67,7 @@ LANGUAGE sql STABLE ROWS 2 BEGIN ATOMIC
     FROM tasker.tasks t
     JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = p_step
     JOIN tasker.limits l ON l.namespace = ts.namespace AND NOT l.removed
-        AND coalesce(l.handler = ts.handler, true) AND coalesce(l.template = ts.template, true)
+        AND coalesce(l.handler = ts.handler, true) AND coalesce(l.template IN (ts.template, split_part(ts.template, '.', 1)), true)
     CROSS JOIN LATERAL (SELECT CASE WHEN l.key IS NULL THEN '' ELSE t.input #>> l.key END AS key) AS k
     WHERE t.id = p_task AND k.key IS NOT NULL;
 END;

@@ -19,6 +19,8 @@ DECLARE
     v_queues    text[];
     v_decided   boolean;
     v_done      tasker.finished_tasks[];
+    v_parents   uuid[];
+    v_of_steps  smallint[];
 BEGIN
     LOOP
         WITH finished AS MATERIALIZED (
@@ -35,15 +37,17 @@ BEGIN
               AND (cardinality(last.sinks) = 1 OR cardinality(last.sinks) = (
                   SELECT count(*) FROM tasker.steps s
                   WHERE s.task_id = t.id AND s.step = ANY (last.sinks) AND s.state IN ('complete', 'skipped')))
-            RETURNING t.template_id, extract(epoch FROM t.finished_at - greatest(t.created_at, t.run_at))::float8 AS seconds
+            RETURNING t.parent_id, t.parent_step, t.template_id, extract(epoch FROM t.finished_at - greatest(t.created_at, t.run_at))::float8 AS seconds
         ), child AS (
             SELECT DISTINCT f.task, c.step, f.version_id FROM finished f CROSS JOIN unnest(f.children) AS c(step)
         )
-        SELECT array_agg(ready.task), array_agg(ready.step), array_agg(ready.queue), bool_or(ready.decided), (
+        SELECT array_agg(ready.task), array_agg(ready.step), array_agg(ready.queue), bool_or(ready.decided),
+            (SELECT array_agg(parent_id) FROM finalised WHERE parent_id IS NOT NULL),
+            (SELECT array_agg(parent_step) FROM finalised WHERE parent_id IS NOT NULL), (
             SELECT array_agg(ROW((SELECT n.name FROM tasker.namespaces n WHERE n.id = tp.namespace_id), tp.name, f.seconds)::tasker.finished_tasks)
             FROM (SELECT template_id, array_agg(seconds) AS seconds FROM finalised GROUP BY template_id) AS f
             CROSS JOIN LATERAL (SELECT * FROM tasker.templates WHERE id = f.template_id OFFSET 0) AS tp)
-        INTO v_tasks, v_steps, v_queues, v_decided, v_done
+        INTO v_tasks, v_steps, v_queues, v_decided, v_parents, v_of_steps, v_done
         FROM (
             SELECT child.task, child.step, cs.queue, cs.decided
             FROM child
@@ -54,6 +58,9 @@ BEGIN
             ORDER BY child.task, child.step) AS ready;
 
         done := done || v_done;
+        IF v_parents IS NOT NULL THEN
+            PERFORM tasker.note_children(v_parents, v_of_steps, 1, 0);
+        END IF;
         EXIT WHEN v_tasks IS NULL;
         p_tasks := NULL;
         IF v_decided THEN

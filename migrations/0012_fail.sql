@@ -13,14 +13,18 @@ LANGUAGE sql VOLATILE BEGIN ATOMIC
         ELSE exp(least(700, ln(p_multiplier) * (p_failures - 1))) END) * (1 + p_jitter * (2 * random() - 1));
 END;
 
--- Tasks of which a step has just died are blocked, or have failed.
+-- Tasks of which a step, or too many children of a step, have just died are blocked, or have failed.
 -- Locks: the caller's, who has those of the tasks.
 CREATE FUNCTION tasker.block_tasks(p_tasks uuid[]) RETURNS void
 LANGUAGE sql BEGIN ATOMIC
-    UPDATE tasker.tasks t
-    SET state = tv.dead_state, finished_at = CASE WHEN tv.dead_state = 'failed' THEN clock_timestamp() END
-    FROM tasker.template_versions tv
-    WHERE t.id = ANY (p_tasks) AND t.state = 'running' AND tv.id = t.version_id;
+    WITH blocked AS (
+        UPDATE tasker.tasks t
+        SET state = tv.dead_state, finished_at = CASE WHEN tv.dead_state = 'failed' THEN clock_timestamp() END
+        FROM tasker.template_versions tv
+        WHERE t.id = ANY (p_tasks) AND t.state = 'running' AND tv.id = t.version_id
+        RETURNING t.parent_id, t.parent_step
+    )
+    SELECT tasker.note_children(array_agg(b.parent_id), array_agg(b.parent_step), 0, 1) FROM blocked b WHERE b.parent_id IS NOT NULL HAVING count(*) > 0;
 END;
 
 -- The queues that have, or had, dead letters: whoever looks for letters looks nowhere else.

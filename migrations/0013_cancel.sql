@@ -8,22 +8,36 @@ LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT EXISTS (SELECT FROM tasker.steps s WHERE s.task_id = p_task AND s.state IN ('enqueued', 'waiting_retry', 'waiting', 'cancelling'));
 END;
 
--- Cancels the tasks that have not ended. Returns those it cancelled.
+-- Of these tasks those that are blocked, and somebody's children, are no longer counted as dead: they are about to end in another way.
+-- Locks: the caller's, who has those of the tasks.
+CREATE FUNCTION tasker.forget_dead_children(p_tasks uuid[]) RETURNS void
+LANGUAGE sql BEGIN ATOMIC
+    SELECT tasker.note_children(array_agg(t.parent_id), array_agg(t.parent_step), 0, -1) FROM tasker.tasks t
+    WHERE t.id = ANY (p_tasks) AND t.state = 'blocked' AND t.parent_id IS NOT NULL HAVING count(*) > 0;
+END;
+
+-- Cancels the tasks that have not ended, and has their children cancelled (see move_fan_out). Returns those it cancelled. A child that is cancelled is
+-- dead for its parent: nobody has its result.
 -- Locks: the tasks in id order; then those of end_cancelling.
 CREATE FUNCTION tasker.cancel_tasks(p_tasks uuid[]) RETURNS SETOF uuid
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_cancelled uuid[];
+    v_parents   uuid[];
+    v_of_steps  smallint[];
 BEGIN
     PERFORM 1 FROM tasker.tasks t WHERE t.id = ANY (p_tasks) ORDER BY t.id FOR NO KEY UPDATE;
+    PERFORM tasker.forget_dead_children(p_tasks);
     WITH cancelled AS (
         UPDATE tasker.tasks t
         SET state = CASE WHEN tasker.is_open(t.id) THEN 'cancelling' ELSE 'cancelled' END::tasker.task_state, claim_order = NULL, due_at = NULL,
             look_at = NULL, finished_at = CASE WHEN NOT tasker.is_open(t.id) THEN clock_timestamp() END
         WHERE t.id = ANY (p_tasks) AND t.state IN ('pending', 'running', 'waiting', 'blocked', 'paused')
-        RETURNING t.id
+        RETURNING t.id, t.parent_id, t.parent_step, t.state
     )
-    SELECT array_agg(c.id) INTO v_cancelled FROM cancelled c;
+    SELECT array_agg(c.id), array_agg(c.parent_id) FILTER (WHERE c.state = 'cancelled'), array_agg(c.parent_step) FILTER (WHERE c.state = 'cancelled')
+    INTO v_cancelled, v_parents, v_of_steps FROM cancelled c;
+    PERFORM tasker.note_children(v_parents, v_of_steps, 0, 1);
     PERFORM tasker.end_cancelling(v_cancelled);
     -- Workers look at their leases at once.
     PERFORM tasker.notify('tasker_cancelled', '');
@@ -52,12 +66,15 @@ DECLARE
     v_leases   int[];
 BEGIN
     -- Without a message, or with one that nobody can look at: whoever had it may have begun.
-    SELECT coalesce(array_agg(s.task_id), '{}'), coalesce(array_agg(s.step), '{}'), coalesce(array_agg(false), '{}'),
+    -- A step whose work is other tasks is cancelling as long as these are.
+    SELECT coalesce(array_agg(s.task_id), '{}'), coalesce(array_agg(s.step), '{}'),
+           coalesce(array_agg(coalesce(f.ended + f.dead < f.created OR f.cancelled < f.created, false)), '{}'),
            coalesce(array_agg(CASE WHEN s.msg_id IS NULL THEN 0 ELSE 32767 END), '{}')
     INTO v_tasks, v_steps, v_runs, v_leases
     FROM tasker.steps s
     JOIN tasker.tasks t ON t.id = s.task_id AND t.state = 'cancelling'
     JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = s.step
+    LEFT JOIN tasker.fan_outs f ON f.task_id = s.task_id AND f.step = s.step
     WHERE s.task_id = ANY (p_tasks) AND (s.state IN ('waiting_retry', 'waiting') OR s.state IN ('enqueued', 'cancelling') AND (
         s.msg_id IS NULL OR EXISTS (SELECT FROM tasker.broken_queues b WHERE b.queue = ts.queue)));
 
@@ -105,6 +122,11 @@ BEGIN
     )
     SELECT array_agg(e.task_id), array_agg(e.step) INTO v_tasks, v_steps FROM ended e WHERE NOT e.runs;
     PERFORM tasker.release_permits(v_tasks, v_steps);
+    UPDATE tasker.fan_outs f SET look_at = CASE WHEN f.cancelled < f.created THEN clock_timestamp() END
+    WHERE f.task_id = ANY (p_tasks) AND EXISTS (SELECT FROM tasker.tasks t WHERE t.id = f.task_id AND t.state = 'cancelling');
+    IF FOUND THEN
+        PERFORM tasker.notify('tasker_due', '');
+    END IF;
 
     UPDATE tasker.tasks t SET look_at = clock_timestamp() + interval '1 second' WHERE t.id = ANY (p_tasks) AND t.state = 'cancelling';
     PERFORM tasker.finish_cancelled(p_tasks);
@@ -115,14 +137,24 @@ $$;
 -- Locks: the tasks, skipping those that somebody else has: they are looked at again (end_cancelling).
 CREATE FUNCTION tasker.finish_cancelled(p_tasks uuid[]) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_state tasker.task_state;
+    v_parents  uuid[];
+    v_of_steps smallint[];
 BEGIN
+    FOR v_state, v_parents, v_of_steps IN WITH finished AS (
     UPDATE tasker.tasks t
     SET state = CASE WHEN EXISTS (SELECT FROM tasker.steps s WHERE s.task_id = t.id AND s.state = 'discarded')
                 THEN 'discarded' ELSE 'cancelled' END::tasker.task_state,
         look_at = NULL, finished_at = clock_timestamp()
     WHERE t.id = ANY (ARRAY(
             SELECT h.id FROM tasker.tasks h WHERE h.id = ANY (p_tasks) AND h.state = 'cancelling' FOR NO KEY UPDATE SKIP LOCKED))
-      AND NOT tasker.is_open(t.id);
+      AND NOT tasker.is_open(t.id)
+    RETURNING t.state, t.parent_id, t.parent_step)
+    SELECT f.state, array_agg(f.parent_id), array_agg(f.parent_step) FROM finished f WHERE f.parent_id IS NOT NULL GROUP BY f.state
+    LOOP
+        PERFORM tasker.note_children(v_parents, v_of_steps, (v_state = 'discarded')::int, (v_state = 'cancelled')::int);
+    END LOOP;
 END
 $$;
 
@@ -131,6 +163,7 @@ $$;
 CREATE FUNCTION tasker.discard_tasks(p_tasks uuid[]) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+    PERFORM tasker.forget_dead_children(p_tasks);
     UPDATE tasker.tasks t SET state = 'cancelling' WHERE t.id = ANY (p_tasks) AND t.state IN ('running', 'blocked', 'paused');
     PERFORM tasker.end_cancelling(p_tasks);
     PERFORM tasker.notify('tasker_cancelled', '');

@@ -1,12 +1,13 @@
 -- Reading: what operators and clients see. Two states are not stored but seen: a task waits (not only for its time) when all that is left of
--- it waits for a retry, and a step is in progress while its message is leased.
+-- it waits for a retry, or sleeps, and a step is in progress while its message is leased.
 
 CREATE FUNCTION tasker.visible_state(p_task tasker.tasks) RETURNS tasker.task_state
 LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT CASE
         WHEN p_task.state = 'running'
-            AND EXISTS (SELECT 1 FROM tasker.steps s WHERE s.task_id = p_task.id AND s.state IN ('waiting_retry', 'waiting'))
-            AND NOT EXISTS (SELECT 1 FROM tasker.steps s WHERE s.task_id = p_task.id AND s.state = 'enqueued')
+            AND EXISTS (SELECT 1 FROM tasker.steps s WHERE s.task_id = p_task.id AND (s.state = 'waiting_retry' OR s.wakes_at IS NOT NULL))
+            AND NOT EXISTS (SELECT 1 FROM tasker.steps s
+                            WHERE s.task_id = p_task.id AND (s.state = 'enqueued' OR s.state = 'waiting' AND s.wakes_at IS NULL))
         THEN 'waiting' ELSE p_task.state END;
 END;
 
@@ -26,7 +27,11 @@ LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT jsonb_build_object(
         'id', t.id, 'template', tp.name, 'namespace', n.name, 'version', tv.version,
         'state', tasker.visible_state(t), 'priority', (ARRAY['low', 'normal', 'high', 'urgent'])[t.priority],
-        'key', t.key, 'input', t.input, 'created_at', t.created_at, 'run_at', t.run_at, 'started_at', t.started_at, 'finished_at', t.finished_at)
+        'key', t.key, 'input', t.input, 'parent', CASE WHEN t.parent_id IS NOT NULL THEN jsonb_build_object(
+            'task', t.parent_id, 'item', t.item, 'step', (
+                SELECT ps.name FROM tasker.tasks p JOIN tasker.template_steps ps ON ps.version_id = p.version_id AND ps.step = t.parent_step
+                WHERE p.id = t.parent_id)) END,
+        'created_at', t.created_at, 'run_at', t.run_at, 'started_at', t.started_at, 'finished_at', t.finished_at)
     FROM tasker.tasks t
     JOIN tasker.templates tp ON tp.id = t.template_id
     JOIN tasker.template_versions tv ON tv.id = t.version_id
@@ -72,16 +77,20 @@ BEGIN
             ELSE s.state END,
         'attempt', CASE WHEN s.state IS NULL THEN 0 WHEN s.state IN ('dead', 'waiting_retry', 'waiting') THEN s.failures ELSE s.failures + 1 END,
         'max_attempts', coalesce(s.max_attempts, s.own_attempts, sn.max_attempts),
-        'worker', m.name, 'waits_for', coalesce(p.name, 'the queue ' || b.queue || ', which cannot be worked with: ' || b.why,
+        'worker', m.name, 'waits_for', coalesce(p.name, CASE
+            WHEN s.state = 'waiting' AND f.dead > f.tolerated THEN f.dead || ' of ' || f.total || CASE f.dead WHEN 1 THEN ' tasks, which is dead' ELSE ' tasks, which are dead' END
+            WHEN s.state = 'waiting' AND f.total IS NOT NULL THEN f.total - f.ended - f.dead || ' of ' || f.total || ' tasks' END, 'the queue ' || b.queue || ', which cannot be worked with: ' || b.why,
                                                 'a worker that has the handler ' || u.handler),
         'result', CASE WHEN coalesce(s.bytes, 0) <= p_bytes THEN s.result END, 'result_bytes', s.result_bytes,
         'skipped_because', s.skipped_because, 'after_cancel', s.after_cancel, 'progress', s.progress, 'errors', coalesce(s.errors, '[]'),
         'enqueued_at', s.enqueued_at, 'started_at', coalesce(l.leased_at, s.started_at),
-        'finished_at', s.finished_at, 'retry_at', coalesce(nullif(s.retry_at, 'infinity'), s.wakes_at))
+        'finished_at', s.finished_at, 'children', CASE WHEN f.step IS NOT NULL THEN jsonb_build_object(
+            'total', f.total, 'created', f.created, 'ended', f.ended, 'dead', f.dead, 'tolerated', f.tolerated) END, 'retry_at', coalesce(nullif(s.retry_at, 'infinity'), s.wakes_at))
     FROM step s
     JOIN tasker.namespaces sn ON sn.name = s.namespace
     LEFT JOIN lease l ON l.queue = s.queue AND l.msg_id = s.msg_id
     LEFT JOIN permit p ON p.step = s.number
+    LEFT JOIN (SELECT * FROM tasker.fan_outs WHERE task_id = p_task) AS f ON f.step = s.number
     LEFT JOIN tasker.broken_queues b ON b.queue = s.queue AND s.state IN ('enqueued', 'waiting_retry')
     LEFT JOIN (SELECT h.step, s.handler FROM tasker.unhandled h JOIN step s ON s.number = h.step
                WHERE h.version_id = v_task.version_id AND s.retry_at = 'infinity') AS u ON u.step = s.number
@@ -144,6 +153,8 @@ LANGUAGE sql STABLE BEGIN ATOMIC
     FROM tasker.templates tp
     JOIN tasker.namespaces n ON n.id = tp.namespace_id
     JOIN tasker.template_versions tv ON tv.id = tp.current_version_id
+    -- A name with a point is that of a step's children, and of its template.
+    WHERE position('.' IN tp.name) = 0
     ORDER BY n.name, tp.name;
 END;
 

@@ -140,12 +140,17 @@ BEGIN
 END
 $$;
 
--- Tasks of which no step is dead any more run again.
+-- Tasks of which no step is dead any more, and no more children of a step than it tolerates, run again.
 CREATE FUNCTION tasker.unblock_tasks(p_tasks uuid[]) RETURNS void
 LANGUAGE sql BEGIN ATOMIC
-    UPDATE tasker.tasks t SET state = 'running', finished_at = NULL
-    WHERE t.id = ANY (p_tasks) AND t.state IN ('blocked', 'failed')
-      AND NOT EXISTS (SELECT 1 FROM tasker.steps s WHERE s.task_id = t.id AND s.state = 'dead');
+    WITH again AS (
+        UPDATE tasker.tasks t SET state = 'running', finished_at = NULL
+        WHERE t.id = ANY (p_tasks) AND t.state IN ('blocked', 'failed')
+          AND NOT EXISTS (SELECT 1 FROM tasker.steps s WHERE s.task_id = t.id AND s.state = 'dead')
+          AND NOT EXISTS (SELECT 1 FROM tasker.fan_outs f WHERE f.task_id = t.id AND f.dead > f.tolerated)
+        RETURNING t.parent_id, t.parent_step
+    )
+    SELECT tasker.note_children(array_agg(a.parent_id), array_agg(a.parent_step), 0, -1) FROM again a WHERE a.parent_id IS NOT NULL HAVING count(*) > 0;
 END;
 
 -- Replays dead letters: their steps start over with a full count of attempts (or p_max_attempts), and with p_input, if it is not null, as
@@ -168,11 +173,13 @@ BEGIN
         FROM taken k
     ), scheduled AS (
         UPDATE tasker.steps s
-        SET state = CASE WHEN a.kind = 'sleep' THEN 'waiting' ELSE 'waiting_retry' END::tasker.step_state, failures = 0, max_attempts = p_max_attempts, finished_at = NULL,
-            retry_at = CASE WHEN a.kind <> 'sleep' THEN clock_timestamp() + coalesce(a.n / p_per_second, 0) * interval '1 second' END,
+        SET state = CASE WHEN a.kind = 'handler' THEN 'waiting_retry' ELSE 'waiting' END::tasker.step_state, failures = 0, max_attempts = p_max_attempts,
+            finished_at = NULL, retry_at = CASE WHEN a.kind = 'handler' THEN clock_timestamp() + coalesce(a.n / p_per_second, 0) * interval '1 second' END,
             wakes_at = CASE WHEN a.kind = 'sleep' THEN clock_timestamp() END
         FROM again a WHERE s.task_id = a.task_id AND s.step = a.step
         RETURNING a.id, a.task_id, a.letter
+    ), spawning AS (
+        UPDATE tasker.fan_outs f SET look_at = clock_timestamp() FROM again a WHERE f.task_id = a.task_id AND f.step = a.step
     ), edited AS (
         UPDATE tasker.tasks t SET input = p_input FROM scheduled c WHERE t.id = c.task_id AND p_input IS NOT NULL
     ), recorded AS (
@@ -206,6 +213,8 @@ BEGIN
             finished_at = clock_timestamp()
         FROM taken k WHERE s.task_id = k.task_id AND s.step = k.step
         RETURNING k.id, k.task_id, k.step, k.letter
+    ), over AS (
+        UPDATE tasker.fan_outs f SET look_at = clock_timestamp() FROM taken k WHERE f.task_id = k.task_id AND f.step = k.step
     ), recorded AS (
         INSERT INTO tasker.dead_letter_actions (action, letter, task_id, step, who, why, details)
         SELECT CASE WHEN p_result IS NULL THEN 'skip' ELSE 'resolve' END, c.id, c.task_id, c.letter ->> 'step', p_who, p_why,
@@ -216,6 +225,7 @@ BEGIN
     IF v_settled IS NOT NULL THEN
         PERFORM tasker.unblock_tasks(v_tasks);
         PERFORM tasker.advance_tasks(v_tasks, v_steps);
+        PERFORM tasker.notify('tasker_due', '');
     END IF;
     RETURN QUERY SELECT unnest(v_settled);
 END

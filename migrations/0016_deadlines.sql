@@ -96,7 +96,7 @@ BEGIN
         JOIN tasker.tasks t ON t.id = s.task_id AND t.state IN ('running', 'blocked')
         JOIN tasker.template_versions tv ON tv.id = t.version_id
         WHERE s.task_id = ANY (v_due)
-          AND (t.deadline_at <= clock_timestamp() AND coalesce(s.retry_at, s.wakes_at) IS NOT NULL AND s.state IN ('waiting_retry', 'waiting')
+          AND (t.deadline_at <= clock_timestamp() AND (s.retry_at IS NOT NULL AND s.state = 'waiting_retry' OR s.state = 'waiting')
                OR least(t.deadline_at, s.enqueued_at + tv.enqueued_limit) <= clock_timestamp() AND s.state = 'enqueued' AND s.msg_id IS NULL)
         FOR UPDATE OF s SKIP LOCKED) AS w;
 

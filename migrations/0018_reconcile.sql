@@ -7,15 +7,19 @@ CREATE FUNCTION tasker.end_unrunnable(p_tasks uuid[]) RETURNS int
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_ended uuid[];
+    v_parents  uuid[];
+    v_of_steps smallint[];
     v_queue text;
     v_letters jsonb[];
 BEGIN
     PERFORM 1 FROM tasker.tasks t WHERE t.id = ANY (p_tasks) ORDER BY t.id FOR NO KEY UPDATE;
+    PERFORM tasker.forget_dead_children(p_tasks);
     WITH ended AS (
         UPDATE tasker.tasks t SET state = 'failed', claim_order = NULL, due_at = NULL, look_at = NULL, finished_at = clock_timestamp()
-        WHERE t.id = ANY (p_tasks) AND t.finished_at IS NULL RETURNING t.id
+        WHERE t.id = ANY (p_tasks) AND t.finished_at IS NULL RETURNING t.id, t.parent_id, t.parent_step
     )
-    SELECT array_agg(e.id) INTO v_ended FROM ended e;
+    SELECT array_agg(e.id), array_agg(e.parent_id), array_agg(e.parent_step) INTO v_ended, v_parents, v_of_steps FROM ended e;
+    PERFORM tasker.note_children(v_parents, v_of_steps, 0, 1);
     FOR v_queue, v_letters IN
         SELECT n.queue, array_agg(jsonb_build_object('reason', 'unknown_version', 'queue', n.queue, 'task', t.id, 'version_id', t.version_id))
         FROM tasker.tasks t JOIN tasker.namespaces n ON n.id = t.namespace_id WHERE t.id = ANY (v_ended) GROUP BY n.queue ORDER BY n.queue
@@ -78,6 +82,7 @@ $$;
 -- Looks at p_limit tasks after p_after that began more than a minute ago, and
 --   sends a message again for every step that is enqueued and has none, or seeks its permits again;
 --   releases the permits of steps that are not enqueued;
+--   counts the children of every step whose work is other tasks again, and cancels those that nobody waits for;
 --   ends every task that cannot run: its version is not there;
 --   advances every task that stands still: a step is ready and not enqueued, or all are complete and the task is not.
 -- Returns how many steps and tasks it mended, and the last task it looked at (null: there were no more).
@@ -106,6 +111,8 @@ BEGIN
     mended := mended + tasker.end_unrunnable(v_lost_tasks);
 
     mended := mended + tasker.send_lost(v_tasks);
+
+    mended := mended + tasker.recount_children(v_tasks);
 
     IF EXISTS (SELECT FROM tasker.limits) OR EXISTS (SELECT FROM tasker.permits) THEN
         mended := mended + tasker.reconcile_permits(v_tasks);

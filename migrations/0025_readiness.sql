@@ -1,5 +1,6 @@
 -- Readiness: what becomes of a step when it is ready, where it is not simply sent. One whose condition is not true, or of which no predecessor ran, is
--- skipped, and with it what depends on nothing else; one with a delay waits first; one that sleeps only waits.
+-- skipped, and with it what depends on nothing else; one with a delay waits first; one that sleeps only waits; one whose work is other tasks waits for
+-- these (see 0026_children.sql).
 
 -- Of steps that are ready, those that are to be sent now. The others are skipped, and returned as such, or wait for their time.
 -- Locks: the caller's, who has those of their tasks; then it creates rows.
@@ -12,17 +13,18 @@ DECLARE
     v_steps  smallint[];
     v_whys   text[];
     v_states tasker.step_state[];
+    v_kinds  text[];
     v_waits  interval[];
 BEGIN
     SELECT array_agg(d.task) FILTER (WHERE d.is_sent), array_agg(d.step) FILTER (WHERE d.is_sent), array_agg(d.queue) FILTER (WHERE d.is_sent),
            array_agg(d.task) FILTER (WHERE d.why IS NOT NULL), array_agg(d.step) FILTER (WHERE d.why IS NOT NULL),
            array_agg(d.task) FILTER (WHERE NOT d.is_sent), array_agg(d.step) FILTER (WHERE NOT d.is_sent), array_agg(d.why) FILTER (WHERE NOT d.is_sent),
-           array_agg(CASE WHEN d.why IS NOT NULL THEN 'skipped' WHEN d.kind = 'sleep' THEN 'waiting' ELSE 'waiting_retry' END::tasker.step_state)
-               FILTER (WHERE NOT d.is_sent),
+           array_agg(CASE WHEN d.why IS NOT NULL THEN 'skipped' WHEN d.kind = 'handler' THEN 'waiting_retry' ELSE 'waiting' END::tasker.step_state)
+               FILTER (WHERE NOT d.is_sent), array_agg(d.kind) FILTER (WHERE NOT d.is_sent),
            array_agg(CASE WHEN d.why IS NULL THEN d.delay END) FILTER (WHERE NOT d.is_sent)
-    INTO p_tasks, p_steps, p_queues, skipped_tasks, skipped_steps, v_tasks, v_steps, v_whys, v_states, v_waits
+    INTO p_tasks, p_steps, p_queues, skipped_tasks, skipped_steps, v_tasks, v_steps, v_whys, v_states, v_kinds, v_waits
     FROM (
-        SELECT r.task, r.step, r.queue, ts.kind, ts.delay, w.why, w.why IS NULL AND ts.delay IS NULL AS is_sent
+        SELECT r.task, r.step, r.queue, ts.kind, ts.delay, w.why, w.why IS NULL AND ts.delay IS NULL AND ts.kind = 'handler' AS is_sent
         FROM unnest(p_tasks, p_steps, p_queues) WITH ORDINALITY AS r(task, step, queue, n)
         CROSS JOIN LATERAL (SELECT * FROM tasker.tasks WHERE id = r.task OFFSET 0) AS t
         CROSS JOIN LATERAL (SELECT * FROM tasker.template_steps WHERE version_id = t.version_id AND step = r.step OFFSET 0) AS ts
@@ -41,8 +43,11 @@ BEGIN
         ORDER BY r.n) AS d;
     INSERT INTO tasker.steps (task_id, step, state, enqueued_at, finished_at, retry_at, wakes_at, skipped_because)
     SELECT s.task, s.step, s.state, n.now, CASE WHEN s.state = 'skipped' THEN n.now END, CASE WHEN s.state = 'waiting_retry' THEN n.now + s.wait END,
-           CASE WHEN s.state = 'waiting' THEN n.now + s.wait END, s.why
-    FROM unnest(v_tasks, v_steps, v_states, v_waits, v_whys) AS s(task, step, state, wait, why), clock_timestamp() AS n(now);
+           CASE WHEN s.state = 'waiting' AND s.kind = 'sleep' THEN n.now + s.wait END, s.why
+    FROM unnest(v_tasks, v_steps, v_states, v_kinds, v_waits, v_whys) AS s(task, step, state, kind, wait, why), clock_timestamp() AS n(now);
+    INSERT INTO tasker.fan_outs (task_id, step, look_at)
+    SELECT s.task, s.step, clock_timestamp() + coalesce(s.wait, '0') FROM unnest(v_tasks, v_steps, v_states, v_kinds, v_waits) AS s(task, step, state, kind, wait)
+    WHERE s.state = 'waiting' AND s.kind IN ('each', 'workflow');
     IF v_tasks IS DISTINCT FROM skipped_tasks THEN
         PERFORM tasker.notify('tasker_due', '');
     END IF;

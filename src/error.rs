@@ -16,6 +16,10 @@ pub enum Error {
     #[error("{0}")]
     VersionTaken(String),
 
+    /// A template whose tasks would contain tasks of the same template without end.
+    #[error("{0}")]
+    Endless(String),
+
     /// No such template, task, or version.
     #[error("{0}")]
     NotFound(String),
@@ -121,7 +125,7 @@ impl Error {
     /// What kind of error this is.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Error::Template(_) | Error::VersionTaken(_) => ErrorKind::Template,
+            Error::Template(_) | Error::VersionTaken(_) | Error::Endless(_) => ErrorKind::Template,
             Error::NotFound(_) => ErrorKind::NotFound,
             Error::Invalid(_) => ErrorKind::Invalid,
             Error::TooLarge(_) => ErrorKind::TooLarge,
@@ -177,6 +181,7 @@ impl From<sqlx::Error> for Error {
             Some("TK005") => Error::Stale(text),
             Some("TK006") => Error::TooLarge(text),
             Some("TK008") => Error::Forbidden(text),
+            Some("TK009") => Error::Endless(text),
             Some("42501") => Error::Forbidden(format!(
                 "PostgreSQL says: {text}; the role that this process connects as lacks rights (docs/security.md says which are needed)"
             )),

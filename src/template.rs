@@ -21,6 +21,7 @@
 //! # Ok::<(), tasker::Error>(())
 //! ```
 
+pub mod children;
 pub mod condition;
 mod document;
 mod graph;
@@ -36,6 +37,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+
+use children::{By, Each, Mapping};
 
 pub use limits::{Breaker, Limit};
 
@@ -66,6 +69,12 @@ pub struct Template {
     /// JSON Schema that a task's input must satisfy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub input_schema: Option<Value>,
+    /// What a task has to say to its parent, as a SQL/JSON path over `{input, results}`. None: its step's result, or those of all its steps by name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output: Option<String>,
+    /// How many of its tasks may be above each other, where they contain tasks of this template. None: they do not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_depth: Option<u32>,
     /// Limits on its steps in its own namespace, by name. An operator's of the name `<template>:<limit>` takes its place.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub limits: BTreeMap<String, Limit>,
@@ -110,7 +119,7 @@ pub struct Step {
 }
 
 /// What a step is.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Kind {
     /// A worker runs it.
@@ -123,14 +132,29 @@ pub enum Kind {
         /// From when it is ready.
         sleep: Duration,
     },
+    /// Other tasks do it, one for every element of a list.
+    Each {
+        /// Which.
+        each: Each,
+    },
+    /// Another task does it.
+    Workflow {
+        /// Of which template: namespace/name.
+        workflow: String,
+        /// None: its input is that of the step's own task.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        input: Option<Mapping>,
+    },
 }
 
 impl Kind {
-    /// handler or sleep.
+    /// handler, sleep, each or workflow.
     pub fn name(&self) -> &'static str {
         match self {
             Kind::Handler { .. } => "handler",
             Kind::Sleep { .. } => "sleep",
+            Kind::Each { .. } => "each",
+            Kind::Workflow { .. } => "workflow",
         }
     }
 
@@ -138,7 +162,33 @@ impl Kind {
     pub fn handler(&self) -> Option<&str> {
         match self {
             Kind::Handler { handler } => Some(handler),
-            Kind::Sleep { .. } => None,
+            _ => None,
+        }
+    }
+
+    /// The template of its children, where it names one: namespace/name.
+    fn template(&self) -> Option<&String> {
+        match self {
+            Kind::Workflow { workflow, .. }
+            | Kind::Each {
+                each: Each {
+                    by: By::Workflow(workflow),
+                    ..
+                },
+            } => Some(workflow),
+            _ => None,
+        }
+    }
+
+    /// The handler that runs the step, or the step of each of its children.
+    fn runs(&self) -> Option<&str> {
+        match self {
+            Kind::Each {
+                each: Each {
+                    by: By::Handler(handler), ..
+                },
+            } => Some(handler),
+            kind => kind.handler(),
         }
     }
 }
@@ -148,7 +198,7 @@ impl Step {
     pub fn waits(&self) -> Option<Duration> {
         match self.kind {
             Kind::Sleep { sleep } => Some(sleep + self.delay.unwrap_or_default()),
-            Kind::Handler { .. } => self.delay,
+            _ => self.delay,
         }
     }
 }
@@ -287,7 +337,7 @@ impl Template {
         Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// Of each step, whether it is not simply sent when it is ready: it waits, or may be skipped, since it has a condition, or every way to it leads
+    /// Of each step, whether it is not simply sent when it is ready: it waits, no worker runs it, or it may be skipped, since it has a condition, or every way to it leads
     /// through one that has.
     pub(crate) fn decided(&self) -> Vec<bool> {
         let mut skippable: Vec<bool> = self.steps.iter().map(|step| step.condition.is_some()).collect();
@@ -304,7 +354,7 @@ impl Template {
         self.steps
             .iter()
             .zip(skippable)
-            .map(|(step, skippable)| skippable || step.waits().is_some())
+            .map(|(step, skippable)| skippable || step.waits().is_some() || step.kind.handler().is_none())
             .collect()
     }
 

@@ -9,11 +9,13 @@ module TaskerCore
     include Enumerable
 
     # @param names [Array<Symbol>] in order
+    # @param see [Proc] what a step's name and its result are seen as
     # @yield [Array<String>] names
     # @yieldreturn [Array<Array(String, String)>] names and JSON of those that are there
     # @api private
-    def initialize(names, &read)
+    def initialize(names, see, &read)
       @names = names
+      @see = see
       @read = read
       @known = {}
     end
@@ -88,7 +90,7 @@ module TaskerCore
 
     def read(name)
       json = @read.call([name.to_s]).to_h[name.to_s]
-      json && JSON.parse(json, symbolize_names: true, max_nesting: false)
+      json && @see.call(name, JSON.parse(json, symbolize_names: true, max_nesting: false))
     end
 
     def respond_to_missing?(method, all = false) = Hash.public_method_defined?(method) || super

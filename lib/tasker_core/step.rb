@@ -41,11 +41,13 @@ module TaskerCore
     def context = @context ||= parse(@native.input)
 
     # @return [Hash{Symbol => Object}, Results] the results of the steps that this one depends on, by their names; where they are large,
-    #   each is read when it is asked for
+    #   each is read when it is asked for. That of an +each+ is {Children}.
     def results
       @results ||= begin
         along = @native.results
-        along ? parse(along) : Results.new(@native.names_before.map(&:to_sym)) { |names| @native.read_results(names) }
+        if along then parse(along).to_h { |name, result| [name, seen(name, result)] }
+        else Results.new(@native.names_before.map(&:to_sym), method(:seen)) { |names| @native.read_results(names) }
+        end
       end
     end
 
@@ -94,6 +96,12 @@ module TaskerCore
     def logger = @logger ||= StepLogger.new(@base_logger, @native)
 
     private
+
+    def seen(name, result)
+      return result unless @native.fan_outs&.include?(name.to_s)
+
+      Children.new(result[:size]) { |after, dead| @native.read_children(name.to_s, after, dead) }
+    end
 
     def parse(json) = JSON.parse(json, symbolize_names: true, max_nesting: false)
 

@@ -12,11 +12,12 @@ module TaskerCore
     # dead, cancelling, cancelled, discarded or skipped); +attempt+ (0 before the first one), +max_attempts+; +worker+, the name of who has
     # or had it; +progress+, what the handler last said with {Step#heartbeat}; +result+ (nil where those of the task are more than a
     # mebibyte: {#results} reads it); +errors+ of the attempts that failed, each with class, message, backtrace, attempt and at;
-    # +waits_for+, what else than its turn it waits for; +skipped_because+, where its condition was not true, or nothing before it ran; and
+    # +waits_for+, what else than its turn it waits for; +children+, of an +each+ or +workflow+, how many tasks it has (total, created,
+    # ended, dead, tolerated); +skipped_because+, where its condition was not true, or nothing before it ran; and
     # +after_cancel+, what became of a handler that ran when the task was cancelled (complete, failed or unknown; its result or error is
     # kept).
     StepState = Struct.new(:name, :state, :attempt, :max_attempts, :worker, :progress, :result, :errors, :waits_for, :skipped_because,
-                           :after_cancel, keyword_init: true)
+                           :after_cancel, :children, keyword_init: true)
 
     # @return [String] a UUID, version 7
     attr_reader :id
@@ -43,13 +44,24 @@ module TaskerCore
     end
 
     # @return [Hash{Symbol => Object}, Results] the results of the steps that are complete, by their names; where they are large, each is
-    #   read when it is asked for
+    #   read when it is asked for. That of an +each+ is {Children}.
     def results
-      complete = read[:steps].select { |step| step[:state] == "complete" }
-      names = complete.map { |step| step[:name].to_sym }
-      return names.zip(complete.map { |step| step[:result] }).to_h if complete.none? { |step| left_out?(step) }
+      complete = read[:steps].select { |step| step[:state] == "complete" }.to_h { |step| [step[:name].to_sym, step] }
+      see = ->(name, result) { complete[name][:kind] == "each" && result ? children(name) : result }
+      return complete.to_h { |name, step| [name, see.call(name, step[:result])] } if complete.values.none? { |step| left_out?(step) }
 
-      Results.new(names) { |wanted| @client.native.read_results(@id, wanted) }
+      Results.new(complete.keys, see) { |wanted| @client.native.read_results(@id, wanted) }
+    end
+
+    # The tasks that are the work of a step, whatever has become of them so far.
+    # @param step [Symbol] the name of an +each+ or +workflow+
+    # @return [Children]
+    # @raise [NotFound] when the task has no such step, or nothing has begun there
+    def children(step)
+      found = read[:steps].find { |candidate| candidate[:name] == step.to_s }
+      raise NotFound, "step #{step} of task #{@id} has no tasks" unless found&.fetch(:children, nil)
+
+      Children.new(found[:children][:created]) { |after, dead| @client.native.read_children(@id, step.to_s, after, dead) }
     end
 
     # Waits until the task has ended or is blocked.

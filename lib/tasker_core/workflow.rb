@@ -77,6 +77,17 @@ module TaskerCore
       # @overload input_schema @return [Hash, nil]
       def input_schema(value = nil) = setting(:input_schema, value)
 
+      # What a task has to say to the one whose step it is (see {workflow}): a SQL/JSON path over +input+ and the +results+ of the steps,
+      # such as "$.results.pack.tracking". Without one, its only step's result, or those of all its steps by name.
+      # @overload output(value) sets it
+      # @overload output @return [String, nil]
+      def output(value = nil) = setting(:output, value)
+
+      # How many of the workflow's tasks may be above each other, where they contain tasks of the same workflow. Without it they may not.
+      # @overload max_depth(value) sets it
+      # @overload max_depth @return [Integer, nil]
+      def max_depth(value = nil) = setting(:max_depth, value)
+
       # Limits the workflow's steps in its own namespace, across all workers. An operator's limit of the name "workflow:limit" takes its
       # place.
       # @param name [Symbol, nil] nil: after its key, or its handler
@@ -114,16 +125,49 @@ module TaskerCore
       # @return [void]
       def step(name, handler, after: [], if: nil, delay: nil, namespace: nil, retry: nil, timeout: nil, transactional: false,
                dead_letters: nil, config: nil)
-        line = caller_locations(1, 1).first
-        rules = mapping("step #{name.inspect}: retry", binding.local_variable_get(:retry), RETRY)
-        definition = {
-          name: name, handler: handler_name(name, handler), depends_on: names_of_steps(name, after), if: binding.local_variable_get(:if),
-          delay: duration(delay), namespace: namespace,
-          retry: durations(rules), timeout: duration(timeout), transactional: transactional || nil,
-          dead_letters: mapping("step #{name.inspect}: dead_letters", dead_letters, DEAD_LETTERS),
-          config: mapping("step #{name.inspect}: config", config, 'currency: "EUR"')
-        }
-        own_steps << [line.path, line.lineno, definition.compact]
+        own = binding
+        add(name, { handler: handler_name(name, handler) }, after, own.local_variable_get(:if), delay,
+            running(name, namespace, own.local_variable_get(:retry), timeout, transactional, config, dead_letters))
+      end
+
+      # Adds a step whose work is other tasks: one for each element of a list that is known only when the step is ready. It is complete
+      # when they have ended; the steps after it read their results, in order ({Step#results}, {Children}).
+      # @example
+      #   each :reserve, ReserveItem, over: "$.results.validate.lines", after: :validate, limit: 20, tolerate: "1%"
+      # @param name [Symbol]
+      # @param does [Class<StepHandler>, Class<Workflow>, String] what each of the tasks does: a handler, or a workflow ("namespace/name"
+      #   where its class lives in another team's application)
+      # @param over [String] a SQL/JSON path over +input+ and the +results+ of the steps before: it finds an array, or with [*] its elements
+      # @param after [Symbol, Array<Symbol>] the steps that must be complete before
+      # @param input [String, Hash, nil] where a task's input comes from: a path, or a path for each of its names, where $item is the
+      #   element and $index its number; nil: the element, as { item: … } where it is no object; with +batch+ { items: […] }
+      # @param limit [Integer, nil] how many of them there are at once
+      # @param batch [Integer, nil] how many elements each of them is for
+      # @param tolerate [Integer, String, nil] how many may be dead without blocking this task: 10, or "5%" of them
+      # @param if [String, nil] as of {step}, as are the others
+      # @return [void]
+      def each(name, does, over:, after: [], input: nil, limit: nil, batch: nil, tolerate: nil, if: nil, delay: nil, namespace: nil,
+               retry: nil, timeout: nil, transactional: false, dead_letters: nil, config: nil)
+        own = binding
+        by = workflow?(does) ? { workflow: workflow_name(does) } : { handler: handler_name(name, does) }
+        each = { over: over, input: input, limit: limit, batch: batch, tolerate: tolerate, **by }.compact
+        add(name, { each: each }, after, own.local_variable_get(:if), delay,
+            running(name, namespace, own.local_variable_get(:retry), timeout, transactional, config, dead_letters))
+      end
+
+      # Adds a step whose work is a task of another workflow; its result is that task's {output}.
+      # @param name [Symbol]
+      # @param does [Class<Workflow>, String] which: a class, or "namespace/name"
+      # @param input [String, Hash, nil] where its input comes from: a SQL/JSON path, or a path for each of its names; nil: the input of this
+      #   task
+      # @param after [Symbol, Array<Symbol>] the steps that must be complete before
+      # @param if [String, nil] as of {step}
+      # @param delay [Numeric, String, nil] as of {step}
+      # @return [void]
+      def workflow(name, does, input: nil, after: [], if: nil, delay: nil)
+        refuse "workflow #{name.inspect} names #{does.inspect}: expected a Workflow, or \"namespace/name\"" unless workflow?(does)
+
+        add(name, { workflow: workflow_name(does), input: input }, after, binding.local_variable_get(:if), delay)
       end
 
       # Adds a step that only lets time pass: it is complete when it is over, and no worker has to do with it.
@@ -133,9 +177,7 @@ module TaskerCore
       # @param if [String, nil] as of {step}
       # @return [void]
       def sleep(name, time, after: [], if: nil)
-        line = caller_locations(1, 1).first
-        definition = { name: name, sleep: duration(time), depends_on: names_of_steps(name, after), if: binding.local_variable_get(:if) }
-        own_steps << [line.path, line.lineno, definition.compact]
+        add(name, { sleep: duration(time) }, after, binding.local_variable_get(:if), nil)
       end
 
       # Checks the workflow without a database.
@@ -155,7 +197,7 @@ module TaskerCore
         head = {
           name: template_name, namespace: namespace, version: version, description: description, priority: priority, deadline: deadline,
           stuck_after: stuck_after, on_failure: on_failure, retry: retry_rules, dead_letters: dead_letters, input_schema: input_schema,
-          limits: (own_limits if own_limits.any?)
+          output: output, max_depth: max_depth, limits: (own_limits if own_limits.any?)
         }.compact
         lines = "\n" * [first - 1, 0].max if written == file
         settings = head.map { |key, value| "#{key.to_json}: #{value.to_json}, " }
@@ -214,6 +256,26 @@ module TaskerCore
       rescue NameError
         false # inside a class without a name
       end
+
+      # The line of the application stands for the step.
+      def add(name, kind, after, condition, delay, running = {})
+        line = caller_locations.find { |location| location.path != __FILE__ }
+        definition = { name: name, **kind, depends_on: names_of_steps(name, after), if: condition, delay: duration(delay), **running }
+        own_steps << [line.path, line.lineno, definition.compact]
+      end
+
+      # How a handler is run.
+      def running(name, namespace, retry_rules, timeout, transactional, config, dead_letters) # rubocop:disable Metrics/ParameterLists
+        {
+          namespace: namespace, retry: durations(mapping("step #{name.inspect}: retry", retry_rules, RETRY)), timeout: duration(timeout),
+          transactional: transactional || nil, dead_letters: mapping("step #{name.inspect}: dead_letters", dead_letters, DEAD_LETTERS),
+          config: mapping("step #{name.inspect}: config", config, 'currency: "EUR"')
+        }
+      end
+
+      def workflow?(does) = does.is_a?(Class) ? does <= Workflow : does.is_a?(String) && does.include?("/")
+
+      def workflow_name(does) = does.is_a?(Class) ? "#{does.namespace || namespace}/#{does.template_name}" : does
 
       def handler_name(step, handler)
         return handler if handler.is_a?(String)

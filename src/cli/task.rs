@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::{field, listing, print, read_json, say, table, Connection};
 use crate::db::Db;
 use crate::engine::cancel::cancel_tasks;
+use crate::engine::children::{read_children, Child, Page};
 use crate::engine::read::{self, TaskFilter, ENDED};
 use crate::engine::submit::{NewTask, Submitter};
 use crate::error::Result;
@@ -57,6 +58,27 @@ pub(super) enum Task {
         /// The task's id
         id: Uuid,
         /// A JSON object with everything
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// What became of the tasks that are the work of a step, in order
+    Children {
+        /// The task's id
+        id: Uuid,
+        /// The step's name
+        step: String,
+        /// Only those that are dead
+        #[arg(long)]
+        dead: bool,
+        /// Only those behind this item
+        #[arg(long)]
+        after: Option<i32>,
+        /// How many
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(i32).range(1..=10_000))]
+        limit: i32,
+        /// A JSON array
         #[arg(long)]
         json: bool,
         #[command(flatten)]
@@ -158,6 +180,31 @@ impl Task {
                 print(json, &task, || describe(&task));
                 Ok(0)
             }
+            Task::Children {
+                id,
+                step,
+                dead,
+                after,
+                limit,
+                json,
+                connection,
+            } => {
+                let page = Page { after, limit, dead };
+                let children = read_children(&connection.open().await?, id, None, &step, &page).await?;
+                print(json, &json!(children), || {
+                    let row = |child: &Child| {
+                        let end = child
+                            .error
+                            .as_ref()
+                            .map(|error| format!("{}: {}", field(error, "class"), field(error, "message")));
+                        let result = child.result.as_ref().map(|result| result.get().chars().take(100).collect());
+                        let end = end.or(result).unwrap_or_else(|| "-".into());
+                        vec![child.item.to_string(), child.id.to_string(), child.state.clone(), end]
+                    };
+                    table(&["ITEM", "ID", "STATE", "RESULT"], &children.iter().map(row).collect::<Vec<_>>())
+                });
+                Ok(0)
+            }
             Task::List {
                 namespace,
                 template,
@@ -245,8 +292,17 @@ fn describe(task: &Value) -> String {
         row.into_iter().chain(why).collect()
     };
     let rows: Vec<Vec<String>> = task["steps"].as_array().into_iter().flatten().map(row).collect();
+    let parent = match &task["parent"] {
+        Value::Null => String::new(),
+        parent => format!(
+            "\nparent      {}, step {}, item {}",
+            field(parent, "task"),
+            field(parent, "step"),
+            field(parent, "item")
+        ),
+    };
     format!(
-        "{head}\ninput       {}\n\n{}",
+        "{head}{parent}\ninput       {}\n\n{}",
         task["input"],
         table(&headings[..headings.len() - usize::from(!any_why)], &rows)
     )

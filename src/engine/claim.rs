@@ -60,6 +60,8 @@ pub(crate) struct Due {
     pub(crate) enqueued: i32,
     /// Steps that have slept long enough.
     pub(crate) woken: i32,
+    /// There is something to do about children (see [`super::children`]).
+    pub(crate) children: bool,
     /// When the next of these will be due, or the next permit may be free; None when nothing waits for its time.
     pub(crate) next_due: Option<DateTime<Utc>>,
 }
@@ -67,8 +69,10 @@ pub(crate) struct Due {
 /// Begins at most `limit` tasks whose time has come, ends at most `limit` sleeps, enqueues at most `limit` steps whose retry is due, and grants permits of
 /// limits, for at most `limit` keys.
 pub(crate) async fn begin_what_is_due(db: &Db, limit: i32) -> Result<Due> {
-    let sql = "SELECT t.begun, s.enqueued, w.woken, least(t.next_due, s.next_due, p.next_due) AS next_due
-               FROM tasker.begin_due_tasks($1) AS t, tasker.end_sleeps($1) AS w(woken), tasker.enqueue_due_retries($1) AS s, tasker.grant_permits($1) AS p";
+    let sql = "SELECT t.begun, s.enqueued, w.woken, c.due IS NOT NULL AND c.due <= clock_timestamp() AS children,
+                      least(t.next_due, s.next_due, p.next_due, c.due) AS next_due
+               FROM tasker.begin_due_tasks($1) AS t, tasker.end_sleeps($1) AS w(woken), tasker.enqueue_due_retries($1) AS s,
+                    tasker.grant_permits($1) AS p, tasker.children_due() AS c(due)";
     super::again_on_conflict(|| async { Ok(sqlx::query_as(sql).bind(limit).fetch_one(db.pool()).await?) }).await
 }
 

@@ -72,6 +72,8 @@ pub struct LeasedStep {
     pub transactional: bool,
     /// How long it waited in the queue, in seconds.
     pub waited: f64,
+    /// Of the steps it depends on, those whose results are what became of many tasks (see [`super::children`]). None: none of them is.
+    pub fan_outs: Option<Vec<String>>,
     pub(crate) shared: bool,
 }
 

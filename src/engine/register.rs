@@ -32,9 +32,17 @@ pub async fn register_if_new(db: &Db, template: &Template) -> Result<Registered>
 
 async fn registered(db: &Db, template: &Template, use_it: bool) -> Result<Registered> {
     let decided = template.decided();
-    let steps: Vec<Value> = (0..template.steps.len())
-        .map(|position| step_row(template, &decided, position))
-        .collect();
+    let mut steps = Vec::with_capacity(template.steps.len());
+    for (position, step) in template.steps.iter().enumerate() {
+        let part = match template.part(step) {
+            Some(part) => {
+                let Registered { version, .. } = Box::pin(registered(db, &part, true)).await?;
+                Some((format!("{}/{}", part.namespace, part.name), version))
+            }
+            None => None,
+        };
+        steps.push(step_row(template, &decided, position, part.as_ref()));
+    }
     let registered = sqlx::query_as("SELECT version, created FROM tasker.register_template($1, $2, $3, $4, $5, $6, $7, $8)")
         .bind(&template.namespace)
         .bind(&template.name)
@@ -49,14 +57,14 @@ async fn registered(db: &Db, template: &Template, use_it: bool) -> Result<Regist
     Ok(registered)
 }
 
-fn step_row(template: &Template, decided: &[bool], position: usize) -> Value {
+fn step_row(template: &Template, decided: &[bool], position: usize, part: Option<&(String, String)>) -> Value {
     let step = &template.steps[position];
     let children = template.children(position);
     let joins = children.iter().any(|&child| template.steps[child].parents.len() > 1);
     json!({
         "step": position, "name": step.name, "kind": step.kind.name(), "handler": step.kind.handler(), "namespace": step.namespace,
         "parents": step.parents, "children": children, "joins": joins, "condition": step.condition, "decided": decided[position],
-        "delay_seconds": step.waits().map(|wait| wait.as_secs_f64()),
+        "spawn": step.kind.spawn(part), "delay_seconds": step.waits().map(|wait| wait.as_secs_f64()),
         "max_attempts": step.retry.max_attempts, "backoff": step.retry.backoff,
         "multiplier": step.retry.multiplier, "base_seconds": step.retry.base.map(|base| base.as_secs_f64()),
         "max_seconds": step.retry.max.map(|max| max.as_secs_f64()), "jitter": step.retry.jitter,

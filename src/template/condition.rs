@@ -16,12 +16,12 @@ pub fn holds(condition: &str, of: &Value) -> bool {
     }
 }
 
-/// What is wrong with a condition of a step that depends on these.
-pub(super) fn problem(condition: &str, parents: &[&str]) -> Option<String> {
-    if let Err(error) = JsonPath::new(condition) {
+/// What is wrong with a path of a step that depends on these.
+pub(super) fn path_problem(path: &str, parents: &[&str]) -> Option<String> {
+    if let Err(error) = JsonPath::new(path) {
         return Some(format!("is no SQL/JSON path: {error}"));
     }
-    let unknown = results_in(condition).into_iter().find(|name| !parents.contains(&name.as_str()))?;
+    let unknown = results_in(path).into_iter().find(|name| !parents.contains(&name.as_str()))?;
     Some(match parents {
         [] => format!("asks for the result of {unknown}, and the step depends on none"),
         parents => format!(

@@ -6,9 +6,11 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_saphyr::{DefaultMessageFormatter, MessageFormatter, Spanned};
 
+use super::children::{self, EachDocument};
+use super::condition::path_problem;
 use super::problems::{kind, line, Problems};
 use super::rules::{DeadLettersDocument, RetryDocument, StuckAfterDocument};
-use super::{condition, graph, limits, DeadLetters, Kind, OnFailure, Priority, Problem, Retry, Step, StuckAfter, Template};
+use super::{graph, limits, DeadLetters, Kind, OnFailure, Priority, Problem, Retry, Step, StuckAfter, Template};
 use crate::span::Span;
 
 #[derive(Deserialize)]
@@ -19,6 +21,8 @@ pub(super) struct Document {
     version: Option<Spanned<String>>,
     description: Option<Spanned<String>>,
     input_schema: Option<Spanned<Value>>,
+    output: Option<Spanned<String>>,
+    max_depth: Option<Spanned<i64>>,
     priority: Option<Spanned<String>>,
     retry: Option<RetryDocument>,
     dead_letters: Option<DeadLettersDocument>,
@@ -36,6 +40,9 @@ struct StepDocument {
     name: Spanned<String>,
     handler: Option<Spanned<String>>,
     sleep: Option<Spanned<Span>>,
+    each: Option<EachDocument>,
+    workflow: Option<Spanned<String>>,
+    input: Option<Spanned<Value>>,
     delay: Option<Spanned<Span>>,
     namespace: Option<Spanned<String>>,
     #[serde(default)]
@@ -147,6 +154,28 @@ impl Document {
             });
         }
 
+        let output = self.output.map(|output| {
+            found.storable(&output, "output", &output.value.as_str().into());
+            let names: Vec<&str> = steps.iter().map(|step| step.name.as_str()).collect();
+            if let Some(problem) = path_problem(&output.value, &names) {
+                found.add(&output, format!("output {:?} {problem}", output.value));
+            }
+            output.value
+        });
+        let max_depth = found.integer(self.max_depth, "max_depth", 1..=100).map(|depth| depth as u32);
+        let own = format!("{namespace}/{name}");
+        for step in steps.iter().filter(|_| max_depth.is_none()) {
+            if step.kind.template() == Some(&own) {
+                found.0.push(Problem {
+                    line: step.line,
+                    message: format!(
+                        "step {:?}: its tasks would contain tasks of the same template: if each is to come to an end by itself, say how deep they may be \
+                         at most (max_depth: 10)",
+                        step.name
+                    ),
+                });
+            }
+        }
         let input_schema = self.input_schema.map(|schema| schema.value);
         let of = limits::Of {
             namespace: &namespace,
@@ -168,6 +197,8 @@ impl Document {
             deadline,
             stuck_after,
             input_schema,
+            output,
+            max_depth,
             limits,
             steps,
         })
@@ -179,27 +210,48 @@ impl StepDocument {
     fn validate(self, namespace: &str, rules: &(Retry, DeadLetters), positions: &HashMap<String, usize>, found: &mut Problems) -> Step {
         let line = line(&self.name);
         let name = found.name(&self.name, "step", 100);
-        let what = what(&self.name, self.handler, self.sleep, found);
-        if let (Kind::Sleep { .. }, Some(has)) = (
-            &what,
-            self.retry
-                .as_ref()
-                .map(|_| "retry")
-                .or(self.transactional.then_some("transactional")),
-        ) {
-            found.add(&self.name, format!("step {name:?} sleeps, and has {has}: nothing runs there"));
+        let parents: Vec<&str> = self.depends_on.iter().map(|parent| parent.value.as_str()).collect();
+        let of = children::Of {
+            step: &name,
+            namespace,
+            parents: &parents,
+        };
+        let what = what(
+            &self.name,
+            What {
+                handler: self.handler,
+                sleep: self.sleep,
+                each: self.each,
+                workflow: self.workflow,
+                input: self.input,
+            },
+            &of,
+            found,
+        );
+        let given = [
+            (self.retry.is_some(), "retry"),
+            (self.transactional, "transactional"),
+            (self.timeout.is_some(), "timeout"),
+            (self.config.is_some(), "config"),
+        ];
+        if let (None, Some((_, has))) = (what.runs(), given.iter().find(|(has, _)| *has)) {
+            let does = match what {
+                Kind::Sleep { .. } => "sleeps",
+                _ => "is done by tasks of another workflow",
+            };
+            found.add(&self.name, format!("step {name:?} {does}, and has {has}: nothing runs there"));
         }
 
-        let mut parents = Vec::new();
+        let mut before = Vec::new();
         for parent in &self.depends_on {
             match positions.get(&parent.value) {
-                Some(position) if parents.contains(position) => {
+                Some(position) if before.contains(position) => {
                     found.add(
                         parent,
                         format!("step {name:?} depends on {:?} twice: expected each step once", parent.value),
                     );
                 }
-                Some(&position) => parents.push(position),
+                Some(&position) => before.push(position),
                 None => {
                     let mut known: Vec<&str> = positions.keys().map(String::as_str).take(20).collect();
                     known.sort_unstable();
@@ -217,8 +269,7 @@ impl StepDocument {
 
         let condition = self.condition.map(|condition| {
             found.storable(&condition, &format!("step {name:?}: if"), &condition.value.as_str().into());
-            let parents: Vec<&str> = self.depends_on.iter().map(|parent| parent.value.as_str()).collect();
-            if let Some(problem) = condition::problem(&condition.value, &parents) {
+            if let Some(problem) = path_problem(&condition.value, &parents) {
                 found.add(&condition, format!("step {name:?}: if {:?} {problem}", condition.value));
             }
             condition.value
@@ -250,7 +301,7 @@ impl StepDocument {
             delay: self.delay.and_then(|delay| found.span(&delay, "delay")),
             name,
             kind: what,
-            parents,
+            parents: before,
             condition,
             config,
             line,
@@ -258,29 +309,47 @@ impl StepDocument {
     }
 }
 
+/// What a step has that says what it is.
+struct What {
+    handler: Option<Spanned<String>>,
+    sleep: Option<Spanned<Span>>,
+    each: Option<EachDocument>,
+    workflow: Option<Spanned<String>>,
+    input: Option<Spanned<Value>>,
+}
+
 /// What a step is, by what it has.
-fn what(named: &Spanned<String>, handler: Option<Spanned<String>>, sleep: Option<Spanned<Span>>, found: &mut Problems) -> Kind {
-    let name = &named.value;
-    match (handler, sleep) {
-        (Some(handler), None) => {
-            found.storable(&handler, &format!("step {name:?}: handler"), &handler.value.as_str().into());
-            if handler.value.trim().is_empty() || handler.value.len() > 255 {
-                found.add(
-                    &handler,
-                    format!("step {name:?}: handler is empty or longer than 255: expected the name of a handler"),
-                );
-            }
-            Kind::Handler { handler: handler.value }
-        }
-        (None, Some(sleep)) => Kind::Sleep {
+fn what(named: &Spanned<String>, what: What, of: &children::Of<'_>, found: &mut Problems) -> Kind {
+    let name = of.step;
+    if let (None, Some(input)) = (&what.workflow, &what.input) {
+        found.add(
+            input,
+            format!("step {name:?} has an input: only `workflow:` takes one (and `each:`, inside)"),
+        );
+    }
+    match (what.handler, what.sleep, what.each, what.workflow) {
+        (Some(handler), None, None, None) => Kind::Handler {
+            handler: found.handler(name, handler),
+        },
+        (None, Some(sleep), None, None) => Kind::Sleep {
             sleep: found.span(&sleep, &format!("step {name:?}: sleep")).unwrap_or_default(),
         },
-        (handler, _) => {
-            let problem = match handler {
-                Some(_) => "has a handler and sleeps: expected one of these",
-                None => "has no handler: expected `handler: NameOfAHandler`, or `sleep: 14d`",
-            };
+        (None, None, Some(each), None) => each.validate(named, of, found),
+        (None, None, None, Some(workflow)) => children::workflow(&workflow, what.input, of, found),
+        (None, None, None, None) => {
+            let problem = "does not say what it is: expected `handler: NameOfAHandler`, `sleep: 14d`, `each: { over: …, handler: … }` or `workflow: name`";
             found.add(named, format!("step {name:?} {problem}"));
+            Kind::Handler { handler: String::new() }
+        }
+        (handler, sleep, each, workflow) => {
+            let has = [
+                (handler.is_some(), "a handler"),
+                (sleep.is_some(), "sleep"),
+                (each.is_some(), "each"),
+                (workflow.is_some(), "workflow"),
+            ];
+            let has: Vec<&str> = has.iter().filter(|(has, _)| *has).map(|(_, what)| *what).collect();
+            found.add(named, format!("step {name:?} has {}: expected one of these", has.join(" and ")));
             Kind::Handler { handler: String::new() }
         }
     }

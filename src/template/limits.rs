@@ -94,7 +94,7 @@ fn read(name: &str, limit: &Value, of: &Of<'_>) -> Result<Limit, String> {
         .steps
         .iter()
         .filter(|step| step.namespace == of.namespace)
-        .filter_map(|step| step.kind.handler());
+        .filter_map(|step| step.kind.runs());
     match &limit.handler {
         None if handlers.next().is_none() => return Err(format!("no step is run in {}, the template's own namespace", of.namespace)),
         Some(handler) if !handlers.any(|known| known == handler) => {

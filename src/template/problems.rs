@@ -32,6 +32,17 @@ impl Problems {
         text.clone()
     }
 
+    pub(super) fn handler(&mut self, step: &str, handler: Spanned<String>) -> String {
+        self.storable(&handler, &format!("step {step:?}: handler"), &handler.value.as_str().into());
+        if handler.value.trim().is_empty() || handler.value.len() > 255 {
+            self.add(
+                &handler,
+                format!("step {step:?}: handler is empty or longer than 255: expected the name of a handler"),
+            );
+        }
+        handler.value
+    }
+
     pub(super) fn integer(&mut self, given: Option<Spanned<i64>>, what: &str, allowed: RangeInclusive<i64>) -> Option<i64> {
         let given = given?;
         if !allowed.contains(&given.value) {

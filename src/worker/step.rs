@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 
 use super::{log_step, spans, Shared};
+use crate::engine::children::{read_children, Child, Page};
 use crate::engine::fail::Failure;
 use crate::engine::lease::{names_before, read_leased, Lease, LeasedStep};
 use crate::engine::read::read_results;
@@ -68,6 +69,12 @@ impl Step {
             return Ok(wanted.map(|(name, json)| (name, json.get().to_owned())).collect());
         }
         read_results(&self.shared.db, self.leased.task_id, Some(self.leased.step), names, None).await
+    }
+
+    /// Of a step that it depends on, and whose work was many tasks ([`LeasedStep::fan_outs`]), what became of these, a page at a time.
+    /// Errors: those of the database.
+    pub async fn children(&self, name: &str, page: &Page) -> Result<Vec<Child>> {
+        read_children(&self.shared.db, self.leased.task_id, Some(self.leased.step), name, page).await
     }
 
     /// Whether its handler is to stop: the step is another worker's by now, or its task was cancelled, so that its outcome does not count any more.

@@ -8,6 +8,7 @@ mod broken_parts;
 mod bugs_of_others;
 mod cancelling;
 mod capacity;
+mod children;
 mod collector;
 mod command_line;
 mod conditions;

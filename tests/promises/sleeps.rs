@@ -185,11 +185,11 @@ fn a_step_runs_a_handler_or_sleeps() {
     for (step, said) in [
         (
             "handler: H, sleep: 1h",
-            "step \"a\" has a handler and sleeps: expected one of these",
+            "step \"a\" has a handler and sleep: expected one of these",
         ),
         (
             "delay: 1h",
-            "step \"a\" has no handler: expected `handler: NameOfAHandler`, or `sleep: 14d`",
+            "step \"a\" does not say what it is: expected `handler: NameOfAHandler`, `sleep: 14d`, `each: { over: …, handler: … }` or `workflow: name`",
         ),
         (
             "sleep: 1h, transactional: true",

@@ -7,6 +7,7 @@ use magnus::{function, method, prelude::*, Error, RArray, RModule, Ruby, TryConv
 use opentelemetry::context::FutureExt;
 use opentelemetry::Context;
 use tasker::config::{Given, Local};
+use tasker::engine::children::{read_children, Page};
 use tasker::engine::submit::{check_inputs, Accepted as CoreAccepted, Input, NewTask, Submitted, Submitter, CREATE_WITHIN};
 use tasker::engine::{cancel, read, register};
 use tasker::health::Health;
@@ -44,6 +45,7 @@ pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
     class.define_method("read_task", method!(Client::read_task, 1))?;
     class.define_method("list_tasks", method!(Client::list_tasks, 2))?;
     class.define_method("read_results", method!(Client::read_results, 2))?;
+    class.define_method("read_children", method!(Client::read_children, 4))?;
     class.define_method("task_states", method!(Client::task_states, 1))?;
     class.define_method("wait", method!(Client::wait, 2))?;
     class.define_method("cancel", method!(Client::cancel, 1))?;
@@ -193,6 +195,13 @@ impl Client {
         block_on(ruby, async move { read::read_results(&db, id, None, &names, None).await })
     }
 
+    /// The next page of what became of the tasks of a step, as JSON.
+    fn read_children(ruby: &Ruby, this: &Client, id: String, step: String, after: Option<i32>, dead: bool) -> Result<String, Error> {
+        let (db, id) = (this.db(ruby)?, parse_id(ruby, &id)?);
+        let children = block_on(ruby, async move { read_children(&db, id, None, &step, &page(after, dead)).await })?;
+        Ok(serde_json::json!(children).to_string())
+    }
+
     /// [id, state] of each task that exists.
     fn task_states(ruby: &Ruby, this: &Client, ids: Vec<String>) -> Result<Vec<(String, String)>, Error> {
         let db = this.db(ruby)?;
@@ -267,4 +276,11 @@ fn parse_id<T: std::str::FromStr>(ruby: &Ruby, id: &str) -> Result<T, Error> {
 /// For the other files: a client out of a Ruby value.
 pub(crate) fn unwrap(value: RubyValue) -> Result<magnus::typed_data::Obj<Client>, Error> {
     TryConvert::try_convert(value)
+}
+
+/// How many children Ruby reads at once.
+const PAGE: i32 = 500;
+
+pub(crate) fn page(after: Option<i32>, dead: bool) -> Page {
+    Page { after, limit: PAGE, dead }
 }

@@ -18,8 +18,9 @@ mod waiting;
 mod worker;
 
 use magnus::{function, prelude::*, Error, RModule, Ruby, Value};
-use tasker::engine::member::Kind;
+use tasker::engine::member;
 use tasker::health::local::{self, Level};
+use tasker::template::Kind;
 
 /// Called by Ruby when the library is loaded; `TaskerCore` and its errors are defined by then.
 #[magnus::init(name = "tasker_core")]
@@ -31,6 +32,8 @@ fn init(ruby: &Ruby) -> Result<(), Error> {
     native.define_singleton_method("check_tasks", function!(client::check_tasks, 3))?;
     native.define_singleton_method("worker_settings", function!(settings::read, 2))?;
     native.define_singleton_method("holds?", function!(holds, 2))?;
+    native.define_singleton_method("child_inputs", function!(child_inputs, 2))?;
+    native.define_singleton_method("output", function!(output, 2))?;
     native.define_singleton_method("to_json", function!(worker::storable, 1))?;
     native.define_singleton_method("result_to_json", function!(worker::storable_result, 2))?;
     native.define_singleton_method("seconds", function!(seconds, 1))?;
@@ -58,6 +61,21 @@ fn holds(ruby: &Ruby, condition: String, of: String) -> Result<bool, Error> {
     Ok(tasker::template::condition::holds(&condition, &json::parse(ruby, &of)?))
 }
 
+/// The inputs of the tasks of a step (JSON, as a template has it), of {input, results} as JSON, each as JSON; or why it cannot have any.
+fn child_inputs(ruby: &Ruby, step: String, of: String) -> Result<(Option<Vec<String>>, Option<String>), Error> {
+    let kind: Kind = serde_json::from_value(json::parse(ruby, &step)?)
+        .map_err(|error| raise::error(ruby, &tasker::Error::Invalid(format!("the step is not valid: {error}"))))?;
+    Ok(match tasker::template::children::inputs(&kind, &json::parse(ruby, &of)?) {
+        Ok(inputs) => (Some(inputs.iter().map(|input| input.to_string()).collect()), None),
+        Err(problem) => (None, Some(problem)),
+    })
+}
+
+/// What a task has to say, by what its template names as its output, of {input, results} as JSON.
+fn output(ruby: &Ruby, path: Option<String>, of: String) -> Result<String, Error> {
+    Ok(tasker::template::children::output(path.as_deref(), &json::parse(ruby, &of)?).to_string())
+}
+
 /// The database that is meant: the given one, or that of `tasker dev` in this folder.
 fn database_url(ruby: &Ruby, given: Option<String>) -> Result<String, Error> {
     tasker::config::database_url(given.as_deref()).map_err(|error| raise::error(ruby, &error))
@@ -70,7 +88,7 @@ fn seconds(text: String) -> Option<f64> {
 
 /// The workers of this host: process id, and what has failed there.
 fn local_workers() -> Vec<(String, Vec<String>)> {
-    let answers = waiting::without_gvl(|| local::ask(Some(Kind::Worker), Level::Live), None).unwrap_or_default();
+    let answers = waiting::without_gvl(|| local::ask(Some(member::Kind::Worker), Level::Live), None).unwrap_or_default();
     answers.into_iter().map(|a| (a.pid.clone(), a.failures())).collect()
 }
 

@@ -86,6 +86,8 @@ pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
     class.define_method("results", method!(|step: &Step| step.core.leased.results.clone(), 0))?;
     class.define_method("names_before", method!(Step::names_before, 0))?;
     class.define_method("read_results", method!(Step::read_results, 1))?;
+    class.define_method("fan_outs", method!(|step: &Step| step.core.leased.fan_outs.clone(), 0))?;
+    class.define_method("read_children", method!(Step::read_children, 3))?;
     class.define_method("checkpoint", method!(Step::checkpoint, 0))?;
     class.define_method("transactional?", method!(|step: &Step| step.core.leased.transactional, 0))?;
     class.define_method("namespace", method!(|step: &Step| step.namespace.to_string(), 0))?;
@@ -139,6 +141,13 @@ impl Step {
     fn read_results(ruby: &Ruby, this: &Step, names: Vec<String>) -> Result<Vec<(String, String)>, Error> {
         let core = this.core.clone();
         block_on(ruby, async move { core.results(&names).await })
+    }
+
+    /// The next page of what became of the tasks of a step before, as JSON.
+    fn read_children(ruby: &Ruby, this: &Step, name: String, after: Option<i32>, dead: bool) -> Result<String, Error> {
+        let core = this.core.clone();
+        let children = block_on(ruby, async move { core.children(&name, &client::page(after, dead)).await })?;
+        Ok(serde_json::json!(children).to_string())
     }
 }
 

@@ -22,7 +22,7 @@ module TaskerCore
         end
       end
 
-      def ids = @tasks.keys
+      def ids = @tasks.values.reject(&:parent).map(&:id)
 
       # What a client asks.
 
@@ -44,6 +44,8 @@ module TaskerCore
       end
 
       def read_task(id) = task(id).to_h.to_json
+
+      def read_children(id, step, after, dead) = task(id).read_children(step, after, dead)
 
       # @return [String] JSON: the newest first
       def list_tasks(filter, limit)
@@ -109,7 +111,7 @@ module TaskerCore
         ran = []
         while (task = @tasks.values.find(&:due?))
           run(task, impatient: false)
-          ran << task.id
+          ran << task.id unless task.parent
         end
         ran.uniq
       end
@@ -158,9 +160,33 @@ module TaskerCore
         executor = Executor.new(self, TaskerCore.configuration)
         task.run do
           while (step = task.next_step(impatient))
-            executor.call(task.attempt(step))
+            step.spawns? ? fan_out(task, step, impatient) : executor.call(task.attempt(step))
           end
         end
+      end
+
+      # Has other tasks do it.
+      def fan_out(task, step, impatient)
+        step.children || step.spawn(task.input) { |input| create_child(task, step, input) }
+        step.children&.each { |child| run(child, impatient: impatient) if child.due? }
+        step.settle
+      rescue NotFound => e
+        step.fail({ class: "TaskerError", message: e.message, permanent: true })
+      end
+
+      def create_child(task, step, input)
+        item = @tasks.values.count { |other| other.parent&.slice(:task, :step) == { task: task.id, step: step.name } }
+        template = step.definition[:workflow] || step.definition.dig(:each, :workflow)
+        template = template ? template(template) : part(task, step.definition)
+        child = TaskRun.new(template, input, priority: task.priority, parent: { task: task.id, step: step.name, item: item })
+        @tasks[child.id] = child
+      end
+
+      # The template of the children whose step names a handler.
+      def part(task, step)
+        only = step.except(:each, :if, :delay).merge(handler: step[:each][:handler], parents: [])
+        name = "#{task.template[:definition][:name]}.#{step[:name]}"
+        { definition: { name: name, namespace: step[:namespace], steps: [only], on_failure: "block" }, version: task.template[:version] }
       end
     end
   end

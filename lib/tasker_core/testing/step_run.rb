@@ -20,6 +20,8 @@ module TaskerCore
         def max_attempts = step.max_attempts
         def checkpoint = step.checkpoint
         def lost? = cancelled&.call || false
+        def fan_outs = step.fan_outs_before
+        def read_children(name, after, dead) = step.parents.find { |parent| parent.name == name }.read_children(after, dead)
         def worker = nil
         def trace = nil
         def trace_id = nil
@@ -27,6 +29,7 @@ module TaskerCore
 
       attr_reader :definition, :prepared
       attr_accessor :checkpoint, :progress, :parents
+      attr_reader :children
 
       def initialize(definition)
         @definition = definition
@@ -69,12 +72,49 @@ module TaskerCore
       # Whether its time has come: it can have a delay, or sleep, or its handler have said when it is to be called again.
       def ready?
         return false unless open?
+        return children.any?(&:due?) || settled? if children
 
         wait_for_time if @state == "pending" && (definition[:delay] || definition[:sleep])
         @retry_at.nil? || @retry_at <= Time.now
       end
 
       def sleeps? = !definition[:sleep].nil?
+
+      def kind = %i[sleep each workflow].find { |kind| definition[kind] }&.to_s || "handler"
+
+      # Whether its work is other tasks.
+      def spawns? = %w[each workflow].include?(kind)
+
+      # @param input [String] JSON of its task
+      # @yieldparam input [String] JSON of a child
+      # @yieldreturn [TaskRun]
+      def spawn(input, &block)
+        inputs, problem = Native.child_inputs(definition.slice(:each, :workflow, :input).to_json, seen(input))
+        return fail({ class: "TaskerError", message: problem, permanent: true }) if problem
+
+        @state = "waiting"
+        @children = inputs.map(&block)
+      end
+
+      # Completes it, if its children have ended, but for those that may be dead.
+      def settle
+        return unless settled?
+
+        complete(kind == "each" ? { size: children.size, errors: dead_children.size }.to_json : children.first.output)
+      end
+
+      # More of its children are dead than it tolerates.
+      def overwhelmed? = children ? dead_children.size > tolerated : false
+
+      def read_children(after, dead)
+        wanted = children.each_with_index.select { |child, item| item > (after || -1) && (!dead || dead_children.include?(child)) }
+        wanted.map do |child, item|
+          error = child.errors.last if dead_children.include?(child)
+          { item: item, id: child.id, state: child.state, result: child.state == "complete" ? value(child.output) : nil, error: error }
+        end.to_json
+      end
+
+      def fan_outs_before = @parents.select { |parent| parent.kind == "each" && parent.complete? }.map(&:name)
 
       # The results of those before that ran, by their names, as JSON.
       def results_before = "{#{@parents.select(&:complete?).map(&:named_result).join(',')}}"
@@ -100,12 +140,14 @@ module TaskerCore
 
       def to_h(ended:)
         {
-          name: name, kind: sleeps? ? "sleep" : "handler", handler: definition[:handler], namespace: definition[:namespace],
+          name: name, kind: kind, handler: definition[:handler], namespace: definition[:namespace],
           depends_on: @parents.map(&:name),
           state: ended && !done? && !dead? && !discarded? ? "cancelled" : @state, attempt: complete? ? failures + 1 : failures,
           max_attempts: max_attempts, worker: nil, result: value(@result), result_bytes: @result&.bytesize,
           progress: value(progress), errors: @errors,
           enqueued_at: nil, started_at: nil, finished_at: nil, waits_for: nil, after_cancel: nil, skipped_because: @skipped_because,
+          children: children && { total: children.size, created: children.size, ended: children.count(&:ended?),
+                                  dead: dead_children.size, tolerated: tolerated },
           retry_at: open? ? @retry_at&.getutc&.iso8601(6) : nil
         }
       end
@@ -119,7 +161,18 @@ module TaskerCore
 
       def span(name) = definition[name].then { |span| span[:secs] + (span[:nanos] / 1e9) }
 
-      def wanted?(input) = definition[:if].nil? || Native.holds?(definition[:if], %({"input":#{input},"results":#{results_before}}))
+      def wanted?(input) = definition[:if].nil? || Native.holds?(definition[:if], seen(input))
+
+      def seen(input) = %({"input":#{input},"results":#{results_before}})
+
+      def settled? = !children.nil? && !complete? && !overwhelmed? && children.all? { |child| child.ended? || child.dead? }
+
+      def dead_children = children.select(&:dead?)
+
+      def tolerated
+        tolerance = definition.dig(:each, :tolerate) || 0
+        tolerance.is_a?(Integer) ? tolerance : (children.size * tolerance).floor
+      end
 
       def after(failure)
         return "discarded" if failure[:reason] == "discarded"

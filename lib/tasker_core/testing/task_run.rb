@@ -5,9 +5,11 @@ module TaskerCore
     # A task in memory.
     # @api private
     class TaskRun
-      attr_reader :id
+      attr_reader :id, :input, :priority, :parent, :template
 
-      def initialize(template, input, key:, priority:, run_at:)
+      # @param parent [Hash, nil] task, step and item, where it is another's child
+      def initialize(template, input, key: nil, priority: nil, run_at: nil, parent: nil) # rubocop:disable Metrics/ParameterLists
+        @parent = parent
         @id = SecureRandom.uuid
         @template = template
         @definition = template[:definition]
@@ -41,9 +43,25 @@ module TaskerCore
       def cancel
         return false if Task::ENDED.include?(state)
 
+        @steps.each { |step| step.children&.each(&:cancel) }
         @finished_at = Time.now
         @cancelled = true
       end
+
+      def ended? = %w[complete discarded].include?(state)
+
+      def dead? = %w[blocked failed cancelled].include?(state)
+
+      # What it has to say to its parent, as JSON.
+      def output
+        results = @steps.select(&:complete?).map(&:named_result)
+        Native.output(@definition[:output], %({"input":#{@input},"results":{#{results.join(',')}}}))
+      end
+
+      def read_children(step, after, dead) = @steps.find { |candidate| candidate.name == step }.read_children(after, dead)
+
+      # Those of its dead steps.
+      def errors = @steps.select(&:dead?).flat_map { |step| step.to_h(ended: false)[:errors] }
 
       # @param impatient [Boolean] whether one that is to be tried again later may run now
       # @return [StepRun, nil]
@@ -71,10 +89,11 @@ module TaskerCore
         return "discarded" if discarded?
         return @run_at && @run_at > Time.now ? "waiting" : "pending" unless @started_at
         return "complete" if @steps.all?(&:done?)
+        return after_death if @steps.any?(&:overwhelmed?)
         return "waiting" if !@running && @steps.any?(&:open?) && @steps.none?(&:ready?)
         return "running" if @steps.any?(&:open?) || @steps.none?(&:dead?)
 
-        @definition[:on_failure] == "fail" ? "failed" : "blocked"
+        after_death
       end
 
       # As the core writes it down.
@@ -82,12 +101,14 @@ module TaskerCore
         {
           id: @id, template: @definition[:name], namespace: @definition[:namespace], version: @template[:version], state: state,
           priority: @priority, key: @key, input: JSON.parse(@input), created_at: at(@created_at), run_at: at(@run_at),
-          started_at: at(@started_at), finished_at: at(Task::ENDED.include?(state) ? @finished_at : nil),
+          parent: @parent, started_at: at(@started_at), finished_at: at(Task::ENDED.include?(state) ? @finished_at : nil),
           steps: @steps.map { |step| step.to_h(ended: @cancelled || discarded?) }
         }
       end
 
       private
+
+      def after_death = @definition[:on_failure] == "fail" ? "failed" : "blocked"
 
       def skip
         nil while @steps.any? { |step| step.skip_unless_wanted(@input) }

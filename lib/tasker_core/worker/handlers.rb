@@ -59,12 +59,14 @@ module TaskerCore
 
         private
 
+        def handler(step) = step[:handler] || step.dig(:each, :handler)
+
         def missing(sources, namespaces)
           sources.flat_map do |source, origin|
             definition, _version, lines = Native.check_template(source, origin)
             steps = JSON.parse(definition, symbolize_names: true).fetch(:steps).zip(lines)
-            steps.select { |step, _| step[:handler] && namespaces.include?(step[:namespace]) }.filter_map do |step, line|
-              find(step[:handler]) && nil
+            steps.select { |step, _| handler(step) && namespaces.include?(step[:namespace]) }.filter_map do |step, line|
+              find(handler(step)) && nil
             rescue UnknownHandler => e
               "#{origin}:#{line}: step #{step[:name]}: #{e.message}"
             end

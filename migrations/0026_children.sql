@@ -1,0 +1,408 @@
+-- Children: tasks that do the work of another task's step, one for every element of a list (each), or one (workflow). They are ordinary tasks. The step
+-- waits for counts: who ends a child leaves a row in child_ends, and waits for nobody; whoever comes next adds these rows up, under the lock of the
+-- parent. Children are created in slices, each a transaction.
+
+-- The SQL/JSON value that the paths of a step are about: {input, results}, without the results of steps that were skipped.
+CREATE FUNCTION tasker.seen_by(p_task uuid, p_step smallint) RETURNS jsonb
+LANGUAGE sql STABLE BEGIN ATOMIC
+    SELECT jsonb_build_object('input', t.input, 'results', (
+        SELECT coalesce(jsonb_object_agg(pts.name, ps.result) FILTER (WHERE ps.skipped_because IS NULL), '{}')
+        FROM tasker.template_steps pts
+        CROSS JOIN LATERAL (SELECT * FROM tasker.steps WHERE task_id = p_task AND step = pts.step OFFSET 0) AS ps
+        WHERE pts.version_id = t.version_id AND pts.step = ANY (ts.parents)))
+    FROM tasker.tasks t JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = p_step WHERE t.id = p_task;
+END;
+
+-- The elements that a step is for, as one array; null where its path does not find one. A path with [*] finds elements, any other the array.
+CREATE FUNCTION tasker.items_of(p_spawn jsonb, p_seen jsonb) RETURNS jsonb
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_over  text := p_spawn ->> 'over';
+    v_found jsonb;
+BEGIN
+    IF v_over IS NULL THEN
+        RETURN '[null]';
+    END IF;
+    v_found := jsonb_path_query_array(p_seen, v_over::jsonpath, '{}', true);
+    IF position('[*]' IN v_over) = 0 THEN
+        v_found := CASE WHEN jsonb_array_length(v_found) = 1 AND jsonb_typeof(v_found -> 0) = 'array' THEN v_found -> 0 END;
+    END IF;
+    RETURN v_found;
+END
+$$;
+
+-- The input of a child. Without input in p_spawn: of each the element, as {item: …} where it is no object, or {items: […]} where they come in batches;
+-- of a workflow its parent's. Else what its path finds, or of each of its names what the path there finds ($item and $index are the element and its
+-- number).
+CREATE FUNCTION tasker.child_input(p_spawn jsonb, p_seen jsonb, p_item jsonb, p_index int) RETURNS jsonb
+LANGUAGE sql STABLE BEGIN ATOMIC
+    SELECT CASE
+        WHEN jsonb_typeof(p_spawn -> 'input') = 'string'
+        THEN jsonb_path_query_first(p_seen, (p_spawn ->> 'input')::jsonpath, jsonb_build_object('item', p_item, 'index', p_index), true)
+        WHEN p_spawn ? 'input' THEN (
+            SELECT coalesce(jsonb_object_agg(e.name, jsonb_path_query_first(
+                       p_seen, e.path::jsonpath, jsonb_build_object('item', p_item, 'index', p_index), true)), '{}')
+            FROM jsonb_each_text(p_spawn -> 'input') AS e(name, path))
+        WHEN NOT p_spawn ? 'over' THEN p_seen -> 'input'
+        WHEN p_spawn ? 'batch' THEN jsonb_build_object('items', p_item)
+        WHEN jsonb_typeof(p_item) = 'object' THEN p_item
+        ELSE jsonb_build_object('item', p_item) END;
+END;
+
+-- What a task has to say: what its template names as its output, or the result of its only step, or the results by step.
+CREATE FUNCTION tasker.task_output(p_task uuid) RETURNS jsonb
+LANGUAGE sql STABLE BEGIN ATOMIC
+    SELECT CASE
+        WHEN t.state <> 'complete' THEN NULL
+        WHEN tv.definition ? 'output' THEN jsonb_path_query_first(
+            jsonb_build_object('input', t.input, 'results', r.results), (tv.definition ->> 'output')::jsonpath, '{}', true)
+        WHEN jsonb_array_length(tv.definition -> 'steps') = 1 THEN r.only
+        ELSE r.results END
+    FROM tasker.tasks t JOIN tasker.template_versions tv ON tv.id = t.version_id
+    CROSS JOIN LATERAL (
+        SELECT coalesce(jsonb_object_agg(ts.name, s.result) FILTER (WHERE s.skipped_because IS NULL), '{}') AS results, (array_agg(s.result))[1] AS only
+        FROM tasker.template_steps ts
+        CROSS JOIN LATERAL (SELECT * FROM tasker.steps WHERE task_id = p_task AND step = ts.step OFFSET 0) AS s
+        WHERE ts.version_id = t.version_id) AS r
+    WHERE t.id = p_task;
+END;
+
+-- Steps that cannot have children, each for its reason: they are dead.
+-- Locks: the caller's, who has those of the tasks.
+CREATE FUNCTION tasker.end_childless(p_task uuid, p_step smallint, p_reason text, p_message text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    UPDATE tasker.fan_outs f SET look_at = NULL WHERE f.task_id = p_task AND f.step = p_step;
+    UPDATE tasker.steps s
+    SET state = 'dead', failures = s.failures + 1, finished_at = clock_timestamp(), errors = tasker.append_error(s.errors, jsonb_build_object(
+            'class', 'TaskerError', 'message', p_message, 'attempt', s.failures + 1, 'at', clock_timestamp(), 'reason', p_reason))
+    WHERE s.task_id = p_task AND s.step = p_step;
+    PERFORM tasker.send_dead_letters(ARRAY[p_task], ARRAY[p_step], ARRAY[p_reason], ARRAY[NULL::jsonb]);
+END
+$$;
+
+-- Decides of which version the children of a step are, and how many there will be; or that it cannot have any.
+-- Locks: the caller's, who has that of the task.
+CREATE FUNCTION tasker.begin_fan_out(p_task tasker.tasks, p_step smallint, p_spawn jsonb, p_items jsonb) RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_version tasker.template_versions;
+    v_total   int;
+    v_depth   int;
+BEGIN
+    IF p_items IS NULL THEN
+        PERFORM tasker.end_childless(p_task.id, p_step, 'not_a_list', (p_spawn ->> 'over') || CASE WHEN found.n = 0 THEN ' finds nothing'
+            ELSE ' finds ' || CASE WHEN found.n > 1 THEN found.n || ' values' ELSE 'a value of the type ' || jsonb_typeof(found.all_of -> 0) END END
+            || ': expected one array (or a path with [*], which finds its elements)')
+        FROM jsonb_path_query_array(tasker.seen_by(p_task.id, p_step), (p_spawn ->> 'over')::jsonpath, '{}', true) AS f(all_of)
+        CROSS JOIN LATERAL (SELECT f.all_of, jsonb_array_length(f.all_of) AS n) AS found;
+        RETURN false;
+    END IF;
+    BEGIN
+        v_version := tasker.find_template(p_spawn ->> 'template', p_spawn ->> 'version');
+    EXCEPTION WHEN SQLSTATE 'TK002' OR SQLSTATE 'TK003' THEN
+        PERFORM tasker.end_childless(p_task.id, p_step, 'unknown_template', SQLERRM);
+        RETURN false;
+    END;
+    IF v_version.definition ? 'max_depth' THEN
+        WITH RECURSIVE above AS (
+            SELECT p_task.template_id AS template_id, p_task.parent_id AS parent_id
+            UNION ALL SELECT t.template_id, t.parent_id FROM above a JOIN tasker.tasks t ON t.id = a.parent_id
+        )
+        SELECT count(*) INTO v_depth FROM above a WHERE a.template_id = v_version.template_id;
+        IF v_depth >= (v_version.definition ->> 'max_depth')::int THEN
+            PERFORM tasker.end_childless(p_task.id, p_step, 'max_depth',
+                (p_spawn ->> 'template') || ' is ' || v_depth || ' deep already, and its max_depth is ' || (v_version.definition ->> 'max_depth'));
+            RETURN false;
+        END IF;
+    END IF;
+    v_total := ceil(jsonb_array_length(p_items)::numeric / coalesce((p_spawn ->> 'batch')::int, 1));
+    UPDATE tasker.fan_outs f
+    SET version_id = v_version.id, total = v_total, at_once = (p_spawn ->> 'limit')::int, tolerated = CASE
+        WHEN p_spawn ? 'tolerate_share' THEN floor(v_total * (p_spawn ->> 'tolerate_share')::numeric) ELSE coalesce((p_spawn ->> 'tolerate')::int, 0) END
+    WHERE f.task_id = p_task.id AND f.step = p_step;
+    RETURN true;
+END
+$$;
+
+-- Creates children p_from to p_until - 1 of a step. Returns whether it could: else the step is dead.
+-- Locks: the caller's, who has that of the task; then it creates rows.
+CREATE FUNCTION tasker.create_children(
+    p_task tasker.tasks, p_step smallint, p_spawn jsonb, p_version int, p_seen jsonb, p_items jsonb, p_from int, p_until int
+) RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_batch     int := (p_spawn ->> 'batch')::int;
+    v_inputs    jsonb[];
+    v_namespace tasker.namespaces;
+    v_bad       text;
+BEGIN
+    v_inputs := ARRAY(
+        SELECT tasker.child_input(p_spawn, p_seen, CASE WHEN v_batch IS NULL THEN p_items -> i.n ELSE (
+                   SELECT jsonb_agg(p_items -> b.n) FROM generate_series(i.n * v_batch, least((i.n + 1) * v_batch, jsonb_array_length(p_items)) - 1) AS b(n)) END, i.n)
+        FROM generate_series(p_from, p_until - 1) AS i(n) ORDER BY i.n);
+    SELECT 'the input of task ' || (p_from + w.n - 1) || CASE WHEN jsonb_typeof(w.input) IS DISTINCT FROM 'object'
+               THEN ' is ' || coalesce('of the type ' || jsonb_typeof(w.input), 'not there') || ': expected an object' ELSE ' has ' || tasker.excess(w.input) END
+    INTO v_bad FROM unnest(v_inputs) WITH ORDINALITY AS w(input, n)
+    WHERE jsonb_typeof(w.input) IS DISTINCT FROM 'object' OR pg_column_size(w.input) > 1000 AND tasker.excess(w.input) IS NOT NULL ORDER BY w.n LIMIT 1;
+    IF v_bad IS NOT NULL THEN
+        PERFORM tasker.end_childless(p_task.id, p_step, 'bad_input', v_bad);
+        RETURN false;
+    END IF;
+
+    SELECT n.* INTO v_namespace FROM tasker.template_versions tv
+    JOIN tasker.templates tp ON tp.id = tv.template_id JOIN tasker.namespaces n ON n.id = tp.namespace_id WHERE tv.id = p_version;
+    INSERT INTO tasker.tasks (id, template_id, version_id, namespace_id, priority, state, claim_order, input, trace, parent_id, parent_step, item,
+                              deadline_at, look_at, created_at)
+    SELECT tasker.uuidv7(), tv.template_id, tv.id, v_namespace.id, p_task.priority, 'pending', clock_timestamp() - p_task.priority * tasker.aging(), w.input,
+           p_task.trace, p_task.id, p_step, p_from + w.n - 1, d.deadline_at, least(d.deadline_at, now() + tasker.shortest_limit(tv)), now()
+    FROM tasker.template_versions tv
+    CROSS JOIN LATERAL (SELECT least(p_task.deadline_at, now() + tv.deadline) AS deadline_at) AS d
+    CROSS JOIN unnest(v_inputs) WITH ORDINALITY AS w(input, n)
+    WHERE tv.id = p_version ORDER BY w.n;
+    UPDATE tasker.fan_outs f SET created = p_until WHERE f.task_id = p_task.id AND f.step = p_step;
+    PERFORM tasker.wake_namespaces(ARRAY[v_namespace.id]);
+    PERFORM tasker.notify('tasker_tasks', v_namespace.name);
+    RETURN true;
+END
+$$;
+
+-- Does what is to be done about the children of one step: creates at most p_room of them; or, where nobody waits for them any more, cancels as many.
+-- Returns how many. Locks: the caller's, who has that of the task; then those of cancel_tasks, for its children.
+CREATE FUNCTION tasker.move_fan_out(p_task uuid, p_step smallint, p_room int) RETURNS int
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_task    tasker.tasks;
+    v_state   tasker.step_state;
+    v_spawn   jsonb;
+    v_seen    jsonb;
+    v_items   jsonb;
+    v_fan_out tasker.fan_outs;
+    v_until   int;
+BEGIN
+    SELECT * INTO v_task FROM tasker.tasks t WHERE t.id = p_task;
+    SELECT s.state, ts.spawn INTO v_state, v_spawn FROM tasker.steps s
+    JOIN tasker.template_steps ts ON ts.version_id = v_task.version_id AND ts.step = p_step WHERE s.task_id = p_task AND s.step = p_step;
+    SELECT * INTO v_fan_out FROM tasker.fan_outs f WHERE f.task_id = p_task AND f.step = p_step;
+
+    IF v_task.state NOT IN ('running', 'blocked', 'failed') OR v_state NOT IN ('waiting', 'dead') THEN
+        v_until := least(v_fan_out.created, v_fan_out.cancelled + p_room);
+        PERFORM tasker.cancel_tasks(ARRAY(
+            SELECT c.id FROM tasker.tasks c
+            WHERE c.parent_id = p_task AND c.parent_step = p_step AND c.item >= v_fan_out.cancelled AND c.item < v_until AND c.finished_at IS NULL));
+        UPDATE tasker.fan_outs f SET cancelled = v_until, look_at = CASE WHEN v_until < f.created THEN clock_timestamp() END
+        WHERE f.task_id = p_task AND f.step = p_step;
+        RETURN v_until - v_fan_out.cancelled;
+    ELSIF v_state = 'dead' THEN
+        UPDATE tasker.fan_outs f SET look_at = NULL WHERE f.task_id = p_task AND f.step = p_step;
+        RETURN 0;
+    END IF;
+
+    v_seen := tasker.seen_by(p_task, p_step);
+    v_items := tasker.items_of(v_spawn, v_seen);
+    IF v_fan_out.total IS NULL THEN
+        IF NOT tasker.begin_fan_out(v_task, p_step, v_spawn, v_items) THEN
+            RETURN 1;
+        END IF;
+        SELECT * INTO v_fan_out FROM tasker.fan_outs f WHERE f.task_id = p_task AND f.step = p_step;
+    END IF;
+    v_until := least(v_fan_out.total, v_fan_out.created + p_room,
+                     v_fan_out.at_once + v_fan_out.ended + v_fan_out.dead);
+    IF v_until > v_fan_out.created AND NOT tasker.create_children(
+        v_task, p_step, v_spawn, v_fan_out.version_id, v_seen, v_items, v_fan_out.created, v_until)
+    THEN
+        RETURN 1;
+    END IF;
+    UPDATE tasker.fan_outs f SET look_at = CASE WHEN f.created < least(f.total, f.at_once + f.ended + f.dead) THEN clock_timestamp() END
+    WHERE f.task_id = p_task AND f.step = p_step;
+    RETURN greatest(v_until - v_fan_out.created, 0);
+END
+$$;
+
+-- Looks at the steps whose children are to be created, or cancelled, those first that have waited longest; for p_limit children at most.
+-- Returns for how many.
+-- Locks: the tasks in id order, skipping those that somebody else has; then those of move_fan_out.
+CREATE FUNCTION tasker.move_fan_outs(p_limit int, OUT moved int)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_tasks uuid[];
+    v_steps smallint[];
+    v_held  uuid[];
+    v_task  uuid;
+    v_step  smallint;
+    v_seen_tasks uuid[] := '{}';
+    v_seen_steps smallint[] := '{}';
+BEGIN
+    moved := 0;
+    SELECT array_agg(d.task_id), array_agg(d.step) INTO v_tasks, v_steps
+    FROM (SELECT f.task_id, f.step FROM tasker.fan_outs f WHERE f.look_at <= clock_timestamp() ORDER BY f.look_at LIMIT least(p_limit, 200)) AS d;
+    IF v_tasks IS NOT NULL THEN
+        v_held := ARRAY(SELECT t.id FROM tasker.tasks t WHERE t.id = ANY (v_tasks) ORDER BY t.id FOR NO KEY UPDATE SKIP LOCKED);
+        DELETE FROM tasker.fan_outs f WHERE f.task_id = ANY (v_tasks) AND NOT EXISTS (SELECT FROM tasker.tasks t WHERE t.id = f.task_id);
+        FOR v_task, v_step IN
+            SELECT f.task_id, f.step FROM tasker.fan_outs f
+            WHERE f.task_id = ANY (v_held) AND f.look_at <= clock_timestamp() ORDER BY f.look_at
+        LOOP
+            EXIT WHEN moved >= p_limit;
+            moved := moved + tasker.move_fan_out(v_task, v_step, p_limit - moved);
+            v_seen_tasks := v_seen_tasks || v_task;
+            v_seen_steps := v_seen_steps || v_step;
+        END LOOP;
+        PERFORM tasker.settle_fan_outs(v_seen_tasks, v_seen_steps);
+    END IF;
+END
+$$;
+
+-- Adds up what children have left in child_ends. Returns how many tasks have such children; it has counted those that nobody else has.
+-- Locks: the tasks in id order, skipping those that somebody else has; then those of settle_fan_outs.
+CREATE FUNCTION tasker.tally_children(p_limit int) RETURNS int
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_tasks uuid[] := ARRAY(SELECT DISTINCT c.task_id FROM (SELECT task_id FROM tasker.child_ends LIMIT p_limit) AS c);
+    v_held  uuid[];
+    v_seen_tasks uuid[];
+    v_seen_steps smallint[];
+BEGIN
+    IF v_tasks = '{}' THEN
+        RETURN 0;
+    END IF;
+    v_held := ARRAY(SELECT t.id FROM tasker.tasks t WHERE t.id = ANY (v_tasks) ORDER BY t.id FOR NO KEY UPDATE SKIP LOCKED);
+    WITH taken AS (
+        DELETE FROM tasker.child_ends c
+        WHERE c.task_id = ANY (v_held) OR c.task_id = ANY (v_tasks) AND NOT EXISTS (SELECT FROM tasker.tasks t WHERE t.id = c.task_id)
+        RETURNING c.task_id, c.step, c.ended, c.dead
+    ), counted AS (
+        UPDATE tasker.fan_outs f
+        SET ended = f.ended + s.ended, dead = f.dead + s.dead,
+            look_at = CASE WHEN f.created < f.total AND f.cancelled = 0 THEN clock_timestamp() ELSE f.look_at END
+        FROM (SELECT k.task_id, k.step, sum(k.ended) AS ended, sum(k.dead) AS dead FROM taken k GROUP BY k.task_id, k.step) AS s
+        WHERE f.task_id = s.task_id AND f.step = s.step
+        RETURNING f.task_id, f.step
+    )
+    SELECT array_agg(c.task_id), array_agg(c.step) INTO v_seen_tasks, v_seen_steps FROM counted c;
+    PERFORM tasker.settle_fan_outs(v_seen_tasks, v_seen_steps);
+    RETURN cardinality(v_tasks);
+END
+$$;
+
+-- When there is something to do about anybody's children; null: it is not known.
+CREATE FUNCTION tasker.children_due() RETURNS timestamptz
+LANGUAGE sql STABLE BEGIN ATOMIC
+    SELECT CASE WHEN EXISTS (SELECT FROM tasker.child_ends) THEN now() ELSE (SELECT min(f.look_at) FROM tasker.fan_outs f WHERE f.look_at IS NOT NULL) END;
+END;
+
+-- What the counts of these steps' children mean for their tasks: a step is complete when all have ended, but for those that may be dead; a task is
+-- blocked while more are; one that was cancelled has ended when its children have.
+-- Locks: the caller's, who has those of the tasks.
+CREATE FUNCTION tasker.settle_fan_outs(p_tasks uuid[], p_steps smallint[]) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_tasks uuid[];
+    v_steps smallint[];
+BEGIN
+    PERFORM tasker.end_cancelling(array_agg(DISTINCT t.id)) FROM tasker.tasks t
+    WHERE t.id = ANY (p_tasks) AND t.state = 'cancelling' HAVING count(*) > 0;
+    PERFORM tasker.block_tasks(ARRAY(
+        SELECT f.task_id FROM unnest(p_tasks, p_steps) AS p(task, step)
+        CROSS JOIN LATERAL (SELECT * FROM tasker.fan_outs WHERE task_id = p.task AND step = p.step OFFSET 0) AS f
+        CROSS JOIN LATERAL (SELECT * FROM tasker.steps WHERE task_id = p.task AND step = p.step OFFSET 0) AS s
+        WHERE f.dead > f.tolerated AND s.state = 'waiting'));
+    PERFORM tasker.unblock_tasks(p_tasks);
+    WITH done AS (
+        UPDATE tasker.steps s
+        SET state = 'complete', started_at = s.enqueued_at, finished_at = clock_timestamp(), result = d.result, result_bytes = octet_length(d.result::text)
+        FROM (
+            SELECT f.task_id, f.step, CASE ts.kind
+                WHEN 'each' THEN jsonb_build_object('size', f.total, 'errors', f.dead)
+                ELSE (SELECT tasker.task_output(c.id) FROM tasker.tasks c WHERE c.parent_id = f.task_id AND c.parent_step = f.step) END AS result
+            FROM unnest(p_tasks, p_steps) AS p(task, step)
+            CROSS JOIN LATERAL (SELECT * FROM tasker.fan_outs WHERE task_id = p.task AND step = p.step OFFSET 0) AS f
+            CROSS JOIN LATERAL (SELECT * FROM tasker.tasks WHERE id = p.task OFFSET 0) AS t
+            CROSS JOIN LATERAL (SELECT * FROM tasker.template_steps WHERE version_id = t.version_id AND step = p.step OFFSET 0) AS ts
+            WHERE f.created = f.total AND f.ended + f.dead >= f.total AND f.dead <= f.tolerated AND t.state IN ('running', 'blocked', 'failed')) AS d
+        WHERE s.task_id = d.task_id AND s.step = d.step AND s.state = 'waiting'
+        RETURNING s.task_id, s.step
+    )
+    SELECT array_agg(d.task_id), array_agg(d.step) INTO v_tasks, v_steps FROM done d;
+    IF v_tasks IS NOT NULL THEN
+        PERFORM tasker.advance_tasks(v_tasks, v_steps);
+    END IF;
+END
+$$;
+
+-- The other part of reconcile, for these tasks: counts the children of their steps again; and cancels those tasks that are children nobody waits for,
+-- since their parent has ended, or is not there. Returns how many counts were wrong, and how many were cancelled.
+-- Locks: the tasks in id order; then those of settle_fan_outs and of cancel_tasks.
+CREATE FUNCTION tasker.recount_children(p_tasks uuid[]) RETURNS int
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_parents uuid[] := ARRAY(SELECT DISTINCT f.task_id FROM tasker.fan_outs f WHERE f.task_id = ANY (p_tasks) AND f.version_id IS NOT NULL);
+    v_orphans uuid[];
+    v_tasks   uuid[];
+    v_steps   smallint[];
+BEGIN
+    IF v_parents <> '{}' THEN
+        PERFORM 1 FROM tasker.tasks t WHERE t.id = ANY (v_parents) ORDER BY t.id FOR NO KEY UPDATE;
+        WITH counted AS (
+            SELECT f.task_id, f.step, c.created, c.ended - coalesce(e.ended, 0) AS ended, c.dead - coalesce(e.dead, 0) AS dead
+            FROM tasker.fan_outs f
+            CROSS JOIN LATERAL (
+                SELECT count(*) AS created, count(*) FILTER (WHERE t.state IN ('complete', 'discarded')) AS ended,
+                       count(*) FILTER (WHERE t.state IN ('blocked', 'failed', 'cancelled')) AS dead
+                FROM tasker.tasks t WHERE t.parent_id = f.task_id AND t.parent_step = f.step) AS c
+            LEFT JOIN (SELECT task_id, step, sum(ended) AS ended, sum(dead) AS dead FROM tasker.child_ends GROUP BY task_id, step) AS e
+                ON e.task_id = f.task_id AND e.step = f.step
+            WHERE f.task_id = ANY (v_parents)
+              AND EXISTS (SELECT FROM tasker.steps s WHERE s.task_id = f.task_id AND s.step = f.step AND s.state IN ('waiting', 'cancelling'))
+        ), mended AS (
+            UPDATE tasker.fan_outs f SET created = c.created, ended = c.ended, dead = c.dead,
+                look_at = CASE WHEN c.created < f.total AND f.cancelled = 0 THEN clock_timestamp() ELSE f.look_at END
+            FROM counted c
+            WHERE f.task_id = c.task_id AND f.step = c.step AND (f.created, f.ended, f.dead) IS DISTINCT FROM (c.created, c.ended, c.dead)
+            RETURNING f.task_id, f.step
+        )
+        SELECT array_agg(m.task_id), array_agg(m.step) INTO v_tasks, v_steps FROM mended m;
+        PERFORM tasker.settle_fan_outs(v_tasks, v_steps);
+    END IF;
+    v_orphans := ARRAY(
+        SELECT t.id FROM tasker.tasks t
+        WHERE t.id = ANY (p_tasks) AND t.parent_id IS NOT NULL AND t.finished_at IS NULL
+          AND NOT EXISTS (SELECT FROM tasker.tasks p WHERE p.id = t.parent_id AND p.state NOT IN ('complete', 'cancelled', 'discarded')));
+    IF v_orphans <> '{}' THEN
+        PERFORM tasker.cancel_tasks(v_orphans);
+    END IF;
+    RETURN coalesce(cardinality(v_tasks), 0) + cardinality(v_orphans);
+END
+$$;
+
+-- A page of what became of the children of a step, in order: those after p_after (null: from the first), p_limit at most, and no more than p_bytes of
+-- results once there is one; with p_dead only those that are dead. p_before: for the handler of that step, which depends on it.
+CREATE FUNCTION tasker.read_children(
+    p_task uuid, p_before smallint, p_name text, p_after int, p_limit int, p_dead boolean DEFAULT false, p_bytes bigint DEFAULT 1048576
+) RETURNS TABLE (item int, id uuid, state text, result text, error jsonb)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_step  smallint;
+    v_bytes bigint := 0;
+BEGIN
+    IF NOT (CASE WHEN p_before IS NULL THEN tasker.is_one_of('{tasker_read, tasker_worker, tasker_operate}')
+            ELSE tasker.may_work_on(p_task, p_before) END) THEN
+        RETURN;
+    END IF;
+    SELECT ts.step INTO v_step FROM tasker.tasks t JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.name = p_name
+    WHERE t.id = p_task AND (p_before IS NULL OR EXISTS (
+        SELECT FROM tasker.template_steps b WHERE b.version_id = t.version_id AND b.step = p_before AND ts.step = ANY (b.parents)));
+    FOR item, id, state, result, error IN
+        SELECT c.item, c.id, tasker.visible_state(c)::text, tasker.task_output(c.id)::text, CASE WHEN c.state IN ('blocked', 'failed') THEN (
+                   SELECT s.errors -> -1 FROM tasker.steps s WHERE s.task_id = c.id AND s.state = 'dead' ORDER BY s.step LIMIT 1) END
+        FROM tasker.tasks c
+        WHERE c.parent_id = p_task AND c.parent_step = v_step AND c.item > coalesce(p_after, -1)
+          AND (NOT p_dead OR c.state IN ('blocked', 'failed', 'cancelled'))
+        ORDER BY c.item LIMIT p_limit
+    LOOP
+        v_bytes := v_bytes + coalesce(octet_length(result), 0);
+        EXIT WHEN v_bytes > p_bytes AND v_bytes > octet_length(result);
+        RETURN NEXT;
+    END LOOP;
+END
+$$;

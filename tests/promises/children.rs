@@ -1,0 +1,556 @@
+//! Children: steps whose work is other tasks, as many as a list has elements that is known only at run time. Each is counted once, whatever happens.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{json, Value};
+use tasker::engine::cancel::cancel_tasks;
+use tasker::engine::children::Page;
+use tasker::engine::fail::Failure;
+use tasker::engine::read::wait_for_end;
+use tasker::orchestrator::{Orchestrator, OrchestratorConfig};
+use tasker::template::children::inputs;
+use tasker::worker::{Handlers, Step, Worker};
+use tasker::Template;
+use uuid::Uuid;
+
+use super::world::World;
+
+/// Its lines are reserved each by itself, then it is shipped.
+const ORDER: &str = "
+name: order
+namespace: here
+steps:
+  - { name: validate, handler: validate }
+  - { name: reserve, each: { over: $.results.validate.lines, handler: reserve }, depends_on: [validate], retry: { max_attempts: 1 } }
+  - { name: ship, handler: ship, depends_on: [reserve] }
+";
+
+/// Handlers for [`ORDER`]: a line is its number, reserved as its square; ship returns all of them, in order, null for one that is dead.
+fn handlers(reserve: impl Fn(i64) -> Result<Value, Failure> + Clone + Send + Sync + 'static) -> Handlers {
+    Handlers::default()
+        .with("validate", |step: Arc<Step>| async move {
+            let input: Value = serde_json::from_str(&step.input().await?).unwrap();
+            Ok(match input["lines"].as_i64() {
+                Some(lines) => json!({ "lines": (0..lines).collect::<Vec<_>>() }),
+                None => json!({ "lines": input["lines"] }),
+            })
+        })
+        .with("reserve", move |step: Arc<Step>| {
+            let reserve = reserve.clone();
+            async move {
+                let input: Value = serde_json::from_str(&step.input().await?).unwrap();
+                reserve(input["item"].as_i64().unwrap())
+            }
+        })
+        .with("ship", |step: Arc<Step>| async move {
+            let names = step.leased.fan_outs.clone().unwrap_or_default();
+            let mut page = Page {
+                limit: 7,
+                ..Page::default()
+            };
+            let mut all = Vec::new();
+            loop {
+                let children = step.children(&names[0], &page).await?;
+                let Some(last) = children.last() else { return Ok(json!(all)) };
+                page.after = Some(last.item);
+                all.extend(children.iter().map(|child| json!(child.result)));
+            }
+        })
+}
+
+fn squared(line: i64) -> Result<Value, Failure> {
+    Ok(json!(line * line))
+}
+
+/// A worker and an orchestrator, until the test is through.
+struct Crew(Arc<Worker>, Orchestrator);
+
+impl Crew {
+    async fn start(world: &World, handlers: Handlers) -> Crew {
+        let orchestrator = Orchestrator::start(&world.db, OrchestratorConfig::default()).await.unwrap();
+        Crew(world.worker(handlers).await, orchestrator)
+    }
+
+    async fn end(self) {
+        self.0.shutdown(Duration::from_secs(5)).await;
+        self.1.shutdown().await;
+    }
+}
+
+async fn end_of(world: &World, task: Uuid) -> String {
+    wait_for_end(&world.db, task, Some(Duration::from_secs(60)))
+        .await
+        .unwrap()
+        .to_string()
+}
+
+/// Until that is so.
+async fn until(world: &World, sql: &str) {
+    while world.count(&format!("SELECT ({sql})::int::bigint")).await == 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// As an orchestrator does, `limit` children at most: how many were created or cancelled.
+async fn move_on(world: &World, limit: i32) -> i64 {
+    world.count("SELECT tasker.tally_children(1000)::bigint").await;
+    world
+        .count(&format!("SELECT moved::bigint FROM tasker.move_fan_outs({limit})"))
+        .await
+}
+
+async fn children(world: &World, condition: &str) -> i64 {
+    world
+        .count(&format!(
+            "SELECT count(*) FROM tasker.tasks t WHERE parent_id IS NOT NULL AND {condition}"
+        ))
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_element_of_a_list_is_a_task_and_their_results_are_read_in_order() {
+    World::with(async |world| {
+        world.register(ORDER).await;
+        let crew = Crew::start(world, handlers(squared)).await;
+        for lines in [0, 1, 100] {
+            let task = world.submit("order", json!({ "lines": lines })).await;
+            assert_eq!(end_of(world, task).await, "complete");
+            let task = world.task(task).await;
+            assert_eq!(task["steps"][1]["result"], json!({ "size": lines, "errors": 0 }));
+            assert_eq!(
+                task["steps"][2]["result"],
+                json!((0..lines).map(|line| line * line).collect::<Vec<_>>())
+            );
+        }
+        assert_eq!(children(world, "state = 'complete'").await, 101);
+        assert_eq!(world.count("SELECT count(*) FROM tasker.child_ends").await, 0);
+        crew.end().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_list_is_a_dead_letter_that_says_so() {
+    World::with(async |world| {
+        world.register(ORDER).await;
+        let crew = Crew::start(world, handlers(squared)).await;
+        let task = world.submit("order", json!({ "lines": "three" })).await;
+        assert_eq!(end_of(world, task).await, "blocked");
+        let letters = world.dead_letters("here").await;
+        assert_eq!(letters.len(), 1);
+        assert_eq!(
+            (&letters[0]["reason"], &letters[0]["step"]),
+            (&json!("not_a_list"), &json!("reserve"))
+        );
+        let said =
+            "$.results.validate.lines finds a value of the type string: expected one array (or a path with [*], which finds its elements)";
+        assert_eq!(letters[0]["errors"][0]["message"], said);
+        crew.end().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_child_blocks_its_parent_visibly_and_its_replay_heals_it() {
+    World::with(async |world| {
+        world.register(ORDER).await;
+        let broken = Arc::new(AtomicUsize::new(1));
+        let fails = broken.clone();
+        let crew = Crew::start(
+            world,
+            handlers(move |line| match line % 10 == 3 && fails.load(Ordering::Relaxed) == 1 {
+                true => Err(Failure::permanent("OutOfStock", format!("no {line}"))),
+                false => squared(line),
+            }),
+        )
+        .await;
+        let task = world.submit("order", json!({ "lines": 30 })).await;
+        until(world, "SELECT count(*) = 27 FROM tasker.tasks WHERE parent_id IS NOT NULL AND state = 'complete'").await;
+        assert_eq!(end_of(world, task).await, "blocked");
+        until(world, "SELECT dead = 3 AND ended = 27 FROM tasker.fan_outs").await;
+        let seen = world.task(task).await;
+        assert_eq!(seen["steps"][1]["waits_for"], "3 of 30 tasks, which are dead");
+        assert_eq!(seen["steps"][1]["children"], json!({ "total": 30, "created": 30, "ended": 27, "dead": 3, "tolerated": 0 }));
+
+        broken.store(0, Ordering::Relaxed);
+        world
+            .run("SELECT tasker.replay_dead_letters(ARRAY(SELECT 'here/' || msg_id FROM pgmq.q_here_queue_dlq), NULL, NULL, NULL, 0, 'test', NULL)")
+            .await;
+        until(world, &format!("SELECT state = 'complete' FROM tasker.tasks WHERE id = '{task}'")).await;
+        assert_eq!(world.task(task).await["steps"][2]["result"][13], 169);
+        crew.end().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn as_many_children_may_be_dead_as_the_step_tolerates() {
+    World::with(async |world| {
+        world
+            .register(&ORDER.replace("handler: reserve }", "handler: reserve, tolerate: 10% }"))
+            .await;
+        let crew = Crew::start(
+            world,
+            handlers(|line| match line % 10 == 3 {
+                true => Err(Failure::permanent("OutOfStock", "none")),
+                false => squared(line),
+            }),
+        )
+        .await;
+        let task = world.submit("order", json!({ "lines": 30 })).await;
+        assert_eq!(end_of(world, task).await, "complete");
+        let seen = world.task(task).await;
+        assert_eq!(seen["steps"][1]["result"], json!({ "size": 30, "errors": 3 }));
+        assert_eq!(
+            (&seen["steps"][2]["result"][3], &seen["steps"][2]["result"][4]),
+            (&json!(null), &json!(16))
+        );
+        assert_eq!(world.dead_letters("here").await.len(), 3, "their letters stay");
+        let strict = world.submit("order", json!({ "lines": 4 })).await;
+        assert_eq!(end_of(world, strict).await, "blocked", "a tenth of 4 is none");
+        crew.end().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_children_are_under_way_than_the_step_allows() {
+    World::with(async |world| {
+        world
+            .register(&ORDER.replace("handler: reserve }", "handler: reserve, limit: 3 }"))
+            .await;
+        let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (running, peak) = (now.clone(), most.clone());
+        let slow = Handlers::default().with("reserve", move |_| {
+            let (running, peak) = (running.clone(), peak.clone());
+            async move {
+                peak.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                tokio::time::sleep(Duration::from_millis(3)).await;
+                running.fetch_sub(1, Ordering::SeqCst);
+                Ok(json!(1))
+            }
+        });
+        let only =
+            "name: only\nnamespace: here\nsteps:\n  - { name: reserve, each: { over: '$.input.lines[*]', handler: reserve, limit: 3 } }\n";
+        world.register(only).await;
+        let crew = Crew::start(world, slow).await;
+        let task = world.submit("only", json!({ "lines": vec![json!({}); 60] })).await;
+        assert_eq!(end_of(world, task).await, "complete");
+        assert_eq!(most.load(Ordering::SeqCst), 3);
+        crew.end().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workflow_is_a_step_of_another_and_its_output_is_the_result() {
+    World::with(async |world| {
+        let shipping = "
+name: shipping
+namespace: here
+output: $.results.send.tracking
+steps:
+  - { name: pack, handler: pack }
+  - { name: send, handler: send, depends_on: [pack] }
+";
+        let order = "
+name: parcel
+namespace: here
+steps:
+  - { name: check, handler: check }
+  - { name: ship, workflow: shipping, input: { to: $.results.check.address, order: $.input.id }, depends_on: [check] }
+  - { name: tell, handler: tell, depends_on: [ship] }
+";
+        world.register(order).await;
+        let handlers = Handlers::default()
+            .with("check", |_| async { Ok(json!({ "address": "Kiel" })) })
+            .with("pack", |step: Arc<Step>| async move { Ok(serde_json::from_str::<Value>(&step.input().await?).unwrap()) })
+            .with("send", |step: Arc<Step>| async move {
+                let results = step.results(&["pack".into()]).await?;
+                Ok(json!({ "tracking": serde_json::from_str::<Value>(&results[0].1).unwrap() }))
+            })
+            .with("tell", |step: Arc<Step>| async move {
+                let results: BTreeMap<String, String> = step.results(&["ship".into()]).await?.into_iter().collect();
+                Ok(serde_json::from_str::<Value>(&results["ship"]).unwrap())
+            });
+        let crew = Crew::start(world, handlers).await;
+        let early = world.submit("parcel", json!({ "id": 6 })).await;
+        assert_eq!(end_of(world, early).await, "blocked");
+        let letters = world.dead_letters("here").await;
+        assert_eq!(letters[0]["reason"], "unknown_template");
+        assert_eq!(letters[0]["errors"][0]["message"], "no template here/shipping");
+
+        world.register(shipping).await;
+        world
+            .run("SELECT tasker.replay_dead_letters(ARRAY(SELECT 'here/' || msg_id FROM pgmq.q_here_queue_dlq), NULL, NULL, NULL, 0, 'test', NULL)")
+            .await;
+        until(world, &format!("SELECT state = 'complete' FROM tasker.tasks WHERE id = '{early}'")).await;
+        let task = world.submit("parcel", json!({ "id": 7 })).await;
+        assert_eq!(end_of(world, task).await, "complete");
+        assert_eq!(world.task(task).await["steps"][2]["result"], json!({ "to": "Kiel", "order": 7 }));
+        let child: Uuid = world.text(&format!("SELECT id::text FROM tasker.tasks WHERE parent_id = '{task}'")).await.parse().unwrap();
+        assert_eq!(world.task(child).await["parent"], json!({ "task": task, "step": "ship", "item": 0 }));
+        crew.end().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_in_the_middle_of_an_expansion_leaves_no_item_twice_and_none_out() {
+    World::with(async |world| {
+        world
+            .register("name: bare\nnamespace: here\nsteps:\n  - { name: all, each: { over: $.input.lines, handler: h } }\n")
+            .await;
+        let task = world.submit("bare", json!({ "lines": (0..50).collect::<Vec<_>>() })).await;
+        world.claim().await;
+        assert_eq!(move_on(world, 20).await, 20);
+        world.run("BEGIN; SELECT * FROM tasker.move_fan_outs(20); ROLLBACK").await;
+        assert_eq!(children(world, "true").await, 20);
+
+        // The first of them are complete before the others are there.
+        world.claim().await;
+        world.complete(&world.lease("here_queue", 20).await, "1").await;
+        assert_eq!(move_on(world, 20).await, 20);
+        assert_eq!(world.task(task).await["state"], "running");
+        assert_eq!((move_on(world, 20).await, move_on(world, 20).await), (10, 0));
+        assert_eq!(
+            world
+                .count("SELECT count(DISTINCT item) FROM tasker.tasks WHERE parent_id IS NOT NULL")
+                .await,
+            50
+        );
+        world.claim().await;
+        let rest = world.lease("here_queue", 100).await;
+        assert_eq!(rest.len(), 30);
+        world.complete(&rest, "1").await;
+        move_on(world, 20).await;
+        assert_eq!(world.task(task).await["state"], "complete");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn children_that_end_together_complete_their_parent_once() {
+    World::with(async |world| {
+        world.register(ORDER).await;
+        let shipped = Arc::new(AtomicUsize::new(0));
+        let count = shipped.clone();
+        let mut crews = Vec::new();
+        for _ in 0..3 {
+            let count = count.clone();
+            let once = handlers(squared).with("ship", move |_| {
+                count.fetch_add(1, Ordering::Relaxed);
+                async { Ok(json!(null)) }
+            });
+            crews.push(Crew::start(world, once).await);
+        }
+        let mut tasks = Vec::new();
+        for n in 0..60 {
+            tasks.push(world.submit("order", json!({ "lines": n % 7 })).await);
+        }
+        for task in tasks {
+            assert_eq!(end_of(world, task).await, "complete");
+        }
+        assert_eq!(shipped.load(Ordering::Relaxed), 60);
+        assert_eq!(
+            world
+                .count("SELECT count(*) FROM tasker.fan_outs WHERE ended <> total OR created <> total")
+                .await,
+            0
+        );
+        for crew in crews {
+            crew.end().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_cancels_a_task_cancels_its_children_and_theirs() {
+    World::with(async |world| {
+        let inner = "name: inner\nnamespace: here\nsteps:\n  - { name: all, each: { over: $.input.lines, handler: h } }\n";
+        world.register(inner).await;
+        world
+            .register("name: outer\nnamespace: here\nsteps:\n  - { name: all, each: { over: $.input.rows, workflow: inner } }\n")
+            .await;
+        let task = world
+            .submit("outer", json!({ "rows": vec![json!({ "lines": [1, 2, 3] }); 10] }))
+            .await;
+        world.claim().await;
+        assert_eq!(move_on(world, 7).await, 7, "it is not through yet");
+        world.claim().await;
+        move_on(world, 3).await;
+        assert!(children(world, "true").await > 7);
+        assert_eq!(cancel_tasks(&world.db, &[task]).await.unwrap(), [task]);
+        assert_eq!(world.task(task).await["state"], "cancelling");
+        let orchestrator = Orchestrator::start(&world.db, OrchestratorConfig::default()).await.unwrap();
+        assert_eq!(end_of(world, task).await, "cancelled");
+        until(world, "SELECT count(*) = 0 FROM tasker.tasks WHERE finished_at IS NULL").await;
+        assert_eq!(children(world, "state <> 'cancelled'").await, 0);
+        orchestrator.shutdown().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_child_that_is_cancelled_by_itself_is_missing_for_its_parent() {
+    World::with(async |world| {
+        world
+            .register("name: bare\nnamespace: here\nsteps:\n  - { name: all, each: { over: $.input.lines, handler: h } }\n")
+            .await;
+        let task = world.submit("bare", json!({ "lines": [1, 2] })).await;
+        world.claim().await;
+        move_on(world, 10).await;
+        let child: Uuid = world
+            .text("SELECT id::text FROM tasker.tasks WHERE item = 1")
+            .await
+            .parse()
+            .unwrap();
+        cancel_tasks(&world.db, &[child]).await.unwrap();
+        move_on(world, 10).await;
+        let seen = world.task(task).await;
+        assert_eq!(
+            (&seen["state"], &seen["steps"][0]["waits_for"]),
+            (&json!("blocked"), &json!("1 of 2 tasks, which is dead"))
+        );
+        assert_eq!(cancel_tasks(&world.db, &[task]).await.unwrap(), [task]);
+        for _ in 0..3 {
+            move_on(world, 10).await;
+        }
+        assert_eq!(world.task(task).await["state"], "cancelled");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_count_that_drifted_and_children_that_nobody_waits_for_are_found() {
+    World::with(async |world| {
+        world
+            .register("name: bare\nnamespace: here\nsteps:\n  - { name: all, each: { over: $.input.lines, handler: h } }\n")
+            .await;
+        let reconcile = "SELECT mended::bigint FROM tasker.reconcile('00000000-0000-0000-0000-000000000000', 1000)";
+        let old = "UPDATE tasker.tasks SET started_at = started_at - interval '1 hour'";
+        let task = world.submit("bare", json!({ "lines": [1, 2] })).await;
+        world.claim().await;
+        move_on(world, 10).await;
+        world.claim().await;
+        let leased = world.lease("here_queue", 2).await;
+        world.complete(&leased[..1], "1").await;
+        world.run(old).await;
+        assert_eq!(world.count(reconcile).await, 0, "what is not counted yet has not drifted");
+        world
+            .run("UPDATE tasker.fan_outs SET ended = -5; DELETE FROM tasker.child_ends")
+            .await;
+        world.complete(&leased[1..], "1").await;
+        assert_eq!(world.count(reconcile).await, 1);
+        move_on(world, 10).await;
+        assert_eq!(world.task(task).await["state"], "complete");
+
+        let purged = world.submit("bare", json!({ "lines": [1, 2] })).await;
+        world.claim().await;
+        move_on(world, 10).await;
+        world.claim().await;
+        world.run(&format!("DELETE FROM tasker.tasks WHERE id = '{purged}'")).await;
+        let orphans = world.lease("here_queue", 1).await;
+        world.complete(&orphans, "1").await;
+        move_on(world, 10).await;
+        assert_eq!(world.count("SELECT count(*) FROM tasker.child_ends").await, 0);
+        world.run(old).await;
+        assert_eq!(world.count(reconcile).await, 1, "the other one runs for nobody");
+        assert_eq!(children(world, "state = 'cancelled'").await, 1);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_template_that_would_contain_itself_says_how_deep() {
+    World::with(async |world| {
+        let itself = |name: &str, below: &str, more: &str| {
+            format!("name: {name}\nnamespace: here\n{more}steps:\n  - {{ name: down, workflow: {below}, if: $.input.n > 0, input: {{ n: $.input.n - 1 }} }}\n")
+        };
+        let refused = Template::parse(&itself("a", "a", ""), "t.yml").unwrap_err().to_string();
+        assert!(refused.starts_with("t.yml:4: step \"down\": its tasks would contain tasks of the same template"), "{refused}");
+        world.register(&itself("a", "b", "")).await;
+        let b = Template::parse(&itself("b", "a", ""), "t.yml").unwrap();
+        let refused = tasker::engine::register::register(&world.db, &b).await.unwrap_err().to_string();
+        assert!(refused.contains("here/b → here/a → here/b"), "{refused}");
+
+        world.register(&itself("b", "a", "max_depth: 3\n")).await;
+        let crew = Crew::start(world, Handlers::default()).await;
+        let shallow = world.submit("b", json!({ "n": 4 })).await;
+        assert_eq!(end_of(world, shallow).await, "complete");
+        let deep = world.submit("b", json!({ "n": 50 })).await;
+        assert_eq!(end_of(world, deep).await, "blocked");
+        let letters = world.dead_letters("here").await;
+        assert_eq!(letters[0]["reason"], "max_depth");
+        assert_eq!(letters[0]["errors"][0]["message"], "here/b is 3 deep already, and its max_depth is 3");
+        crew.end().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn children_have_their_parents_priority_deadline_and_trace() {
+    World::with(async |world| {
+        world
+            .register("name: bare\nnamespace: here\ndeadline: 1h\nsteps:\n  - { name: all, each: { over: $.input.lines, handler: h } }\n")
+            .await;
+        let trace = r#"{"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"}"#;
+        world
+            .run(&format!(
+                "SELECT tasker.create_task('bare', '{{\"lines\": [1]}}', 'urgent', p_trace => '{trace}')"
+            ))
+            .await;
+        world.claim().await;
+        move_on(world, 10).await;
+        let same = "EXISTS (SELECT FROM tasker.tasks p WHERE p.id = t.parent_id AND p.deadline_at = t.deadline_at AND p.trace = t.trace)";
+        assert_eq!(
+            children(world, &format!("priority = 4 AND look_at IS NOT NULL AND {same}")).await,
+            1
+        );
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgresql_and_the_library_give_children_the_same_inputs() {
+    World::with(async |world| {
+        let seen = json!({ "input": { "id": 7, "lines": [1, { "sku": "a" }, [2], null], "none": [] }, "results": { "up": { "rows": [{ "n": 1 }, { "n": 5 }] } } });
+        for (n, each) in [
+            "over: $.input.lines, handler: h",
+            "over: $.input.none, handler: h",
+            "over: '$.input.lines[*]', handler: h, batch: 3",
+            "over: '$.results.up.rows[*] ? (@.n > 2)', handler: h",
+            "over: $.results.up.rows, handler: h, input: { order: $.input.id, row: $item.n, at: $index, gone: $.input.gone }",
+            "over: $.results.up.rows, handler: h, input: $item",
+            "over: $.input.id, handler: h",
+            "over: $.input.gone, handler: h",
+            "over: $.input.lines, handler: h, input: $.input.id",
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let yaml = format!(
+                "name: t{n}\nnamespace: here\nsteps:\n  - {{ name: up, handler: up }}\n  - {{ name: all, each: {{ {each} }}, depends_on: [up] }}\n"
+            );
+            world.register(&yaml).await;
+            let template = Template::parse(&yaml, "t.yml").unwrap();
+            let task = world.submit(&format!("t{n}"), seen["input"].clone()).await;
+            world.claim().await;
+            let up: Vec<_> = world.lease("here_queue", 100).await.into_iter().filter(|step| step.name == "up").collect();
+            world.complete(&up, &seen["results"]["up"].to_string()).await;
+            move_on(world, 100).await;
+            let made = format!("SELECT coalesce(jsonb_agg(input ORDER BY item), '[]')::text FROM tasker.tasks WHERE parent_id = '{task}'");
+            let made: Value = serde_json::from_str(&world.text(&made).await).unwrap();
+            match inputs(&template.steps[1].kind, &seen) {
+                Ok(expected) => assert_eq!(made, json!(expected), "{each}"),
+                Err(_) => assert_eq!((made, world.step_states(task).await[1].as_str()), (json!([]), "dead"), "{each}"),
+            }
+            world.run("UPDATE tasker.tasks SET claim_order = NULL; DELETE FROM pgmq.q_here_queue").await;
+        }
+    })
+    .await;
+}

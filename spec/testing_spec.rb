@@ -90,6 +90,28 @@ RSpec.describe TaskerCore::Testing do
       expect(TaskerCore.enqueue(flow, { total: 1001 }).results[:ship]).to eq(%w[check thank])
     end
 
+    it "has tasks of its own do each element of a list, or a whole step" do
+      line = handler { |step| step.context[:item] == 3 ? raise(TaskerCore::PermanentError, "none left") : step.context[:item] * 2 }
+      sum = handler { |step| [step.results[:lines].size, step.results[:lines].sum(&:to_i), step.results[:lines].errors.map(&:item)] }
+      inner = workflow do
+        output "$.results.sum"
+        each :lines, line, over: "$.input.lines", tolerate: 1
+        step :sum, sum, after: :lines
+      end
+      outer = workflow { workflow :inner, inner, input: { lines: "$.input.rows[*].lines" } }
+      task = TaskerCore.enqueue(inner, { lines: [1, 2, 3] })
+      expect([task.status, task.results[:sum]]).to eq(["complete", [3, 6, [2]]])
+      expect(task.results[:lines].to_a).to eq([2, 4, nil])
+      expect(TaskerCore.enqueue(outer, { rows: [{ lines: [5] }] }).results).to eq(inner: [1, 10, []])
+      expect(described_class.tasks.size).to eq(2)
+
+      strict = workflow { each :lines, line, over: "$.input.lines" }
+      expect(TaskerCore.enqueue(strict, { lines: [] }).status).to eq("complete")
+      expect(TaskerCore.enqueue(strict, { lines: [3] }).status).to eq("blocked")
+      wrong = TaskerCore.enqueue(strict, { lines: "none" })
+      expect(wrong.steps.first.errors.first[:message]).to match(/\$\.input\.lines finds a value that is none: expected one array/)
+    end
+
     it "ends a task that a handler discards" do
       discards = handler { |_| raise TaskerCore::DiscardError, "the account is gone" }
       fine = handler { |_| 1 }
@@ -161,6 +183,15 @@ RSpec.describe TaskerCore::Testing do
       travel(16 * day) { expect(described_class.drain.map(&:status)).to eq(["complete"]) }
       expect(task.steps.last.to_h).to include(attempt: 1, errors: [])
       described_class.inline! { expect(TaskerCore.enqueue(flow, {}).status).to eq("complete") }
+    end
+
+    it "waits for the tasks of a step whose time has not come" do
+      slow = workflow { sleep :wait, "1h" }
+      flow = workflow { each :lines, slow, over: "$.input.lines" }
+      task = TaskerCore.enqueue(flow, { lines: [{}, {}] })
+      described_class.drain
+      expect([task.status, *task.children(:lines).each_child.map(&:state)]).to eq(%w[running waiting waiting])
+      travel(3601) { expect(described_class.drain.map(&:status)).to eq(["complete"]) }
     end
 
     it "tries again at the time that a handler says, and at once where it says none" do

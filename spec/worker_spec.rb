@@ -18,6 +18,40 @@ RSpec.describe TaskerCore::Worker do
     end
   end
 
+  it "has a task do each element of a list, and a later handler read what became of them one by one" do
+    handler("Lines") { |step| { lines: (0...step.context[:lines]).map { |n| { line: n } } } }
+    handler("Reserve") { |step| step.context[:line] % 10 == 3 ? raise(TaskerCore::PermanentError, "none left") : step.context[:line] * 2 }
+    handler("Ship") do |step|
+      reserved = step.results[:reserve]
+      { size: reserved.size, sum: reserved.sum(&:to_i), third: reserved.to_a[2], tasks: reserved.each_child.first(2).map(&:item),
+        errors: reserved.errors.map { |child| [child.item, child.error[:message]] } }
+    end
+    flow = workflow("Fan") do
+      step :lines, "Lines"
+      each :reserve, "Reserve", over: "$.results.lines.lines", after: :lines, tolerate: "10%"
+      step :ship, "Ship", after: :reserve
+    end
+    outer = workflow("Outer") do
+      output "$.results.inner.ship.size"
+      workflow :inner, flow, input: { lines: "$.input.n" }
+    end
+    working do
+      task = TaskerCore.enqueue(flow, { lines: 30 })
+      expect(task.wait(timeout: 30)).to eq("complete")
+      expect(task.results[:ship]).to eq(size: 30, sum: (0...30).sum { |n| n % 10 == 3 ? 0 : n * 2 }, third: 4, tasks: [0, 1],
+                                        errors: [[3, "none left"], [13, "none left"], [23, "none left"]])
+      expect(task.results[:reserve].to_a).to eq(task.children(:reserve).map(&:itself))
+      expect(task.steps[1].children).to include(total: 30, ended: 27, dead: 3, tolerated: 3)
+      expect { task.children(:ship) }.to raise_error(TaskerCore::NotFound, /has no tasks/)
+      listed = tasker("task", "children", task.id, "reserve", "--dead").first
+      expect(listed.lines.grep(/none left/).size).to eq(3)
+
+      whole = TaskerCore.enqueue(outer, { n: 2 })
+      expect(whole.wait(timeout: 30)).to eq("complete")
+      expect(whole.results[:inner]).to include(lines: { lines: [{ line: 0 }, { line: 1 }] }, reserve: { size: 2, errors: 0 })
+    end
+  end
+
   it "tells a handler everything about its step" do
     log = StringIO.new
     TaskerCore.configuration.logger = Logger.new(log)

@@ -145,6 +145,22 @@ RSpec.describe TaskerCore::Workflow do
     expect { wrong.validate! }.to raise_error(TaskerCore::TemplateError, /#{__FILE__}:#{__LINE__ - 1}: .* asks for the result of other/)
   end
 
+  it "says what is wrong with a step whose work is other tasks, with its line" do
+    handler("Check") { nil }
+    {
+      -> { each :a, Check, over: "$.results.gone" } => /over "\$\.results\.gone" asks for the result of gone, and the step depends on none/,
+      -> { each :a, Check, over: "$.x", tolerate: "many" } => /tolerate is "many": expected a number such as 10, or a share such as "5%"/,
+      -> { each :a, Check, over: "$.x", limit: 0 } => /limit is 0: expected 1 to 1000000/,
+      -> { each :a, "other/flow", over: "$.x", timeout: 5 } => /is done by tasks of another workflow, and has timeout: nothing runs there/,
+      -> { workflow :a, "other/flow", input: 5 } => /input is 5: expected a path such as \$\.input, or a path for each of its names/,
+      -> { workflow :a, self } => /its tasks would contain tasks of the same template/
+    }.each do |steps, problem|
+      flow = workflow("Wrong") { instance_exec(&steps) }
+      expect { flow.validate! }.to raise_error(TaskerCore::TemplateError, problem)
+    end
+    expect { workflow { workflow :a, Check } }.to raise_error(TaskerCore::TemplateError, /workflow :a names Check: expected a Workflow/)
+  end
+
   it "brings its limits along, and says in Ruby's words what is wrong with one" do
     handler("ChargeCard") { nil }
     limited = workflow("Limited") do

@@ -56,7 +56,7 @@ module TaskerCore
     end
 
     # @return [Array<Child>] those that are dead, which the step tolerates
-    def errors = enum_for(:pages, dead: true).to_a
+    def errors = [].tap { |dead| pages(dead: true) { |child| dead << child } }
 
     # @return [String]
     def inspect = "#<#{self.class} #{size}>"

@@ -45,9 +45,7 @@ module TaskerCore
     def results
       @results ||= begin
         along = @native.results
-        if along then parse(along).to_h { |name, result| [name, seen(name, result)] }
-        else Results.new(@native.names_before.map(&:to_sym), method(:seen)) { |names| @native.read_results(names) }
-        end
+        along ? parse(along).to_h { |name, result| [name, seen(name, result)] } : large_results
       end
     end
 
@@ -96,6 +94,8 @@ module TaskerCore
     def logger = @logger ||= StepLogger.new(@base_logger, @native)
 
     private
+
+    def large_results = Results.new(@native.names_before.map(&:to_sym), method(:seen)) { |names| @native.read_results(names) }
 
     def seen(name, result)
       return result unless @native.fan_outs&.include?(name.to_s)

@@ -158,8 +158,7 @@ module TaskerCore
       # Adds a step whose work is a task of another workflow; its result is that task's {output}.
       # @param name [Symbol]
       # @param does [Class<Workflow>, String] which: a class, or "namespace/name"
-      # @param input [String, Hash, nil] where its input comes from: a SQL/JSON path, or a path for each of its names; nil: the input of this
-      #   task
+      # @param input [String, Hash, nil] where its input comes from: a SQL/JSON path, or a path for each of its names; nil: this task's
       # @param after [Symbol, Array<Symbol>] the steps that must be complete before
       # @param if [String, nil] as of {step}
       # @param delay [Numeric, String, nil] as of {step}
@@ -265,7 +264,7 @@ module TaskerCore
       end
 
       # How a handler is run.
-      def running(name, namespace, retry_rules, timeout, transactional, config, dead_letters) # rubocop:disable Metrics/ParameterLists
+      def running(name, namespace, retry_rules, timeout, transactional, config, dead_letters)
         {
           namespace: namespace, retry: durations(mapping("step #{name.inspect}: retry", retry_rules, RETRY)), timeout: duration(timeout),
           transactional: transactional || nil, dead_letters: mapping("step #{name.inspect}: dead_letters", dead_letters, DEAD_LETTERS),

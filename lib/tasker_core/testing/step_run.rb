@@ -27,9 +27,8 @@ module TaskerCore
         def trace_id = nil
       end
 
-      attr_reader :definition, :prepared
+      attr_reader :definition, :prepared, :children
       attr_accessor :checkpoint, :progress, :parents
-      attr_reader :children
 
       def initialize(definition)
         @definition = definition

@@ -8,7 +8,7 @@ module TaskerCore
       attr_reader :id, :input, :priority, :parent, :template
 
       # @param parent [Hash, nil] task, step and item, where it is another's child
-      def initialize(template, input, key: nil, priority: nil, run_at: nil, parent: nil) # rubocop:disable Metrics/ParameterLists
+      def initialize(template, input, key: nil, priority: nil, run_at: nil, parent: nil)
         @parent = parent
         @id = SecureRandom.uuid
         @template = template
@@ -70,7 +70,7 @@ module TaskerCore
 
         loop do
           skip
-          step = @steps.find { |candidate| impatient ? candidate.open? : candidate.ready? }
+          step = @steps.find { |candidate| impatient && !candidate.children ? candidate.open? : candidate.ready? }
           return step unless step&.sleeps?
 
           step.complete("null")
@@ -90,7 +90,7 @@ module TaskerCore
         return @run_at && @run_at > Time.now ? "waiting" : "pending" unless @started_at
         return "complete" if @steps.all?(&:done?)
         return after_death if @steps.any?(&:overwhelmed?)
-        return "waiting" if !@running && @steps.any?(&:open?) && @steps.none?(&:ready?)
+        return "waiting" if !@running && @steps.any?(&:open?) && @steps.none? { |step| step.ready? || (step.open? && step.children) }
         return "running" if @steps.any?(&:open?) || @steps.none?(&:dead?)
 
         after_death

@@ -6,6 +6,7 @@
 
 mod claims;
 mod compare;
+mod fanout;
 mod flood;
 mod horizon;
 mod latency;
@@ -46,7 +47,7 @@ struct Options {
     /// Minutes of steady load, with the xmin horizon held back for a quarter of them; 0: leave it out
     #[arg(long, default_value_t = 0)]
     horizon: u32,
-    /// Only this: raw, submit, rust, ruby, latency, claims, history, profile, scale, telemetry, limits, scaling, flood, idle, compare, horizon;
+    /// Only this: raw, submit, rust, ruby, latency, claims, history, profile, scale, telemetry, limits, fanout, scaling, flood, idle, compare, horizon;
     /// and memory and stalls, which are measured only so
     #[arg(long)]
     only: Option<String>,
@@ -182,6 +183,10 @@ async fn main() {
         for ((name, _), figures) in cases.iter().zip(figures) {
             report.row(name, &[json!(middle(figures))]);
         }
+    }
+    if wanted("fanout") {
+        report.section("Steps whose work is other tasks, handlers in rust", &fanout::COLUMNS);
+        fanout::measure(&site, languages[0], |name, figures| report.row(name, figures)).await;
     }
     if wanted("scaling") {
         report.section("A simulated day of an autoscaler", &scaling::COLUMNS);

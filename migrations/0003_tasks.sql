@@ -112,7 +112,7 @@ BEGIN
     INSERT INTO tasker.child_ends (task_id, step, ended, dead)
     SELECT c.task, c.step, count(*) * p_ended, count(*) * p_dead FROM unnest(p_parents, p_steps) AS c(task, step) WHERE c.task IS NOT NULL GROUP BY c.task, c.step;
     IF FOUND THEN
-        PERFORM tasker.notify('tasker_due', '');
+        PERFORM tasker.notify('tasker_children', '');
     END IF;
 END
 $$;

@@ -179,7 +179,10 @@ BEGIN
         FROM again a WHERE s.task_id = a.task_id AND s.step = a.step
         RETURNING a.id, a.task_id, a.letter
     ), spawning AS (
-        UPDATE tasker.fan_outs f SET look_at = clock_timestamp() FROM again a WHERE f.task_id = a.task_id AND f.step = a.step
+        UPDATE tasker.fan_outs f SET look_at = clock_timestamp() FROM (
+            SELECT h.place FROM again a CROSS JOIN LATERAL (
+                SELECT ctid AS place FROM tasker.fan_outs WHERE task_id = a.task_id AND step = a.step OFFSET 0) AS h) AS a
+        WHERE f.ctid = a.place
     ), edited AS (
         UPDATE tasker.tasks t SET input = p_input FROM scheduled c WHERE t.id = c.task_id AND p_input IS NOT NULL
     ), recorded AS (
@@ -214,7 +217,10 @@ BEGIN
         FROM taken k WHERE s.task_id = k.task_id AND s.step = k.step
         RETURNING k.id, k.task_id, k.step, k.letter
     ), over AS (
-        UPDATE tasker.fan_outs f SET look_at = clock_timestamp() FROM taken k WHERE f.task_id = k.task_id AND f.step = k.step
+        UPDATE tasker.fan_outs f SET look_at = clock_timestamp() FROM (
+            SELECT h.place FROM taken k CROSS JOIN LATERAL (
+                SELECT ctid AS place FROM tasker.fan_outs WHERE task_id = k.task_id AND step = k.step OFFSET 0) AS h) AS k
+        WHERE f.ctid = k.place
     ), recorded AS (
         INSERT INTO tasker.dead_letter_actions (action, letter, task_id, step, who, why, details)
         SELECT CASE WHEN p_result IS NULL THEN 'skip' ELSE 'resolve' END, c.id, c.task_id, c.letter ->> 'step', p_who, p_why,

@@ -51,6 +51,9 @@ BEGIN
     IF v_tasks IS DISTINCT FROM skipped_tasks THEN
         PERFORM tasker.notify('tasker_due', '');
     END IF;
+    IF v_kinds && '{each, workflow}' THEN
+        PERFORM tasker.notify('tasker_children', '');
+    END IF;
 END
 $$;
 

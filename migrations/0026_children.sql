@@ -35,19 +35,25 @@ $$;
 -- of a workflow its parent's. Else what its path finds, or of each of its names what the path there finds ($item and $index are the element and its
 -- number).
 CREATE FUNCTION tasker.child_input(p_spawn jsonb, p_seen jsonb, p_item jsonb, p_index int) RETURNS jsonb
-LANGUAGE sql STABLE BEGIN ATOMIC
-    SELECT CASE
-        WHEN jsonb_typeof(p_spawn -> 'input') = 'string'
-        THEN jsonb_path_query_first(p_seen, (p_spawn ->> 'input')::jsonpath, jsonb_build_object('item', p_item, 'index', p_index), true)
-        WHEN p_spawn ? 'input' THEN (
-            SELECT coalesce(jsonb_object_agg(e.name, jsonb_path_query_first(
-                       p_seen, e.path::jsonpath, jsonb_build_object('item', p_item, 'index', p_index), true)), '{}')
-            FROM jsonb_each_text(p_spawn -> 'input') AS e(name, path))
-        WHEN NOT p_spawn ? 'over' THEN p_seen -> 'input'
-        WHEN p_spawn ? 'batch' THEN jsonb_build_object('items', p_item)
-        WHEN jsonb_typeof(p_item) = 'object' THEN p_item
-        ELSE jsonb_build_object('item', p_item) END;
-END;
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_vars jsonb;
+BEGIN
+    IF NOT p_spawn ? 'input' THEN
+        RETURN CASE
+            WHEN NOT p_spawn ? 'over' THEN p_seen -> 'input'
+            WHEN p_spawn ? 'batch' THEN jsonb_build_object('items', p_item)
+            WHEN jsonb_typeof(p_item) = 'object' THEN p_item
+            ELSE jsonb_build_object('item', p_item) END;
+    END IF;
+    v_vars := jsonb_build_object('item', p_item, 'index', p_index);
+    IF jsonb_typeof(p_spawn -> 'input') = 'string' THEN
+        RETURN jsonb_path_query_first(p_seen, (p_spawn ->> 'input')::jsonpath, v_vars, true);
+    END IF;
+    RETURN (SELECT coalesce(jsonb_object_agg(e.name, jsonb_path_query_first(p_seen, e.path::jsonpath, v_vars, true)), '{}')
+            FROM jsonb_each_text(p_spawn -> 'input') AS e(name, path));
+END
+$$;
 
 -- What a task has to say: what its template names as its output, or the result of its only step, or the results by step.
 CREATE FUNCTION tasker.task_output(p_task uuid) RETURNS jsonb
@@ -81,28 +87,28 @@ BEGIN
 END
 $$;
 
--- Decides of which version the children of a step are, and how many there will be; or that it cannot have any.
--- Locks: the caller's, who has that of the task.
-CREATE FUNCTION tasker.begin_fan_out(p_task tasker.tasks, p_step smallint, p_spawn jsonb, p_items jsonb) RETURNS boolean
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+-- Decides of which version the children of a step are, and how many there will be; or why it cannot have any.
+CREATE FUNCTION tasker.begin_fan_out(p_task tasker.tasks, p_spawn jsonb, p_seen jsonb, p_items jsonb, INOUT p_fan_out tasker.fan_outs, OUT reason text, OUT problem text)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_version tasker.template_versions;
-    v_total   int;
+    v_found   jsonb;
     v_depth   int;
 BEGIN
     IF p_items IS NULL THEN
-        PERFORM tasker.end_childless(p_task.id, p_step, 'not_a_list', (p_spawn ->> 'over') || CASE WHEN found.n = 0 THEN ' finds nothing'
-            ELSE ' finds ' || CASE WHEN found.n > 1 THEN found.n || ' values' ELSE 'a value of the type ' || jsonb_typeof(found.all_of -> 0) END END
-            || ': expected one array (or a path with [*], which finds its elements)')
-        FROM jsonb_path_query_array(tasker.seen_by(p_task.id, p_step), (p_spawn ->> 'over')::jsonpath, '{}', true) AS f(all_of)
-        CROSS JOIN LATERAL (SELECT f.all_of, jsonb_array_length(f.all_of) AS n) AS found;
-        RETURN false;
+        v_found := jsonb_path_query_array(p_seen, (p_spawn ->> 'over')::jsonpath, '{}', true);
+        reason := 'not_a_list';
+        problem := (p_spawn ->> 'over') || ' finds ' || CASE jsonb_array_length(v_found)
+            WHEN 0 THEN 'nothing' WHEN 1 THEN 'a value of the type ' || jsonb_typeof(v_found -> 0) ELSE jsonb_array_length(v_found) || ' values' END
+            || ': expected one array (or a path with [*], which finds its elements)';
+        RETURN;
     END IF;
     BEGIN
         v_version := tasker.find_template(p_spawn ->> 'template', p_spawn ->> 'version');
     EXCEPTION WHEN SQLSTATE 'TK002' OR SQLSTATE 'TK003' THEN
-        PERFORM tasker.end_childless(p_task.id, p_step, 'unknown_template', SQLERRM);
-        RETURN false;
+        reason := 'unknown_template';
+        problem := SQLERRM;
+        RETURN;
     END;
     IF v_version.definition ? 'max_depth' THEN
         WITH RECURSIVE above AS (
@@ -111,59 +117,49 @@ BEGIN
         )
         SELECT count(*) INTO v_depth FROM above a WHERE a.template_id = v_version.template_id;
         IF v_depth >= (v_version.definition ->> 'max_depth')::int THEN
-            PERFORM tasker.end_childless(p_task.id, p_step, 'max_depth',
-                (p_spawn ->> 'template') || ' is ' || v_depth || ' deep already, and its max_depth is ' || (v_version.definition ->> 'max_depth'));
-            RETURN false;
+            reason := 'max_depth';
+            problem := (p_spawn ->> 'template') || ' is ' || v_depth || ' deep already, and its max_depth is ' || (v_version.definition ->> 'max_depth');
+            RETURN;
         END IF;
     END IF;
-    v_total := ceil(jsonb_array_length(p_items)::numeric / coalesce((p_spawn ->> 'batch')::int, 1));
-    UPDATE tasker.fan_outs f
-    SET version_id = v_version.id, total = v_total, at_once = (p_spawn ->> 'limit')::int, tolerated = CASE
-        WHEN p_spawn ? 'tolerate_share' THEN floor(v_total * (p_spawn ->> 'tolerate_share')::numeric) ELSE coalesce((p_spawn ->> 'tolerate')::int, 0) END
-    WHERE f.task_id = p_task.id AND f.step = p_step;
-    RETURN true;
+    p_fan_out.version_id := v_version.id;
+    p_fan_out.total := ceil(jsonb_array_length(p_items)::numeric / coalesce((p_spawn ->> 'batch')::int, 1));
+    p_fan_out.at_once := p_spawn ->> 'limit';
+    p_fan_out.tolerated := CASE WHEN p_spawn ? 'tolerate_share' THEN floor(p_fan_out.total * (p_spawn ->> 'tolerate_share')::numeric)
+        ELSE coalesce((p_spawn ->> 'tolerate')::int, 0) END;
 END
 $$;
 
--- Creates children p_from to p_until - 1 of a step. Returns whether it could: else the step is dead.
+-- Creates the children of a step from the last that there is to p_until - 1. Returns why it cannot; null: it has.
 -- Locks: the caller's, who has that of the task; then it creates rows.
-CREATE FUNCTION tasker.create_children(
-    p_task tasker.tasks, p_step smallint, p_spawn jsonb, p_version int, p_seen jsonb, p_items jsonb, p_from int, p_until int
-) RETURNS boolean
+CREATE FUNCTION tasker.create_children(p_task tasker.tasks, p_fan_out tasker.fan_outs, p_spawn jsonb, p_seen jsonb, p_items jsonb, p_until int) RETURNS text
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    v_batch     int := (p_spawn ->> 'batch')::int;
-    v_inputs    jsonb[];
-    v_namespace tasker.namespaces;
-    v_bad       text;
+    v_from   int := p_fan_out.created;
+    v_batch  int := p_spawn ->> 'batch';
+    v_inputs jsonb[];
+    v_bad    text;
 BEGIN
     v_inputs := ARRAY(
         SELECT tasker.child_input(p_spawn, p_seen, CASE WHEN v_batch IS NULL THEN p_items -> i.n ELSE (
                    SELECT jsonb_agg(p_items -> b.n) FROM generate_series(i.n * v_batch, least((i.n + 1) * v_batch, jsonb_array_length(p_items)) - 1) AS b(n)) END, i.n)
-        FROM generate_series(p_from, p_until - 1) AS i(n) ORDER BY i.n);
-    SELECT 'the input of task ' || (p_from + w.n - 1) || CASE WHEN jsonb_typeof(w.input) IS DISTINCT FROM 'object'
+        FROM generate_series(v_from, p_until - 1) AS i(n) ORDER BY i.n);
+    SELECT 'the input of task ' || (v_from + w.n - 1) || CASE WHEN jsonb_typeof(w.input) IS DISTINCT FROM 'object'
                THEN ' is ' || coalesce('of the type ' || jsonb_typeof(w.input), 'not there') || ': expected an object' ELSE ' has ' || tasker.excess(w.input) END
     INTO v_bad FROM unnest(v_inputs) WITH ORDINALITY AS w(input, n)
     WHERE jsonb_typeof(w.input) IS DISTINCT FROM 'object' OR pg_column_size(w.input) > 1000 AND tasker.excess(w.input) IS NOT NULL ORDER BY w.n LIMIT 1;
-    IF v_bad IS NOT NULL THEN
-        PERFORM tasker.end_childless(p_task.id, p_step, 'bad_input', v_bad);
-        RETURN false;
+    IF v_bad IS NULL THEN
+        INSERT INTO tasker.tasks (id, template_id, version_id, namespace_id, priority, state, claim_order, input, trace, parent_id, parent_step, item,
+                                  deadline_at, look_at, created_at)
+        SELECT tasker.uuidv7(), tv.template_id, tv.id, tp.namespace_id, p_task.priority, 'pending', clock_timestamp() - p_task.priority * tasker.aging(),
+               w.input, p_task.trace, p_task.id, p_fan_out.step, v_from + w.n - 1, d.deadline_at, least(d.deadline_at, now() + tasker.shortest_limit(tv)), now()
+        FROM tasker.template_versions tv
+        JOIN tasker.templates tp ON tp.id = tv.template_id
+        CROSS JOIN LATERAL (SELECT least(p_task.deadline_at, now() + tv.deadline) AS deadline_at) AS d
+        CROSS JOIN unnest(v_inputs) WITH ORDINALITY AS w(input, n)
+        WHERE tv.id = p_fan_out.version_id;
     END IF;
-
-    SELECT n.* INTO v_namespace FROM tasker.template_versions tv
-    JOIN tasker.templates tp ON tp.id = tv.template_id JOIN tasker.namespaces n ON n.id = tp.namespace_id WHERE tv.id = p_version;
-    INSERT INTO tasker.tasks (id, template_id, version_id, namespace_id, priority, state, claim_order, input, trace, parent_id, parent_step, item,
-                              deadline_at, look_at, created_at)
-    SELECT tasker.uuidv7(), tv.template_id, tv.id, v_namespace.id, p_task.priority, 'pending', clock_timestamp() - p_task.priority * tasker.aging(), w.input,
-           p_task.trace, p_task.id, p_step, p_from + w.n - 1, d.deadline_at, least(d.deadline_at, now() + tasker.shortest_limit(tv)), now()
-    FROM tasker.template_versions tv
-    CROSS JOIN LATERAL (SELECT least(p_task.deadline_at, now() + tv.deadline) AS deadline_at) AS d
-    CROSS JOIN unnest(v_inputs) WITH ORDINALITY AS w(input, n)
-    WHERE tv.id = p_version ORDER BY w.n;
-    UPDATE tasker.fan_outs f SET created = p_until WHERE f.task_id = p_task.id AND f.step = p_step;
-    PERFORM tasker.wake_namespaces(ARRAY[v_namespace.id]);
-    PERFORM tasker.notify('tasker_tasks', v_namespace.name);
-    RETURN true;
+    RETURN v_bad;
 END
 $$;
 
@@ -179,11 +175,14 @@ DECLARE
     v_items   jsonb;
     v_fan_out tasker.fan_outs;
     v_until   int;
+    v_begun   record;
+    v_reason  text;
+    v_problem text;
 BEGIN
     SELECT * INTO v_task FROM tasker.tasks t WHERE t.id = p_task;
+    SELECT * INTO v_fan_out FROM tasker.fan_outs f WHERE f.task_id = p_task AND f.step = p_step;
     SELECT s.state, ts.spawn INTO v_state, v_spawn FROM tasker.steps s
     JOIN tasker.template_steps ts ON ts.version_id = v_task.version_id AND ts.step = p_step WHERE s.task_id = p_task AND s.step = p_step;
-    SELECT * INTO v_fan_out FROM tasker.fan_outs f WHERE f.task_id = p_task AND f.step = p_step;
 
     IF v_task.state NOT IN ('running', 'blocked', 'failed') OR v_state NOT IN ('waiting', 'dead') THEN
         v_until := least(v_fan_out.created, v_fan_out.cancelled + p_room);
@@ -193,34 +192,35 @@ BEGIN
         UPDATE tasker.fan_outs f SET cancelled = v_until, look_at = CASE WHEN v_until < f.created THEN clock_timestamp() END
         WHERE f.task_id = p_task AND f.step = p_step;
         RETURN v_until - v_fan_out.cancelled;
-    ELSIF v_state = 'dead' THEN
-        UPDATE tasker.fan_outs f SET look_at = NULL WHERE f.task_id = p_task AND f.step = p_step;
-        RETURN 0;
-    END IF;
-
-    v_seen := tasker.seen_by(p_task, p_step);
-    v_items := tasker.items_of(v_spawn, v_seen);
-    IF v_fan_out.total IS NULL THEN
-        IF NOT tasker.begin_fan_out(v_task, p_step, v_spawn, v_items) THEN
+    ELSIF v_state = 'waiting' THEN
+        v_seen := tasker.seen_by(p_task, p_step);
+        v_items := tasker.items_of(v_spawn, v_seen);
+        IF v_fan_out.total IS NULL THEN
+            SELECT * INTO v_begun FROM tasker.begin_fan_out(v_task, v_spawn, v_seen, v_items, v_fan_out);
+            v_fan_out := v_begun.p_fan_out;
+            v_reason := v_begun.reason;
+            v_problem := v_begun.problem;
+        END IF;
+        v_until := least(v_fan_out.total, v_fan_out.created + p_room, v_fan_out.at_once + v_fan_out.ended + v_fan_out.dead);
+        IF v_problem IS NULL AND v_until > v_fan_out.created THEN
+            v_problem := tasker.create_children(v_task, v_fan_out, v_spawn, v_seen, v_items, v_until);
+        END IF;
+        IF v_problem IS NOT NULL THEN
+            PERFORM tasker.end_childless(p_task, p_step, coalesce(v_reason, 'bad_input'), v_problem);
             RETURN 1;
         END IF;
-        SELECT * INTO v_fan_out FROM tasker.fan_outs f WHERE f.task_id = p_task AND f.step = p_step;
     END IF;
-    v_until := least(v_fan_out.total, v_fan_out.created + p_room,
-                     v_fan_out.at_once + v_fan_out.ended + v_fan_out.dead);
-    IF v_until > v_fan_out.created AND NOT tasker.create_children(
-        v_task, p_step, v_spawn, v_fan_out.version_id, v_seen, v_items, v_fan_out.created, v_until)
-    THEN
-        RETURN 1;
-    END IF;
-    UPDATE tasker.fan_outs f SET look_at = CASE WHEN f.created < least(f.total, f.at_once + f.ended + f.dead) THEN clock_timestamp() END
+    v_until := coalesce(greatest(v_until, v_fan_out.created), v_fan_out.created);
+    UPDATE tasker.fan_outs f
+    SET version_id = v_fan_out.version_id, total = v_fan_out.total, at_once = v_fan_out.at_once, tolerated = v_fan_out.tolerated, created = v_until,
+        look_at = CASE WHEN v_state = 'waiting' AND v_until < least(v_fan_out.total, v_fan_out.at_once + f.ended + f.dead) THEN clock_timestamp() END
     WHERE f.task_id = p_task AND f.step = p_step;
-    RETURN greatest(v_until - v_fan_out.created, 0);
+    RETURN v_until - v_fan_out.created;
 END
 $$;
 
 -- Looks at the steps whose children are to be created, or cancelled, those first that have waited longest; for p_limit children at most.
--- Returns for how many.
+-- Returns for how many, at least 1 where there are any.
 -- Locks: the tasks in id order, skipping those that somebody else has; then those of move_fan_out.
 CREATE FUNCTION tasker.move_fan_outs(p_limit int, OUT moved int)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -232,6 +232,7 @@ DECLARE
     v_step  smallint;
     v_seen_tasks uuid[] := '{}';
     v_seen_steps smallint[] := '{}';
+    v_namespaces int[];
 BEGIN
     moved := 0;
     SELECT array_agg(d.task_id), array_agg(d.step) INTO v_tasks, v_steps
@@ -248,40 +249,52 @@ BEGIN
             v_seen_tasks := v_seen_tasks || v_task;
             v_seen_steps := v_seen_steps || v_step;
         END LOOP;
+        moved := greatest(moved, 1);
         PERFORM tasker.settle_fan_outs(v_seen_tasks, v_seen_steps);
+        v_namespaces := ARRAY(
+            SELECT DISTINCT tp.namespace_id FROM tasker.fan_outs f
+            JOIN tasker.template_versions tv ON tv.id = f.version_id JOIN tasker.templates tp ON tp.id = tv.template_id
+            WHERE f.task_id = ANY (v_seen_tasks) AND f.created > 0);
+        PERFORM tasker.wake_namespaces(v_namespaces);
+        PERFORM tasker.notify('tasker_tasks', n.name) FROM tasker.namespaces n WHERE n.id = ANY (v_namespaces);
     END IF;
 END
 $$;
 
 -- Adds up what children have left in child_ends. Returns how many tasks have such children; it has counted those that nobody else has.
--- Locks: the tasks in id order, skipping those that somebody else has; then those of settle_fan_outs.
+-- Locks: the tasks, skipping those that somebody else has; then those of settle_fan_outs.
 CREATE FUNCTION tasker.tally_children(p_limit int) RETURNS int
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    v_tasks uuid[] := ARRAY(SELECT DISTINCT c.task_id FROM (SELECT task_id FROM tasker.child_ends LIMIT p_limit) AS c);
-    v_held  uuid[];
-    v_seen_tasks uuid[];
-    v_seen_steps smallint[];
+    v_tallied int;
+    v_places  tid[];
+    v_tasks   uuid[];
+    v_steps   smallint[];
 BEGIN
-    IF v_tasks = '{}' THEN
-        RETURN 0;
+    SELECT count(*) FILTER (WHERE u.n = 1), array_agg(u.place) FILTER (WHERE h.id IS NOT NULL OR NOT EXISTS (SELECT FROM tasker.tasks t WHERE t.id = g.task_id))
+    INTO v_tallied, v_places
+    FROM (SELECT c.task_id, array_agg(c.ctid) AS places FROM (SELECT task_id, ctid FROM tasker.child_ends LIMIT p_limit) AS c GROUP BY c.task_id) AS g
+    LEFT JOIN LATERAL (SELECT t.id FROM tasker.tasks t WHERE t.id = g.task_id FOR NO KEY UPDATE SKIP LOCKED) AS h ON true
+    CROSS JOIN LATERAL unnest(g.places) WITH ORDINALITY AS u(place, n);
+    IF v_places IS NULL THEN
+        RETURN v_tallied;
     END IF;
-    v_held := ARRAY(SELECT t.id FROM tasker.tasks t WHERE t.id = ANY (v_tasks) ORDER BY t.id FOR NO KEY UPDATE SKIP LOCKED);
     WITH taken AS (
-        DELETE FROM tasker.child_ends c
-        WHERE c.task_id = ANY (v_held) OR c.task_id = ANY (v_tasks) AND NOT EXISTS (SELECT FROM tasker.tasks t WHERE t.id = c.task_id)
-        RETURNING c.task_id, c.step, c.ended, c.dead
+        DELETE FROM tasker.child_ends c WHERE c.ctid = ANY (v_places) RETURNING c.task_id, c.step, c.ended, c.dead
     ), counted AS (
         UPDATE tasker.fan_outs f
         SET ended = f.ended + s.ended, dead = f.dead + s.dead,
             look_at = CASE WHEN f.created < f.total AND f.cancelled = 0 THEN clock_timestamp() ELSE f.look_at END
-        FROM (SELECT k.task_id, k.step, sum(k.ended) AS ended, sum(k.dead) AS dead FROM taken k GROUP BY k.task_id, k.step) AS s
-        WHERE f.task_id = s.task_id AND f.step = s.step
+        -- By its place, which its key finds, as in complete_steps.
+        FROM (SELECT k.ended, k.dead, h.place FROM (
+                  SELECT task_id, step, sum(ended) AS ended, sum(dead) AS dead FROM taken GROUP BY task_id, step) AS k
+              CROSS JOIN LATERAL (SELECT ctid AS place FROM tasker.fan_outs WHERE task_id = k.task_id AND step = k.step OFFSET 0) AS h) AS s
+        WHERE f.ctid = s.place
         RETURNING f.task_id, f.step
     )
-    SELECT array_agg(c.task_id), array_agg(c.step) INTO v_seen_tasks, v_seen_steps FROM counted c;
-    PERFORM tasker.settle_fan_outs(v_seen_tasks, v_seen_steps);
-    RETURN cardinality(v_tasks);
+    SELECT array_agg(c.task_id), array_agg(c.step) INTO v_tasks, v_steps FROM counted c;
+    PERFORM tasker.settle_fan_outs(v_tasks, v_steps);
+    RETURN v_tallied;
 END
 $$;
 
@@ -312,15 +325,16 @@ BEGIN
         UPDATE tasker.steps s
         SET state = 'complete', started_at = s.enqueued_at, finished_at = clock_timestamp(), result = d.result, result_bytes = octet_length(d.result::text)
         FROM (
-            SELECT f.task_id, f.step, CASE ts.kind
+            SELECT s.ctid AS place, CASE ts.kind
                 WHEN 'each' THEN jsonb_build_object('size', f.total, 'errors', f.dead)
                 ELSE (SELECT tasker.task_output(c.id) FROM tasker.tasks c WHERE c.parent_id = f.task_id AND c.parent_step = f.step) END AS result
             FROM unnest(p_tasks, p_steps) AS p(task, step)
             CROSS JOIN LATERAL (SELECT * FROM tasker.fan_outs WHERE task_id = p.task AND step = p.step OFFSET 0) AS f
             CROSS JOIN LATERAL (SELECT * FROM tasker.tasks WHERE id = p.task OFFSET 0) AS t
             CROSS JOIN LATERAL (SELECT * FROM tasker.template_steps WHERE version_id = t.version_id AND step = p.step OFFSET 0) AS ts
+            CROSS JOIN LATERAL (SELECT ctid FROM tasker.steps WHERE task_id = p.task AND step = p.step AND state = 'waiting' OFFSET 0) AS s
             WHERE f.created = f.total AND f.ended + f.dead >= f.total AND f.dead <= f.tolerated AND t.state IN ('running', 'blocked', 'failed')) AS d
-        WHERE s.task_id = d.task_id AND s.step = d.step AND s.state = 'waiting'
+        WHERE s.ctid = d.place AND s.state = 'waiting'
         RETURNING s.task_id, s.step
     )
     SELECT array_agg(d.task_id), array_agg(d.step) INTO v_tasks, v_steps FROM done d;
@@ -344,21 +358,22 @@ BEGIN
     IF v_parents <> '{}' THEN
         PERFORM 1 FROM tasker.tasks t WHERE t.id = ANY (v_parents) ORDER BY t.id FOR NO KEY UPDATE;
         WITH counted AS (
-            SELECT f.task_id, f.step, c.created, c.ended - coalesce(e.ended, 0) AS ended, c.dead - coalesce(e.dead, 0) AS dead
-            FROM tasker.fan_outs f
+            SELECT f.place, c.created, c.ended - e.ended AS ended, c.dead - e.dead AS dead
+            FROM unnest(v_parents) AS p(task)
+            CROSS JOIN LATERAL (SELECT *, ctid AS place FROM tasker.fan_outs WHERE task_id = p.task OFFSET 0) AS f
             CROSS JOIN LATERAL (
                 SELECT count(*) AS created, count(*) FILTER (WHERE t.state IN ('complete', 'discarded')) AS ended,
                        count(*) FILTER (WHERE t.state IN ('blocked', 'failed', 'cancelled')) AS dead
                 FROM tasker.tasks t WHERE t.parent_id = f.task_id AND t.parent_step = f.step) AS c
-            LEFT JOIN (SELECT task_id, step, sum(ended) AS ended, sum(dead) AS dead FROM tasker.child_ends GROUP BY task_id, step) AS e
-                ON e.task_id = f.task_id AND e.step = f.step
-            WHERE f.task_id = ANY (v_parents)
-              AND EXISTS (SELECT FROM tasker.steps s WHERE s.task_id = f.task_id AND s.step = f.step AND s.state IN ('waiting', 'cancelling'))
+            CROSS JOIN LATERAL (
+                SELECT coalesce(sum(n.ended), 0) AS ended, coalesce(sum(n.dead), 0) AS dead FROM tasker.child_ends n
+                WHERE n.task_id = f.task_id AND n.step = f.step) AS e
+            WHERE EXISTS (SELECT FROM tasker.steps s WHERE s.task_id = f.task_id AND s.step = f.step AND s.state IN ('waiting', 'cancelling'))
         ), mended AS (
             UPDATE tasker.fan_outs f SET created = c.created, ended = c.ended, dead = c.dead,
                 look_at = CASE WHEN c.created < f.total AND f.cancelled = 0 THEN clock_timestamp() ELSE f.look_at END
             FROM counted c
-            WHERE f.task_id = c.task_id AND f.step = c.step AND (f.created, f.ended, f.dead) IS DISTINCT FROM (c.created, c.ended, c.dead)
+            WHERE f.ctid = c.place AND (f.created, f.ended, f.dead) IS DISTINCT FROM (c.created, c.ended, c.dead)
             RETURNING f.task_id, f.step
         )
         SELECT array_agg(m.task_id), array_agg(m.step) INTO v_tasks, v_steps FROM mended m;

@@ -1,10 +1,11 @@
 //! The orchestrator: admits tasks, enqueues due retries, notices what died. Any number run side by side, all equal.
 //!
-//! It is nine loops of one shape (and a tenth where metrics are pushed): repeat a cycle, beat, and wait: for a wake (admission, retries, alerts) or for the next of its `rounds`.
+//! It is ten loops of one shape (and another where metrics are pushed): repeat a cycle, beat, and wait: for a wake (admission, retries, alerts) or for the next of its `rounds`.
 
 mod admission;
 mod alerts;
 mod backpressure;
+mod children;
 mod due;
 mod marks;
 mod observation;
@@ -16,7 +17,7 @@ mod rounds;
 use std::future::Future;
 use std::sync::Arc;
 
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, Notify};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Live;
@@ -72,7 +73,13 @@ impl Orchestrator {
         let membership = Arc::new(Membership::join(db, Kind::Orchestrator, &namespaces, lease).await?);
         let stop = CancellationToken::new();
         let wakes = db.listen(
-            &[channel::TASKS, channel::DUE, channel::DEAD_LETTERS, channel::CONFIGURATION],
+            &[
+                channel::TASKS,
+                channel::DUE,
+                channel::CHILDREN,
+                channel::DEAD_LETTERS,
+                channel::CONFIGURATION,
+            ],
             stop.clone(),
         );
         let health = Health::new(Kind::Orchestrator, db, &namespaces, &live);
@@ -88,8 +95,13 @@ impl Orchestrator {
         each.run(&loops, "admission", |of| {
             admission::Admission::new(&of.db, &of.live, &of.membership, of.health.beats(), of.wakes.subscribe()).run(of.stop)
         });
-        each.run(&loops, "due", |of| {
-            due::Due::new(&of.db, of.health.beats(), of.wakes.subscribe()).run(of.stop)
+        let children = Arc::new(Notify::new());
+        let found = children.clone();
+        each.run(&loops, "due", move |of| {
+            due::Due::new(&of.db, of.health.beats(), of.wakes.subscribe(), found.clone()).run(of.stop)
+        });
+        each.run(&loops, "children", move |of| {
+            children::Children::new(&of.db, of.health.beats(), of.wakes.subscribe(), children.clone()).run(of.stop)
         });
         each.run(&loops, "alerts", |of| {
             alerts::Alerts::new(&of.db, &of.live, of.health.beats(), of.wakes.subscribe()).run(of.stop)

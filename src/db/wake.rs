@@ -20,6 +20,8 @@ pub(crate) mod channel {
     pub(crate) const STEPS: &str = "tasker_steps";
     /// Steps were dead-lettered; the payload is their queue.
     pub(crate) const DEAD_LETTERS: &str = "tasker_dead_letters";
+    /// Steps whose work is other tasks are ready, or such tasks have ended.
+    pub(crate) const CHILDREN: &str = "tasker_children";
     /// Tasks were cancelled.
     pub(crate) const CANCELLED: &str = "tasker_cancelled";
     /// The configuration has another version; the payload is its number.

@@ -1,36 +1,36 @@
-//! What is due, to the moment: tasks that wait for their time begin, sleeps end, failed steps are enqueued again, steps under a limit get
-//! its permits, and children are created and counted.
+//! What is due, to the moment: tasks that wait for their time begin, sleeps end, failed steps are enqueued again, and steps under a limit
+//! get its permits.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, Notify};
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
 use crate::db::{self, channel, Db, Wake};
-use crate::engine::children::move_children;
-use crate::engine::claim::{begin_what_is_due, Due as Begun};
-use crate::error::Result;
+use crate::engine::claim::begin_what_is_due;
 use crate::health::{Beat, Beats};
 use crate::telemetry;
 
 const BATCH: i32 = 200;
-/// How many children are created in one transaction.
-const CHILDREN: i32 = 1_000;
 const POLL: Duration = Duration::from_secs(5);
 
 pub(super) struct Due {
     db: Db,
     wakes: broadcast::Receiver<Wake>,
+    /// Told when there is something to do about children.
+    children: Arc<Notify>,
     beat: Beat,
 }
 
 impl Due {
-    pub(super) fn new(db: &Db, beats: &Beats, wakes: broadcast::Receiver<Wake>) -> Self {
+    pub(super) fn new(db: &Db, beats: &Beats, wakes: broadcast::Receiver<Wake>, children: Arc<Notify>) -> Self {
         Due {
             db: db.clone(),
             wakes,
+            children,
             beat: beats.register("due", Duration::from_secs(60)),
         }
     }
@@ -38,15 +38,18 @@ impl Due {
     pub(super) async fn run(mut self, stop: CancellationToken) {
         let mut backoff = Backoff::default();
         while !stop.is_cancelled() {
-            let due = self.begin().await;
+            let due = begin_what_is_due(&self.db, BATCH).await;
             self.beat.note(&due);
             let wait = async {
                 match due {
-                    Ok((due, children)) => {
+                    Ok(due) => {
                         backoff.reset();
                         telemetry::metrics().tasks_begun.add(due.begun as u64, &[]);
                         telemetry::metrics().retries_enqueued.add(due.enqueued as u64, &[]);
-                        if due.begun.max(due.enqueued).max(due.woken) < BATCH && children < CHILDREN {
+                        if due.children {
+                            self.children.notify_one();
+                        }
+                        if due.begun.max(due.enqueued).max(due.woken) < BATCH {
                             db::wait(&mut self.wakes, until(due.next_due), |name, _| name == channel::DUE).await;
                         }
                     }
@@ -58,15 +61,6 @@ impl Due {
             };
             tokio::select! { () = stop.cancelled() => {}, () = wait => {} }
         }
-    }
-
-    async fn begin(&self) -> Result<(Begun, i32)> {
-        let begun = begin_what_is_due(&self.db, BATCH).await?;
-        let children = match begun.children {
-            true => move_children(&self.db, CHILDREN).await?,
-            false => 0,
-        };
-        Ok((begun, children))
     }
 }
 

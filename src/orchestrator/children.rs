@@ -1,0 +1,68 @@
+//! Steps whose work is other tasks: these are created, counted as they end, and cancelled where nobody waits for them any more.
+
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{broadcast, Notify};
+use tokio_util::sync::CancellationToken;
+
+use crate::backoff::Backoff;
+use crate::db::{self, channel, Db, Wake};
+use crate::engine::children::move_children;
+use crate::health::{Beat, Beats};
+
+/// How many are created in one transaction.
+const SLICE: i32 = 1_000;
+/// Under load, many that end are counted together: between two times it rests four times as long as the first one took, but within these bounds.
+const REST: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_millis(200);
+/// The loop that looks for what is due looks for children, too, and says so.
+const POLL: Duration = Duration::from_secs(30);
+
+pub(super) struct Children {
+    db: Db,
+    wakes: broadcast::Receiver<Wake>,
+    found: Arc<Notify>,
+    beat: Beat,
+}
+
+impl Children {
+    pub(super) fn new(db: &Db, beats: &Beats, wakes: broadcast::Receiver<Wake>, found: Arc<Notify>) -> Self {
+        Children {
+            db: db.clone(),
+            wakes,
+            found,
+            beat: beats.register("children", POLL * 2 + Duration::from_secs(60)),
+        }
+    }
+
+    pub(super) async fn run(mut self, stop: CancellationToken) {
+        let mut backoff = Backoff::default();
+        while !stop.is_cancelled() {
+            let began = Instant::now();
+            let moved = move_children(&self.db, SLICE).await;
+            let took = began.elapsed();
+            self.beat.note(&moved);
+            let wait = async {
+                match moved {
+                    Ok(SLICE..) => backoff.reset(),
+                    Ok(moved) => {
+                        backoff.reset();
+                        tokio::time::sleep((4 * took).clamp(*REST.start(), *REST.end())).await;
+                        if moved == 0 {
+                            tokio::select! {
+                                () = db::wait(&mut self.wakes, POLL, |name, _| name == channel::CHILDREN) => {}
+                                () = self.found.notified() => {}
+                            }
+                        }
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "looking after children failed");
+                        tokio::time::sleep(backoff.next_delay()).await;
+                    }
+                }
+            };
+            tokio::select! { () = stop.cancelled() => {}, () = wait => {} }
+        }
+    }
+}

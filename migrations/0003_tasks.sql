@@ -19,16 +19,16 @@ CREATE TABLE tasker.tasks (
     key          text,
     -- what W3C Trace Context propagates: {"traceparent": ..., "tracestate": ...}; null: it is part of no trace
     trace        jsonb,
-    -- which step of which task it does a part of, and which part, from 0; null: it is nobody's child
-    parent_id    uuid,
-    parent_step  smallint,
-    item         int,
     created_at   timestamptz NOT NULL,
     -- not before; null: at once. due_at is the same, as long as the task waits for it, and may be looked for.
     run_at       timestamptz,
     due_at       timestamptz,
     started_at   timestamptz,
-    finished_at  timestamptz
+    finished_at  timestamptz,
+    -- which step of which task it does a part of, and which part, from 0; null: it is nobody's child
+    parent_id    uuid,
+    parent_step  smallint,
+    item         int
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX tasks_claim ON tasker.tasks (namespace_id, priority, claim_order) WHERE claim_order IS NOT NULL;
 CREATE INDEX tasks_due ON tasker.tasks (due_at) WHERE due_at IS NOT NULL;

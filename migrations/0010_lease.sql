@@ -35,7 +35,7 @@ LANGUAGE sql STABLE BEGIN ATOMIC
                                WHERE p.task_id = m.task AND p.step = ANY (ts.parents)))
                WHEN t.trace IS NOT NULL THEN jsonb_build_object('context', t.trace) END,
            CASE WHEN NOT z.large THEN i.checkpoint END, ts.transactional, ts.shared,
-           extract(epoch FROM clock_timestamp() - s.enqueued_at)::float8, r.fan_outs
+           extract(epoch FROM clock_timestamp() - s.enqueued_at)::float8, ts.fan_outs
     FROM unnest(p_messages) AS m
     -- OFFSET 0: each row by its whole key, whatever the planner believes of the sizes of these tables; and each size measured once.
     CROSS JOIN LATERAL (SELECT * FROM tasker.steps WHERE task_id = m.task AND step = m.step OFFSET 0) AS s
@@ -50,7 +50,7 @@ LANGUAGE sql STABLE BEGIN ATOMIC
         SELECT i.input IS NULL OR (i.checkpoint IS NULL AND s.checkpoint IS NOT NULL)
                OR octet_length(i.input) + coalesce(octet_length(i.checkpoint), 0) > 4194304 / greatest(cardinality(p_messages), 64) AS large) AS z
     CROSS JOIN LATERAL (
-        SELECT array_agg(pts.name) FILTER (WHERE pts.kind = 'each') AS fan_outs, sum(ps.result_bytes) AS bytes, CASE WHEN coalesce(sum(ps.result_bytes), 0) <= 32768 THEN
+        SELECT sum(ps.result_bytes) AS bytes, CASE WHEN coalesce(sum(ps.result_bytes), 0) <= 32768 THEN
                (jsonb_object_agg(pts.name, ps.result) FILTER (WHERE coalesce(ps.result_bytes, 0) <= 32768 AND ps.skipped_because IS NULL))::text END AS results
         FROM tasker.template_steps pts
         CROSS JOIN LATERAL (SELECT * FROM tasker.steps WHERE task_id = m.task AND step = pts.step OFFSET 0) AS ps

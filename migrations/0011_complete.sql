@@ -1,5 +1,8 @@
 -- Completion: where a result lands, the task advances. No second queue, no orchestrator between two steps.
 
+-- The step that a task does a part of.
+CREATE TYPE tasker.parent_step AS (task uuid, step smallint);
+
 -- Tasks of one template that are complete now, and how long each took since it was created (or its time had come), in seconds.
 CREATE TYPE tasker.finished_tasks AS (namespace text, template text, seconds float8[]);
 
@@ -19,8 +22,7 @@ DECLARE
     v_queues    text[];
     v_decided   boolean;
     v_done      tasker.finished_tasks[];
-    v_parents   uuid[];
-    v_of_steps  smallint[];
+    v_parents   tasker.parent_step[];
 BEGIN
     LOOP
         WITH finished AS MATERIALIZED (
@@ -42,12 +44,11 @@ BEGIN
             SELECT DISTINCT f.task, c.step, f.version_id FROM finished f CROSS JOIN unnest(f.children) AS c(step)
         )
         SELECT array_agg(ready.task), array_agg(ready.step), array_agg(ready.queue), bool_or(ready.decided),
-            (SELECT array_agg(parent_id) FROM finalised WHERE parent_id IS NOT NULL),
-            (SELECT array_agg(parent_step) FROM finalised WHERE parent_id IS NOT NULL), (
+            (SELECT array_agg(ROW(parent_id, parent_step)::tasker.parent_step) FROM finalised WHERE parent_id IS NOT NULL), (
             SELECT array_agg(ROW((SELECT n.name FROM tasker.namespaces n WHERE n.id = tp.namespace_id), tp.name, f.seconds)::tasker.finished_tasks)
             FROM (SELECT template_id, array_agg(seconds) AS seconds FROM finalised GROUP BY template_id) AS f
             CROSS JOIN LATERAL (SELECT * FROM tasker.templates WHERE id = f.template_id OFFSET 0) AS tp)
-        INTO v_tasks, v_steps, v_queues, v_decided, v_parents, v_of_steps, v_done
+        INTO v_tasks, v_steps, v_queues, v_decided, v_parents, v_done
         FROM (
             SELECT child.task, child.step, cs.queue, cs.decided
             FROM child
@@ -59,7 +60,7 @@ BEGIN
 
         done := done || v_done;
         IF v_parents IS NOT NULL THEN
-            PERFORM tasker.note_children(v_parents, v_of_steps, 1, 0);
+            PERFORM tasker.note_children(array_agg(p.task), array_agg(p.step), 1, 0) FROM unnest(v_parents) AS p;
         END IF;
         EXIT WHEN v_tasks IS NULL;
         p_tasks := NULL;

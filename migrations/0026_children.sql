@@ -220,13 +220,12 @@ END
 $$;
 
 -- Looks at the steps whose children are to be created, or cancelled, those first that have waited longest; for p_limit children at most.
--- Returns for how many, at least 1 where there are any.
+-- Returns for how many (at least 1 where there are any), and whether there may be more.
 -- Locks: the tasks in id order, skipping those that somebody else has; then those of move_fan_out.
-CREATE FUNCTION tasker.move_fan_outs(p_limit int, OUT moved int)
+CREATE FUNCTION tasker.move_fan_outs(p_limit int, OUT moved int, OUT more boolean)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_tasks uuid[];
-    v_steps smallint[];
     v_held  uuid[];
     v_task  uuid;
     v_step  smallint;
@@ -235,8 +234,8 @@ DECLARE
     v_namespaces int[];
 BEGIN
     moved := 0;
-    SELECT array_agg(d.task_id), array_agg(d.step) INTO v_tasks, v_steps
-    FROM (SELECT f.task_id, f.step FROM tasker.fan_outs f WHERE f.look_at <= clock_timestamp() ORDER BY f.look_at LIMIT least(p_limit, 200)) AS d;
+    SELECT array_agg(d.task_id), count(*) = 200 INTO v_tasks, more
+    FROM (SELECT f.task_id FROM tasker.fan_outs f WHERE f.look_at <= clock_timestamp() ORDER BY f.look_at LIMIT 200) AS d;
     IF v_tasks IS NOT NULL THEN
         v_held := ARRAY(SELECT t.id FROM tasker.tasks t WHERE t.id = ANY (v_tasks) ORDER BY t.id FOR NO KEY UPDATE SKIP LOCKED);
         DELETE FROM tasker.fan_outs f WHERE f.task_id = ANY (v_tasks) AND NOT EXISTS (SELECT FROM tasker.tasks t WHERE t.id = f.task_id);
@@ -249,6 +248,7 @@ BEGIN
             v_seen_tasks := v_seen_tasks || v_task;
             v_seen_steps := v_seen_steps || v_step;
         END LOOP;
+        more := more OR moved >= p_limit;
         moved := greatest(moved, 1);
         PERFORM tasker.settle_fan_outs(v_seen_tasks, v_seen_steps);
         v_namespaces := ARRAY(
@@ -345,7 +345,8 @@ END
 $$;
 
 -- The other part of reconcile, for these tasks: counts the children of their steps again; and cancels those tasks that are children nobody waits for,
--- since their parent has ended, or is not there. Returns how many counts were wrong, and how many were cancelled.
+-- since their parent was cancelled, or is not there. (One that is complete may have tolerated that they are dead.)
+-- Returns how many counts were wrong, and how many were cancelled.
 -- Locks: the tasks in id order; then those of settle_fan_outs and of cancel_tasks.
 CREATE FUNCTION tasker.recount_children(p_tasks uuid[]) RETURNS int
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -382,7 +383,7 @@ BEGIN
     v_orphans := ARRAY(
         SELECT t.id FROM tasker.tasks t
         WHERE t.id = ANY (p_tasks) AND t.parent_id IS NOT NULL AND t.finished_at IS NULL
-          AND NOT EXISTS (SELECT FROM tasker.tasks p WHERE p.id = t.parent_id AND p.state NOT IN ('complete', 'cancelled', 'discarded')));
+          AND NOT EXISTS (SELECT FROM tasker.tasks p WHERE p.id = t.parent_id AND p.state NOT IN ('cancelled', 'discarded')));
     IF v_orphans <> '{}' THEN
         PERFORM tasker.cancel_tasks(v_orphans);
     END IF;

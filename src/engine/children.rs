@@ -8,11 +8,28 @@ use uuid::Uuid;
 use crate::db::Db;
 use crate::error::Result;
 
+/// What was to be done about children.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Moved {
+    /// Nothing.
+    Nothing,
+    /// Something, or somebody else was at it.
+    Something,
+    /// As much as one transaction does: there may be more.
+    Much,
+}
+
 /// Counts the children that have ended or died of at most `limit` tasks, and creates, or cancels, at most `limit` of them. What somebody else is at is left.
-/// Returns how many there were of the one, or of the other.
-pub(crate) async fn move_children(db: &Db, limit: i32) -> Result<i32> {
-    let sql = "SELECT greatest(t.tallied, m.moved) FROM tasker.tally_children($1) AS t(tallied), tasker.move_fan_outs($1) AS m(moved)";
-    super::again_on_conflict(|| async { Ok(sqlx::query_scalar(sql).bind(limit).fetch_one(db.pool()).await?) }).await
+pub(crate) async fn move_children(db: &Db, limit: i32) -> Result<Moved> {
+    let sql = "SELECT t.tallied >= $1 OR m.more, t.tallied + m.moved > 0
+               FROM tasker.tally_children($1) AS t(tallied), tasker.move_fan_outs($1) AS m";
+    let (more, any): (bool, bool) =
+        super::again_on_conflict(|| async { Ok(sqlx::query_as(sql).bind(limit).fetch_one(db.pool()).await?) }).await?;
+    Ok(match (more, any) {
+        (true, _) => Moved::Much,
+        (false, true) => Moved::Something,
+        (false, false) => Moved::Nothing,
+    })
 }
 
 /// What became of one task that is part of another's step.

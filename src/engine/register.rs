@@ -5,7 +5,7 @@ use serde_json::{json, Value};
 
 use crate::db::Db;
 use crate::error::Result;
-use crate::template::Template;
+use crate::template::{Kind, Template};
 
 /// A version of a template, as the database knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, sqlx::FromRow)]
@@ -61,10 +61,12 @@ fn step_row(template: &Template, decided: &[bool], position: usize, part: Option
     let step = &template.steps[position];
     let children = template.children(position);
     let joins = children.iter().any(|&child| template.steps[child].parents.len() > 1);
+    let each = |&parent: &usize| Some(&template.steps[parent]).filter(|before| matches!(before.kind, Kind::Each { .. }));
+    let fan_outs: Vec<&str> = step.parents.iter().filter_map(each).map(|before| before.name.as_str()).collect();
     json!({
         "step": position, "name": step.name, "kind": step.kind.name(), "handler": step.kind.handler(), "namespace": step.namespace,
         "parents": step.parents, "children": children, "joins": joins, "condition": step.condition, "decided": decided[position],
-        "spawn": step.kind.spawn(part), "delay_seconds": step.waits().map(|wait| wait.as_secs_f64()),
+        "spawn": step.kind.spawn(part), "fan_outs": (!fan_outs.is_empty()).then_some(fan_outs), "delay_seconds": step.waits().map(|wait| wait.as_secs_f64()),
         "max_attempts": step.retry.max_attempts, "backoff": step.retry.backoff,
         "multiplier": step.retry.multiplier, "base_seconds": step.retry.base.map(|base| base.as_secs_f64()),
         "max_seconds": step.retry.max.map(|max| max.as_secs_f64()), "jitter": step.retry.jitter,

@@ -9,13 +9,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
 use crate::db::{self, channel, Db, Wake};
-use crate::engine::children::move_children;
+use crate::engine::children::{move_children, Moved};
 use crate::health::{Beat, Beats};
 
 /// How many are created in one transaction.
 const SLICE: i32 = 1_000;
-/// Under load, many that end are counted together: between two times it rests four times as long as the first one took, but within these bounds.
-const REST: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_millis(200);
+/// Under load, many that end are counted together: between two times it rests twice as long as the first one took, within these bounds.
+const REST: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_millis(50);
 /// The loop that looks for what is due looks for children, too, and says so.
 const POLL: Duration = Duration::from_secs(30);
 
@@ -45,11 +45,11 @@ impl Children {
             self.beat.note(&moved);
             let wait = async {
                 match moved {
-                    Ok(SLICE..) => backoff.reset(),
+                    Ok(Moved::Much) => backoff.reset(),
                     Ok(moved) => {
                         backoff.reset();
-                        tokio::time::sleep((4 * took).clamp(*REST.start(), *REST.end())).await;
-                        if moved == 0 {
+                        tokio::time::sleep((2 * took).clamp(*REST.start(), *REST.end())).await;
+                        if moved == Moved::Nothing {
                             tokio::select! {
                                 () = db::wait(&mut self.wakes, POLL, |name, _| name == channel::CHILDREN) => {}
                                 () = self.found.notified() => {}

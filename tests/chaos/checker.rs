@@ -45,11 +45,12 @@ pub(crate) async fn check(pool: &PgPool, accepted: &HashMap<String, &'static str
             found.push(format!("{what}: {} ({})", rows.len(), rows[..rows.len().min(3)].join(", ")));
         }
     }
-    let tasks: Vec<String> =
-        sqlx::query_scalar("SELECT tp.name || '/' || t.key FROM tasker.tasks t JOIN tasker.templates tp ON tp.id = t.template_id")
-            .fetch_all(pool)
-            .await
-            .unwrap();
+    let tasks: Vec<String> = sqlx::query_scalar(
+        "SELECT tp.name || '/' || t.key FROM tasker.tasks t JOIN tasker.templates tp ON tp.id = t.template_id WHERE t.parent_id IS NULL",
+    )
+    .fetch_all(pool)
+    .await
+    .unwrap();
     if tasks.len() != accepted.len() || !tasks.iter().all(|key| accepted.contains_key(key)) {
         found.push(format!("{} tasks were accepted, {} are there", accepted.len(), tasks.len()));
     }
@@ -79,7 +80,7 @@ pub(crate) async fn check(pool: &PgPool, accepted: &HashMap<String, &'static str
 }
 
 /// Each returns what must not be.
-const QUERIES: [(&str, &str); 10] = [
+const QUERIES: [(&str, &str); 11] = [
     (
         "tasks that ended otherwise than they must",
         "SELECT t.id || ' ' || tp.name || ' ' || t.state FROM tasker.tasks t JOIN tasker.templates tp ON tp.id = t.template_id
@@ -105,6 +106,16 @@ const QUERIES: [(&str, &str); 10] = [
          JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = s.step
          JOIN tasker.steps p ON p.task_id = s.task_id AND p.step = ANY (ts.parents)
          WHERE p.state <> 'complete' OR s.started_at < p.finished_at",
+    ),
+    (
+        "families of which a child is missing, or there twice, or counted otherwise than once",
+        "SELECT t.id::text FROM tasker.tasks t JOIN tasker.templates tp ON tp.id = t.template_id AND tp.name = 'family'
+         JOIN tasker.steps s ON s.task_id = t.id AND s.step = 1
+         CROSS JOIN LATERAL (SELECT count(*) AS n, count(DISTINCT c.item) AS items, count(*) FILTER (WHERE c.state = 'complete') AS complete
+                             FROM tasker.tasks c WHERE c.parent_id = t.id AND c.parent_step = 1) AS c
+         WHERE (c.n, c.items, c.complete, (s.result ->> 'size')::bigint) IS DISTINCT FROM
+               (SELECT p.n, p.n, p.n, p.n FROM (SELECT jsonb_array_length(t.input -> 'parts')::bigint AS n) AS p)
+            OR (SELECT count(*) FROM tasker.tasks c WHERE c.parent_id = t.id AND c.parent_step = 2) <> 1",
     ),
     ("messages without a step", "SELECT msg_id::text FROM pgmq.q_work_queue UNION ALL SELECT msg_id::text FROM pgmq.q_bank_queue"),
     ("permits that did not come back", "SELECT task_id || ' ' || step FROM tasker.permits"),
@@ -155,7 +166,7 @@ async fn check_runs(pool: &PgPool, runs: &HashMap<String, f64>) -> Vec<String> {
                  WHERE p.task_id = s.task_id AND p.step = ANY (ts.parents)) AS parents
          FROM tasker.steps s JOIN tasker.tasks t ON t.id = s.task_id
          JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = s.step
-         WHERE s.state = 'complete'",
+         WHERE s.state = 'complete' AND ts.kind = 'handler'",
     )
     .fetch_all(pool)
     .await

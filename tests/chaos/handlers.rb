@@ -27,7 +27,7 @@ class Work < TaskerCore::StepHandler
     raise TaskerCore::PermanentError, "as it was told" if step.config[:refuse]
     raise "as it was told" if step.attempt < step.config.fetch(:fail_before, 0)
 
-    { run: run, seen: step.results.transform_values { |result| result[:run] } }
+    { run: run, seen: step.results.transform_values { |result| result[:run] unless result.is_a?(TaskerCore::Children) } }
   end
 end
 

@@ -1,4 +1,4 @@
-//! The work: mixed graphs, some under limits, with retries, timeouts, refusals, a step that kills its workers, and transfers that move money.
+//! The work: mixed graphs, some under limits, some of whose steps are other tasks, with retries, timeouts, refusals, a step that kills its workers, and transfers that move money.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use tasker::{Db, Template};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-const TEMPLATES: [&str; 9] = [
+const TEMPLATES: [&str; 10] = [
     "{ name: linear, namespace: work, steps: [
         { name: a, handler: Work }, { name: b, handler: Work, depends_on: [a] }, { name: c, handler: Work, depends_on: [b] },
         { name: d, handler: Work, depends_on: [c] }] }",
@@ -21,6 +21,10 @@ const TEMPLATES: [&str; 9] = [
         { name: a, handler: Work }, { name: b, handler: Work, depends_on: [a] }, { name: c, handler: Work, depends_on: [a] },
         { name: d, handler: Work, depends_on: [b, c] }] }",
     "FAN",
+    "{ name: family, namespace: work, steps: [
+        { name: a, handler: Work },
+        { name: parts, each: { over: $.input.parts, handler: Work, input: { ms: $.input.ms, part: $item } }, depends_on: [a] },
+        { name: whole, workflow: linear, depends_on: [a] }, { name: z, handler: Work, depends_on: [parts, whole] }] }",
     // Long enough to be under way when a worker that was frozen past its lease comes back.
     "{ name: long, namespace: work, steps: [{ name: a, handler: Work, config: { ms: 2500 } }, { name: b, handler: Work, depends_on: [a] }] }",
     "{ name: retrying, namespace: work, steps: [
@@ -82,7 +86,8 @@ pub(crate) type Mix = fn(&mut Rng) -> &'static str;
 pub(crate) fn anything(random: &mut Rng) -> &'static str {
     match random.u8(..100) {
         0..=3 => "long",
-        4..=27 => "linear",
+        4..=19 => "linear",
+        20..=27 => "family",
         28..=45 => "diamond",
         46..=50 => "fan",
         51..=60 => "retrying",
@@ -148,7 +153,10 @@ async fn submit(db: Db, mut random: Rng, mix: Mix, stop: CancellationToken) -> H
         let tasks: Vec<NewTask> = (0..count)
             .map(|n| {
                 let from = random.i64(1..=ACCOUNTS);
-                let input = json!({ "from": from, "to": 1 + from % ACCOUNTS, "cents": random.u32(1..50), "ms": random.u32(0..20) });
+                let mut input = json!({ "from": from, "to": 1 + from % ACCOUNTS, "cents": random.u32(1..50), "ms": random.u32(0..20) });
+                if template == "family" {
+                    input["parts"] = json!((0..random.u32(0..15)).collect::<Vec<_>>());
+                }
                 NewTask {
                     input: input.into(),
                     key: Some(format!("{}-{n}", accepted.len())),

@@ -4,7 +4,6 @@
 use std::collections::HashSet;
 
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
 use serde_json::json;
 
 use crate::world::{Leased, World};
@@ -218,27 +217,7 @@ async fn run(world: &World, graph: &Graph, events: &[Event]) {
 
 #[test]
 fn any_graph_ends_in_order_and_every_transition_counts_once() {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
-    let mut runner = TestRunner::new(Config {
-        cases: 60,
-        failure_persistence: None,
-        max_shrink_iters: 200,
-        ..Config::default()
+    World::for_any(60, (graphs(), events()), async |world, (graph, events)| {
+        run(world, graph, events).await
     });
-    let result = runner.run(&(graphs(), events()), |(graph, events)| {
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            runtime.block_on(World::with(async |world| run(world, &graph, &events).await));
-        }));
-        outcome.map_err(|panic| {
-            let text = panic.downcast_ref::<String>().cloned().unwrap_or_else(|| "panicked".into());
-            TestCaseError::fail(text)
-        })
-    });
-    if let Err(error) = result {
-        panic!("{error}");
-    }
 }

@@ -20,6 +20,7 @@ mod damaged_queues;
 mod dead_letters;
 mod deployments;
 mod failures;
+mod family_properties;
 mod health;
 mod large;
 mod leases;

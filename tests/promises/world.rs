@@ -3,6 +3,8 @@
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
+use proptest::strategy::Strategy;
+use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use serde_json::Value;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, PgPool};
@@ -114,6 +116,33 @@ impl World {
         world.db.close().await;
         world.pool.close().await;
         admin(format!("DROP DATABASE {name} WITH (FORCE)")).await;
+    }
+
+    /// Runs a test in a new database for each of so many values, and makes the first one that fails it smaller.
+    pub(crate) fn for_any<S: Strategy>(cases: u32, values: S, test: impl AsyncFn(&World, &S::Value)) {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let mut runner = TestRunner::new(Config {
+            cases,
+            failure_persistence: None,
+            max_shrink_iters: 200,
+            ..Config::default()
+        });
+        let result = runner.run(&values, |value| {
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                runtime.block_on(World::with(async |world| test(world, &value).await));
+            }));
+            outcome.map_err(|panic| {
+                let text = panic.downcast_ref::<String>().cloned().unwrap_or_else(|| "panicked".into());
+                TestCaseError::fail(text)
+            })
+        });
+        if let Err(error) = result {
+            panic!("{error}");
+        }
     }
 
     pub(crate) async fn register(&self, yaml: &str) -> Registered {

@@ -138,20 +138,22 @@ $$;
 CREATE FUNCTION tasker.finish_cancelled(p_tasks uuid[]) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    v_state tasker.task_state;
+    v_state    tasker.task_state;
     v_parents  uuid[];
     v_of_steps smallint[];
 BEGIN
-    FOR v_state, v_parents, v_of_steps IN WITH finished AS (
-    UPDATE tasker.tasks t
-    SET state = CASE WHEN EXISTS (SELECT FROM tasker.steps s WHERE s.task_id = t.id AND s.state = 'discarded')
-                THEN 'discarded' ELSE 'cancelled' END::tasker.task_state,
-        look_at = NULL, finished_at = clock_timestamp()
-    WHERE t.id = ANY (ARRAY(
-            SELECT h.id FROM tasker.tasks h WHERE h.id = ANY (p_tasks) AND h.state = 'cancelling' FOR NO KEY UPDATE SKIP LOCKED))
-      AND NOT tasker.is_open(t.id)
-    RETURNING t.state, t.parent_id, t.parent_step)
-    SELECT f.state, array_agg(f.parent_id), array_agg(f.parent_step) FROM finished f WHERE f.parent_id IS NOT NULL GROUP BY f.state
+    FOR v_state, v_parents, v_of_steps IN
+        WITH finished AS (
+            UPDATE tasker.tasks t
+            SET state = CASE WHEN EXISTS (SELECT FROM tasker.steps s WHERE s.task_id = t.id AND s.state = 'discarded')
+                        THEN 'discarded' ELSE 'cancelled' END::tasker.task_state,
+                look_at = NULL, finished_at = clock_timestamp()
+            WHERE t.id = ANY (ARRAY(
+                    SELECT h.id FROM tasker.tasks h WHERE h.id = ANY (p_tasks) AND h.state = 'cancelling' FOR NO KEY UPDATE SKIP LOCKED))
+              AND NOT tasker.is_open(t.id)
+            RETURNING t.state, t.parent_id, t.parent_step
+        )
+        SELECT f.state, array_agg(f.parent_id), array_agg(f.parent_step) FROM finished f WHERE f.parent_id IS NOT NULL GROUP BY f.state
     LOOP
         PERFORM tasker.note_children(v_parents, v_of_steps, (v_state = 'discarded')::int, (v_state = 'cancelled')::int);
     END LOOP;

@@ -113,8 +113,8 @@ const QUERIES: [(&str, &str); 11] = [
          JOIN tasker.steps s ON s.task_id = t.id AND s.step = 1
          CROSS JOIN LATERAL (SELECT count(*) AS n, count(DISTINCT c.item) AS items, count(*) FILTER (WHERE c.state = 'complete') AS complete
                              FROM tasker.tasks c WHERE c.parent_id = t.id AND c.parent_step = 1) AS c
-         WHERE (c.n, c.items, c.complete, (s.result ->> 'size')::bigint) IS DISTINCT FROM
-               (SELECT p.n, p.n, p.n, p.n FROM (SELECT jsonb_array_length(t.input -> 'parts')::bigint AS n) AS p)
+         CROSS JOIN LATERAL (SELECT jsonb_array_length(t.input -> 'parts')::bigint AS n) AS p
+         WHERE (c.n, c.items, c.complete, (s.result ->> 'size')::bigint) IS DISTINCT FROM (p.n, p.n, p.n, p.n)
             OR (SELECT count(*) FROM tasker.tasks c WHERE c.parent_id = t.id AND c.parent_step = 2) <> 1",
     ),
     ("messages without a step", "SELECT msg_id::text FROM pgmq.q_work_queue UNION ALL SELECT msg_id::text FROM pgmq.q_bank_queue"),

@@ -89,7 +89,7 @@ DECLARE
     v_way text;
 BEGIN
     WITH RECURSIVE names AS (
-        SELECT n.name || '/' || t.name AS name, t.current_version_id FROM tasker.templates t JOIN tasker.namespaces n ON n.id = t.namespace_id
+        SELECT t.id, n.name || '/' || t.name AS name, t.current_version_id FROM tasker.templates t JOIN tasker.namespaces n ON n.id = t.namespace_id
     ), below AS (
         SELECT ts.spawn ->> 'template' AS name, ARRAY[ts.spawn ->> 'template'] AS way
         FROM tasker.template_steps ts WHERE ts.version_id = p_version AND ts.spawn IS NOT NULL
@@ -99,9 +99,7 @@ BEGIN
         WHERE NOT (ts.spawn ->> 'template') = ANY (b.way)
     )
     SELECT array_to_string(n.name || b.way, ' → ') INTO v_way
-    FROM tasker.template_versions tv JOIN names n ON n.name = (
-        SELECT nn.name || '/' || t.name FROM tasker.templates t JOIN tasker.namespaces nn ON nn.id = t.namespace_id WHERE t.id = tv.template_id)
-    JOIN below b ON b.name = n.name
+    FROM tasker.template_versions tv JOIN names n ON n.id = tv.template_id JOIN below b ON b.name = n.name
     WHERE tv.id = p_version AND NOT tv.definition ? 'max_depth' LIMIT 1;
     IF v_way IS NOT NULL THEN
         RAISE EXCEPTION 'its tasks would contain tasks of the same template: %', v_way

@@ -117,6 +117,30 @@ BEGIN
 END
 $$;
 
+-- Whether more children of a step that waits for them are dead than it tolerates.
+CREATE FUNCTION tasker.has_too_many_dead(p_task uuid) RETURNS boolean
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN EXISTS (
+        SELECT FROM tasker.fan_outs f JOIN tasker.steps s ON s.task_id = f.task_id AND s.step = f.step AND s.state = 'waiting'
+        WHERE f.task_id = p_task AND f.dead > f.tolerated);
+END
+$$;
+
+-- Has somebody look at what is to be done about the children of these steps, of those that have any.
+CREATE FUNCTION tasker.look_at_children(p_tasks uuid[], p_steps smallint[]) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    UPDATE tasker.fan_outs f SET look_at = clock_timestamp()
+    WHERE f.ctid = ANY (ARRAY(
+        SELECT h.place FROM unnest(p_tasks, p_steps) AS p(task, step)
+        CROSS JOIN LATERAL (SELECT ctid AS place FROM tasker.fan_outs WHERE task_id = p.task AND step = p.step OFFSET 0) AS h));
+    IF FOUND THEN
+        PERFORM tasker.notify('tasker_children', '');
+    END IF;
+END
+$$;
+
 -- What may be large is compressed by lz4, where PostgreSQL is built with it: several times as fast as its own.
 DO $$
 BEGIN

@@ -12,7 +12,8 @@ END;
 
 -- A step as it is leased, with all that its handler needs, as far as it is not large. large: input and checkpoint are to be read (read_leased);
 -- results are, too, where they are null, and have results_bytes altogether. fan_outs: the steps before whose results are those of many tasks
--- (read_children). trace: {context: the task's}, and if that is sampled {parents: the steps that it waited for, and what they travelled as [[step, msg_id]], previous: what its last failed attempt travelled as}.
+-- (read_children). trace: {context: the task's}, and if that is sampled {parents: the steps that it waited
+-- for, and what they travelled as [[step, msg_id]], previous: what its last failed attempt travelled as}.
 CREATE TYPE tasker.leased_step AS (
     msg_id bigint, fence int, task_id uuid, step smallint, name text, handler text, template text, version text,
     attempt int, max_attempts int, crashes int, kills int, timeout_ms bigint, large boolean, input text, config text, results text,

@@ -147,7 +147,7 @@ LANGUAGE sql BEGIN ATOMIC
         UPDATE tasker.tasks t SET state = 'running', finished_at = NULL
         WHERE t.id = ANY (p_tasks) AND t.state IN ('blocked', 'failed')
           AND NOT EXISTS (SELECT 1 FROM tasker.steps s WHERE s.task_id = t.id AND s.state = 'dead')
-          AND NOT EXISTS (SELECT 1 FROM tasker.fan_outs f WHERE f.task_id = t.id AND f.dead > f.tolerated)
+          AND NOT tasker.has_too_many_dead(t.id)
         RETURNING t.parent_id, t.parent_step
     )
     SELECT tasker.note_children(array_agg(a.parent_id), array_agg(a.parent_step), 0, -1) FROM again a WHERE a.parent_id IS NOT NULL HAVING count(*) > 0;
@@ -164,6 +164,7 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_replayed text[];
     v_tasks    uuid[];
+    v_steps    smallint[];
 BEGIN
     WITH taken AS MATERIALIZED (
         SELECT * FROM tasker.take_dead_letters(p_ids, true)
@@ -177,12 +178,7 @@ BEGIN
             finished_at = NULL, retry_at = CASE WHEN a.kind = 'handler' THEN clock_timestamp() + coalesce(a.n / p_per_second, 0) * interval '1 second' END,
             wakes_at = CASE WHEN a.kind = 'sleep' THEN clock_timestamp() END
         FROM again a WHERE s.task_id = a.task_id AND s.step = a.step
-        RETURNING a.id, a.task_id, a.letter
-    ), spawning AS (
-        UPDATE tasker.fan_outs f SET look_at = clock_timestamp() FROM (
-            SELECT h.place FROM again a CROSS JOIN LATERAL (
-                SELECT ctid AS place FROM tasker.fan_outs WHERE task_id = a.task_id AND step = a.step OFFSET 0) AS h) AS a
-        WHERE f.ctid = a.place
+        RETURNING a.id, a.task_id, s.step, a.letter
     ), edited AS (
         UPDATE tasker.tasks t SET input = p_input FROM scheduled c WHERE t.id = c.task_id AND p_input IS NOT NULL
     ), recorded AS (
@@ -191,8 +187,9 @@ BEGIN
                jsonb_build_object('input', p_input, 'max_attempts', p_max_attempts, 'letter', c.letter)
         FROM scheduled c
     )
-    SELECT array_agg(c.id), array_agg(c.task_id) INTO v_replayed, v_tasks FROM scheduled c;
+    SELECT array_agg(c.id), array_agg(c.task_id), array_agg(c.step) INTO v_replayed, v_tasks, v_steps FROM scheduled c;
     PERFORM tasker.unblock_tasks(v_tasks);
+    PERFORM tasker.look_at_children(v_tasks, v_steps);
     PERFORM tasker.notify('tasker_due', '');
     RETURN QUERY SELECT unnest(v_replayed);
 END
@@ -216,11 +213,6 @@ BEGIN
             finished_at = clock_timestamp()
         FROM taken k WHERE s.task_id = k.task_id AND s.step = k.step
         RETURNING k.id, k.task_id, k.step, k.letter
-    ), over AS (
-        UPDATE tasker.fan_outs f SET look_at = clock_timestamp() FROM (
-            SELECT h.place FROM taken k CROSS JOIN LATERAL (
-                SELECT ctid AS place FROM tasker.fan_outs WHERE task_id = k.task_id AND step = k.step OFFSET 0) AS h) AS k
-        WHERE f.ctid = k.place
     ), recorded AS (
         INSERT INTO tasker.dead_letter_actions (action, letter, task_id, step, who, why, details)
         SELECT CASE WHEN p_result IS NULL THEN 'skip' ELSE 'resolve' END, c.id, c.task_id, c.letter ->> 'step', p_who, p_why,
@@ -231,7 +223,7 @@ BEGIN
     IF v_settled IS NOT NULL THEN
         PERFORM tasker.unblock_tasks(v_tasks);
         PERFORM tasker.advance_tasks(v_tasks, v_steps);
-        PERFORM tasker.notify('tasker_due', '');
+        PERFORM tasker.look_at_children(v_tasks, v_steps);
     END IF;
     RETURN QUERY SELECT unnest(v_settled);
 END

@@ -315,11 +315,7 @@ DECLARE
 BEGIN
     PERFORM tasker.end_cancelling(array_agg(DISTINCT t.id)) FROM tasker.tasks t
     WHERE t.id = ANY (p_tasks) AND t.state = 'cancelling' HAVING count(*) > 0;
-    PERFORM tasker.block_tasks(ARRAY(
-        SELECT f.task_id FROM unnest(p_tasks, p_steps) AS p(task, step)
-        CROSS JOIN LATERAL (SELECT * FROM tasker.fan_outs WHERE task_id = p.task AND step = p.step OFFSET 0) AS f
-        CROSS JOIN LATERAL (SELECT * FROM tasker.steps WHERE task_id = p.task AND step = p.step OFFSET 0) AS s
-        WHERE f.dead > f.tolerated AND s.state = 'waiting'));
+    PERFORM tasker.block_tasks(ARRAY(SELECT p.task FROM unnest(p_tasks) AS p(task) WHERE tasker.has_too_many_dead(p.task)));
     PERFORM tasker.unblock_tasks(p_tasks);
     WITH done AS (
         UPDATE tasker.steps s

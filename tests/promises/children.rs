@@ -1,4 +1,4 @@
-//! Children: steps whose work is other tasks, as many as a list has elements that is known only at run time. Each is counted once, whatever happens.
+//! Children: steps whose work is other tasks, as many as a list has elements that is known only at run time.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{json, Value};
-use tasker::engine::cancel::cancel_tasks;
 use tasker::engine::children::Page;
 use tasker::engine::fail::Failure;
 use tasker::engine::read::wait_for_end;
@@ -87,29 +86,6 @@ async fn end_of(world: &World, task: Uuid) -> String {
         .to_string()
 }
 
-/// Until that is so.
-async fn until(world: &World, sql: &str) {
-    while world.count(&format!("SELECT ({sql})::int::bigint")).await == 0 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
-
-/// As an orchestrator does, `limit` children at most: how many were created or cancelled.
-async fn move_on(world: &World, limit: i32) -> i64 {
-    world.count("SELECT tasker.tally_children(1000)::bigint").await;
-    world
-        .count(&format!("SELECT moved::bigint FROM tasker.move_fan_outs({limit})"))
-        .await
-}
-
-async fn children(world: &World, condition: &str) -> i64 {
-    world
-        .count(&format!(
-            "SELECT count(*) FROM tasker.tasks t WHERE parent_id IS NOT NULL AND {condition}"
-        ))
-        .await
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn each_element_of_a_list_is_a_task_and_their_results_are_read_in_order() {
     World::with(async |world| {
@@ -125,7 +101,7 @@ async fn each_element_of_a_list_is_a_task_and_their_results_are_read_in_order() 
                 json!((0..lines).map(|line| line * line).collect::<Vec<_>>())
             );
         }
-        assert_eq!(children(world, "state = 'complete'").await, 101);
+        assert_eq!(world.children("state = 'complete'").await, 101);
         assert_eq!(world.count("SELECT count(*) FROM tasker.child_ends").await, 0);
         crew.end().await;
     })
@@ -168,18 +144,23 @@ async fn a_dead_child_blocks_its_parent_visibly_and_its_replay_heals_it() {
         )
         .await;
         let task = world.submit("order", json!({ "lines": 30 })).await;
-        until(world, "SELECT count(*) = 27 FROM tasker.tasks WHERE parent_id IS NOT NULL AND state = 'complete'").await;
+        world
+            .until_true("count(*) = 27 FROM tasker.tasks WHERE parent_id IS NOT NULL AND state = 'complete'")
+            .await;
         assert_eq!(end_of(world, task).await, "blocked");
-        until(world, "SELECT dead = 3 AND ended = 27 FROM tasker.fan_outs").await;
+        world.until_true("dead = 3 AND ended = 27 FROM tasker.fan_outs").await;
         let seen = world.task(task).await;
         assert_eq!(seen["steps"][1]["waits_for"], "3 of 30 tasks, which are dead");
-        assert_eq!(seen["steps"][1]["children"], json!({ "total": 30, "created": 30, "ended": 27, "dead": 3, "tolerated": 0 }));
+        assert_eq!(
+            seen["steps"][1]["children"],
+            json!({ "total": 30, "created": 30, "ended": 27, "dead": 3, "tolerated": 0 })
+        );
 
         broken.store(0, Ordering::Relaxed);
+        world.replay_all("here").await;
         world
-            .run("SELECT tasker.replay_dead_letters(ARRAY(SELECT 'here/' || msg_id FROM pgmq.q_here_queue_dlq), NULL, NULL, NULL, 0, 'test', NULL)")
+            .until_true(&format!("state = 'complete' FROM tasker.tasks WHERE id = '{task}'"))
             .await;
-        until(world, &format!("SELECT state = 'complete' FROM tasker.tasks WHERE id = '{task}'")).await;
         assert_eq!(world.task(task).await["steps"][2]["result"][13], 169);
         crew.end().await;
     })
@@ -267,7 +248,9 @@ steps:
         world.register(order).await;
         let handlers = Handlers::default()
             .with("check", |_| async { Ok(json!({ "address": "Kiel" })) })
-            .with("pack", |step: Arc<Step>| async move { Ok(serde_json::from_str::<Value>(&step.input().await?).unwrap()) })
+            .with("pack", |step: Arc<Step>| async move {
+                Ok(serde_json::from_str::<Value>(&step.input().await?).unwrap())
+            })
             .with("send", |step: Arc<Step>| async move {
                 let results = step.results(&["pack".into()]).await?;
                 Ok(json!({ "tracking": serde_json::from_str::<Value>(&results[0].1).unwrap() }))
@@ -284,50 +267,23 @@ steps:
         assert_eq!(letters[0]["errors"][0]["message"], "no template here/shipping");
 
         world.register(shipping).await;
+        world.replay_all("here").await;
         world
-            .run("SELECT tasker.replay_dead_letters(ARRAY(SELECT 'here/' || msg_id FROM pgmq.q_here_queue_dlq), NULL, NULL, NULL, 0, 'test', NULL)")
+            .until_true(&format!("state = 'complete' FROM tasker.tasks WHERE id = '{early}'"))
             .await;
-        until(world, &format!("SELECT state = 'complete' FROM tasker.tasks WHERE id = '{early}'")).await;
         let task = world.submit("parcel", json!({ "id": 7 })).await;
         assert_eq!(end_of(world, task).await, "complete");
         assert_eq!(world.task(task).await["steps"][2]["result"], json!({ "to": "Kiel", "order": 7 }));
-        let child: Uuid = world.text(&format!("SELECT id::text FROM tasker.tasks WHERE parent_id = '{task}'")).await.parse().unwrap();
-        assert_eq!(world.task(child).await["parent"], json!({ "task": task, "step": "ship", "item": 0 }));
-        crew.end().await;
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_crash_in_the_middle_of_an_expansion_leaves_no_item_twice_and_none_out() {
-    World::with(async |world| {
-        world
-            .register("name: bare\nnamespace: here\nsteps:\n  - { name: all, each: { over: $.input.lines, handler: h } }\n")
-            .await;
-        let task = world.submit("bare", json!({ "lines": (0..50).collect::<Vec<_>>() })).await;
-        world.claim().await;
-        assert_eq!(move_on(world, 20).await, 20);
-        world.run("BEGIN; SELECT * FROM tasker.move_fan_outs(20); ROLLBACK").await;
-        assert_eq!(children(world, "true").await, 20);
-
-        // The first of them are complete before the others are there.
-        world.claim().await;
-        world.complete(&world.lease("here_queue", 20).await, "1").await;
-        assert_eq!(move_on(world, 20).await, 20);
-        assert_eq!(world.task(task).await["state"], "running");
-        assert_eq!((move_on(world, 20).await, move_on(world, 20).await), (10, 0));
+        let child: Uuid = world
+            .text(&format!("SELECT id::text FROM tasker.tasks WHERE parent_id = '{task}'"))
+            .await
+            .parse()
+            .unwrap();
         assert_eq!(
-            world
-                .count("SELECT count(DISTINCT item) FROM tasker.tasks WHERE parent_id IS NOT NULL")
-                .await,
-            50
+            world.task(child).await["parent"],
+            json!({ "task": task, "step": "ship", "item": 0 })
         );
-        world.claim().await;
-        let rest = world.lease("here_queue", 100).await;
-        assert_eq!(rest.len(), 30);
-        world.complete(&rest, "1").await;
-        move_on(world, 20).await;
-        assert_eq!(world.task(task).await["state"], "complete");
+        crew.end().await;
     })
     .await;
 }
@@ -364,103 +320,6 @@ async fn children_that_end_together_complete_their_parent_once() {
         for crew in crews {
             crew.end().await;
         }
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn who_cancels_a_task_cancels_its_children_and_theirs() {
-    World::with(async |world| {
-        let inner = "name: inner\nnamespace: here\nsteps:\n  - { name: all, each: { over: $.input.lines, handler: h } }\n";
-        world.register(inner).await;
-        world
-            .register("name: outer\nnamespace: here\nsteps:\n  - { name: all, each: { over: $.input.rows, workflow: inner } }\n")
-            .await;
-        let task = world
-            .submit("outer", json!({ "rows": vec![json!({ "lines": [1, 2, 3] }); 10] }))
-            .await;
-        world.claim().await;
-        assert_eq!(move_on(world, 7).await, 7, "it is not through yet");
-        world.claim().await;
-        move_on(world, 3).await;
-        assert!(children(world, "true").await > 7);
-        assert_eq!(cancel_tasks(&world.db, &[task]).await.unwrap(), [task]);
-        assert_eq!(world.task(task).await["state"], "cancelling");
-        let orchestrator = Orchestrator::start(&world.db, OrchestratorConfig::default()).await.unwrap();
-        assert_eq!(end_of(world, task).await, "cancelled");
-        until(world, "SELECT count(*) = 0 FROM tasker.tasks WHERE finished_at IS NULL").await;
-        assert_eq!(children(world, "state <> 'cancelled'").await, 0);
-        orchestrator.shutdown().await;
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_child_that_is_cancelled_by_itself_is_missing_for_its_parent() {
-    World::with(async |world| {
-        world
-            .register("name: bare\nnamespace: here\nsteps:\n  - { name: all, each: { over: $.input.lines, handler: h } }\n")
-            .await;
-        let task = world.submit("bare", json!({ "lines": [1, 2] })).await;
-        world.claim().await;
-        move_on(world, 10).await;
-        let child: Uuid = world
-            .text("SELECT id::text FROM tasker.tasks WHERE item = 1")
-            .await
-            .parse()
-            .unwrap();
-        cancel_tasks(&world.db, &[child]).await.unwrap();
-        move_on(world, 10).await;
-        let seen = world.task(task).await;
-        assert_eq!(
-            (&seen["state"], &seen["steps"][0]["waits_for"]),
-            (&json!("blocked"), &json!("1 of 2 tasks, which is dead"))
-        );
-        assert_eq!(cancel_tasks(&world.db, &[task]).await.unwrap(), [task]);
-        for _ in 0..3 {
-            move_on(world, 10).await;
-        }
-        assert_eq!(world.task(task).await["state"], "cancelled");
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_count_that_drifted_and_children_that_nobody_waits_for_are_found() {
-    World::with(async |world| {
-        world
-            .register("name: bare\nnamespace: here\nsteps:\n  - { name: all, each: { over: $.input.lines, handler: h } }\n")
-            .await;
-        let reconcile = "SELECT mended::bigint FROM tasker.reconcile('00000000-0000-0000-0000-000000000000', 1000)";
-        let old = "UPDATE tasker.tasks SET started_at = started_at - interval '1 hour'";
-        let task = world.submit("bare", json!({ "lines": [1, 2] })).await;
-        world.claim().await;
-        move_on(world, 10).await;
-        world.claim().await;
-        let leased = world.lease("here_queue", 2).await;
-        world.complete(&leased[..1], "1").await;
-        world.run(old).await;
-        assert_eq!(world.count(reconcile).await, 0, "what is not counted yet has not drifted");
-        world
-            .run("UPDATE tasker.fan_outs SET ended = -5; DELETE FROM tasker.child_ends")
-            .await;
-        world.complete(&leased[1..], "1").await;
-        assert_eq!(world.count(reconcile).await, 1);
-        move_on(world, 10).await;
-        assert_eq!(world.task(task).await["state"], "complete");
-
-        let purged = world.submit("bare", json!({ "lines": [1, 2] })).await;
-        world.claim().await;
-        move_on(world, 10).await;
-        world.claim().await;
-        world.run(&format!("DELETE FROM tasker.tasks WHERE id = '{purged}'")).await;
-        let orphans = world.lease("here_queue", 1).await;
-        world.complete(&orphans, "1").await;
-        move_on(world, 10).await;
-        assert_eq!(world.count("SELECT count(*) FROM tasker.child_ends").await, 0);
-        world.run(old).await;
-        assert_eq!(world.count(reconcile).await, 1, "the other one runs for nobody");
-        assert_eq!(children(world, "state = 'cancelled'").await, 1);
     })
     .await;
 }
@@ -505,12 +364,9 @@ async fn children_have_their_parents_priority_deadline_and_trace() {
             ))
             .await;
         world.claim().await;
-        move_on(world, 10).await;
+        world.move_children(10).await;
         let same = "EXISTS (SELECT FROM tasker.tasks p WHERE p.id = t.parent_id AND p.deadline_at = t.deadline_at AND p.trace = t.trace)";
-        assert_eq!(
-            children(world, &format!("priority = 4 AND look_at IS NOT NULL AND {same}")).await,
-            1
-        );
+        assert_eq!(world.children(&format!("priority = 4 AND look_at IS NOT NULL AND {same}")).await, 1);
     })
     .await;
 }
@@ -542,7 +398,7 @@ async fn postgresql_and_the_library_give_children_the_same_inputs() {
             world.claim().await;
             let up: Vec<_> = world.lease("here_queue", 100).await.into_iter().filter(|step| step.name == "up").collect();
             world.complete(&up, &seen["results"]["up"].to_string()).await;
-            move_on(world, 100).await;
+            world.move_children(100).await;
             let made = format!("SELECT coalesce(jsonb_agg(input ORDER BY item), '[]')::text FROM tasker.tasks WHERE parent_id = '{task}'");
             let made: Value = serde_json::from_str(&world.text(&made).await).unwrap();
             match inputs(&template.steps[1].kind, &seen) {

@@ -47,14 +47,8 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
 
 /// Creates, counts and cancels, one slice of at most `limit`; whether there was anything to do.
 async fn move_on(world: &World, limit: u8) -> bool {
-    let tallied = world.count("SELECT tasker.tally_children(1000)::bigint").await;
-    world.claim().await;
-    tallied
-        + world
-            .count(&format!("SELECT moved::bigint FROM tasker.move_fan_outs({limit})"))
-            .await
-        + world.claim().await
-        > 0
+    let (tallied, moved) = world.move_children(limit.into()).await;
+    tallied + moved + world.claim().await > 0
 }
 
 async fn lease(world: &World, held: &mut Vec<Leased>) {
@@ -155,9 +149,7 @@ async fn run(world: &World, (leaves, tolerate, limit): &Family, events: &[Event]
     };
     assert_eq!(world.task(root).await["state"], state, "{blocked} of its children are blocked");
 
-    let replay =
-        "SELECT tasker.replay_dead_letters(ARRAY(SELECT 'here/' || msg_id FROM pgmq.q_here_queue_dlq), NULL, NULL, NULL, 0, 'test', NULL)";
-    world.run(replay).await;
+    world.replay_all("here").await;
     finish(&mut held, &mut once).await;
     assert_eq!(world.task(root).await["state"], "complete", "what died was replayed");
     let tasks = 1 + leaves.len() + leaves.iter().sum::<usize>();

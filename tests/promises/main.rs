@@ -14,6 +14,7 @@ mod command_line;
 mod conditions;
 mod configuration;
 mod costs;
+mod counting_children;
 mod crowds;
 mod dag_properties;
 mod damaged_queues;

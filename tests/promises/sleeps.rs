@@ -85,19 +85,25 @@ async fn a_task_that_sleeps_can_be_cancelled_and_can_run_out_of_time() {
         assert_eq!(world.task(cancelled).await["state"], "cancelled");
         assert_eq!(world.step_states(cancelled).await, ["complete", "cancelled", "cancelled"]);
 
-        world.register(&format!("{TRIAL}deadline: 1h\n").replace("name: trial", "name: late").replace("14d", "13d")).await;
+        world
+            .register(
+                &format!("{TRIAL}deadline: 1h\n")
+                    .replace("name: trial", "name: late")
+                    .replace("14d", "13d"),
+            )
+            .await;
         let late = world.submit("late", json!({})).await;
         world.claim().await;
         let welcome = world.lease("here_queue", 1).await;
         world.complete(&welcome, "{}").await;
-        world.run("UPDATE tasker.tasks SET deadline_at = now(), look_at = now() WHERE deadline_at IS NOT NULL").await;
+        world
+            .run("UPDATE tasker.tasks SET deadline_at = now(), look_at = now() WHERE deadline_at IS NOT NULL")
+            .await;
         world.count("SELECT tasker.expire_tasks(100)::bigint").await;
         assert_eq!(world.step_states(late).await, ["complete", "dead", "pending"]);
         let letters = world.dead_letters("here").await;
         assert_eq!((letters.len(), &letters[0]["reason"]), (1, &json!("deadline")));
-        world
-            .run("SELECT tasker.replay_dead_letters(ARRAY(SELECT 'here/' || msg_id FROM pgmq.q_here_queue_dlq), NULL, NULL, NULL, 0, 'test', NULL)")
-            .await;
+        world.replay_all("here").await;
         assert_eq!(later(world).await, (1, 0), "it has slept enough");
         assert_eq!(world.step_states(late).await, ["complete", "complete", "waiting"]);
     })

@@ -288,19 +288,17 @@ async fn a_trace_that_is_none_is_refused() {
 #[tokio::test]
 async fn a_replay_is_linked_to_the_attempt_that_it_replays() {
     World::with(async |world| {
-        world
-            .register(AFTER)
-            .await;
+        world.register(AFTER).await;
         let create = format!("SELECT tasker.create_task('after', '{{}}', p_trace => '{{\"traceparent\": \"{CALLER}\"}}')::text");
         world.text(&create).await;
         world.claim().await;
         let failed = world.lease("traced_queue", 1).await.remove(0);
         world.fail(&failed, "for good", true, None).await;
-        world
-            .run("SELECT tasker.replay_dead_letters(ARRAY(SELECT 'traced/' || msg_id FROM pgmq.q_traced_queue_dlq), NULL, NULL, NULL, 0, 'me', 'again')")
-            .await;
+        world.replay_all("traced").await;
         assert_eq!(world.enqueue_due_retries().await, 1);
-        let trace = world.text("SELECT trace::text FROM tasker.lease_steps('traced_queue', 7, 1, '1 hour')").await;
+        let trace = world
+            .text("SELECT trace::text FROM tasker.lease_steps('traced_queue', 7, 1, '1 hour')")
+            .await;
         let trace: serde_json::Value = serde_json::from_str(&trace).unwrap();
         let context = json!({ "traceparent": CALLER });
         assert_eq!(trace, json!({ "context": context, "parents": null, "previous": failed.msg_id }));

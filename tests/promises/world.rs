@@ -258,6 +258,40 @@ impl World {
         tasker::engine::read::read_task(&self.db, id).await.expect("the task exists")
     }
 
+    /// Replays every dead letter of a namespace at once.
+    pub(crate) async fn replay_all(&self, namespace: &str) {
+        let letters = format!("ARRAY(SELECT '{namespace}/' || msg_id FROM pgmq.q_{namespace}_queue_dlq)");
+        self.run(&format!(
+            "SELECT tasker.replay_dead_letters({letters}, NULL, NULL, NULL, 0, 'test', NULL)"
+        ))
+        .await;
+    }
+
+    /// As an orchestrator does, `limit` children at most: how many tasks had children to be counted, and how many were created or cancelled.
+    pub(crate) async fn move_children(&self, limit: i32) -> (i64, i64) {
+        let tallied = self.count("SELECT tasker.tally_children(1000)::bigint").await;
+        (
+            tallied,
+            self.count(&format!("SELECT moved::bigint FROM tasker.move_fan_outs({limit})"))
+                .await,
+        )
+    }
+
+    /// How many tasks that are children are so.
+    pub(crate) async fn children(&self, condition: &str) -> i64 {
+        self.count(&format!(
+            "SELECT count(*) FROM tasker.tasks t WHERE parent_id IS NOT NULL AND {condition}"
+        ))
+        .await
+    }
+
+    /// Waits until a statement, without its SELECT, is true.
+    pub(crate) async fn until_true(&self, condition: &str) {
+        while self.count(&format!("SELECT (SELECT {condition})::int::bigint")).await == 0 {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    }
+
     /// The states of a task's steps, in order.
     pub(crate) async fn step_states(&self, id: Uuid) -> Vec<String> {
         let task = self.task(id).await;

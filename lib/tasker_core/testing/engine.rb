@@ -167,15 +167,14 @@ module TaskerCore
 
       # Has other tasks do it.
       def fan_out(task, step, impatient)
-        step.children || step.spawn(task.input) { |input| create_child(task, step, input) }
+        step.children || step.spawn(task.input) { |input, item| create_child(task, step, input, item) }
         step.children&.each { |child| run(child, impatient: impatient) if child.due? }
         step.settle
       rescue NotFound => e
         step.fail({ class: "TaskerError", message: e.message, permanent: true })
       end
 
-      def create_child(task, step, input)
-        item = @tasks.values.count { |other| other.parent&.slice(:task, :step) == { task: task.id, step: step.name } }
+      def create_child(task, step, input, item)
         template = step.definition[:workflow] || step.definition.dig(:each, :workflow)
         template = template ? template(template) : part(task, step.definition)
         child = TaskRun.new(template, input, priority: task.priority, parent: { task: task.id, step: step.name, item: item })

@@ -86,13 +86,14 @@ module TaskerCore
 
       # @param input [String] JSON of its task
       # @yieldparam input [String] JSON of a child
+      # @yieldparam item [Integer] its number
       # @yieldreturn [TaskRun]
       def spawn(input, &block)
         inputs, problem = Native.child_inputs(definition.slice(:each, :workflow, :input).to_json, seen(input))
         return fail({ class: "TaskerError", message: problem, permanent: true }) if problem
 
         @state = "waiting"
-        @children = inputs.map(&block)
+        @children = inputs.each_with_index.map(&block)
       end
 
       # Completes it, if its children have ended, but for those that may be dead.

@@ -53,6 +53,10 @@ RSpec.describe "documentation" do
       step :validate, "ValidateOrder"
       step :ship, "ShipOrder", after: :validate
     end)
+    stub_const("Marketplace", Class.new(TaskerCore::Workflow) do
+      namespace "orders"
+      each :reserve, "ReserveInventory", over: "$.input.lines"
+    end)
     stub_const("StatsD", double(timing: nil))
     stub_const("Shop", double(connection: connection))
     stub_const("ENV", ENV.to_h.merge("DATABASE_URL" => Database.url))

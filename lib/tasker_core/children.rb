@@ -7,12 +7,11 @@ module TaskerCore
   # are read from the database a page at a time, and never held all at once.
   #
   # @example
-  #   def call(step)
-  #     reserved = step.results[:reserve]
-  #     reserved.size                         # => 5000
-  #     reserved.sum { |line| line[:units] }
-  #     reserved.errors.map(&:item)           # => [17, 4031]
-  #   end
+  #   task = TaskerCore.enqueue(Marketplace, { lines: [{ sku: "A" }, { sku: "B" }] })
+  #   reserved = task.results[:reserve]         # in a handler: step.results[:reserve]
+  #   reserved.size                             # => 2
+  #   reserved.sum { |line| line[:reserved] }   # => 4
+  #   reserved.errors.map(&:item)               # => []
   class Children
     include Enumerable
 

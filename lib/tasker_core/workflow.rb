@@ -133,7 +133,12 @@ module TaskerCore
       # Adds a step whose work is other tasks: one for each element of a list that is known only when the step is ready. It is complete
       # when they have ended; the steps after it read their results, in order ({Step#results}, {Children}).
       # @example
-      #   each :reserve, ReserveItem, over: "$.results.validate.lines", after: :validate, limit: 20, tolerate: "1%"
+      #   class Marketplace < TaskerCore::Workflow
+      #     namespace "orders"
+      #
+      #     step :validate, ValidateOrder
+      #     each :reserve, ReserveInventory, over: "$.results.validate.lines", after: :validate, limit: 20, tolerate: "1%"
+      #   end
       # @param name [Symbol]
       # @param does [Class<StepHandler>, Class<Workflow>, String] what each of the tasks does: a handler, or a workflow ("namespace/name"
       #   where its class lives in another team's application)

@@ -14,6 +14,7 @@ require_relative "tasker_core/instrumentation"
 require_relative "tasker_core/tracing"
 require_relative "tasker_core/step_handler"
 require_relative "tasker_core/workflow"
+require_relative "tasker_core/signals"
 require_relative "tasker_core/client"
 require_relative "tasker_core/task"
 require_relative "tasker_core/dlq"
@@ -117,6 +118,36 @@ module TaskerCore
     # @param tasks [Enumerable<Task, String>] tasks or their ids
     # @return [Hash{String => String}] their statuses by id, in one query; ids that do not exist are left out
     def statuses(tasks) = client.statuses(tasks)
+
+    # Sends a signal: to a task, or by a key to all that wait with that key (see {Workflow.wait}). One that comes before its wait is kept.
+    # Where a transaction is open on this thread, on a connection to the same database, it is sent if, and only if, that commits.
+    # @example
+    #   TaskerCore.signal("order-17", "paid", { amount: 90 }, id: "evt_1") # => :kept
+    #   TaskerCore.signal("order-17", "paid", { amount: 90 }, id: "evt_1") # => :duplicate
+    # @param addressee [Task, String] a task, or its id; or a key
+    # @param name [String, Symbol] what the step waits for
+    # @param payload [Object, nil] what JSON can hold: the result of the step that waits
+    # @param id [String, nil] the sender's own id of it: for its addressee, the same counts once
+    # @param by [Symbol, nil] :key or :task; nil: a UUID is a task's id, any other text a key
+    # @param keep [Numeric, String, nil] how long it is kept, in seconds or as "1h"; nil: a week. One to a task is kept as long as that
+    #   has not ended.
+    # @return [Symbol] :awaited (a step waits for it now), :kept (none does yet), :duplicate (its id is known), :late (the task has ended)
+    # @raise [NotFound] when there is no such task
+    # @raise [InvalidInput] when the name, the key, the id or the payload is not acceptable, or no step that waits for it would accept it
+    def signal(addressee, name, payload = nil, id: nil, by: nil, keep: nil)
+      client.signal(addressee, name, payload, id: id, by: by, keep: keep)
+    end
+
+    # What waits for a signal, such as a person's approval; those first that have waited longest.
+    # @param signal [String, Symbol, nil] only for this one
+    # @param assignee [String, nil] only what this person is asked for
+    # @param namespace [String, nil] only of tasks of this namespace
+    # @param after [Task, String, nil] only behind this task's: that of the last of the page before
+    # @param limit [Integer] at most so many, up to 10,000
+    # @return [Array<Wait>]
+    def waiting(signal: nil, assignee: nil, namespace: nil, after: nil, limit: 100)
+      client.waiting(signal: signal, assignee: assignee, namespace: namespace, after: after, limit: limit)
+    end
 
     # Whether it works, for liveness probes (see {.health}). Never raises. As a probe: +exit(TaskerCore.healthy?)+; note that
     # +exit 0 if TaskerCore.healthy?+, as often written, exits with 0 even when it is not.

@@ -79,6 +79,7 @@ CREATE TABLE tasker.turn_marks ();
 CREATE TABLE tasker.turn_traffic ();
 CREATE TABLE tasker.turn_alerts ();
 CREATE TABLE tasker.turn_reconcile ();
+CREATE TABLE tasker.turn_signals ();
 
 -- Waits until it is the caller's turn, which lasts until its transaction ends.
 CREATE FUNCTION tasker.await_turn(p_table regclass) RETURNS void

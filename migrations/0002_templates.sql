@@ -40,7 +40,7 @@ CREATE TABLE tasker.template_steps (
     -- the names of its template and version, so that a lease finds all of a step in one row
     template     text NOT NULL,
     version      text NOT NULL,
-    kind         text NOT NULL CHECK (kind IN ('handler', 'sleep', 'each', 'workflow')),
+    kind         text NOT NULL CHECK (kind IN ('handler', 'sleep', 'wait', 'each', 'workflow')),
     -- null: it is of another kind
     handler      text,
     namespace    text NOT NULL,
@@ -53,6 +53,8 @@ CREATE TABLE tasker.template_steps (
     delay        interval,
     -- of which tasks, where its work is other tasks: {template, version, over, input, limit, batch, tolerate} (see 0026_children.sql)
     spawn        jsonb,
+    -- for which signal, where it waits for one: {signal, key, timeout, on_timeout, assignees, due}, with seconds (see 0027_signals.sql)
+    wait         jsonb,
     -- the names of those before it that are each of many tasks; null: none is
     fan_outs     text[],
     -- It is not simply sent when it is ready: it may be skipped, waits, or has other tasks do it.
@@ -167,14 +169,14 @@ BEGIN
         RETURNING tv.id INTO version_id;
         INSERT INTO tasker.template_steps
         SELECT register_template.version_id, s.step, s.name, p_name, register_template.version, s.kind, s.handler, s.namespace, s.namespace || '_queue',
-               s.parents, s.children, s.condition::jsonpath, s.delay_seconds * interval '1 second', s.spawn, s.fan_outs, s.decided,
+               s.parents, s.children, s.condition::jsonpath, s.delay_seconds * interval '1 second', s.spawn, s.wait, s.fan_outs, s.decided,
                -- What is skipped, or has slept, may make anything ready.
                cardinality(v_sinks) > 1 AND s.children = '{}' OR s.joins OR bool_or(s.decided) OVER (),
                s.max_attempts, s.backoff, s.multiplier, s.base_seconds, s.max_seconds, s.jitter, s.retention_days, s.alert_threshold,
                s.transactional, s.timeout_ms, s.config
         FROM jsonb_to_recordset(p_steps) AS s(
             step smallint, name text, kind text, handler text, namespace text, parents smallint[], children smallint[], joins boolean,
-            condition text, delay_seconds float8, spawn jsonb, fan_outs text[], decided boolean, max_attempts int, backoff text, multiplier float8, base_seconds float8, max_seconds float8, jitter float8,
+            condition text, delay_seconds float8, spawn jsonb, wait jsonb, fan_outs text[], decided boolean, max_attempts int, backoff text, multiplier float8, base_seconds float8, max_seconds float8, jitter float8,
             retention_days int, alert_threshold int, transactional boolean, timeout_ms bigint, config jsonb);
     ELSE
         version_id := v_known.id;

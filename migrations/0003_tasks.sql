@@ -57,7 +57,7 @@ CREATE TABLE tasker.steps (
     started_at   timestamptz,
     finished_at  timestamptz,
     retry_at     timestamptz,
-    -- until when it sleeps
+    -- until when it sleeps; infinity: it waits for a signal
     wakes_at     timestamptz,
     -- how many bytes the result has, as it was reported
     result_bytes int,
@@ -96,6 +96,29 @@ CREATE TABLE tasker.fan_outs (
     PRIMARY KEY (task_id, step)
 ) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX fan_outs_look ON tasker.fan_outs (look_at) WHERE look_at IS NOT NULL;
+
+-- What steps wait for that somebody says (see 0027_signals.sql); each stays, since it knows which signal its task has had.
+CREATE TABLE tasker.waits (
+    task_id      uuid NOT NULL,
+    step         smallint NOT NULL,
+    -- the signal's name, and by which key it may come beside the task's id (null: by none); no name: it was not looked at yet
+    name         text,
+    key          text,
+    -- who is to send it, as far as that is known, and until when they should
+    assignees    text[],
+    due_at       timestamptz,
+    -- since when it waits; null: not yet, or not any more
+    since        timestamptz,
+    times_out_at timestamptz,
+    -- when there is something to do about it
+    look_at      timestamptz,
+    -- the one that ended it
+    signal_id    bigint,
+    PRIMARY KEY (task_id, step)
+) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
+CREATE INDEX waits_look ON tasker.waits (look_at) WHERE look_at IS NOT NULL;
+CREATE INDEX waits_open ON tasker.waits (since) WHERE since IS NOT NULL;
+CREATE INDEX waits_key ON tasker.waits (key, name) WHERE key IS NOT NULL AND since IS NOT NULL;
 
 -- Children that have ended or died, or live again, and are not counted yet: so many of that step. Whoever reports them waits for nobody.
 CREATE TABLE tasker.child_ends (

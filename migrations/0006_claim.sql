@@ -223,6 +223,6 @@ BEGIN
         PERFORM tasker.seek_permits(v_tasks, v_steps);
     END IF;
     next_due := least((SELECT min(s.retry_at) FROM tasker.steps s WHERE s.retry_at < 'infinity'),
-                      (SELECT min(s.wakes_at) FROM tasker.steps s WHERE s.wakes_at IS NOT NULL));
+                      (SELECT min(s.wakes_at) FROM tasker.steps s WHERE s.wakes_at < 'infinity'));
 END
 $$;

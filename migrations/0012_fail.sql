@@ -85,6 +85,20 @@ BEGIN
 END
 $$;
 
+-- A step that no worker runs cannot go on: it is dead.
+-- Locks: the caller's, who has that of the task.
+CREATE FUNCTION tasker.kill_step(p_task uuid, p_step smallint, p_reason text, p_message text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    UPDATE tasker.steps s
+    SET state = 'dead', failures = s.failures + 1, wakes_at = NULL, finished_at = clock_timestamp(),
+        errors = tasker.append_error(s.errors, jsonb_build_object('class', 'TaskerError', 'message', p_message, 'attempt', s.failures + 1,
+                                                                  'at', clock_timestamp(), 'reason', p_reason))
+    WHERE s.task_id = p_task AND s.step = p_step;
+    PERFORM tasker.send_dead_letters(ARRAY[p_task], ARRAY[p_step], ARRAY[p_reason], ARRAY[NULL::jsonb]);
+END
+$$;
+
 -- Fails steps: in one transaction deletes their messages, records the errors and schedules the retry; or, where the error is permanent or
 -- the attempts are used up, sends the dead letter, marks the step dead and the task blocked or failed. Branches that do not depend on it
 -- go on. One whose handler wants to be called later (the reason 'snoozed') uses no attempt. One whose handler says that the task is not worth anything any more (the reason 'discarded') ends the task, without a letter.

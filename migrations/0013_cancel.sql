@@ -127,6 +127,7 @@ BEGIN
     IF FOUND THEN
         PERFORM tasker.notify('tasker_due', '');
     END IF;
+    PERFORM tasker.close_waits(p_tasks);
 
     UPDATE tasker.tasks t SET look_at = clock_timestamp() + interval '1 second' WHERE t.id = ANY (p_tasks) AND t.state = 'cancelling';
     PERFORM tasker.finish_cancelled(p_tasks);

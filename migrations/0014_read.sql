@@ -79,18 +79,20 @@ BEGIN
         'max_attempts', coalesce(s.max_attempts, s.own_attempts, sn.max_attempts),
         'worker', m.name, 'waits_for', coalesce(p.name, CASE
             WHEN s.state = 'waiting' AND f.dead > f.tolerated THEN f.dead || ' of ' || f.total || CASE f.dead WHEN 1 THEN ' tasks, which is dead' ELSE ' tasks, which are dead' END
-            WHEN s.state = 'waiting' AND f.total IS NOT NULL THEN f.total - f.ended - f.dead || ' of ' || f.total || ' tasks' END, 'the queue ' || b.queue || ', which cannot be worked with: ' || b.why,
+            WHEN s.state = 'waiting' AND f.total IS NOT NULL THEN f.total - f.ended - f.dead || ' of ' || f.total || ' tasks'
+            WHEN w.since IS NOT NULL THEN 'the signal ' || w.name || coalesce(' (key ' || w.key || ')', '') END, 'the queue ' || b.queue || ', which cannot be worked with: ' || b.why,
                                                 'a worker that has the handler ' || u.handler),
         'result', CASE WHEN coalesce(s.bytes, 0) <= p_bytes THEN s.result END, 'result_bytes', s.result_bytes,
         'skipped_because', s.skipped_because, 'after_cancel', s.after_cancel, 'progress', s.progress, 'errors', coalesce(s.errors, '[]'),
         'enqueued_at', s.enqueued_at, 'started_at', coalesce(l.leased_at, s.started_at),
         'finished_at', s.finished_at, 'children', CASE WHEN f.step IS NOT NULL THEN jsonb_build_object(
-            'total', f.total, 'created', f.created, 'ended', f.ended, 'dead', f.dead, 'tolerated', f.tolerated) END, 'retry_at', coalesce(nullif(s.retry_at, 'infinity'), s.wakes_at))
+            'total', f.total, 'created', f.created, 'ended', f.ended, 'dead', f.dead, 'tolerated', f.tolerated) END, 'retry_at', coalesce(nullif(s.retry_at, 'infinity'), nullif(s.wakes_at, 'infinity'), w.times_out_at))
     FROM step s
     JOIN tasker.namespaces sn ON sn.name = s.namespace
     LEFT JOIN lease l ON l.queue = s.queue AND l.msg_id = s.msg_id
     LEFT JOIN permit p ON p.step = s.number
     LEFT JOIN (SELECT * FROM tasker.fan_outs WHERE task_id = p_task) AS f ON f.step = s.number
+    LEFT JOIN (SELECT * FROM tasker.waits WHERE task_id = p_task) AS w ON w.step = s.number AND s.state = 'waiting'
     LEFT JOIN tasker.broken_queues b ON b.queue = s.queue AND s.state IN ('enqueued', 'waiting_retry')
     LEFT JOIN (SELECT h.step, s.handler FROM tasker.unhandled h JOIN step s ON s.number = h.step
                WHERE h.version_id = v_task.version_id AND s.retry_at = 'infinity') AS u ON u.step = s.number

@@ -176,7 +176,7 @@ BEGIN
         UPDATE tasker.steps s
         SET state = CASE WHEN a.kind = 'handler' THEN 'waiting_retry' ELSE 'waiting' END::tasker.step_state, failures = 0, max_attempts = p_max_attempts,
             finished_at = NULL, retry_at = CASE WHEN a.kind = 'handler' THEN clock_timestamp() + coalesce(a.n / p_per_second, 0) * interval '1 second' END,
-            wakes_at = CASE WHEN a.kind = 'sleep' THEN clock_timestamp() END
+            wakes_at = CASE a.kind WHEN 'sleep' THEN clock_timestamp() WHEN 'wait' THEN 'infinity' END
         FROM again a WHERE s.task_id = a.task_id AND s.step = a.step
         RETURNING a.id, a.task_id, s.step, a.letter
     ), edited AS (
@@ -190,6 +190,8 @@ BEGIN
     SELECT array_agg(c.id), array_agg(c.task_id), array_agg(c.step) INTO v_replayed, v_tasks, v_steps FROM scheduled c;
     PERFORM tasker.unblock_tasks(v_tasks);
     PERFORM tasker.look_at_children(v_tasks, v_steps);
+    UPDATE tasker.waits w SET name = NULL, since = NULL, look_at = clock_timestamp()
+    FROM unnest(v_tasks, v_steps) AS a(task, step) WHERE w.task_id = a.task AND w.step = a.step;
     PERFORM tasker.notify('tasker_due', '');
     RETURN QUERY SELECT unnest(v_replayed);
 END

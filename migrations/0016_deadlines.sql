@@ -107,6 +107,7 @@ BEGIN
             ELSE jsonb_build_object('class', 'Stuck', 'message', 'it was ' || d.state || ' for longer than its template allows') END)
     FROM unnest(v_tasks, v_steps, v_states) AS d(task, step, state) WHERE s.task_id = d.task AND s.step = d.step;
     PERFORM tasker.release_permits(v_tasks, v_steps);
+    PERFORM tasker.close_waits(v_tasks);
     v_reasons := ARRAY(SELECT CASE WHEN d.state IS NULL THEN 'deadline' ELSE 'stuck' END
                        FROM unnest(v_states) WITH ORDINALITY AS d(state, n) ORDER BY d.n);
     PERFORM tasker.send_dead_letters(v_tasks, v_steps, v_reasons, v_messages);

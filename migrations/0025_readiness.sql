@@ -1,6 +1,6 @@
 -- Readiness: what becomes of a step when it is ready, where it is not simply sent. One whose condition is not true, or of which no predecessor ran, is
 -- skipped, and with it what depends on nothing else; one with a delay waits first; one that sleeps only waits; one whose work is other tasks waits for
--- these (see 0026_children.sql).
+-- these (see 0026_children.sql), and one that is for a signal for that (see 0027_signals.sql).
 
 -- Of steps that are ready, those that are to be sent now. The others are skipped, and returned as such, or wait for their time.
 -- Locks: the caller's, who has those of their tasks; then it creates rows.
@@ -43,11 +43,14 @@ BEGIN
         ORDER BY r.n) AS d;
     INSERT INTO tasker.steps (task_id, step, state, enqueued_at, finished_at, retry_at, wakes_at, skipped_because)
     SELECT s.task, s.step, s.state, n.now, CASE WHEN s.state = 'skipped' THEN n.now END, CASE WHEN s.state = 'waiting_retry' THEN n.now + s.wait END,
-           CASE WHEN s.state = 'waiting' AND s.kind = 'sleep' THEN n.now + s.wait END, s.why
+           CASE WHEN s.state = 'waiting' THEN CASE s.kind WHEN 'sleep' THEN n.now + s.wait WHEN 'wait' THEN 'infinity' END END, s.why
     FROM unnest(v_tasks, v_steps, v_states, v_kinds, v_waits, v_whys) AS s(task, step, state, kind, wait, why), clock_timestamp() AS n(now);
     INSERT INTO tasker.fan_outs (task_id, step, look_at)
     SELECT s.task, s.step, clock_timestamp() + coalesce(s.wait, '0') FROM unnest(v_tasks, v_steps, v_states, v_kinds, v_waits) AS s(task, step, state, kind, wait)
     WHERE s.state = 'waiting' AND s.kind IN ('each', 'workflow');
+    INSERT INTO tasker.waits (task_id, step, look_at)
+    SELECT s.task, s.step, clock_timestamp() + coalesce(s.wait, '0') FROM unnest(v_tasks, v_steps, v_states, v_kinds, v_waits) AS s(task, step, state, kind, wait)
+    WHERE s.state = 'waiting' AND s.kind = 'wait';
     IF v_tasks IS DISTINCT FROM skipped_tasks THEN
         PERFORM tasker.notify('tasker_due', '');
     END IF;

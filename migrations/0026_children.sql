@@ -73,20 +73,6 @@ LANGUAGE sql STABLE BEGIN ATOMIC
     WHERE t.id = p_task;
 END;
 
--- Steps that cannot have children, each for its reason: they are dead.
--- Locks: the caller's, who has those of the tasks.
-CREATE FUNCTION tasker.end_childless(p_task uuid, p_step smallint, p_reason text, p_message text) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    UPDATE tasker.fan_outs f SET look_at = NULL WHERE f.task_id = p_task AND f.step = p_step;
-    UPDATE tasker.steps s
-    SET state = 'dead', failures = s.failures + 1, finished_at = clock_timestamp(), errors = tasker.append_error(s.errors, jsonb_build_object(
-            'class', 'TaskerError', 'message', p_message, 'attempt', s.failures + 1, 'at', clock_timestamp(), 'reason', p_reason))
-    WHERE s.task_id = p_task AND s.step = p_step;
-    PERFORM tasker.send_dead_letters(ARRAY[p_task], ARRAY[p_step], ARRAY[p_reason], ARRAY[NULL::jsonb]);
-END
-$$;
-
 -- Decides of which version the children of a step are, and how many there will be; or why it cannot have any.
 CREATE FUNCTION tasker.begin_fan_out(p_task tasker.tasks, p_spawn jsonb, p_seen jsonb, p_items jsonb, INOUT p_fan_out tasker.fan_outs, OUT reason text, OUT problem text)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -206,7 +192,8 @@ BEGIN
             v_problem := tasker.create_children(v_task, v_fan_out, v_spawn, v_seen, v_items, v_until);
         END IF;
         IF v_problem IS NOT NULL THEN
-            PERFORM tasker.end_childless(p_task, p_step, coalesce(v_reason, 'bad_input'), v_problem);
+            UPDATE tasker.fan_outs f SET look_at = NULL WHERE f.task_id = p_task AND f.step = p_step;
+            PERFORM tasker.kill_step(p_task, p_step, coalesce(v_reason, 'bad_input'), v_problem);
             RETURN 1;
         END IF;
     END IF;

@@ -12,6 +12,7 @@ mod migrate;
 mod namespace;
 mod queue;
 mod serve;
+mod signal;
 mod task;
 mod template;
 
@@ -48,6 +49,9 @@ enum Command {
     /// Create, show, list, watch and cancel tasks
     #[command(subcommand)]
     Task(task::Task),
+    /// Send signals to tasks, and list them
+    #[command(subcommand)]
+    Signal(signal::Signal),
     /// Look at dead letters, replay, resolve, skip and discard them
     #[command(subcommand)]
     Dlq(dlq::Dlq),
@@ -174,6 +178,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> i32 {
             Command::Serve(serve) => serve.run().await,
             Command::Migrate(migrate) => migrate.run().await,
             Command::Task(task) => task.run().await,
+            Command::Signal(signal) => signal.run().await,
             Command::Health(health) => Ok(health.run()),
             Command::Dlq(dlq) => dlq.run().await,
             Command::Config(config) => config.run().await,

@@ -28,6 +28,7 @@ mod graph;
 mod limits;
 mod problems;
 mod rules;
+pub mod wait;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -39,6 +40,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use children::{By, Each, Mapping};
+use wait::{OnTimeout, Wait};
 
 pub use limits::{Breaker, Limit};
 
@@ -132,6 +134,11 @@ pub enum Kind {
         /// From when it is ready.
         sleep: Duration,
     },
+    /// It is complete when a signal comes.
+    Wait {
+        /// Which.
+        wait: Wait,
+    },
     /// Other tasks do it, one for every element of a list.
     Each {
         /// Which.
@@ -148,14 +155,20 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// handler, sleep, each or workflow.
+    /// handler, sleep, wait, each or workflow.
     pub fn name(&self) -> &'static str {
         match self {
             Kind::Handler { .. } => "handler",
             Kind::Sleep { .. } => "sleep",
+            Kind::Wait { .. } => "wait",
             Kind::Each { .. } => "each",
             Kind::Workflow { .. } => "workflow",
         }
+    }
+
+    /// Whether it may be skipped once it is ready.
+    fn may_skip(&self) -> bool {
+        matches!(self, Kind::Wait { wait } if wait.on_timeout == OnTimeout::Skip)
     }
 
     /// None: no worker runs it.
@@ -337,10 +350,14 @@ impl Template {
         Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// Of each step, whether it is not simply sent when it is ready: it waits, no worker runs it, or it may be skipped, since it has a condition, or every way to it leads
-    /// through one that has.
+    /// Of each step, whether it is not simply sent when it is ready: it waits, no worker runs it, or it may be skipped, since it has a condition, or its signal may not come in time, or every
+    /// way to it leads through one of these.
     pub(crate) fn decided(&self) -> Vec<bool> {
-        let mut skippable: Vec<bool> = self.steps.iter().map(|step| step.condition.is_some()).collect();
+        let mut skippable: Vec<bool> = self
+            .steps
+            .iter()
+            .map(|step| step.condition.is_some() || step.kind.may_skip())
+            .collect();
         // The steps are in any order: until nothing changes.
         loop {
             let before = skippable.clone();

@@ -58,8 +58,7 @@ module TaskerCore
     # @return [Array<Task>]
     # @see TaskerCore.tasks
     def tasks(workflow = nil, key: nil, state: nil, since: nil, before: nil, limit: 100)
-      raise InvalidInput, "limit is #{limit.inspect}: expected 1 to 10,000" unless limit.is_a?(Integer) && limit.between?(1, 10_000)
-
+      check_limit(limit)
       name = workflow.is_a?(Class) ? registered(workflow).first : workflow
       template, namespace = name.to_s.split("/").reverse
       since = Time.now - Span.seconds(since, "since") unless since.nil? || (since.respond_to?(:to_time) && !since.is_a?(String))
@@ -72,15 +71,48 @@ module TaskerCore
     # @return [Hash{String => String}] their statuses by id, in one query; ids that do not exist are left out
     def statuses(tasks) = @native.task_states(tasks.map { |task| task.respond_to?(:id) ? task.id : task.to_s }).to_h
 
+    # @return [Symbol]
+    # @see TaskerCore.signal
+    def signal(addressee, name, payload = nil, id: nil, by: nil, keep: nil)
+      signal = { **Signals.addressee(addressee, by), name: name.to_s, payload: Native.to_json(payload), id: id&.to_s,
+                                                     keep: Span.seconds(keep, "keep") }
+      connection = own_transaction
+      sent = if connection
+               signal_within(connection,
+                             signal)
+             else
+               JSON.parse(@native.signals({ verb: "send", signal: signal }), symbolize_names: true)
+             end
+      TaskerCore.configuration.logger.warn(sent[:note]) if sent[:note]
+      sent[:outcome].to_sym
+    end
+
+    # @return [Array<Wait>]
+    # @see TaskerCore.waiting
+    def waiting(signal: nil, assignee: nil, namespace: nil, after: nil, limit: 100)
+      check_limit(limit)
+      filter = { signal: signal&.to_s, assignee: assignee&.to_s, namespace: namespace&.to_s,
+                 after: after.respond_to?(:id) ? after.id : after }
+      waits = JSON.parse(@native.signals({ verb: "waiting", filter: filter.compact, limit: limit }), symbolize_names: true)
+      waits.map { |wait| Wait.read(wait, Task.new(self, wait[:task])) }
+    end
+
     # @return [void]
     def close = @native.close
 
     private
 
     def submit(*arguments)
-      transaction = Array(TaskerCore.configuration.open_transaction&.call).find { |connection| same_installation?(connection) }
+      transaction = own_transaction
       arguments << Tracing.current
       transaction ? submit_within(transaction, *arguments) : @native.submit(*arguments)
+    end
+
+    # The connection on which the caller has a transaction open.
+    def own_transaction = Array(TaskerCore.configuration.open_transaction&.call).find { |connection| same_installation?(connection) }
+
+    def check_limit(limit)
+      raise InvalidInput, "limit is #{limit.inspect}: expected 1 to 10,000" unless limit.is_a?(Integer) && limit.between?(1, 10_000)
     end
 
     # How many bytes of inputs one statement has at most, unless one input alone has more.
@@ -94,17 +126,31 @@ module TaskerCore
       statements(tasks, texts).each do |places|
         lists = [texts.values_at(*places), *(1..3).map { |column| places.map { |place| tasks[place][column] } }]
         arguments = [name, accepted.version, *lists.map { |list| JSON.generate(list) }, accepted.trace]
-        rows = connection.exec_params(Native::Client::CREATE_WITHIN, arguments)
+        rows = translating { connection.exec_params(Native::Client::CREATE_WITHIN, arguments) }
         places.zip(rows.to_a) { |place, row| created[place] = [row["id"], row["created"] == "true"] }
       end
       created.tap { @native.created(accepted, created) }
+    end
+
+    # Inside the caller's own transaction: it is sent if, and only if, that commits.
+    def signal_within(connection, signal)
+      @native.signals({ verb: "check", signal: signal })
+      signal = { keep: Signals::KEEP }.merge(signal.compact)
+      row = translating {
+        connection.exec_params(Native::Client::SEND_WITHIN, signal.values_at(:name, :task, :key, :payload, :id, :keep)).first
+      }
+      row.transform_keys(&:to_sym)
+    end
+
+    def translating
+      yield
     rescue StandardError => e
       # An error of the pg gem, which we do not depend on. "C" is PG_DIAG_SQLSTATE, "D" PG_DIAG_MESSAGE_DETAIL.
       state = e.result&.error_field("C".ord) if e.respond_to?(:result)
       raise e unless state&.start_with?("TK")
       raise Backpressure.new(e.message, retry_after: e.result.error_field("D".ord).to_i) if state == "TK007"
 
-      raise InvalidInput, e.message
+      raise (state == "TK002" ? NotFound : InvalidInput), e.message
     end
 
     # Which tasks each statement creates: as many as its bytes allow, by their keys, as the engine orders them, so that two cannot deadlock.

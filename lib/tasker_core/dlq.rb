@@ -7,8 +7,8 @@ module TaskerCore
   # that have results.
   #
   # Filters, wherever one is taken: namespace, template, handler, reason (attempts_exhausted, permanent_error, timeout,
-  # payload_too_large, poison, deadline, stuck, not_a_step, unknown_task, unknown_step), class (of the last error), task (an id), older_than
-  # and newer_than (seconds, or "1h"). Every action is recorded with who did it and why.
+  # payload_too_large, poison, deadline, stuck, timed_out, no_key, not_a_step, unknown_task, unknown_step), class (of the last error),
+  # task (an id), older_than and newer_than (seconds, or "1h"). Every action is recorded with who did it and why.
   #
   # @example What is wrong, and once it is fixed, all of it again, ten a second
   #   TaskerCore::DLQ.groups(namespace: "fulfillment")

@@ -70,6 +70,14 @@ module TaskerCore
     # @raise [InvalidInput]
     def wait(timeout: nil) = @client.native.wait(@id, Span.seconds(timeout, "timeout"))
 
+    # Sends it a signal.
+    # @param name [String, Symbol] what a step waits for
+    # @param payload [Object, nil] what JSON can hold: that step's result
+    # @param id [String, nil] the sender's own id of it: the same counts once
+    # @return [Symbol] see {TaskerCore.signal}
+    # @raise (see TaskerCore.signal)
+    def signal(name, payload = nil, id: nil) = @client.signal(self, name, payload, id: id)
+
     # Cancels the task unless it has ended. Running handlers learn of it at their next heartbeat; until they have ended, it is cancelling.
     # @return [Boolean] whether this call cancelled it
     def cancel = @client.native.cancel(@id)

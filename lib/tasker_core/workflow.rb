@@ -184,6 +184,37 @@ module TaskerCore
         add(name, { sleep: duration(time) }, after, binding.local_variable_get(:if), nil)
       end
 
+      # Adds a step that waits for a signal ({TaskerCore.signal}): it is complete when one comes, whose payload is its result.
+      # @example
+      #   class Purchase < TaskerCore::Workflow
+      #     namespace "orders"
+      #
+      #     step :validate, ValidateOrder
+      #     wait :approved, after: :validate, assignees: ["$.input.manager"], timeout: "3d", if: "$.input.amount > 1000"
+      #     wait :paid, key: "$.input.order_id", after: [:validate, :approved]
+      #   end
+      # @param name [Symbol]
+      # @param signal [String, Symbol] the signal's name
+      # @param key [String, nil] where a key is, beside the task's id, by which the signal may be sent: a SQL/JSON path over +input+ and the
+      #   +results+ of the steps before
+      # @param timeout [Numeric, String, nil] how long it waits, in seconds or as "3d"; nil: as long as it takes
+      # @param on_timeout [Symbol, nil] what becomes of it then: :skip, :fail (the task has failed), or :dead (a dead letter); nil: :dead
+      # @param schema [Hash, nil] JSON Schema that the payload must satisfy
+      # @param form [Hash, nil] the same, where a person is asked: what they fill in
+      # @param assignees [Array<String>, nil] who is asked: names, or paths (that begin with $) to names
+      # @param due [Numeric, String, nil] by when an answer is wanted, in seconds or as "1d"
+      # @param after [Symbol, Array<Symbol>] the steps that must be complete before
+      # @param if [String, nil] as of {step}
+      # @param delay [Numeric, String, nil] as of {step}
+      # @return [void]
+      # @see TaskerCore.waiting
+      def wait(name, signal: name, key: nil, timeout: nil, on_timeout: nil, schema: nil, form: nil, assignees: nil, due: nil, after: [],
+               if: nil, delay: nil)
+        wait = { signal: signal, key: key, timeout: duration(timeout), on_timeout: on_timeout, schema: schema, form: form,
+                 assignees: assignees && Array(assignees), due: duration(due) }
+        add(name, { wait: wait.compact }, after, binding.local_variable_get(:if), delay)
+      end
+
       # Checks the workflow without a database.
       # @return [void]
       # @raise [TemplateError] with every problem, each with its file and line

@@ -10,6 +10,7 @@ use opentelemetry::context::FutureExt;
 use serde_json::{json, Value};
 use uuid::Uuid;
 
+use super::signal::Waiting;
 use super::{field, listing, print, read_json, say, table, Connection};
 use crate::db::Db;
 use crate::engine::cancel::cancel_tasks;
@@ -84,6 +85,8 @@ pub(super) enum Task {
         #[command(flatten)]
         connection: Connection,
     },
+    /// What waits for a signal, such as a person's approval; those first that have waited longest
+    Waiting(Waiting),
     /// List tasks, the newest first
     List {
         /// Only of this namespace
@@ -205,6 +208,7 @@ impl Task {
                 });
                 Ok(0)
             }
+            Task::Waiting(waiting) => waiting.run().await,
             Task::List {
                 namespace,
                 template,

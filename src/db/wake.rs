@@ -26,7 +26,7 @@ pub(crate) mod channel {
     pub(crate) const CANCELLED: &str = "tasker_cancelled";
     /// The configuration has another version; the payload is its number.
     pub(crate) const CONFIGURATION: &str = "tasker_configuration";
-    /// Steps were told to wait for a retry or a permit, or tasks for their time; or permits came back.
+    /// Steps were told to wait for a retry or a permit, or tasks for their time; permits came back; or signals were sent.
     pub(crate) const DUE: &str = "tasker_due";
 }
 

@@ -4,14 +4,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, Datelike, Utc};
-use jsonschema::ValidationError;
 use serde_json::Value;
 
-use super::payload::check_payload;
+use super::payload::{check_payload, has_nul};
 use super::read::list_templates;
+use super::schema::{problems_of, validator};
 use crate::db::Db;
 use crate::error::{Error, Result};
-use crate::telemetry;
 use crate::template::{Priority, Template};
 
 /// A task's input, as JSON text: it is looked into only where the template has an `input_schema`.
@@ -159,10 +158,6 @@ pub fn check_inputs(template: &Template, tasks: &[NewTask]) -> Result<()> {
     version.accept(&template.name, tasks)
 }
 
-fn validator(schema: &Value) -> Result<jsonschema::Validator> {
-    jsonschema::validator_for(schema).map_err(|error| Error::Invalid(format!("the template's input_schema is not valid: {error}")))
-}
-
 /// The last year in which a task may be told to begin: four digits, as everybody reads them.
 const LAST_YEAR: i32 = 9999;
 
@@ -199,36 +194,6 @@ impl Version {
             Ok(input) => input,
             Err(error) => return Some(format!("the input is not JSON: {error}")),
         };
-        let problems = schema
-            .iter_errors(&input)
-            .take(10)
-            .map(|error| match error.instance_path().as_str() {
-                "" => told(&error),
-                path => format!("{path}: {}", told(&error)),
-            });
-        let problems = problems.collect::<Vec<_>>().join("; ");
-        (!problems.is_empty()).then(|| format!("the input does not satisfy the input_schema of {template}: {problems}"))
-    }
-}
-
-/// Whether a string in this JSON has the character U+0000; a backslash that is itself escaped begins no escape.
-fn has_nul(json: &str) -> bool {
-    let backslashes = |at: usize| json[..at].bytes().rev().take_while(|byte| *byte == b'\\').count();
-    json.match_indices("\\u0000").any(|(at, _)| backslashes(at) % 2 == 0)
-}
-
-/// The longest value that an error quotes, in characters.
-const QUOTED: usize = 60;
-
-/// An error quotes the value only where that is short, and not of a name that the setting `log.redact` has.
-fn told(error: &ValidationError<'_>) -> String {
-    let is_short = match error.instance().as_ref() {
-        Value::String(text) => text.chars().count() <= QUOTED,
-        value => !value.is_object() && !value.is_array(),
-    };
-    let is_redacted = error.instance_path().as_str().split('/').any(telemetry::is_redacted);
-    match is_short && !is_redacted {
-        true => error.to_string(),
-        false => error.masked_with("the value").to_string(),
+        problems_of(schema, &input).map(|problems| format!("the input does not satisfy the input_schema of {template}: {problems}"))
     }
 }

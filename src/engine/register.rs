@@ -66,7 +66,7 @@ fn step_row(template: &Template, decided: &[bool], position: usize, part: Option
     json!({
         "step": position, "name": step.name, "kind": step.kind.name(), "handler": step.kind.handler(), "namespace": step.namespace,
         "parents": step.parents, "children": children, "joins": joins, "condition": step.condition, "decided": decided[position],
-        "spawn": step.kind.spawn(part), "fan_outs": (!fan_outs.is_empty()).then_some(fan_outs), "delay_seconds": step.waits().map(|wait| wait.as_secs_f64()),
+        "spawn": step.kind.spawn(part), "wait": step.kind.wait(), "fan_outs": (!fan_outs.is_empty()).then_some(fan_outs), "delay_seconds": step.waits().map(|wait| wait.as_secs_f64()),
         "max_attempts": step.retry.max_attempts, "backoff": step.retry.backoff,
         "multiplier": step.retry.multiplier, "base_seconds": step.retry.base.map(|base| base.as_secs_f64()),
         "max_seconds": step.retry.max.map(|max| max.as_secs_f64()), "jitter": step.retry.jitter,

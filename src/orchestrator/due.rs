@@ -1,5 +1,5 @@
-//! What is due, to the moment: tasks that wait for their time begin, sleeps end, failed steps are enqueued again, and steps under a limit
-//! get its permits.
+//! What is due, to the moment: tasks that wait for their time begin, sleeps end, failed steps are enqueued again, steps under a limit get its
+//! permits, and signals reach the steps that wait for them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,12 +10,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
 use crate::db::{self, channel, Db, Wake};
-use crate::engine::claim::begin_what_is_due;
+use crate::engine::claim::{begin_what_is_due, Due as WhatWasDue};
+use crate::engine::signals::match_signals;
+use crate::error::Result;
 use crate::health::{Beat, Beats};
 use crate::telemetry;
 
 const BATCH: i32 = 200;
 const POLL: Duration = Duration::from_secs(5);
+/// After signals were looked at, until it is asked again what is due: there may be more, somebody else may have had their tasks, and those that wait now
+/// may have a time.
+const BUSY: Duration = Duration::from_millis(5);
 
 pub(super) struct Due {
     db: Db,
@@ -38,7 +43,7 @@ impl Due {
     pub(super) async fn run(mut self, stop: CancellationToken) {
         let mut backoff = Backoff::default();
         while !stop.is_cancelled() {
-            let due = begin_what_is_due(&self.db, BATCH).await;
+            let due = self.begin().await;
             self.beat.note(&due);
             let wait = async {
                 match due {
@@ -49,7 +54,9 @@ impl Due {
                         if due.children {
                             self.children.notify_one();
                         }
-                        if due.begun.max(due.enqueued).max(due.woken) < BATCH {
+                        if due.signals {
+                            tokio::time::sleep(BUSY).await;
+                        } else if due.begun.max(due.enqueued).max(due.woken) < BATCH {
                             db::wait(&mut self.wakes, until(due.next_due), |name, _| name == channel::DUE).await;
                         }
                     }
@@ -61,6 +68,14 @@ impl Due {
             };
             tokio::select! { () = stop.cancelled() => {}, () = wait => {} }
         }
+    }
+
+    async fn begin(&self) -> Result<WhatWasDue> {
+        let due = begin_what_is_due(&self.db, BATCH).await?;
+        if due.signals {
+            match_signals(&self.db, BATCH).await?;
+        }
+        Ok(due)
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::rounds::Round;
 use crate::db::Db;
 use crate::engine::dead_letters::{self, By};
-use crate::engine::{limits, member};
+use crate::engine::{limits, member, signals};
 use crate::error::Result;
 
 /// How long it is known who a member was that left.
@@ -36,6 +36,13 @@ impl Round for Retention {
         let forgotten = member::forget(&self.db, MEMBERS).await?;
         if forgotten > 0 {
             tracing::info!(forgotten, "members that left a month ago are forgotten");
+        }
+        let unclaimed = signals::forget(&self.db).await?;
+        if unclaimed > 0 {
+            tracing::warn!(
+                unclaimed,
+                "signals are forgotten that no step has waited for in the time that they were kept"
+            );
         }
         let purged = dead_letters::purge(&self.db, &self.by).await?;
         if purged > 0 {

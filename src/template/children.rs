@@ -193,7 +193,7 @@ fn mapping(input: &Spanned<Value>, of: &Of<'_>, found: &mut Problems) -> Option<
     read
 }
 
-fn path<T>(at: &Spanned<T>, what: &str, path: &str, of: &Of<'_>, found: &mut Problems) {
+pub(super) fn path<T>(at: &Spanned<T>, what: &str, path: &str, of: &Of<'_>, found: &mut Problems) {
     found.storable(at, &format!("step {:?}: {what}", of.step), &path.into());
     if let Some(problem) = path_problem(path, of.parents) {
         found.add(at, format!("step {:?}: {what} {path:?} {problem}", of.step));
@@ -330,7 +330,7 @@ pub fn output(output: Option<&str>, seen: &Value) -> Value {
     }
 }
 
-fn query(path: &str, of: &Value, vars: &Value) -> Vec<Value> {
+pub(super) fn query(path: &str, of: &Value, vars: &Value) -> Vec<Value> {
     let Ok(path) = JsonPath::new(path) else {
         return Vec::new();
     };

@@ -10,6 +10,7 @@ use super::children::{self, EachDocument};
 use super::condition::path_problem;
 use super::problems::{kind, line, Problems};
 use super::rules::{DeadLettersDocument, RetryDocument, StuckAfterDocument};
+use super::wait::WaitDocument;
 use super::{graph, limits, DeadLetters, Kind, OnFailure, Priority, Problem, Retry, Step, StuckAfter, Template};
 use crate::span::Span;
 
@@ -40,6 +41,7 @@ struct StepDocument {
     name: Spanned<String>,
     handler: Option<Spanned<String>>,
     sleep: Option<Spanned<Span>>,
+    wait: Option<WaitDocument>,
     each: Option<EachDocument>,
     workflow: Option<Spanned<String>>,
     input: Option<Spanned<Value>>,
@@ -109,12 +111,7 @@ impl Document {
         if let Some(description) = &self.description {
             found.storable(description, "description", &description.value.as_str().into());
         }
-        if let Some(schema) = &self.input_schema {
-            found.storable(schema, "input_schema", &schema.value);
-            if let Err(error) = jsonschema::validator_for(&schema.value) {
-                found.add(schema, format!("input_schema is not a valid JSON Schema: {error}"));
-            }
-        }
+        let input_schema = self.input_schema.map(|schema| found.schema(schema, "input_schema"));
 
         let mut positions = HashMap::new();
         for (position, step) in self.steps.value.iter().enumerate() {
@@ -176,7 +173,6 @@ impl Document {
                 });
             }
         }
-        let input_schema = self.input_schema.map(|schema| schema.value);
         let of = limits::Of {
             namespace: &namespace,
             steps: &steps,
@@ -221,6 +217,7 @@ impl StepDocument {
             What {
                 handler: self.handler,
                 sleep: self.sleep,
+                wait: self.wait,
                 each: self.each,
                 workflow: self.workflow,
                 input: self.input,
@@ -237,6 +234,7 @@ impl StepDocument {
         if let (None, Some((_, has))) = (what.runs(), given.iter().find(|(has, _)| *has)) {
             let does = match what {
                 Kind::Sleep { .. } => "sleeps",
+                Kind::Wait { .. } => "waits for a signal",
                 _ => "is done by tasks of another workflow",
             };
             found.add(&self.name, format!("step {name:?} {does}, and has {has}: nothing runs there"));
@@ -313,6 +311,7 @@ impl StepDocument {
 struct What {
     handler: Option<Spanned<String>>,
     sleep: Option<Spanned<Span>>,
+    wait: Option<WaitDocument>,
     each: Option<EachDocument>,
     workflow: Option<Spanned<String>>,
     input: Option<Spanned<Value>>,
@@ -327,24 +326,27 @@ fn what(named: &Spanned<String>, what: What, of: &children::Of<'_>, found: &mut 
             format!("step {name:?} has an input: only `workflow:` takes one (and `each:`, inside)"),
         );
     }
-    match (what.handler, what.sleep, what.each, what.workflow) {
-        (Some(handler), None, None, None) => Kind::Handler {
+    match (what.handler, what.sleep, what.wait, what.each, what.workflow) {
+        (Some(handler), None, None, None, None) => Kind::Handler {
             handler: found.handler(name, handler),
         },
-        (None, Some(sleep), None, None) => Kind::Sleep {
+        (None, Some(sleep), None, None, None) => Kind::Sleep {
             sleep: found.span(&sleep, &format!("step {name:?}: sleep")).unwrap_or_default(),
         },
-        (None, None, Some(each), None) => each.validate(named, of, found),
-        (None, None, None, Some(workflow)) => children::workflow(&workflow, what.input, of, found),
-        (None, None, None, None) => {
-            let problem = "does not say what it is: expected `handler: NameOfAHandler`, `sleep: 14d`, `each: { over: …, handler: … }` or `workflow: name`";
+        (None, None, Some(wait), None, None) => wait.validate(named, of, found),
+        (None, None, None, Some(each), None) => each.validate(named, of, found),
+        (None, None, None, None, Some(workflow)) => children::workflow(&workflow, what.input, of, found),
+        (None, None, None, None, None) => {
+            let problem = "does not say what it is: expected `handler: NameOfAHandler`, `sleep: 14d`, `wait: approved`, `each: { over: …, handler: … }` or \
+                           `workflow: name`";
             found.add(named, format!("step {name:?} {problem}"));
             Kind::Handler { handler: String::new() }
         }
-        (handler, sleep, each, workflow) => {
+        (handler, sleep, wait, each, workflow) => {
             let has = [
                 (handler.is_some(), "a handler"),
                 (sleep.is_some(), "sleep"),
+                (wait.is_some(), "wait"),
                 (each.is_some(), "each"),
                 (workflow.is_some(), "workflow"),
             ];

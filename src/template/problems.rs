@@ -70,6 +70,14 @@ impl Problems {
         }
     }
 
+    pub(super) fn schema(&mut self, schema: Spanned<Value>, what: &str) -> Value {
+        self.storable(&schema, what, &schema.value);
+        if let Err(error) = jsonschema::validator_for(&schema.value) {
+            self.add(&schema, format!("{what} is not a valid JSON Schema: {error}"));
+        }
+        schema.value
+    }
+
     pub(super) fn span(&mut self, span: &Spanned<Span>, what: &str) -> Option<Duration> {
         // Nothing is not long enough, and a year-long timeout is a slip.
         let valid = span.value.read().filter(|read| !read.is_zero());

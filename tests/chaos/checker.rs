@@ -80,7 +80,7 @@ pub(crate) async fn check(pool: &PgPool, accepted: &HashMap<String, &'static str
 }
 
 /// Each returns what must not be.
-const QUERIES: [(&str, &str); 11] = [
+const QUERIES: [(&str, &str); 12] = [
     (
         "tasks that ended otherwise than they must",
         "SELECT t.id || ' ' || tp.name || ' ' || t.state FROM tasker.tasks t JOIN tasker.templates tp ON tp.id = t.template_id
@@ -116,6 +116,15 @@ const QUERIES: [(&str, &str); 11] = [
          CROSS JOIN LATERAL (SELECT jsonb_array_length(t.input -> 'parts')::bigint AS n) AS p
          WHERE (c.n, c.items, c.complete, (s.result ->> 'size')::bigint) IS DISTINCT FROM (p.n, p.n, p.n, p.n)
             OR (SELECT count(*) FROM tasker.tasks c WHERE c.parent_id = t.id AND c.parent_step = 2) <> 1",
+    ),
+    (
+        "signals that were not received exactly once, by the step that they were for",
+        "SELECT g.id || ' ' || g.name FROM tasker.signals g
+         LEFT JOIN tasker.tasks t ON t.id = g.task_id OR t.input ->> 'order' = g.key
+         LEFT JOIN tasker.steps s ON s.task_id = t.id AND s.step = CASE g.name WHEN 'go' THEN 1 ELSE 2 END
+         GROUP BY g.id HAVING g.received <> 1 OR count(s.step) <> 1 OR bool_or(s.result IS DISTINCT FROM g.payload)
+         UNION ALL SELECT t.id::text FROM tasker.tasks t JOIN tasker.templates tp ON tp.id = t.template_id AND tp.name = 'signalled'
+         WHERE (SELECT count(*) FROM tasker.signals g WHERE g.task_id = t.id OR g.key = t.input ->> 'order') <> 2",
     ),
     ("messages without a step", "SELECT msg_id::text FROM pgmq.q_work_queue UNION ALL SELECT msg_id::text FROM pgmq.q_bank_queue"),
     ("permits that did not come back", "SELECT task_id || ' ' || step FROM tasker.permits"),

@@ -1,4 +1,4 @@
-//! The work: mixed graphs, some under limits, some of whose steps are other tasks, with retries, timeouts, refusals, a step that kills its workers, and transfers that move money.
+//! The work: mixed graphs, some under limits, some of whose steps are other tasks or wait for signals, with retries, timeouts, refusals, a step that kills its workers, and transfers that move money.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -8,12 +8,13 @@ use fastrand::Rng;
 use serde_json::json;
 use sqlx::PgPool;
 use tasker::engine::register::register;
+use tasker::engine::signals::{self, Addressee, Signal};
 use tasker::engine::submit::{NewTask, Submitter};
 use tasker::{Db, Template};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-const TEMPLATES: [&str; 10] = [
+const TEMPLATES: [&str; 11] = [
     "{ name: linear, namespace: work, steps: [
         { name: a, handler: Work }, { name: b, handler: Work, depends_on: [a] }, { name: c, handler: Work, depends_on: [b] },
         { name: d, handler: Work, depends_on: [c] }] }",
@@ -25,6 +26,9 @@ const TEMPLATES: [&str; 10] = [
         { name: a, handler: Work },
         { name: parts, each: { over: $.input.parts, handler: Work, input: { ms: $.input.ms, part: $item } }, depends_on: [a] },
         { name: whole, workflow: linear, depends_on: [a] }, { name: z, handler: Work, depends_on: [parts, whole] }] }",
+    "{ name: signalled, namespace: work, steps: [
+        { name: a, handler: Work }, { name: told, wait: go, depends_on: [a] }, { name: paid, wait: { key: $.input.order }, depends_on: [a] },
+        { name: z, handler: Work, depends_on: [told, paid] }] }",
     // Long enough to be under way when a worker that was frozen past its lease comes back.
     "{ name: long, namespace: work, steps: [{ name: a, handler: Work, config: { ms: 2500 } }, { name: b, handler: Work, depends_on: [a] }] }",
     "{ name: retrying, namespace: work, steps: [
@@ -88,7 +92,8 @@ pub(crate) fn anything(random: &mut Rng) -> &'static str {
         0..=3 => "long",
         4..=19 => "linear",
         20..=27 => "family",
-        28..=45 => "diamond",
+        28..=37 => "signalled",
+        38..=45 => "diamond",
         46..=50 => "fan",
         51..=60 => "retrying",
         61..=65 => "slow",
@@ -136,7 +141,8 @@ impl Load {
 }
 
 async fn submit(db: Db, mut random: Rng, mix: Mix, stop: CancellationToken) -> HashMap<String, &'static str> {
-    let submitter = Submitter::new(db);
+    let submitter = Submitter::new(db.clone());
+    let mut senders = JoinSet::new();
     let mut accepted = HashMap::new();
     let mut poisons = 0;
     while !stop.is_cancelled() {
@@ -157,6 +163,11 @@ async fn submit(db: Db, mut random: Rng, mix: Mix, stop: CancellationToken) -> H
                 if template == "family" {
                     input["parts"] = json!((0..random.u32(0..15)).collect::<Vec<_>>());
                 }
+                if template == "signalled" {
+                    let order = format!("order-{}-{n}", accepted.len());
+                    input["order"] = json!(order);
+                    senders.spawn(send(db.clone(), Addressee::Key(order), "paid", random.u64(0..2_000)));
+                }
                 NewTask {
                     input: input.into(),
                     key: Some(format!("{}-{n}", accepted.len())),
@@ -166,8 +177,16 @@ async fn submit(db: Db, mut random: Rng, mix: Mix, stop: CancellationToken) -> H
             })
             .collect();
         // Whether a call that broke was accepted nobody knows; with the same keys it is harmless to ask again.
-        while submitter.submit(template, None, &tasks).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(100)).await;
+        let submitted = loop {
+            match submitter.submit(template, None, &tasks).await {
+                Ok(submitted) => break submitted,
+                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        };
+        if template == "signalled" {
+            for task in submitted {
+                senders.spawn(send(db.clone(), Addressee::Task(task.id), "go", random.u64(0..2_000)));
+            }
         }
         accepted.extend(
             tasks
@@ -176,5 +195,23 @@ async fn submit(db: Db, mut random: Rng, mix: Mix, stop: CancellationToken) -> H
         );
         tokio::time::sleep(Duration::from_millis(random.u64(20..150))).await;
     }
+    senders.join_all().await;
     accepted
+}
+
+/// Sends a signal, early or late, twice.
+async fn send(db: Db, to: Addressee, name: &str, after_ms: u64) {
+    tokio::time::sleep(Duration::from_millis(after_ms)).await;
+    let signal = Signal {
+        payload: json!({ "to": format!("{to:?}") }).to_string(),
+        to,
+        name: name.into(),
+        id: Some("once".into()),
+        keep: None,
+    };
+    for _ in 0..2 {
+        while signals::send(&db, &signal).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
 }

@@ -358,3 +358,39 @@ async fn an_operator_sets_limits_sees_what_waits_and_closes_breakers() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_sees_what_waits_for_a_signal_and_sends_it() {
+    World::with(async |world| {
+        let url = world.url.as_str();
+        world
+            .register("name: buy\nnamespace: here\nsteps:\n  - { name: approval, wait: { signal: approved, key: $.input.order, assignees: [ann] } }\n")
+            .await;
+        let task = world.submit("buy", json!({ "order": 17 })).await;
+        let id = task.to_string();
+        let sent = tasker(url, &["signal", "send", "aproved", "--task", &id]);
+        assert_eq!(
+            text(&sent.stdout),
+            "kept: no step waits for it yet\nno step of buy waits for \"aproved\": its steps wait for approved"
+        );
+        let unclaimed = json_of(url, &["signal", "list", "--unclaimed", "--json"]);
+        assert_eq!((&unclaimed[0]["name"], &unclaimed[0]["task"]), (&json!("aproved"), &json!(task)));
+        world.claim().await;
+        world.run("SELECT tasker.match_signals(100)").await;
+        let waiting = json_of(url, &["task", "waiting", "--assignee", "ann", "--json"]);
+        assert_eq!((&waiting[0]["task"], &waiting[0]["key"]), (&json!(task), &json!("17")));
+        assert!(text(&tasker(url, &["task", "waiting"]).stdout).ends_with("ann"));
+        assert!(text(&tasker(url, &["task", "show", &id]).stdout).contains("waits for the signal approved (key 17)"));
+
+        refused(url, &["signal", "send", "approved"], 2, "--task");
+        refused(url, &["signal", "send", "approved", "--key", "17", "--payload", "{"], 1, "JSON");
+        refused(url, &["signal", "send", "approved", "--task", &uuid::Uuid::nil().to_string()], 4, "no task");
+        let sent = json_of(url, &["signal", "send", "approved", "--key", "17", "--payload", "{\"by\": \"ann\"}", "--json"]);
+        assert_eq!(sent["outcome"], "awaited");
+        world.run("SELECT tasker.match_signals(100)").await;
+        assert_eq!(world.task(task).await["steps"][0]["result"]["by"], "ann");
+        let late = tasker(url, &["signal", "send", "approved", "--task", &id]);
+        assert_eq!((text(&late.stdout).as_str(), late.status.code()), ("late: the task has ended", Some(1)));
+    })
+    .await;
+}

@@ -37,6 +37,7 @@ mod roles;
 mod scheduling;
 mod search_path;
 mod shares;
+mod signals;
 mod sleeps;
 mod submitting;
 mod templates;

@@ -195,7 +195,7 @@ fn a_step_runs_a_handler_or_sleeps() {
         ),
         (
             "delay: 1h",
-            "step \"a\" does not say what it is: expected `handler: NameOfAHandler`, `sleep: 14d`, `each: { over: …, handler: … }` or `workflow: name`",
+            "step \"a\" does not say what it is: expected `handler: NameOfAHandler`, `sleep: 14d`, `wait: approved`, `each: { over: …, handler: … }` or `workflow: name`",
         ),
         (
             "sleep: 1h, transactional: true",

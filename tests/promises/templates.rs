@@ -123,7 +123,7 @@ fn every_other_mistake_says_what_was_expected() {
     for (yaml, expected) in [
         (
             "name: t\nnamespace: n\nsteps:\n  - name: a\n",
-            r#"4: step "a" does not say what it is: expected `handler: NameOfAHandler`, `sleep: 14d`, `each: { over: …, handler: … }` or `workflow: name`"#,
+            r#"4: step "a" does not say what it is: expected `handler: NameOfAHandler`, `sleep: 14d`, `wait: approved`, `each: { over: …, handler: … }` or `workflow: name`"#,
         ),
         (
             "name: t\nnamespace: n\nsteps: []\n",

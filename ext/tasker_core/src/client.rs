@@ -268,7 +268,7 @@ fn new_tasks(ruby: &Ruby, given: RArray) -> Result<Vec<NewTask>, Error> {
     given.into_iter().map(new_task).collect()
 }
 
-fn parse_id<T: std::str::FromStr>(ruby: &Ruby, id: &str) -> Result<T, Error> {
+pub(crate) fn parse_id<T: std::str::FromStr>(ruby: &Ruby, id: &str) -> Result<T, Error> {
     id.parse()
         .map_err(|_| raise::with_class(ruby, "InvalidInput", format!("{id:?} is not a task id: expected a UUID")))
 }

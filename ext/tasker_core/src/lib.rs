@@ -14,6 +14,7 @@ mod orchestrator;
 mod raise;
 mod runtime;
 mod settings;
+mod signals;
 mod waiting;
 mod worker;
 
@@ -34,6 +35,8 @@ fn init(ruby: &Ruby) -> Result<(), Error> {
     native.define_singleton_method("holds?", function!(holds, 2))?;
     native.define_singleton_method("child_inputs", function!(child_inputs, 2))?;
     native.define_singleton_method("output", function!(output, 2))?;
+    native.define_singleton_method("begin_wait", function!(begin_wait, 2))?;
+    native.define_singleton_method("check_payload", function!(signals::check_payload, 3))?;
     native.define_singleton_method("to_json", function!(worker::storable, 1))?;
     native.define_singleton_method("result_to_json", function!(worker::storable_result, 2))?;
     native.define_singleton_method("seconds", function!(seconds, 1))?;
@@ -45,6 +48,7 @@ fn init(ruby: &Ruby) -> Result<(), Error> {
     dead_letters::init(native)?;
     logs::init(native)?;
     orchestrator::init(ruby, native)?;
+    signals::init(native)?;
     worker::init(ruby, native)
 }
 
@@ -74,6 +78,19 @@ fn child_inputs(ruby: &Ruby, step: String, of: String) -> Result<(Option<Vec<Str
 /// What a task has to say, by what its template names as its output, of {input, results} as JSON.
 fn output(ruby: &Ruby, path: Option<String>, of: String) -> Result<String, Error> {
     Ok(tasker::template::children::output(path.as_deref(), &json::parse(ruby, &of)?).to_string())
+}
+
+type Begun = (Option<String>, Vec<String>, Option<String>);
+
+/// The key of the signal that a step waits for (its wait as JSON, as a template has it), and who is to send it, of {input, results} as JSON; or why it cannot
+/// wait.
+fn begin_wait(ruby: &Ruby, wait: String, of: String) -> Result<Begun, Error> {
+    let wait = serde_json::from_value(json::parse(ruby, &wait)?)
+        .map_err(|error| raise::error(ruby, &tasker::Error::Invalid(format!("the step is not valid: {error}"))))?;
+    Ok(match tasker::template::wait::begin(&wait, &json::parse(ruby, &of)?) {
+        Ok((key, assignees)) => (key, assignees, None),
+        Err(problem) => (None, Vec::new(), Some(problem)),
+    })
 }
 
 /// The database that is meant: the given one, or that of `tasker dev` in this folder.

@@ -15,7 +15,11 @@ module TaskerCore
 
       def usable? = true
 
+      def signal(...) = super.tap { native.run_due(impatient: true) if Testing.mode == :inline }
+
       private
+
+      def own_transaction = nil
 
       def submit(name, _version, tasks) = native.submit(name, tasks, inline: Testing.mode == :inline)
     end

@@ -1,8 +1,10 @@
 # frozen_string_literal: true
 
 require_relative "executor"
+require_relative "signals"
 require_relative "task_run"
 require_relative "step_run"
+require_relative "wait_run"
 
 module TaskerCore
   module Testing
@@ -19,6 +21,7 @@ module TaskerCore
         @lock.synchronize do
           @tasks = {}
           @keys = {}
+          @signals = Signals.new
         end
       end
 
@@ -63,6 +66,13 @@ module TaskerCore
 
       def cancel(id) = task(id).cancel
 
+      # @return [String] JSON
+      def signals(request)
+        return waits(request[:filter]).first(request[:limit]).to_json if request[:verb] == "waiting"
+
+        send_signal(request[:signal]).to_json
+      end
+
       def health = { healthy: true, failed: [] }.to_json
 
       def migrate = nil
@@ -106,11 +116,12 @@ module TaskerCore
 
       # What a test asks.
 
+      # @param impatient [Boolean] whether what is to be tried again later may run now
       # @return [Array<String>] the ids of those that ran
-      def run_due
+      def run_due(impatient: false)
         ran = []
         while (task = @tasks.values.find(&:due?))
-          run(task, impatient: false)
+          run(task, impatient: impatient)
           ran << task.id unless task.parent
         end
         ran.uniq
@@ -151,10 +162,38 @@ module TaskerCore
         known = key && @keys[[template[:definition].values_at(:namespace, :name), key]]
         return [known, false] if known
 
-        task = TaskRun.new(template, input, key: key, priority: priority, run_at: run_at && Time.iso8601(run_at))
+        task = TaskRun.new(template, input, @signals, key: key, priority: priority, run_at: run_at && Time.iso8601(run_at))
         @keys[[template[:definition].values_at(:namespace, :name), key]] = task if key
         [@tasks[task.id] = task, true]
       end
+
+      def send_signal(signal)
+        known = signal[:task] && task(signal[:task])
+        Native.check_payload(signal[:name], signal[:payload], schemas(signal, known).to_json)
+        return { outcome: "duplicate" } if @signals.known?(signal)
+        return { outcome: "late" } if known && Task::ENDED.include?(known.state)
+
+        @signals.keep(signal)
+        { outcome: open_waits.any? { |wait| wait.for?(signal) } ? "awaited" : "kept" }
+      end
+
+      # Those that the payload has to satisfy.
+      def schemas(signal, task)
+        templates = task ? [task.template] : @templates.values
+        waits = templates.flat_map { |template| template[:definition][:steps].filter_map { |step| step[:wait] } }
+        waits = waits.select { |wait| wait[:signal] == signal[:name] && (task || wait[:key]) }
+        waits.filter_map { |wait| wait[:schema] || wait[:form] }
+      end
+
+      def waits(filter)
+        all = @tasks.values.flat_map(&:waits).map { |step| step.wait.to_h.merge(step: step.name) }
+        all = all.sort_by { |wait| wait[:since] }
+        all = all.drop_while { |wait| wait[:task] != filter[:after] }.drop(1) if filter[:after]
+        all = all.select { |wait| wait[:assignees].include?(filter[:assignee]) } if filter[:assignee]
+        all.select { |wait| filter.slice(:signal, :namespace) <= wait }
+      end
+
+      def open_waits = @tasks.values.flat_map { |task| task.waits.map(&:wait) }
 
       def run(task, impatient:)
         executor = Executor.new(self, TaskerCore.configuration)
@@ -177,7 +216,7 @@ module TaskerCore
       def create_child(task, step, input, item)
         template = step.definition[:workflow] || step.definition.dig(:each, :workflow)
         template = template ? template(template) : part(task, step.definition)
-        child = TaskRun.new(template, input, priority: task.priority, parent: { task: task.id, step: step.name, item: item })
+        child = TaskRun.new(template, input, @signals, priority: task.priority, parent: { task: task.id, step: step.name, item: item })
         @tasks[child.id] = child
       end
 

@@ -27,11 +27,13 @@ module TaskerCore
         def trace_id = nil
       end
 
-      attr_reader :definition, :prepared, :children
+      attr_reader :definition, :prepared, :children, :wait
       attr_accessor :checkpoint, :progress, :parents
 
-      def initialize(definition)
+      # @param wait [WaitRun, nil]
+      def initialize(definition, wait = nil)
         @definition = definition
+        @wait = wait
         @parents = []
         @errors = []
         @state = "pending"
@@ -74,12 +76,36 @@ module TaskerCore
         return children.any?(&:due?) || settled? if children
 
         wait_for_time if @state == "pending" && (definition[:delay] || definition[:sleep])
-        @retry_at.nil? || @retry_at <= Time.now
+        return @wait.over? if waits?
+        return false if @retry_at && @retry_at > Time.now
+
+        @wait.nil? || begin_waiting
       end
 
-      def sleeps? = !definition[:sleep].nil?
+      # Whether it is a signal that it waits for.
+      def waits? = open? && !@wait&.since.nil?
 
-      def kind = %i[sleep each workflow].find { |kind| definition[kind] }&.to_s || "handler"
+      # Whether what it waits for is no more than its time, which who is impatient need not wait for.
+      def own_time? = !children && !@wait
+
+      # Whether it is the engine that does it.
+      def settles_itself? = %w[sleep wait].include?(kind)
+
+      # What it slept or waited for is there, or its time is over.
+      def settle_itself
+        return complete("null") unless @wait
+
+        payload = @wait.take
+        return complete(payload) if payload
+
+        @skipped_because = @wait.too_late if @wait.on_timeout == "skip"
+        @skipped_because ? @state = "skipped" : fail({ class: "TaskerError", message: @wait.too_late, permanent: true })
+      end
+
+      # Whether its task has failed with it.
+      def given_up? = dead? && @wait&.on_timeout == "fail"
+
+      def kind = %i[sleep wait each workflow].find { |kind| definition[kind] }&.to_s || "handler"
 
       # Whether its work is other tasks.
       def spawns? = %w[each workflow].include?(kind)
@@ -145,14 +171,27 @@ module TaskerCore
           state: ended && !done? && !dead? && !discarded? ? "cancelled" : @state, attempt: complete? ? failures + 1 : failures,
           max_attempts: max_attempts, worker: nil, result: value(@result), result_bytes: @result&.bytesize,
           progress: value(progress), errors: @errors,
-          enqueued_at: nil, started_at: nil, finished_at: nil, waits_for: nil, after_cancel: nil, skipped_because: @skipped_because,
+          enqueued_at: nil, started_at: nil, finished_at: nil, waits_for: waits_for, after_cancel: nil, skipped_because: @skipped_because,
           children: children && { total: children.size, created: children.size, ended: children.count(&:ended?),
                                   dead: dead_children.size, tolerated: tolerated },
-          retry_at: open? ? @retry_at&.getutc&.iso8601(6) : nil
+          retry_at: (if open?
+                       @wait&.since ? @wait.times_out_at : @retry_at
+                     end)&.getutc&.iso8601(6)
         }
       end
 
       private
+
+      def waits_for = ("the signal #{@wait.name}#{" (key #{@wait.key})" if @wait.key}" if waits?)
+
+      # Whether there is a signal already.
+      def begin_waiting
+        problem = @wait.begin(seen(@wait.task.input))
+        return fail({ class: "TaskerError", message: problem, permanent: true }) && false if problem
+
+        @state = "waiting"
+        @wait.over?
+      end
 
       def wait_for_time
         @retry_at = Time.now + %i[delay sleep].sum { |name| definition[name] ? span(name) : 0 }

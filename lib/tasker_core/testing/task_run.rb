@@ -5,10 +5,10 @@ module TaskerCore
     # A task in memory.
     # @api private
     class TaskRun
-      attr_reader :id, :input, :priority, :parent, :template
+      attr_reader :id, :input, :priority, :parent, :template, :created_at
 
       # @param parent [Hash, nil] task, step and item, where it is another's child
-      def initialize(template, input, key: nil, priority: nil, run_at: nil, parent: nil)
+      def initialize(template, input, signals, key: nil, priority: nil, run_at: nil, parent: nil)
         @parent = parent
         @id = SecureRandom.uuid
         @template = template
@@ -18,7 +18,7 @@ module TaskerCore
         @priority = priority || @definition[:priority]
         @run_at = run_at
         @created_at = Time.now
-        @steps = @definition[:steps].map { |step| StepRun.new(step) }
+        @steps = @definition[:steps].map { |step| StepRun.new(step, step[:wait] && WaitRun.new(step[:wait], self, signals)) }
         @steps.each { |step| step.parents = @steps.values_at(*step.definition[:parents]) }
       end
 
@@ -60,6 +60,9 @@ module TaskerCore
 
       def read_children(step, after, dead) = @steps.find { |candidate| candidate.name == step }.read_children(after, dead)
 
+      # Its steps that wait for a signal.
+      def waits = Task::ENDED.include?(state) ? [] : @steps.select(&:waits?)
+
       # Those of its dead steps.
       def errors = @steps.select(&:dead?).flat_map { |step| step.to_h(ended: false)[:errors] }
 
@@ -70,10 +73,11 @@ module TaskerCore
 
         loop do
           skip
-          step = @steps.find { |candidate| impatient && !candidate.children ? candidate.open? : candidate.ready? }
-          return step unless step&.sleeps?
+          ready = @steps.select { |step| impatient && step.own_time? ? step.open? : step.ready? }
+          step = ready.select(&:waits?).min_by { |wait| wait.wait.since } || ready.first
+          return step unless step&.settles_itself?
 
-          step.complete("null")
+          step.settle_itself
         end
       end
 
@@ -108,7 +112,7 @@ module TaskerCore
 
       private
 
-      def after_death = @definition[:on_failure] == "fail" ? "failed" : "blocked"
+      def after_death = @definition[:on_failure] == "fail" || @steps.any?(&:given_up?) ? "failed" : "blocked"
 
       def skip
         nil while @steps.any? { |step| step.skip_unless_wanted(@input) }

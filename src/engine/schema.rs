@@ -1,0 +1,38 @@
+//! JSON Schemas that a template has for what comes from outside.
+
+use jsonschema::{ValidationError, Validator};
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+use crate::telemetry;
+
+/// Errors: [`Error::Invalid`] where it is no JSON Schema.
+pub(super) fn validator(schema: &Value) -> Result<Validator> {
+    jsonschema::validator_for(schema).map_err(|error| Error::Invalid(format!("the template's schema is not valid: {error}")))
+}
+
+/// What is wrong with `value`, each problem with its place. None: nothing.
+pub(super) fn problems_of(schema: &Validator, value: &Value) -> Option<String> {
+    let problem = |error: ValidationError<'_>| match error.instance_path().as_str() {
+        "" => told(&error),
+        path => format!("{path}: {}", told(&error)),
+    };
+    let problems: Vec<String> = schema.iter_errors(value).take(10).map(problem).collect();
+    (!problems.is_empty()).then(|| problems.join("; "))
+}
+
+/// The longest value that an error quotes, in characters.
+const QUOTED: usize = 60;
+
+/// An error quotes the value only where that is short, and not of a name that the setting `log.redact` has.
+fn told(error: &ValidationError<'_>) -> String {
+    let is_short = match error.instance().as_ref() {
+        Value::String(text) => text.chars().count() <= QUOTED,
+        value => !value.is_object() && !value.is_array(),
+    };
+    let is_redacted = error.instance_path().as_str().split('/').any(telemetry::is_redacted);
+    match is_short && !is_redacted {
+        true => error.to_string(),
+        false => error.masked_with("the value").to_string(),
+    }
+}

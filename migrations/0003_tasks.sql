@@ -28,7 +28,9 @@ CREATE TABLE tasker.tasks (
     -- which step of which task it does a part of, and which part, from 0; null: it is nobody's child
     parent_id    uuid,
     parent_step  smallint,
-    item         int
+    item         int,
+    -- the step whose handler ended it early, with success; null: none has
+    finished_by  smallint
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX tasks_claim ON tasker.tasks (namespace_id, priority, claim_order) WHERE claim_order IS NOT NULL;
 CREATE INDEX tasks_due ON tasker.tasks (due_at) WHERE due_at IS NOT NULL;
@@ -101,6 +103,8 @@ CREATE INDEX fan_outs_look ON tasker.fan_outs (look_at) WHERE look_at IS NOT NUL
 CREATE TABLE tasker.waits (
     task_id      uuid NOT NULL,
     step         smallint NOT NULL,
+    -- which of a handler's waits it is (see 0028_memories.sql); '': the step is nothing else
+    place        text NOT NULL DEFAULT '',
     -- the signal's name, and by which key it may come beside the task's id (null: by none); no name: it was not looked at yet
     name         text,
     key          text,
@@ -114,7 +118,7 @@ CREATE TABLE tasker.waits (
     look_at      timestamptz,
     -- the one that ended it
     signal_id    bigint,
-    PRIMARY KEY (task_id, step)
+    PRIMARY KEY (task_id, step, place)
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX waits_look ON tasker.waits (look_at) WHERE look_at IS NOT NULL;
 CREATE INDEX waits_open ON tasker.waits (since) WHERE since IS NOT NULL;

@@ -101,7 +101,8 @@ $$;
 
 -- Fails steps: in one transaction deletes their messages, records the errors and schedules the retry; or, where the error is permanent or
 -- the attempts are used up, sends the dead letter, marks the step dead and the task blocked or failed. Branches that do not depend on it
--- go on. One whose handler wants to be called later (the reason 'snoozed') uses no attempt. One whose handler says that the task is not worth anything any more (the reason 'discarded') ends the task, without a letter.
+-- go on. One whose handler wants to be called later (the reason 'snoozed'), or waits for a signal ({ending: {waits_for: name}}, see await_signal), uses no
+-- attempt. One whose handler ends the task early ({ending: {finished: result}}) is complete. One whose handler says that the task is not worth anything any more (the reason 'discarded') ends the task, without a letter.
 -- A step whose task was cancelled while it ran is cancelled, and the error is its last word (see 0013_cancel.sql).
 -- The arrays are parallel and in msg_id order. Each error is {class, message, backtrace, reason}; retry_after (seconds, may be null) takes the place
 -- of the backoff.
@@ -139,10 +140,14 @@ BEGIN
                    coalesce(r.retry_after, tasker.backoff_seconds(
                        coalesce(ts.backoff, n.backoff), coalesce(ts.multiplier, n.multiplier), coalesce(ts.base_seconds, n.base_seconds),
                        coalesce(ts.max_seconds, n.max_seconds), coalesce(ts.jitter, n.jitter), s.failures + 1)) AS delay,
-                   t.state NOT IN ('running', 'blocked', 'failed') AS over
+                   t.state NOT IN ('running', 'blocked', 'failed') AS over, z.finished, z.waits
             FROM gone
             JOIN unnest($1, $3, $4, $5, $6, $7) AS r(id, task, step, error, permanent, retry_after) ON r.id = gone.msg_id
-            CROSS JOIN LATERAL (SELECT coalesce(r.error ->> 'reason' = 'snoozed', false) AS snoozed) AS z
+            CROSS JOIN LATERAL (
+                SELECT coalesce(r.error ->> 'reason' = 'snoozed', false) AS snoozed, coalesce(r.error -> 'ending' ? 'finished', false) AS finished,
+                       coalesce(r.error -> 'ending' ? 'waits_for', false) AND EXISTS (
+                           SELECT FROM tasker.waits w
+                           WHERE w.task_id = r.task AND w.step = r.step AND w.place = r.error #>> '{ending, waits_for}' AND w.since IS NOT NULL) AS waits) AS z
             CROSS JOIN LATERAL (SELECT *, ctid AS place FROM tasker.steps
                                 WHERE task_id = r.task AND step = r.step AND msg_id = r.id AND state IN ('enqueued', 'cancelling') OFFSET 0) AS s
             CROSS JOIN LATERAL (SELECT * FROM tasker.tasks WHERE id = r.task OFFSET 0) AS t
@@ -150,12 +155,16 @@ BEGIN
             JOIN tasker.namespaces n ON n.name = ts.namespace
         ), failed AS (
             UPDATE tasker.steps s
-            SET state = CASE WHEN v.over THEN 'cancelled' WHEN v.error ->> 'reason' = 'discarded' THEN 'discarded' WHEN v.dead THEN 'dead'
-                        ELSE 'waiting_retry' END::tasker.step_state,
-                after_cancel = CASE WHEN v.over THEN 'failed' END, failures = s.failures + (NOT v.snoozed)::int, worker = $8, started_at = v.last_read_at,
+            SET state = CASE WHEN v.over THEN 'cancelled' WHEN v.error ->> 'reason' = 'discarded' THEN 'discarded' WHEN v.finished THEN 'complete'
+                        WHEN v.dead THEN 'dead' WHEN v.waits THEN 'waiting' ELSE 'waiting_retry' END::tasker.step_state,
+                after_cancel = CASE WHEN v.over THEN CASE WHEN v.finished THEN 'complete' ELSE 'failed' END END,
+                result = CASE WHEN v.finished THEN v.error #> '{ending, finished}' END,
+                result_bytes = CASE WHEN v.finished THEN octet_length((v.error #> '{ending, finished}')::text) END,
+                failures = s.failures + (NOT v.snoozed AND NOT v.finished)::int, worker = $8, started_at = v.last_read_at,
                 finished_at = CASE WHEN v.dead OR v.over THEN clock_timestamp() END,
-                retry_at = CASE WHEN NOT (v.dead OR v.over) THEN clock_timestamp() + v.delay * interval '1 second' END,
-                errors = CASE WHEN v.snoozed THEN s.errors ELSE tasker.append_error(s.errors, v.error || jsonb_build_object(
+                retry_at = CASE WHEN NOT (v.dead OR v.over OR v.waits) THEN clock_timestamp() + v.delay * interval '1 second' END,
+                wakes_at = CASE WHEN v.waits AND NOT v.over THEN 'infinity'::timestamptz END,
+                errors = CASE WHEN v.snoozed OR v.finished THEN s.errors ELSE tasker.append_error(s.errors, v.error || jsonb_build_object(
                     'attempt', s.failures + 1, 'message_id', v.msg_id, 'crashes', v.read_ct - 1 - s.released, 'at', clock_timestamp(), 'worker', $8)) END
             FROM verdict v
             WHERE s.ctid = v.place AND s.state IN ('enqueued', 'cancelling')
@@ -183,6 +192,9 @@ BEGIN
     END IF;
     IF 'discarded' = ANY (v_states) THEN
         PERFORM tasker.discard_tasks(ARRAY(SELECT d.task FROM unnest(v_states, v_counted_tasks) AS d(state, task) WHERE d.state = 'discarded'));
+    END IF;
+    IF 'complete' = ANY (v_states) THEN
+        PERFORM tasker.finish_tasks(v_counted_tasks, v_counted_steps, v_states);
     END IF;
     IF 'cancelled' = ANY (v_states) THEN
         PERFORM tasker.finish_cancelled(v_counted_tasks);

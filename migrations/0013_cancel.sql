@@ -110,10 +110,14 @@ BEGIN
 
     WITH ended AS (
         UPDATE tasker.steps s
-        SET state = CASE WHEN r.runs THEN 'cancelling' ELSE 'cancelled' END::tasker.step_state, retry_at = NULL, wakes_at = NULL,
+        SET state = CASE WHEN r.runs THEN 'cancelling' WHEN r.because IS NOT NULL THEN 'skipped' ELSE 'cancelled' END::tasker.step_state,
+            skipped_because = CASE WHEN NOT r.runs THEN r.because END, retry_at = NULL, wakes_at = NULL,
             finished_at = CASE WHEN NOT r.runs THEN clock_timestamp() END,
             after_cancel = CASE WHEN NOT r.runs AND r.leases > s.released THEN 'unknown' END
-        FROM (SELECT u.runs, u.leases, h.place FROM unnest(v_tasks, v_steps, v_runs, v_leases) AS u(task, step, runs, leases)
+        FROM (SELECT u.runs, u.leases, h.place, (
+                  SELECT 'step ' || ts.name || ' finished the task' FROM tasker.tasks t
+                  JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = t.finished_by WHERE t.id = u.task) AS because
+              FROM unnest(v_tasks, v_steps, v_runs, v_leases) AS u(task, step, runs, leases)
               CROSS JOIN LATERAL (
                   SELECT ctid AS place FROM tasker.steps
                   WHERE task_id = u.task AND step = u.step AND state IN ('enqueued', 'waiting_retry', 'waiting', 'cancelling') FOR UPDATE SKIP LOCKED) AS h) AS r
@@ -146,7 +150,8 @@ BEGIN
     FOR v_state, v_parents, v_of_steps IN
         WITH finished AS (
             UPDATE tasker.tasks t
-            SET state = CASE WHEN EXISTS (SELECT FROM tasker.steps s WHERE s.task_id = t.id AND s.state = 'discarded')
+            SET state = CASE WHEN t.finished_by IS NOT NULL THEN 'complete'
+                        WHEN EXISTS (SELECT FROM tasker.steps s WHERE s.task_id = t.id AND s.state = 'discarded')
                         THEN 'discarded' ELSE 'cancelled' END::tasker.task_state,
                 look_at = NULL, finished_at = clock_timestamp()
             WHERE t.id = ANY (ARRAY(
@@ -156,7 +161,7 @@ BEGIN
         )
         SELECT f.state, array_agg(f.parent_id), array_agg(f.parent_step) FROM finished f WHERE f.parent_id IS NOT NULL GROUP BY f.state
     LOOP
-        PERFORM tasker.note_children(v_parents, v_of_steps, (v_state = 'discarded')::int, (v_state = 'cancelled')::int);
+        PERFORM tasker.note_children(v_parents, v_of_steps, (v_state <> 'cancelled')::int, (v_state = 'cancelled')::int);
     END LOOP;
 END
 $$;
@@ -169,6 +174,24 @@ BEGIN
     PERFORM tasker.forget_dead_children(p_tasks);
     UPDATE tasker.tasks t SET state = 'cancelling' WHERE t.id = ANY (p_tasks) AND t.state IN ('running', 'blocked', 'paused');
     PERFORM tasker.end_cancelling(p_tasks);
+    PERFORM tasker.notify('tasker_cancelled', '');
+END
+$$;
+
+-- Ends tasks of which a handler has just completed a step and wants no other: these are skipped. One that has failed stays so, and goes on.
+-- Locks: the caller's, who has those of the tasks; then those of end_cancelling.
+CREATE FUNCTION tasker.finish_tasks(p_tasks uuid[], p_steps smallint[], p_states tasker.step_state[]) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_tasks uuid[] := ARRAY(SELECT u.task FROM unnest(p_tasks, p_states) AS u(task, state) WHERE u.state = 'complete');
+BEGIN
+    PERFORM tasker.forget_dead_children(v_tasks);
+    UPDATE tasker.tasks t SET state = 'cancelling', finished_by = u.step
+    FROM unnest(p_tasks, p_steps, p_states) AS u(task, step, state)
+    WHERE t.id = u.task AND u.state = 'complete' AND t.state IN ('running', 'blocked', 'paused');
+    PERFORM tasker.end_cancelling(v_tasks);
+    PERFORM tasker.advance_tasks(array_agg(u.task), array_agg(u.step)) FROM unnest(p_tasks, p_steps, p_states) AS u(task, step, state)
+    JOIN tasker.tasks t ON t.id = u.task AND t.state = 'failed' WHERE u.state = 'complete' HAVING count(*) > 0;
     PERFORM tasker.notify('tasker_cancelled', '');
 END
 $$;

@@ -70,6 +70,7 @@ BEGIN
         'name', s.name, 'kind', s.kind, 'handler', s.handler, 'namespace', s.namespace,
         'depends_on', to_jsonb(ARRAY(SELECT v_names[b.step + 1] FROM unnest(s.parents) AS b(step) ORDER BY b.step)),
         'state', CASE
+            WHEN s.state IS NULL AND v_task.finished_by IS NOT NULL THEN 'skipped'
             WHEN s.state IS NULL AND v_task.state IN ('cancelling', 'cancelled', 'discarded') THEN 'cancelled'
             WHEN s.state IS NULL THEN 'pending'
             WHEN s.state = 'enqueued' AND l.worker IS NOT NULL THEN 'in_progress'
@@ -83,7 +84,7 @@ BEGIN
             WHEN w.since IS NOT NULL THEN 'the signal ' || w.name || coalesce(' (key ' || w.key || ')', '') END, 'the queue ' || b.queue || ', which cannot be worked with: ' || b.why,
                                                 'a worker that has the handler ' || u.handler),
         'result', CASE WHEN coalesce(s.bytes, 0) <= p_bytes THEN s.result END, 'result_bytes', s.result_bytes,
-        'skipped_because', s.skipped_because, 'after_cancel', s.after_cancel, 'progress', s.progress, 'errors', coalesce(s.errors, '[]'),
+        'skipped_because', coalesce(s.skipped_because, CASE WHEN s.state IS NULL THEN 'step ' || v_names[v_task.finished_by + 1] || ' finished the task' END), 'after_cancel', s.after_cancel, 'progress', s.progress, 'errors', coalesce(s.errors, '[]'),
         'enqueued_at', s.enqueued_at, 'started_at', coalesce(l.leased_at, s.started_at),
         'finished_at', s.finished_at, 'children', CASE WHEN f.step IS NOT NULL THEN jsonb_build_object(
             'total', f.total, 'created', f.created, 'ended', f.ended, 'dead', f.dead, 'tolerated', f.tolerated) END, 'retry_at', coalesce(nullif(s.retry_at, 'infinity'), nullif(s.wakes_at, 'infinity'), w.times_out_at))
@@ -92,7 +93,8 @@ BEGIN
     LEFT JOIN lease l ON l.queue = s.queue AND l.msg_id = s.msg_id
     LEFT JOIN permit p ON p.step = s.number
     LEFT JOIN (SELECT * FROM tasker.fan_outs WHERE task_id = p_task) AS f ON f.step = s.number
-    LEFT JOIN (SELECT * FROM tasker.waits WHERE task_id = p_task) AS w ON w.step = s.number AND s.state = 'waiting'
+    LEFT JOIN (SELECT DISTINCT ON (step) * FROM tasker.waits WHERE task_id = p_task AND since IS NOT NULL ORDER BY step, since DESC) AS w
+        ON w.step = s.number AND s.state = 'waiting'
     LEFT JOIN tasker.broken_queues b ON b.queue = s.queue AND s.state IN ('enqueued', 'waiting_retry')
     LEFT JOIN (SELECT h.step, s.handler FROM tasker.unhandled h JOIN step s ON s.number = h.step
                WHERE h.version_id = v_task.version_id AND s.retry_at = 'infinity') AS u ON u.step = s.number

@@ -191,7 +191,7 @@ BEGIN
     PERFORM tasker.unblock_tasks(v_tasks);
     PERFORM tasker.look_at_children(v_tasks, v_steps);
     UPDATE tasker.waits w SET name = NULL, since = NULL, look_at = clock_timestamp()
-    FROM unnest(v_tasks, v_steps) AS a(task, step) WHERE w.task_id = a.task AND w.step = a.step;
+    FROM unnest(v_tasks, v_steps) AS a(task, step) WHERE w.task_id = a.task AND w.step = a.step AND w.place = '';
     PERFORM tasker.notify('tasker_due', '');
     RETURN QUERY SELECT unnest(v_replayed);
 END

@@ -128,7 +128,7 @@ CREATE FUNCTION tasker.close_waits(p_tasks uuid[]) RETURNS void
 LANGUAGE sql BEGIN ATOMIC
     UPDATE tasker.waits w SET since = NULL, look_at = NULL
     WHERE w.task_id = ANY (p_tasks) AND coalesce(w.since, w.look_at) IS NOT NULL
-      AND NOT EXISTS (SELECT FROM tasker.steps s WHERE s.task_id = w.task_id AND s.step = w.step AND s.state = 'waiting');
+      AND NOT EXISTS (SELECT FROM tasker.steps s WHERE s.task_id = w.task_id AND s.step = w.step AND s.state IN ('waiting', 'waiting_retry', 'enqueued'));
 END;
 
 -- Begins a wait: finds out by which key its signal may come, and who is to send it. Returns why it cannot.
@@ -164,31 +164,44 @@ BEGIN
 END
 $$;
 
+-- Tells a handler that waits of its signal, or that none came, by what it remembers; it is called again.
+CREATE FUNCTION tasker.end_own_wait(p_wait tasker.waits, p_payload jsonb) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    INSERT INTO tasker.memories (task_id, step, name, value) VALUES (p_wait.task_id, p_wait.step, p_wait.place, p_payload) ON CONFLICT DO NOTHING;
+    UPDATE tasker.steps s SET state = 'waiting_retry', wakes_at = NULL, retry_at = clock_timestamp()
+    WHERE s.task_id = p_wait.task_id AND s.step = p_wait.step AND s.state = 'waiting';
+    PERFORM tasker.notify('tasker_due', '');
+END
+$$;
+
 -- Looks at a wait: begins it, ends it if there is a signal for it, or its time is over. Returns whether its step is complete or skipped now.
 -- Locks: the caller's, who has the task's and his turn (match_signals).
 CREATE FUNCTION tasker.look_at_wait(p_wait tasker.waits) RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
+    v_kind     text;
     v_template jsonb;
     v_begun    record;
     v_problem  text;
     v_signal   bigint;
     v_payload  jsonb;
 BEGIN
-    SELECT ts.wait INTO v_template FROM tasker.tasks t
-    JOIN tasker.steps s ON s.task_id = t.id AND s.step = p_wait.step AND s.state = 'waiting'
+    SELECT ts.kind, ts.wait INTO v_kind, v_template FROM tasker.tasks t
+    JOIN tasker.steps s ON s.task_id = t.id AND s.step = p_wait.step
     JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = s.step
-    WHERE t.id = p_wait.task_id AND t.state IN ('running', 'blocked', 'failed');
-    IF v_template IS NULL THEN
+    WHERE t.id = p_wait.task_id AND t.state IN ('running', 'blocked', 'failed')
+      AND (s.state = 'waiting' OR ts.kind = 'handler' AND s.state IN ('enqueued', 'waiting_retry'));
+    IF v_kind IS NULL THEN
         PERFORM tasker.close_waits(ARRAY[p_wait.task_id]);
-        UPDATE tasker.waits w SET look_at = NULL WHERE w.task_id = p_wait.task_id AND w.step = p_wait.step;
+        UPDATE tasker.waits w SET look_at = NULL WHERE w.task_id = p_wait.task_id AND w.step = p_wait.step AND w.place = p_wait.place;
         RETURN false;
     END IF;
     IF p_wait.name IS NULL THEN
         SELECT * INTO v_begun FROM tasker.begin_wait(v_template, p_wait);
         p_wait := v_begun.p_wait;
         IF v_begun.problem IS NOT NULL THEN
-            UPDATE tasker.waits w SET look_at = NULL WHERE w.task_id = p_wait.task_id AND w.step = p_wait.step;
+            UPDATE tasker.waits w SET look_at = NULL WHERE w.task_id = p_wait.task_id AND w.step = p_wait.step AND w.place = p_wait.place;
             PERFORM tasker.kill_step(p_wait.task_id, p_wait.step, 'no_key', v_begun.problem);
             RETURN false;
         END IF;
@@ -196,16 +209,23 @@ BEGIN
 
     v_signal := tasker.kept_signal(p_wait);
     IF v_signal IS NULL AND p_wait.times_out_at <= clock_timestamp() THEN
-        v_problem := 'no signal "' || p_wait.name || '" came within ' || justify_hours((v_template ->> 'timeout')::float8 * interval '1 second');
+        v_problem := 'no signal "' || p_wait.name || '" came within ' || justify_hours(
+            coalesce((v_template ->> 'timeout')::float8 * interval '1 second', p_wait.times_out_at - p_wait.since));
     END IF;
     UPDATE tasker.waits w
     SET name = p_wait.name, key = p_wait.key, assignees = p_wait.assignees, due_at = p_wait.due_at, times_out_at = p_wait.times_out_at,
         since = CASE WHEN v_signal IS NULL AND v_problem IS NULL THEN p_wait.since END, signal_id = v_signal,
         look_at = CASE WHEN v_signal IS NULL AND v_problem IS NULL THEN p_wait.times_out_at END
-    WHERE w.task_id = p_wait.task_id AND w.step = p_wait.step;
-
+    WHERE w.task_id = p_wait.task_id AND w.step = p_wait.step AND w.place = p_wait.place;
     IF v_signal IS NOT NULL THEN
         UPDATE tasker.signals s SET received = s.received + 1 WHERE s.id = v_signal RETURNING s.payload INTO v_payload;
+    END IF;
+
+    IF v_kind = 'handler' THEN
+        IF v_signal IS NOT NULL OR v_problem IS NOT NULL THEN
+            PERFORM tasker.end_own_wait(p_wait, v_payload);
+        END IF;
+    ELSIF v_signal IS NOT NULL THEN
         UPDATE tasker.steps s
         SET state = 'complete', wakes_at = NULL, started_at = s.enqueued_at, finished_at = clock_timestamp(), result = v_payload,
             result_bytes = octet_length(v_payload::text)

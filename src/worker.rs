@@ -9,6 +9,7 @@ mod buffer;
 mod handler;
 mod heartbeat;
 mod held;
+mod memory;
 mod poller;
 mod spans;
 mod start;
@@ -36,7 +37,7 @@ use crate::engine::lease::{record_progress, release_steps, Lease, LeasedStep, Wo
 use crate::engine::member::Membership;
 use crate::engine::payload::check_payload;
 use crate::engine::unhandled::Kind;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::health::{Health, Loops};
 use crate::telemetry::{self, Metrics};
 use held::Held;
@@ -93,6 +94,7 @@ impl Shared {
             queue,
             lost,
             received: Instant::now(),
+            recalled: Arc::default(),
             began: None,
         }
     }
@@ -243,7 +245,7 @@ impl Worker {
     }
 
     /// Records where the step's next attempt resumes, should this one fail: it finds the value in [`LeasedStep::checkpoint`].
-    /// Errors: [`Error::Stale`] when the step is no longer this worker's, or its task was cancelled; [`Error::TooLarge`].
+    /// Errors: [`Stale`](crate::Error::Stale) when the step is no longer this worker's, or its task was cancelled; [`TooLarge`](crate::Error::TooLarge).
     pub async fn checkpoint(&self, step: &Step, checkpoint: Value) -> Result<()> {
         check_payload("the checkpoint", &checkpoint.to_string())?;
         let word = Word {
@@ -252,13 +254,7 @@ impl Worker {
             checkpoint: Some(checkpoint),
         };
         let lost = record_progress(&self.shared.db, &self.shared.queues[step.queue], &[word]).await?;
-        match lost.is_empty() && !step.is_lost() {
-            true => Ok(()),
-            false => Err(Error::Stale(format!(
-                "step {} of task {} is no longer this worker's, or was cancelled",
-                step.leased.name, step.leased.task_id
-            ))),
-        }
+        step.still_ours(lost.is_empty())
     }
 
     /// The call that completes a step inside the handler's own transaction, on the handler's connection:

@@ -63,6 +63,20 @@ module TaskerCore
     end
   end
 
+  # Ends a handler that is to be called again when it has slept, or a signal has come; or that has finished its task ({Step#sleep},
+  # {Step#wait_for}, {Step#finish!}). No StandardError, so that a handler's own rescue does not take it for one of its errors: pass it on.
+  class Suspension < Exception # rubocop:disable Lint/InheritException
+    # @return [Hash] what is reported in place of a failure
+    # @api private
+    attr_reader :report
+
+    # @api private
+    def initialize(message, **report)
+      super(message)
+      @report = { class: self.class.name, message: message, backtrace: [], permanent: false, **report }
+    end
+  end
+
   # Raise it in a handler to be tried again, and when. Any other StandardError is tried again by the step's own rules.
   class RetryableError < Error
     # @return [Numeric, String, nil] seconds, or "5m"; nil: the step's own backoff

@@ -90,10 +90,91 @@ module TaskerCore
       @checkpoint = value
     end
 
+    # Runs its block once for this step: what it returned is remembered, and any later attempt, and any later call with this name, has that.
+    # The steps of a durable handler stand in such blocks, so that it can sleep, wait or fail between them and run again from its top.
+    # @example
+    #   class Subscribe < TaskerCore::StepHandler
+    #     def call(step)
+    #       charge = step.once(:charge) { Gateway.charge(step.context[:cents]) }
+    #       step.sleep("14d")
+    #       step.once(:remind) { Mail.remind(charge[:customer]) }
+    #     end
+    #   end
+    # @param name [Symbol, String] unique in the handler, up to 190 characters
+    # @return [Object] what the block returned, as JSON has it
+    # @raise [InvalidInput] when JSON cannot hold it
+    # @raise [LeaseLost]
+    def once(name, &block)
+      name = durable("once/#{name}", "once")
+      known = @native.recall(name)
+      parse(known ? known.first : @native.remember(name, block.call))
+    end
+
+    # Lets time pass, without a worker: the handler ends here, and is called again from its top when the time is over, where this returns.
+    # That is no attempt. What it did before belongs in {#once}.
+    # @param time [Numeric, String] seconds, or "14d"
+    # @return [void]
+    # @raise [InvalidInput] for what is no length of time
+    # @raise [LeaseLost]
+    def sleep(time)
+      name = numbered(durable("sleep", "sleep"))
+      known = @native.recall(name)
+      left = known ? known.last : @native.begin_sleep(name, Span.seconds(time, "time"))
+      raise Suspension.new("sleeps", reason: "snoozed", retry_after: left) if left.positive?
+    end
+
+    # Waits for a signal ({TaskerCore.signal}), without a worker: the handler ends here, and is called again from its top when one has come,
+    # where this returns its payload; or nil, when its time was over. That is no attempt. What it did before belongs in {#once}.
+    # @param signal [Symbol, String] its name
+    # @param key [String, nil] by which it may be sent, beside the task
+    # @param timeout [Numeric, String, nil] seconds, or "3d"; nil: as long as it takes
+    # @return [Object, nil]
+    # @raise [InvalidInput] for what is no length of time
+    # @raise [LeaseLost]
+    def wait_for(signal, key: nil, timeout: nil)
+      name = numbered(durable("wait/#{signal}", "wait_for"))
+      known = @native.recall(name)
+      return known.first && parse(known.first) if known
+
+      @native.begin_wait(name, signal.to_s, key&.to_s, Span.seconds(timeout, "timeout"))
+      raise Suspension.new("waits for #{signal}", reason: "snoozed", retry_after: 0, ending: { waits_for: name })
+    end
+
+    # Ends the task early, with success: the step is complete with this result, and all that is left of the task is skipped.
+    # @param result [Object, nil] what JSON can hold
+    # @return [void] it does not return
+    # @raise [InvalidInput] when JSON cannot hold the result
+    def finish!(result = nil)
+      durable("finish", "finish!")
+      json, = Native.result_to_json(result, true)
+      raise Suspension.new("has finished its task", permanent: true, ending: { finished: JSON.parse(json, max_nesting: false) })
+    end
+
+    # Sets a value of the task, for whoever reads it while the task runs ({Task#values}), before it returns.
+    # @param name [Symbol, String]
+    # @param value [Object, nil] what JSON can hold
+    # @return [void]
+    # @raise [InvalidInput] when JSON cannot hold it
+    # @raise [LeaseLost]
+    def publish(name, value) = @native.publish(name.to_s, value)
+
     # @return [Logger] writes to the configured logger; every line names the step, its task and the attempt
     def logger = @logger ||= StepLogger.new(@base_logger, @native)
 
     private
+
+    # The transaction of a transactional step would take back what was done, and not what is remembered of it.
+    def durable(name, what)
+      raise Error, "step.#{what} is not for transactional steps: all of these happens once, or not at all" if @native.transactional?
+
+      name
+    end
+
+    # What is done several times has a number, by the order in which it is done.
+    def numbered(name)
+      @times ||= Hash.new(0)
+      "#{name}/#{@times[name] += 1}"
+    end
 
     def large_results = Results.new(@native.names_before.map(&:to_sym), method(:seen)) { |names| @native.read_results(names) }
 

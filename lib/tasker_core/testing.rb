@@ -67,11 +67,13 @@ module TaskerCore
       # @param config [Hash] the step's
       # @param attempt [Integer]
       # @param checkpoint [Object, nil] what an earlier attempt recorded
+      # @param signals [Hash] the payloads of those that it waits for ({Step#wait_for}), by their names
       # @return [Object] the result, as the steps after it would see it
       # @raise [InvalidInput] when JSON cannot hold the result
       # @raise [Exception] what the handler raises
-      def run_step(handler, context: {}, results: {}, config: {}, attempt: 1, checkpoint: nil)
-        @engine.run_step(handler, context: context, results: results, config: config, attempt: attempt, checkpoint: checkpoint)
+      def run_step(handler, context: {}, results: {}, config: {}, attempt: 1, checkpoint: nil, signals: {})
+        @engine.run_step(handler, context: context, results: results, config: config, attempt: attempt, checkpoint: checkpoint,
+                                  signals: signals)
       end
 
       # @return [Client, nil] in place of the process's own

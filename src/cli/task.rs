@@ -15,6 +15,7 @@ use super::{field, listing, print, read_json, say, table, Connection};
 use crate::db::Db;
 use crate::engine::cancel::cancel_tasks;
 use crate::engine::children::{read_children, Child, Page};
+use crate::engine::memories::read_values;
 use crate::engine::read::{self, TaskFilter, ENDED};
 use crate::engine::submit::{NewTask, Submitter};
 use crate::error::Result;
@@ -179,7 +180,9 @@ impl Task {
                 }
             }
             Task::Show { id, json, connection } => {
-                let task = read::read_task(&connection.open().await?, id).await?;
+                let db = connection.open().await?;
+                let mut task = read::read_task(&db, id).await?;
+                task["values"] = read_values(&db, id).await?;
                 print(json, &task, || describe(&task));
                 Ok(0)
             }
@@ -305,8 +308,12 @@ fn describe(task: &Value) -> String {
             field(parent, "item")
         ),
     };
+    let values = match &task["values"] {
+        Value::Object(values) if !values.is_empty() => format!("\nvalues      {}", task["values"]),
+        _ => String::new(),
+    };
     format!(
-        "{head}{parent}\ninput       {}\n\n{}",
+        "{head}{parent}\ninput       {}{values}\n\n{}",
         task["input"],
         table(&headings[..headings.len() - usize::from(!any_why)], &rows)
     )

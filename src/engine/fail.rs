@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use sqlx::types::Json;
 use uuid::Uuid;
 
@@ -22,16 +23,29 @@ pub struct Failure {
     pub backtrace: Vec<String>,
     /// A dead letter's reason, where it is neither "permanent_error" nor "attempts_exhausted".
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
+    pub reason: Option<Box<str>>,
     /// Never try again.
     #[serde(default)]
     pub permanent: bool,
     /// Nothing went wrong: the handler only wants to be called again. Such failures that say the same are one error, with how often (`times`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub on_purpose: bool,
+    /// How its handler ended otherwise than by a result or an error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ending: Option<Box<Ending>>,
     /// In place of the backoff, in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after: Option<f64>,
+}
+
+/// How a handler ended otherwise than by a result or an error.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ending {
+    /// It waits for a signal, to be remembered under this name.
+    WaitsFor(String),
+    /// It ended the task early; this is the step's result.
+    Finished(Value),
 }
 
 impl Failure {
@@ -69,6 +83,23 @@ impl Failure {
         .retry_after(delay)
     }
 
+    /// The handler is to be called again when the signal has come that it [waits for](super::memories::await_signal) under that name, or its time is over;
+    /// and this was no attempt.
+    pub fn wait(name: impl Into<String>) -> Failure {
+        Failure {
+            ending: Some(Box::new(Ending::WaitsFor(name.into()))),
+            ..Failure::snooze(Duration::ZERO)
+        }
+    }
+
+    /// No failure: the step is complete with this result, and its task with it; all that is left of the task is skipped.
+    pub fn finish(result: Value) -> Failure {
+        Failure {
+            ending: Some(Box::new(Ending::Finished(result))),
+            ..Failure::permanent("Finished", "")
+        }
+    }
+
     /// The task is not worth anything any more: it ends as `discarded`, without a dead letter.
     pub fn discard(class: impl Into<String>, message: impl Into<String>) -> Failure {
         Failure {
@@ -102,7 +133,7 @@ impl Failure {
             class: clean(&self.class, 1_000),
             message: clean(&self.message, 10_000),
             backtrace: self.backtrace.iter().take(30).map(|line| clean(line, 1_000)).collect(),
-            reason: self.reason.as_deref().map(|reason| clean(reason, 100)),
+            reason: self.reason.as_deref().map(|reason| clean(reason, 100).into()),
             retry_after: self.retry_after.filter(|s| s.is_finite()).map(|s| s.clamp(0.0, 366.0 * 86_400.0)),
             ..self.clone()
         }
@@ -136,7 +167,7 @@ pub(crate) async fn fail_barely(db: &Db, queue: &str, lease: &Lease) -> Result<b
 pub(crate) struct Failed {
     /// The message.
     pub(crate) counted: i64,
-    /// What the step is now: `waiting_retry`, `dead`, `discarded` or `cancelled`.
+    /// What the step is now: `waiting_retry`, `waiting`, `complete`, `dead`, `discarded` or `cancelled`.
     pub(crate) state: String,
 }
 

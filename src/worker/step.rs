@@ -9,6 +9,7 @@ use opentelemetry::trace::SpanContext;
 use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 
+use super::memory::Recalled;
 use super::{log_step, spans, Shared};
 use crate::engine::children::{read_children, Child, Page};
 use crate::engine::fail::Failure;
@@ -25,6 +26,8 @@ pub struct Step {
     pub(super) queue: usize,
     pub(super) lost: CancellationToken,
     pub(super) received: Instant,
+    /// What its handler remembers.
+    pub(super) recalled: Arc<Recalled>,
     /// When its handler began.
     pub(super) began: Option<Instant>,
 }

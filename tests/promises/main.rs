@@ -20,6 +20,7 @@ mod dag_properties;
 mod damaged_queues;
 mod dead_letters;
 mod deployments;
+mod durable;
 mod failures;
 mod family_properties;
 mod health;

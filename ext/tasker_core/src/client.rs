@@ -8,6 +8,7 @@ use opentelemetry::context::FutureExt;
 use opentelemetry::Context;
 use tasker::config::{Given, Local};
 use tasker::engine::children::{read_children, Page};
+use tasker::engine::memories::read_values;
 use tasker::engine::submit::{check_inputs, Accepted as CoreAccepted, Input, NewTask, Submitted, Submitter, CREATE_WITHIN};
 use tasker::engine::{cancel, read, register};
 use tasker::health::Health;
@@ -46,6 +47,7 @@ pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
     class.define_method("list_tasks", method!(Client::list_tasks, 2))?;
     class.define_method("read_results", method!(Client::read_results, 2))?;
     class.define_method("read_children", method!(Client::read_children, 4))?;
+    class.define_method("read_values", method!(Client::read_values, 1))?;
     class.define_method("task_states", method!(Client::task_states, 1))?;
     class.define_method("wait", method!(Client::wait, 2))?;
     class.define_method("cancel", method!(Client::cancel, 1))?;
@@ -193,6 +195,12 @@ impl Client {
     fn read_results(ruby: &Ruby, this: &Client, id: String, names: Vec<String>) -> Result<Vec<(String, String)>, Error> {
         let (db, id) = (this.db(ruby)?, parse_id(ruby, &id)?);
         block_on(ruby, async move { read::read_results(&db, id, None, &names, None).await })
+    }
+
+    /// What the handlers of a task have published, as JSON.
+    fn read_values(ruby: &Ruby, this: &Client, id: String) -> Result<String, Error> {
+        let (db, id) = (this.db(ruby)?, parse_id(ruby, &id)?);
+        Ok(block_on(ruby, async move { read_values(&db, id).await })?.to_string())
     }
 
     /// The next page of what became of the tasks of a step, as JSON.

@@ -9,6 +9,7 @@ use magnus::{function, method, prelude::*, Error, RModule, Ruby, Value as RubyVa
 use tasker::engine::complete::COMPLETE_WITHIN;
 use tasker::engine::fail::Failure;
 use tasker::engine::member::Kind;
+use tasker::engine::memories::Awaited;
 use tasker::engine::payload::check_payload;
 use tasker::health::Beat;
 use tasker::http::{Server, Serving};
@@ -89,6 +90,11 @@ pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
     class.define_method("fan_outs", method!(|step: &Step| step.core.leased.fan_outs.clone(), 0))?;
     class.define_method("read_children", method!(Step::read_children, 3))?;
     class.define_method("checkpoint", method!(Step::checkpoint, 0))?;
+    class.define_method("recall", method!(Step::recall, 1))?;
+    class.define_method("remember", method!(Step::remember, 2))?;
+    class.define_method("begin_sleep", method!(Step::begin_sleep, 2))?;
+    class.define_method("begin_wait", method!(Step::begin_wait, 4))?;
+    class.define_method("publish", method!(Step::publish, 2))?;
     class.define_method("transactional?", method!(|step: &Step| step.core.leased.transactional, 0))?;
     class.define_method("namespace", method!(|step: &Step| step.namespace.to_string(), 0))?;
     class.define_method("worker", method!(|step: &Step| step.worker, 0))?;
@@ -97,6 +103,8 @@ pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
     class.define_method("lost?", method!(|step: &Step| step.core.is_lost(), 0))?;
     Ok(())
 }
+
+type Remembered = (Option<String>, Option<f64>);
 
 impl Step {
     /// In hex; nil: its task is part of no trace.
@@ -130,6 +138,39 @@ impl Step {
                 block_on(ruby, async move { core.checkpoint().await })
             }
         }
+    }
+
+    /// What it remembers under that name: [JSON or nil, how many seconds it still sleeps or nil]; nil: nothing.
+    fn recall(ruby: &Ruby, this: &Step, name: String) -> Result<Option<Remembered>, Error> {
+        let core = this.core.clone();
+        let memory = block_on(ruby, async move { core.recall(&name).await })?;
+        Ok(memory.map(|memory| (memory.value, memory.seconds)))
+    }
+
+    /// Remembers a value under a name. Returns it as JSON. Raises TaskerCore::LeaseLost.
+    fn remember(ruby: &Ruby, this: &Step, name: String, value: RubyValue) -> Result<String, Error> {
+        let (core, json) = (this.core.clone(), storable(ruby, value)?);
+        block_on(ruby, async move { core.remember(&name, &json).await.map(|()| json) })
+    }
+
+    /// Remembers until when it sleeps. Returns for how many seconds. Raises TaskerCore::LeaseLost.
+    fn begin_sleep(ruby: &Ruby, this: &Step, name: String, seconds: f64) -> Result<f64, Error> {
+        let (core, time) = (this.core.clone(), Duration::try_from_secs_f64(seconds).unwrap_or_default());
+        let asleep = block_on(ruby, async move { core.begin_sleep(&name, time).await })?;
+        Ok(asleep.as_secs_f64())
+    }
+
+    /// Begins to wait for a signal, to be remembered under that name. Raises TaskerCore::LeaseLost.
+    fn begin_wait(ruby: &Ruby, this: &Step, name: String, signal: String, key: Option<String>, timeout: Option<f64>) -> Result<(), Error> {
+        let core = this.core.clone();
+        let timeout = timeout.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default());
+        block_on(ruby, async move { core.begin_wait(&name, &Awaited { signal, key, timeout }).await })
+    }
+
+    /// Sets a value of the task. Raises TaskerCore::LeaseLost.
+    fn publish(ruby: &Ruby, this: &Step, name: String, value: RubyValue) -> Result<(), Error> {
+        let (core, json) = (this.core.clone(), storable(ruby, value)?);
+        block_on(ruby, async move { core.publish(&name, &json).await })
     }
 
     fn names_before(ruby: &Ruby, this: &Step) -> Result<Vec<String>, Error> {

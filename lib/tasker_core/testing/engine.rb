@@ -48,6 +48,8 @@ module TaskerCore
 
       def read_task(id) = task(id).to_h.to_json
 
+      def read_values(id) = task(id).values
+
       def read_children(id, step, after, dead) = task(id).read_children(step, after, dead)
 
       # @return [String] JSON: the newest first
@@ -128,11 +130,12 @@ module TaskerCore
       end
 
       # @see Testing.run_step
-      def run_step(handler, context:, results:, config:, attempt:, checkpoint:)
+      def run_step(handler, context:, results:, config:, attempt:, checkpoint:, signals:)
         step = StepRun.new({ name: "step", handler: handler.name, namespace: "test", config: config })
         step.checkpoint = checkpoint && Native.to_json(checkpoint)
+        signals.each { |name, payload| step.remember("wait/#{name}/1", Native.to_json(payload)) }
         native = StepRun::Attempt.new(
-          step: step, number: attempt, task_id: SecureRandom.uuid, template: "test", version: "1",
+          step: step, number: attempt, impatient: true, task_id: SecureRandom.uuid, template: "test", version: "1",
           input: Native.to_json(context), results: Native.to_json(results)
         )
         result = handler.new.call(Step.new(native, self, TaskerCore.configuration.logger))
@@ -199,7 +202,7 @@ module TaskerCore
         executor = Executor.new(self, TaskerCore.configuration)
         task.run do
           while (step = task.next_step(impatient))
-            step.spawns? ? fan_out(task, step, impatient) : executor.call(task.attempt(step))
+            step.spawns? ? fan_out(task, step, impatient) : executor.call(task.attempt(step, impatient))
           end
         end
       end

@@ -9,7 +9,8 @@ module TaskerCore
       MAX_ATTEMPTS = 5
 
       # What a Native::Step is for its handler.
-      Attempt = Struct.new(:step, :number, :task_id, :template, :version, :input, :results, :cancelled, keyword_init: true) do
+      Attempt = Struct.new(:step, :number, :task_id, :template, :version, :input, :results, :cancelled, :task, :impatient,
+                           keyword_init: true) do
         def name = step.name
         def handler = step.definition[:handler]
         def namespace = step.definition[:namespace]
@@ -22,6 +23,11 @@ module TaskerCore
         def lost? = cancelled&.call || false
         def fan_outs = step.fan_outs_before
         def read_children(name, after, dead) = step.parents.find { |parent| parent.name == name }.read_children(after, dead)
+        def recall(name) = step.recall(name, impatient)
+        def remember(name, value) = step.remember(name, Native.to_json(value))
+        def begin_sleep(name, seconds) = step.begin_sleep(name, impatient ? 0.0 : seconds)
+        def begin_wait(name, signal, key, timeout) = task && step.begin_wait(name, task.new_wait({ signal: signal, timeout: timeout }, key))
+        def publish(name, value) = Native.to_json(value).then { |json| task&.publish(name, json) }
         def worker = nil
         def trace = nil
         def trace_id = nil
@@ -36,6 +42,7 @@ module TaskerCore
         @wait = wait
         @parents = []
         @errors = []
+        @memories = {}
         @state = "pending"
       end
 
@@ -129,6 +136,34 @@ module TaskerCore
         complete(kind == "each" ? { size: children.size, errors: dead_children.size }.to_json : children.first.output)
       end
 
+      # @return [Array(String, Float), nil] JSON, and how long it still sleeps
+      def recall(name, impatient)
+        value, wakes_at = @memories[name]
+        [value, wakes_at && (impatient ? 0.0 : [wakes_at - Time.now, 0.0].max)] if @memories.key?(name)
+      end
+
+      # @return [String] the value
+      def remember(name, value) = (@memories[name] ||= [value]).first
+
+      def begin_sleep(name, seconds)
+        @memories[name] = [nil, Time.now + seconds]
+        seconds
+      end
+
+      # @param wait [WaitRun] which will be remembered under that name
+      def begin_wait(name, wait)
+        @wait_name = name
+        @wait = wait
+      end
+
+      # Its handler, which waited, is about to run again.
+      def end_own_wait
+        return unless @wait_name
+
+        @memories[@wait_name] = [@wait.take]
+        @wait = @wait_name = nil
+      end
+
       # More of its children are dead than it tolerates.
       def overwhelmed? = children ? dead_children.size > tolerated : false
 
@@ -158,29 +193,43 @@ module TaskerCore
       def fail(failure)
         @retry_at = failure[:retry_after]&.then { |seconds| Time.now + seconds }
         return @state = "waiting" if failure[:reason] == "snoozed"
+        return finish(failure.dig(:ending, :finished)) if failure[:ending]&.key?(:finished)
 
         @errors << failure.slice(:class, :message, :backtrace).merge(attempt: failures + 1, at: Time.now.getutc.iso8601(6))
         @state = after(failure)
         true
       end
 
-      def to_h(ended:)
+      # Whether its handler ended the task early.
+      def finished_task? = @finished || false
+
+      def finish(result)
+        @finished = true
+        complete(result.to_json)
+      end
+
+      # As the core writes it down.
+      # @param left [Hash, nil] what is to be said of it if it has not ended, but its task has
+      def to_h(left = nil)
         {
-          name: name, kind: kind, handler: definition[:handler], namespace: definition[:namespace],
-          depends_on: @parents.map(&:name),
-          state: ended && !done? && !dead? && !discarded? ? "cancelled" : @state, attempt: complete? ? failures + 1 : failures,
-          max_attempts: max_attempts, worker: nil, result: value(@result), result_bytes: @result&.bytesize,
-          progress: value(progress), errors: @errors,
+          name: name, kind: kind, handler: definition[:handler], namespace: definition[:namespace], depends_on: @parents.map(&:name),
+          state: @state, attempt: complete? ? failures + 1 : failures, max_attempts: max_attempts, worker: nil,
+          result: value(@result), result_bytes: @result&.bytesize, progress: value(progress), errors: @errors,
           enqueued_at: nil, started_at: nil, finished_at: nil, waits_for: waits_for, after_cancel: nil, skipped_because: @skipped_because,
-          children: children && { total: children.size, created: children.size, ended: children.count(&:ended?),
-                                  dead: dead_children.size, tolerated: tolerated },
-          retry_at: (if open?
-                       @wait&.since ? @wait.times_out_at : @retry_at
-                     end)&.getutc&.iso8601(6)
+          children: counts, retry_at: (time if open?)&.getutc&.iso8601(6), **(ended? || left.nil? ? {} : left)
         }
       end
 
       private
+
+      def ended? = done? || dead? || discarded?
+
+      def counts
+        children && { total: children.size, created: children.size, ended: children.count(&:ended?), dead: dead_children.size,
+                      tolerated: tolerated }
+      end
+
+      def time = @wait&.since ? @wait.times_out_at : @retry_at
 
       def waits_for = ("the signal #{@wait.name}#{" (key #{@wait.key})" if @wait.key}" if waits?)
 

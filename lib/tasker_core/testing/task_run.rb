@@ -12,6 +12,8 @@ module TaskerCore
         @parent = parent
         @id = SecureRandom.uuid
         @template = template
+        @signals = signals
+        @values = {}
         @definition = template[:definition]
         @input = input
         @key = key
@@ -23,7 +25,7 @@ module TaskerCore
       end
 
       def due?
-        return false if @running || @cancelled || (@run_at && @run_at > Time.now)
+        return false if @running || @cancelled || finished_by || (@run_at && @run_at > Time.now)
         return true unless @started_at
 
         skip
@@ -37,6 +39,7 @@ module TaskerCore
         yield
       ensure
         @running = false
+        @steps.each { |step| step.children&.each(&:cancel) } if finished_by
         @finished_at = Time.now
       end
 
@@ -60,16 +63,24 @@ module TaskerCore
 
       def read_children(step, after, dead) = @steps.find { |candidate| candidate.name == step }.read_children(after, dead)
 
+      def new_wait(definition, key) = WaitRun.new(definition, self, @signals).begin_with(key)
+
+      # @param value [String] JSON
+      def publish(name, value) = @values[name] = value
+
+      # @return [String] JSON
+      def values = "{#{@values.map { |name, value| "#{name.to_json}:#{value}" }.join(',')}}"
+
       # Its steps that wait for a signal.
       def waits = Task::ENDED.include?(state) ? [] : @steps.select(&:waits?)
 
       # Those of its dead steps.
-      def errors = @steps.select(&:dead?).flat_map { |step| step.to_h(ended: false)[:errors] }
+      def errors = @steps.select(&:dead?).flat_map { |step| step.to_h[:errors] }
 
       # @param impatient [Boolean] whether one that is to be tried again later may run now
       # @return [StepRun, nil]
       def next_step(impatient)
-        return if @cancelled || discarded?
+        return if @cancelled || discarded? || finished_by
 
         loop do
           skip
@@ -81,16 +92,18 @@ module TaskerCore
         end
       end
 
-      def attempt(step)
+      def attempt(step, impatient)
+        step.end_own_wait
         StepRun::Attempt.new(
           step: step, number: step.failures + 1, task_id: @id, template: @definition[:name], version: @template[:version],
-          input: @input, results: step.results_before, cancelled: -> { @cancelled }
+          input: @input, results: step.results_before, cancelled: -> { @cancelled }, task: self, impatient: impatient
         )
       end
 
       def state
         return "cancelled" if @cancelled
         return "discarded" if discarded?
+        return "complete" if finished_by
         return @run_at && @run_at > Time.now ? "waiting" : "pending" unless @started_at
         return "complete" if @steps.all?(&:done?)
         return after_death if @steps.any?(&:overwhelmed?)
@@ -106,17 +119,26 @@ module TaskerCore
           id: @id, template: @definition[:name], namespace: @definition[:namespace], version: @template[:version], state: state,
           priority: @priority, key: @key, input: JSON.parse(@input), created_at: at(@created_at), run_at: at(@run_at),
           parent: @parent, started_at: at(@started_at), finished_at: at(Task::ENDED.include?(state) ? @finished_at : nil),
-          steps: @steps.map { |step| step.to_h(ended: @cancelled || discarded?) }
+          steps: @steps.map { |step| step.to_h(left) }
         }
       end
 
       private
+
+      # What is said of steps that have not ended.
+      def left
+        return { state: "skipped", skipped_because: "step #{finished_by.name} finished the task" } if finished_by
+
+        { state: "cancelled" } if @cancelled || discarded?
+      end
 
       def after_death = @definition[:on_failure] == "fail" || @steps.any?(&:given_up?) ? "failed" : "blocked"
 
       def skip
         nil while @steps.any? { |step| step.skip_unless_wanted(@input) }
       end
+
+      def finished_by = @steps.find(&:finished_task?)
 
       def discarded? = @steps.any?(&:discarded?)
 

@@ -18,6 +18,15 @@ module TaskerCore
 
       def name = @definition[:signal]
 
+      # @param key [String, nil]
+      # @return [self]
+      def begin_with(key)
+        @key = key
+        @assignees = []
+        @since = Time.now
+        self
+      end
+
       # @param seen [String] JSON: {input, results}
       # @return [String, nil] why it cannot
       def begin(seen)
@@ -57,7 +66,7 @@ module TaskerCore
 
       def at(name) = @definition[name] && (@since + span(name))
 
-      def span(name) = @definition[name].then { |span| span[:secs] + (span[:nanos] / 1e9) }
+      def span(name) = @definition[name].then { |span| span.is_a?(Hash) ? span[:secs] + (span[:nanos] / 1e9) : span }
 
       def words(seconds)
         days, rest = seconds.divmod(86_400)

@@ -58,11 +58,13 @@ module TaskerCore
           return -> { @native.decline(native_step) }
         end
         result = limited(native_step) { observed(step) { run(handler.new, native_step, step) } }
+        return -> { @native.fail(native_step, result.report) } if result.is_a?(Suspension)
+
         native_step.transactional? ? -> { @native.forget(native_step) } : -> { complete(native_step, step, result) }
       end
 
       def run(handler, native_step, step)
-        return handler.call(step) unless native_step.transactional?
+        return suspendable { handler.call(step) } unless native_step.transactional?
         raise PermanentError, "a transactional step needs config.transaction, which is not set" unless @transaction
 
         @transaction.call do |connection|
@@ -73,6 +75,13 @@ module TaskerCore
             raise LeaseLost, "step #{step.name} of task #{step.task_id} is no longer this worker's: its transaction was rolled back"
           end
         end
+      end
+
+      # To end early is no error of the handler's, to whoever observes it.
+      def suspendable
+        yield
+      rescue Suspension => e
+        e
       end
 
       def observed(step, &block) = Tracing.during(step) { Instrumentation.instrument("step", { step: step }, &block) }

@@ -191,5 +191,6 @@ BEGIN
     IF created THEN
         PERFORM tasker.refuse_endless(version_id);
     END IF;
+    PERFORM tasker.keep_schedules(v_template_id, p_namespace || '/' || p_name);
 END
 $$;

@@ -11,6 +11,7 @@ mod limit;
 mod migrate;
 mod namespace;
 mod queue;
+mod schedule;
 mod serve;
 mod signal;
 mod task;
@@ -49,6 +50,9 @@ enum Command {
     /// Create, show, list, watch and cancel tasks
     #[command(subcommand)]
     Task(task::Task),
+    /// Have tasks begin at their times
+    #[command(subcommand)]
+    Schedule(schedule::Schedule),
     /// Send signals to tasks, and list them
     #[command(subcommand)]
     Signal(signal::Signal),
@@ -178,6 +182,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> i32 {
             Command::Serve(serve) => serve.run().await,
             Command::Migrate(migrate) => migrate.run().await,
             Command::Task(task) => task.run().await,
+            Command::Schedule(schedule) => schedule.run().await,
             Command::Signal(signal) => signal.run().await,
             Command::Health(health) => Ok(health.run()),
             Command::Dlq(dlq) => dlq.run().await,

@@ -73,6 +73,7 @@ pub mod health;
 pub mod http;
 pub mod orchestrator;
 pub mod private_postgres;
+pub mod schedule;
 mod span;
 pub mod telemetry;
 pub mod template;

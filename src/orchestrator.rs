@@ -13,6 +13,7 @@ mod reconciliation;
 mod recovery;
 mod retention;
 mod rounds;
+mod schedules;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -111,6 +112,7 @@ impl Orchestrator {
         each.round(&loops, |of| backpressure::Backpressure::new(&of.db));
         each.round(&loops, |of| reconciliation::Reconciliation::new(&of.db));
         each.round(&loops, |of| retention::Retention::new(&of.db));
+        each.round(&loops, |of| schedules::Schedules::new(&of.db, &of.live));
         if telemetry::pushes_metrics() {
             each.round(&loops, |of| observation::Observation::new(&of.health));
         }

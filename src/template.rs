@@ -39,6 +39,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use crate::schedule::Schedule;
 use children::{By, Each, Mapping};
 use wait::{OnTimeout, Wait};
 
@@ -80,6 +81,9 @@ pub struct Template {
     /// Limits on its steps in its own namespace, by name. An operator's of the name `<template>:<limit>` takes its place.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub limits: BTreeMap<String, Limit>,
+    /// When its tasks begin by themselves, by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub schedules: BTreeMap<String, Schedule>,
     /// At least one.
     pub steps: Vec<Step>,
 }
@@ -328,7 +332,7 @@ impl std::str::FromStr for Priority {
     }
 }
 
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 

@@ -41,6 +41,10 @@ module TaskerCore
     # @api private
     def register_source(source, origin) = @native.register(source, origin, false)
 
+    # @api private
+    # @return [String] namespace/name
+    def template_of(workflow) = registered(workflow).first
+
     # @return [Array<Task>]
     # @see TaskerCore.enqueue_all
     def enqueue_all(workflow, inputs, priority: nil, key: nil, run_at: nil, version: nil)

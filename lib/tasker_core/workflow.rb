@@ -107,6 +107,23 @@ module TaskerCore
                                   breaker: mapping("limit #{name.inspect}: breaker", breaker, "failure_rate: 0.5") }.compact
       end
 
+      # Has tasks of the workflow begin by themselves: see {Schedules} for what can be said.
+      # @example
+      #   class NightlyReport < TaskerCore::Workflow
+      #     namespace "reports"
+      #
+      #     schedule cron: "0 3 * * *", time_zone: "Europe/Berlin", overlap: :skip, input: { day: "$time" }
+      #     step :write, "WriteReport"
+      #   end
+      # @param name [Symbol] where there are several
+      # @param schedule [Hash] cron or every, and the others
+      # @return [void]
+      def schedule(name = :default, **schedule)
+        refuse "schedule #{name.inspect} is there twice: name one of them (schedule :hourly, …)" if own_schedules.key?(name.to_s)
+
+        own_schedules[name.to_s] = Schedules.written(schedule)
+      end
+
       # Adds a step.
       # @param name [Symbol]
       # @param handler [Class<StepHandler>, String] its code; a string where the class lives in another team's application
@@ -232,7 +249,8 @@ module TaskerCore
         head = {
           name: template_name, namespace: namespace, version: version, description: description, priority: priority, deadline: deadline,
           stuck_after: stuck_after, on_failure: on_failure, retry: retry_rules, dead_letters: dead_letters, input_schema: input_schema,
-          output: output, max_depth: max_depth, limits: (own_limits if own_limits.any?)
+          output: output, max_depth: max_depth, limits: (own_limits if own_limits.any?),
+          schedules: (own_schedules if own_schedules.any?)
         }.compact
         lines = "\n" * [first - 1, 0].max if written == file
         settings = head.map { |key, value| "#{key.to_json}: #{value.to_json}, " }
@@ -280,6 +298,8 @@ module TaskerCore
       def own_steps = @own_steps ||= []
 
       def own_limits = @own_limits ||= {}
+
+      def own_schedules = @own_schedules ||= {}
 
       def setting(key, value)
         @settings ||= {}

@@ -7,12 +7,14 @@ use std::time::Duration;
 use hyper::Uri;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::check::problems;
 use super::schema;
 use super::secret::{Address, Secret};
 use super::span::{self, Span};
 use crate::error::{Error, Result};
+use crate::schedule::{Named, Schedule};
 
 /// What one process is told.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -42,6 +44,10 @@ pub struct Settings {
     pub orchestrator: OrchestratorConfig,
     /// How `tasker worker` works.
     pub worker: WorkerConfig,
+    /// Tasks that begin at their times, by name: `nightly: { workflow: reports/nightly, cron: "0 3 * * *" }` (docs/schedules.md). An orchestrator that starts takes
+    /// them over from its file, and deletes those that the file had before; where it has none at all, nothing is changed.
+    #[schemars(extend("x-restart" = true))]
+    pub schedules: Option<BTreeMap<String, Value>>,
 }
 
 impl Default for Settings {
@@ -56,6 +62,7 @@ impl Default for Settings {
             health: HealthConfig::default(),
             orchestrator: OrchestratorConfig::default(),
             worker: WorkerConfig::default(),
+            schedules: None,
         }
     }
 }
@@ -284,7 +291,27 @@ impl Settings {
                 "is no address: expected http:// or https:// and a host".into(),
             ));
         }
+        if let Err(problem) = self.schedules() {
+            found.push(("schedules", problem));
+        }
         found
+    }
+
+    /// Each with the workflow whose tasks it begins. None: there are none to keep. Errors: what is wrong.
+    pub(crate) fn schedules(&self) -> Result<Option<Named>, String> {
+        let read = |(name, written): (&String, &Value)| {
+            let about = |problem: &str| format!("of which {name} is not valid: {problem}");
+            let mut written = written.clone();
+            let workflow = written.as_object_mut().and_then(|fields| fields.remove("workflow"));
+            let Some(Value::String(workflow)) = workflow.filter(|_| !name.contains(':')) else {
+                return Err(about("expected a name without a colon, and its workflow: NAMESPACE/NAME"));
+            };
+            Ok((
+                name.clone(),
+                (workflow, Schedule::parse(&written).map_err(|problem| about(&problem))?),
+            ))
+        };
+        self.schedules.as_ref().map(|all| all.iter().map(read).collect()).transpose()
     }
 }
 

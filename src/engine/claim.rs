@@ -64,6 +64,8 @@ pub(crate) struct Due {
     pub(crate) children: bool,
     /// There is something to do about signals (see [`super::signals`]).
     pub(crate) signals: bool,
+    /// There is something to do about schedules (see [`super::schedules`]).
+    pub(crate) schedules: bool,
     /// When the next of these will be due, or the next permit may be free; None when nothing waits for its time.
     pub(crate) next_due: Option<DateTime<Utc>>,
 }
@@ -72,11 +74,11 @@ pub(crate) struct Due {
 /// limits, for at most `limit` keys.
 pub(crate) async fn begin_what_is_due(db: &Db, limit: i32) -> Result<Due> {
     let sql = "SELECT t.begun, s.enqueued, w.woken, c.due IS NOT NULL AND c.due <= clock_timestamp() AS children,
-                      g.due IS NOT NULL AND g.due <= clock_timestamp() AS signals,
+                      g.due IS NOT NULL AND g.due <= clock_timestamp() AS signals, h.due IS NOT NULL AND h.due <= clock_timestamp() AS schedules,
                       least(t.next_due, s.next_due, p.next_due, CASE WHEN c.due > clock_timestamp() THEN c.due END,
-                            CASE WHEN g.due > clock_timestamp() THEN g.due END) AS next_due
+                            CASE WHEN g.due > clock_timestamp() THEN g.due END, CASE WHEN h.due > clock_timestamp() THEN h.due END) AS next_due
                FROM tasker.begin_due_tasks($1) AS t, tasker.end_sleeps($1) AS w(woken), tasker.enqueue_due_retries($1) AS s,
-                    tasker.grant_permits($1) AS p, tasker.children_due() AS c(due), tasker.signals_due() AS g(due)";
+                    tasker.grant_permits($1) AS p, tasker.children_due() AS c(due), tasker.signals_due() AS g(due), tasker.schedules_due() AS h(due)";
     super::again_on_conflict(|| async { Ok(sqlx::query_as(sql).bind(limit).fetch_one(db.pool()).await?) }).await
 }
 

@@ -1,5 +1,5 @@
 //! What is due, to the moment: tasks that wait for their time begin, sleeps end, failed steps are enqueued again, steps under a limit get its
-//! permits, and signals reach the steps that wait for them.
+//! permits, signals reach the steps that wait for them, and tasks of schedules are created.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backoff::Backoff;
 use crate::db::{self, channel, Db, Wake};
 use crate::engine::claim::{begin_what_is_due, Due as WhatWasDue};
+use crate::engine::schedules::fire_schedules;
 use crate::engine::signals::match_signals;
 use crate::error::Result;
 use crate::health::{Beat, Beats};
@@ -18,8 +19,8 @@ use crate::telemetry;
 
 const BATCH: i32 = 200;
 const POLL: Duration = Duration::from_secs(5);
-/// After signals were looked at, until it is asked again what is due: there may be more, somebody else may have had their tasks, and those that wait now
-/// may have a time.
+/// After signals and schedules were looked at, until it is asked again what is due: there may be more, somebody else may have been at it, and what waits
+/// now may have a time.
 const BUSY: Duration = Duration::from_millis(5);
 
 pub(super) struct Due {
@@ -54,7 +55,7 @@ impl Due {
                         if due.children {
                             self.children.notify_one();
                         }
-                        if due.signals {
+                        if due.signals || due.schedules {
                             tokio::time::sleep(BUSY).await;
                         } else if due.begun.max(due.enqueued).max(due.woken) < BATCH {
                             db::wait(&mut self.wakes, until(due.next_due), |name, _| name == channel::DUE).await;
@@ -74,6 +75,9 @@ impl Due {
         let due = begin_what_is_due(&self.db, BATCH).await?;
         if due.signals {
             match_signals(&self.db, BATCH).await?;
+        }
+        if due.schedules {
+            fire_schedules(&self.db, BATCH).await?;
         }
         Ok(due)
     }

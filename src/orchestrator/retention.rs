@@ -5,11 +5,14 @@ use std::time::Duration;
 use super::rounds::Round;
 use crate::db::Db;
 use crate::engine::dead_letters::{self, By};
-use crate::engine::{limits, member, signals};
+use crate::engine::{limits, member, schedules, signals};
 use crate::error::Result;
 
 /// How long it is known who a member was that left.
 const MEMBERS: Duration = Duration::from_secs(30 * 86_400);
+
+/// How long it is known what became of a schedule's times.
+const TICKS: Duration = Duration::from_secs(90 * 86_400);
 
 pub(super) struct Retention {
     db: Db,
@@ -37,6 +40,7 @@ impl Round for Retention {
         if forgotten > 0 {
             tracing::info!(forgotten, "members that left a month ago are forgotten");
         }
+        schedules::forget(&self.db, TICKS).await?;
         let unclaimed = signals::forget(&self.db).await?;
         if unclaimed > 0 {
             tracing::warn!(

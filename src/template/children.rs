@@ -231,6 +231,7 @@ impl Template {
             output: None,
             max_depth: None,
             limits: BTreeMap::new(),
+            schedules: BTreeMap::new(),
             steps: vec![only],
         })
     }

@@ -12,6 +12,7 @@ use super::problems::{kind, line, Problems};
 use super::rules::{DeadLettersDocument, RetryDocument, StuckAfterDocument};
 use super::wait::WaitDocument;
 use super::{graph, limits, DeadLetters, Kind, OnFailure, Priority, Problem, Retry, Step, StuckAfter, Template};
+use crate::schedule::Schedule;
 use crate::span::Span;
 
 #[derive(Deserialize)]
@@ -32,6 +33,8 @@ pub(super) struct Document {
     stuck_after: Option<StuckAfterDocument>,
     #[serde(default)]
     limits: BTreeMap<String, Spanned<Value>>,
+    #[serde(default)]
+    schedules: BTreeMap<String, Spanned<Value>>,
     steps: Spanned<Vec<StepDocument>>,
 }
 
@@ -173,6 +176,13 @@ impl Document {
                 });
             }
         }
+        let mut schedules = BTreeMap::new();
+        for (name, schedule) in self.schedules {
+            match read_schedule(&name, &schedule.value) {
+                Ok(read) => drop(schedules.insert(name, read)),
+                Err(problem) => found.add(&schedule, format!("schedule {name:?}: {problem}")),
+            }
+        }
         let of = limits::Of {
             namespace: &namespace,
             steps: &steps,
@@ -196,8 +206,19 @@ impl Document {
             output,
             max_depth,
             limits,
+            schedules,
             steps,
         })
+    }
+}
+
+fn read_schedule(name: &str, schedule: &Value) -> Result<Schedule, String> {
+    if !(1..=50).contains(&name.len()) || !name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_') {
+        return Err("expected a name of a-z, 0-9 and _, of at most 50 characters".into());
+    }
+    match Schedule::parse(schedule)? {
+        Schedule { version: Some(_), .. } => Err("it has a version: it is the template's own".into()),
+        schedule => Ok(schedule),
     }
 }
 

@@ -46,7 +46,8 @@ pub(crate) async fn check(pool: &PgPool, accepted: &HashMap<String, &'static str
         }
     }
     let tasks: Vec<String> = sqlx::query_scalar(
-        "SELECT tp.name || '/' || t.key FROM tasker.tasks t JOIN tasker.templates tp ON tp.id = t.template_id WHERE t.parent_id IS NULL",
+        "SELECT tp.name || '/' || t.key FROM tasker.tasks t JOIN tasker.templates tp ON tp.id = t.template_id WHERE t.parent_id IS NULL
+         AND t.key NOT LIKE 'schedule/%'",
     )
     .fetch_all(pool)
     .await
@@ -80,7 +81,7 @@ pub(crate) async fn check(pool: &PgPool, accepted: &HashMap<String, &'static str
 }
 
 /// Each returns what must not be.
-const QUERIES: [(&str, &str); 12] = [
+const QUERIES: [(&str, &str); 13] = [
     (
         "tasks that ended otherwise than they must",
         "SELECT t.id || ' ' || tp.name || ' ' || t.state FROM tasker.tasks t JOIN tasker.templates tp ON tp.id = t.template_id
@@ -125,6 +126,14 @@ const QUERIES: [(&str, &str); 12] = [
          GROUP BY g.id HAVING g.received <> 1 OR count(s.step) <> 1 OR bool_or(s.result IS DISTINCT FROM g.payload)
          UNION ALL SELECT t.id::text FROM tasker.tasks t JOIN tasker.templates tp ON tp.id = t.template_id AND tp.name = 'signalled'
          WHERE (SELECT count(*) FROM tasker.signals g WHERE g.task_id = t.id OR g.key = t.input ->> 'order') <> 2",
+    ),
+    (
+        "times of the schedule that did not begin exactly one task, or were left out",
+        "SELECT k.time::text || ' ' || k.state FROM (SELECT *, time - lag(time) OVER (ORDER BY time) AS gap FROM tasker.ticks) AS k
+         LEFT JOIN tasker.tasks t ON t.key LIKE 'schedule/%/' || extract(epoch FROM k.time)
+         GROUP BY k.time, k.state, k.gap, k.task_id
+         HAVING k.state <> 'started' OR k.gap <> interval '1 second' OR array_agg(t.id) <> ARRAY[k.task_id]
+         UNION ALL SELECT t.key FROM tasker.tasks t WHERE t.key LIKE 'schedule/%' AND NOT EXISTS (SELECT FROM tasker.ticks k WHERE k.task_id = t.id)",
     ),
     ("messages without a step", "SELECT msg_id::text FROM pgmq.q_work_queue UNION ALL SELECT msg_id::text FROM pgmq.q_bank_queue"),
     ("permits that did not come back", "SELECT task_id || ' ' || step FROM tasker.permits"),

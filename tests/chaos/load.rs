@@ -1,6 +1,7 @@
 //! The work: mixed graphs, some under limits, some of whose steps are other tasks or wait for signals, with retries, timeouts, refusals, a step that kills its workers, and transfers that move money.
 
 use std::collections::HashMap;
+use std::future::Future;
 use std::time::Duration;
 
 use chrono::Utc;
@@ -8,8 +9,10 @@ use fastrand::Rng;
 use serde_json::json;
 use sqlx::PgPool;
 use tasker::engine::register::register;
+use tasker::engine::schedules;
 use tasker::engine::signals::{self, Addressee, Signal};
 use tasker::engine::submit::{NewTask, Submitter};
+use tasker::schedule::Schedule;
 use tasker::{Db, Template};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -141,6 +144,8 @@ impl Load {
 }
 
 async fn submit(db: Db, mut random: Rng, mix: Mix, stop: CancellationToken) -> HashMap<String, &'static str> {
+    let clock = Schedule::parse(&json!({ "every": "1s", "catch_up": "all", "input": { "ms": 5 } })).unwrap();
+    until_done(|| schedules::put(&db, "clock", "linear", &clock)).await;
     let submitter = Submitter::new(db.clone());
     let mut senders = JoinSet::new();
     let mut accepted = HashMap::new();
@@ -177,12 +182,7 @@ async fn submit(db: Db, mut random: Rng, mix: Mix, stop: CancellationToken) -> H
             })
             .collect();
         // Whether a call that broke was accepted nobody knows; with the same keys it is harmless to ask again.
-        let submitted = loop {
-            match submitter.submit(template, None, &tasks).await {
-                Ok(submitted) => break submitted,
-                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
-            }
-        };
+        let submitted = until_done(|| submitter.submit(template, None, &tasks)).await;
         if template == "signalled" {
             for task in submitted {
                 senders.spawn(send(db.clone(), Addressee::Task(task.id), "go", random.u64(0..2_000)));
@@ -196,7 +196,18 @@ async fn submit(db: Db, mut random: Rng, mix: Mix, stop: CancellationToken) -> H
         tokio::time::sleep(Duration::from_millis(random.u64(20..150))).await;
     }
     senders.join_all().await;
+    until_done(|| schedules::pause(&db, "clock", true, "chaos", None)).await;
     accepted
+}
+
+/// Calls until it is answered.
+async fn until_done<T, F: Future<Output = tasker::Result<T>>>(call: impl Fn() -> F) -> T {
+    loop {
+        match call().await {
+            Ok(done) => return done,
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
 }
 
 /// Sends a signal, early or late, twice.
@@ -210,8 +221,6 @@ async fn send(db: Db, to: Addressee, name: &str, after_ms: u64) {
         keep: None,
     };
     for _ in 0..2 {
-        while signals::send(&db, &signal).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+        until_done(|| signals::send(&db, &signal)).await;
     }
 }

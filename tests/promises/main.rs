@@ -35,6 +35,8 @@ mod owners;
 mod poolers;
 mod priorities;
 mod roles;
+mod schedule_times;
+mod schedules;
 mod scheduling;
 mod search_path;
 mod shares;

@@ -13,6 +13,7 @@ mod logs;
 mod orchestrator;
 mod raise;
 mod runtime;
+mod schedules;
 mod settings;
 mod signals;
 mod waiting;
@@ -37,6 +38,8 @@ fn init(ruby: &Ruby) -> Result<(), Error> {
     native.define_singleton_method("output", function!(output, 2))?;
     native.define_singleton_method("begin_wait", function!(begin_wait, 2))?;
     native.define_singleton_method("check_payload", function!(signals::check_payload, 3))?;
+    native.define_singleton_method("parse_schedule", function!(schedules::parse, 1))?;
+    native.define_singleton_method("due_times", function!(schedules::due, 3))?;
     native.define_singleton_method("to_json", function!(worker::storable, 1))?;
     native.define_singleton_method("result_to_json", function!(worker::storable_result, 2))?;
     native.define_singleton_method("seconds", function!(seconds, 1))?;
@@ -48,6 +51,7 @@ fn init(ruby: &Ruby) -> Result<(), Error> {
     dead_letters::init(native)?;
     logs::init(native)?;
     orchestrator::init(ruby, native)?;
+    schedules::init(native)?;
     signals::init(native)?;
     worker::init(ruby, native)
 }

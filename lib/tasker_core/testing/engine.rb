@@ -1,6 +1,7 @@
 # frozen_string_literal: true
 
 require_relative "executor"
+require_relative "schedules"
 require_relative "signals"
 require_relative "task_run"
 require_relative "step_run"
@@ -22,6 +23,9 @@ module TaskerCore
           @tasks = {}
           @keys = {}
           @signals = Signals.new
+          @schedules = Schedules.new do |template, definition, input|
+            create(template(template), input, nil, definition[:priority], nil).first
+          end
         end
       end
 
@@ -34,6 +38,7 @@ module TaskerCore
         definition = JSON.parse(definition, symbolize_names: true)
         name = definition.values_at(:namespace, :name).join("/")
         @templates[name] = { source: source, origin: origin, definition: definition, version: version || "1" }
+        @schedules.keep(name, definition[:schedules])
         [name, @templates[name][:version]]
       end
 
@@ -67,6 +72,9 @@ module TaskerCore
       def wait(id, _timeout) = task(id).state
 
       def cancel(id) = task(id).cancel
+
+      # @return [String] JSON
+      def schedules(request) = @schedules.answer(request.merge(template: request[:template] && full_name(request[:template]))).to_json
 
       # @return [String] JSON
       def signals(request)
@@ -122,6 +130,7 @@ module TaskerCore
       # @return [Array<String>] the ids of those that ran
       def run_due(impatient: false)
         ran = []
+        @schedules.fire
         while (task = @tasks.values.find(&:due?))
           run(task, impatient: impatient)
           ran << task.id unless task.parent
@@ -156,6 +165,9 @@ module TaskerCore
 
         found.first
       end
+
+      # @return [String] namespace/name
+      def full_name(name) = template(name)[:definition].values_at(:namespace, :name).join("/")
 
       def find(name) = @templates.filter_map { |full, template| template if full == name || full.split("/").last == name }
 

@@ -1,0 +1,49 @@
+//! The schedules of the file of settings: kept in the database as the file has them.
+
+use std::time::Duration;
+
+use super::rounds::Round;
+use crate::config::Live;
+use crate::db::Db;
+use crate::engine::schedules::put_of_file;
+use crate::error::{Error, Result};
+
+/// How soon it is tried again when a workflow is not registered yet.
+const SOON: Duration = Duration::from_secs(5);
+
+pub(super) struct Schedules {
+    db: Db,
+    live: Live,
+    done: bool,
+}
+
+impl Schedules {
+    pub(super) fn new(db: &Db, live: &Live) -> Self {
+        Schedules {
+            db: db.clone(),
+            live: live.clone(),
+            done: false,
+        }
+    }
+}
+
+impl Round for Schedules {
+    const NAME: &'static str = "schedules";
+    const EVERY: Duration = Duration::from_secs(600);
+
+    async fn round(&mut self) -> Result<Duration> {
+        let named = self.live.effective().settings.schedules().map_err(Error::Config)?;
+        if let Some(schedules) = named.filter(|_| !self.done) {
+            match put_of_file(&self.db, &schedules).await {
+                // Workers register them when they start.
+                Err(Error::NotFound(problem)) => {
+                    tracing::warn!(problem, "the schedules of the file of settings wait for a workflow");
+                    return Ok(SOON);
+                }
+                put => put?,
+            }
+        }
+        self.done = true;
+        Ok(Self::EVERY)
+    }
+}

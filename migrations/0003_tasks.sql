@@ -25,7 +25,7 @@ CREATE TABLE tasker.tasks (
     due_at       timestamptz,
     started_at   timestamptz,
     finished_at  timestamptz,
-    -- which step of which task it does a part of, and which part, from 0; null: it is nobody's child
+    -- which step of which task it does a part of, and which part, from 0 (a page of these has a number below 0); null: it is nobody's child
     parent_id    uuid,
     parent_step  smallint,
     item         int,
@@ -91,6 +91,11 @@ CREATE TABLE tasker.fan_outs (
     created    int NOT NULL DEFAULT 0,
     ended      int NOT NULL DEFAULT 0,
     dead       int NOT NULL DEFAULT 0,
+    -- of a step that is given its elements page by page: how many pages there are (they end, and are dead, like its other tasks), how many of them were
+    -- read, and of how many elements these are
+    pages      int NOT NULL DEFAULT 0,
+    pages_read int NOT NULL DEFAULT 0,
+    known      int NOT NULL DEFAULT 0,
     -- how many of them were cancelled, or had no need to be
     cancelled  int NOT NULL DEFAULT 0,
     -- when there is something to do but to count
@@ -144,13 +149,15 @@ BEGIN
 END
 $$;
 
--- Whether more children of a step that waits for them are dead than it tolerates.
+-- Whether more children of a step that waits for them are dead than it tolerates; or the page of which it is to learn what there is to do.
 CREATE FUNCTION tasker.has_too_many_dead(p_task uuid) RETURNS boolean
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     RETURN EXISTS (
         SELECT FROM tasker.fan_outs f JOIN tasker.steps s ON s.task_id = f.task_id AND s.step = f.step AND s.state = 'waiting'
-        WHERE f.task_id = p_task AND f.dead > f.tolerated);
+        WHERE f.task_id = p_task AND (f.dead > f.tolerated OR f.dead > 0 AND f.pages > f.pages_read AND EXISTS (
+            SELECT FROM tasker.tasks c
+            WHERE c.parent_id = p_task AND c.parent_step = f.step AND c.item = -f.pages AND c.state IN ('blocked', 'failed', 'cancelled'))));
 END
 $$;
 

@@ -68,7 +68,7 @@ BEGIN
     -- Without a message, or with one that nobody can look at: whoever had it may have begun.
     -- A step whose work is other tasks is cancelling as long as these are.
     SELECT coalesce(array_agg(s.task_id), '{}'), coalesce(array_agg(s.step), '{}'),
-           coalesce(array_agg(coalesce(f.ended + f.dead < f.created OR f.cancelled < f.created, false)), '{}'),
+           coalesce(array_agg(coalesce(f.ended + f.dead < f.created + f.pages OR f.cancelled < f.created, false)), '{}'),
            coalesce(array_agg(CASE WHEN s.msg_id IS NULL THEN 0 ELSE 32767 END), '{}')
     INTO v_tasks, v_steps, v_runs, v_leases
     FROM tasker.steps s
@@ -126,7 +126,7 @@ BEGIN
     )
     SELECT array_agg(e.task_id), array_agg(e.step) INTO v_tasks, v_steps FROM ended e WHERE NOT e.runs;
     PERFORM tasker.release_permits(v_tasks, v_steps);
-    UPDATE tasker.fan_outs f SET look_at = CASE WHEN f.cancelled < f.created THEN clock_timestamp() END
+    UPDATE tasker.fan_outs f SET look_at = CASE WHEN f.cancelled < f.created OR f.pages_read < f.pages THEN clock_timestamp() END
     WHERE f.task_id = ANY (p_tasks) AND EXISTS (SELECT FROM tasker.tasks t WHERE t.id = f.task_id AND t.state = 'cancelling');
     IF FOUND THEN
         PERFORM tasker.notify('tasker_due', '');

@@ -79,8 +79,10 @@ BEGIN
         'attempt', CASE WHEN s.state IS NULL THEN 0 WHEN s.state IN ('dead', 'waiting_retry', 'waiting') THEN s.failures ELSE s.failures + 1 END,
         'max_attempts', coalesce(s.max_attempts, s.own_attempts, sn.max_attempts),
         'worker', m.name, 'waits_for', coalesce(p.name, CASE
+            WHEN s.state = 'waiting' AND f.total IS NULL AND f.pages > 0 THEN 'page ' || f.pages || ' of what is to be done, or its tasks'
+                || CASE WHEN f.dead > 0 THEN ', of which some are dead' ELSE '' END
             WHEN s.state = 'waiting' AND f.dead > f.tolerated THEN f.dead || ' of ' || f.total || CASE f.dead WHEN 1 THEN ' tasks, which is dead' ELSE ' tasks, which are dead' END
-            WHEN s.state = 'waiting' AND f.total IS NOT NULL THEN f.total - f.ended - f.dead || ' of ' || f.total || ' tasks'
+            WHEN s.state = 'waiting' AND f.total IS NOT NULL THEN f.total + f.pages - f.ended - f.dead || ' of ' || f.total || ' tasks'
             WHEN w.since IS NOT NULL THEN 'the signal ' || w.name || coalesce(' (key ' || w.key || ')', '') END, 'the queue ' || b.queue || ', which cannot be worked with: ' || b.why,
                                                 'a worker that has the handler ' || u.handler),
         'result', CASE WHEN coalesce(s.bytes, 0) <= p_bytes THEN s.result END, 'result_bytes', s.result_bytes,

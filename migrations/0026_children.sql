@@ -13,14 +13,17 @@ LANGUAGE sql STABLE BEGIN ATOMIC
     FROM tasker.tasks t JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = p_step WHERE t.id = p_task;
 END;
 
--- The elements that a step is for, as one array; null where its path does not find one. A path with [*] finds elements, any other the array.
+-- The elements that a step is for, as one array; null where its path does not find one. A path with [*] finds elements, any other the array. Those that it
+-- is given page by page are not known yet.
 CREATE FUNCTION tasker.items_of(p_spawn jsonb, p_seen jsonb) RETURNS jsonb
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_over  text := p_spawn ->> 'over';
     v_found jsonb;
 BEGIN
-    IF v_over IS NULL THEN
+    IF p_spawn ? 'pages' THEN
+        RETURN '[]';
+    ELSIF v_over IS NULL THEN
         RETURN '[null]';
     END IF;
     v_found := jsonb_path_query_array(p_seen, v_over::jsonpath, '{}', true);
@@ -41,7 +44,7 @@ DECLARE
 BEGIN
     IF NOT p_spawn ? 'input' THEN
         RETURN CASE
-            WHEN NOT p_spawn ? 'over' THEN p_seen -> 'input'
+            WHEN NOT p_spawn ?| '{over, pages}' THEN p_seen -> 'input'
             WHEN p_spawn ? 'batch' THEN jsonb_build_object('items', p_item)
             WHEN jsonb_typeof(p_item) = 'object' THEN p_item
             ELSE jsonb_build_object('item', p_item) END;
@@ -109,16 +112,23 @@ BEGIN
         END IF;
     END IF;
     p_fan_out.version_id := v_version.id;
-    p_fan_out.total := ceil(jsonb_array_length(p_items)::numeric / coalesce((p_spawn ->> 'batch')::int, 1));
     p_fan_out.at_once := p_spawn ->> 'limit';
+    IF p_spawn ? 'pages' THEN
+        p_fan_out.tolerated := coalesce((p_spawn ->> 'tolerate')::int, 0);
+        RETURN;
+    END IF;
+    p_fan_out.total := ceil(jsonb_array_length(p_items)::numeric / coalesce((p_spawn ->> 'batch')::int, 1));
     p_fan_out.tolerated := CASE WHEN p_spawn ? 'tolerate_share' THEN floor(p_fan_out.total * (p_spawn ->> 'tolerate_share')::numeric)
         ELSE coalesce((p_spawn ->> 'tolerate')::int, 0) END;
 END
 $$;
 
--- Creates the children of a step from the last that there is to p_until - 1. Returns why it cannot; null: it has.
+-- Creates the children of a step from the last that there is to p_until - 1, for p_items, of which the first is for the child p_first. Returns why it
+-- cannot; null: it has.
 -- Locks: the caller's, who has that of the task; then it creates rows.
-CREATE FUNCTION tasker.create_children(p_task tasker.tasks, p_fan_out tasker.fan_outs, p_spawn jsonb, p_seen jsonb, p_items jsonb, p_until int) RETURNS text
+CREATE FUNCTION tasker.create_children(
+    p_task tasker.tasks, p_fan_out tasker.fan_outs, p_spawn jsonb, p_seen jsonb, p_items jsonb, p_until int, p_first int DEFAULT 0
+) RETURNS text
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_from   int := p_fan_out.created;
@@ -127,8 +137,9 @@ DECLARE
     v_bad    text;
 BEGIN
     v_inputs := ARRAY(
-        SELECT tasker.child_input(p_spawn, p_seen, CASE WHEN v_batch IS NULL THEN p_items -> i.n ELSE (
-                   SELECT jsonb_agg(p_items -> b.n) FROM generate_series(i.n * v_batch, least((i.n + 1) * v_batch, jsonb_array_length(p_items)) - 1) AS b(n)) END, i.n)
+        SELECT tasker.child_input(p_spawn, p_seen, CASE WHEN v_batch IS NULL THEN p_items -> (i.n - p_first) ELSE (
+                   SELECT jsonb_agg(p_items -> b.n)
+                   FROM generate_series((i.n - p_first) * v_batch, least((i.n - p_first + 1) * v_batch, jsonb_array_length(p_items)) - 1) AS b(n)) END, i.n)
         FROM generate_series(v_from, p_until - 1) AS i(n) ORDER BY i.n);
     SELECT 'the input of task ' || (v_from + w.n - 1) || CASE WHEN jsonb_typeof(w.input) IS DISTINCT FROM 'object'
                THEN ' is ' || coalesce('of the type ' || jsonb_typeof(w.input), 'not there') || ': expected an object' ELSE ' has ' || tasker.excess(w.input) END
@@ -146,6 +157,86 @@ BEGIN
         WHERE tv.id = p_fan_out.version_id;
     END IF;
     RETURN v_bad;
+END
+$$;
+
+-- Begins the next page of a step's elements: a task that is given the cursor where the page before left off.
+-- Locks: the caller's, who has that of the task; then it creates a row.
+CREATE FUNCTION tasker.begin_page(p_task tasker.tasks, p_fan_out tasker.fan_outs, p_spawn jsonb, p_seen jsonb, p_cursor jsonb) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_version tasker.template_versions := tasker.find_template(p_spawn #>> '{pages, template}', p_spawn #>> '{pages, version}');
+BEGIN
+    INSERT INTO tasker.tasks (id, template_id, version_id, namespace_id, priority, state, claim_order, input, trace, parent_id, parent_step, item,
+                              deadline_at, look_at, created_at)
+    SELECT tasker.uuidv7(), v_version.template_id, v_version.id, tp.namespace_id, p_task.priority, 'pending',
+           clock_timestamp() - p_task.priority * tasker.aging(), p_seen || jsonb_build_object('cursor', p_cursor), p_task.trace, p_task.id, p_fan_out.step,
+           -(p_fan_out.pages + 1), p_task.deadline_at, p_task.deadline_at, now()
+    FROM tasker.templates tp WHERE tp.id = v_version.template_id;
+    UPDATE tasker.fan_outs f SET pages = f.pages + 1 WHERE f.task_id = p_task.id AND f.step = p_fan_out.step;
+    PERFORM tasker.wake_namespaces(ARRAY[tp.namespace_id]), tasker.notify('tasker_tasks', n.name)
+    FROM tasker.templates tp JOIN tasker.namespaces n ON n.id = tp.namespace_id WHERE tp.id = v_version.template_id;
+END
+$$;
+
+-- What there is to do of a step whose elements come page by page: reads the page that has ended, creates at most p_room children for its elements, and
+-- begins the next one when all have been created; so never more is known than is under way. Returns how many it created, and why it cannot go on.
+-- Locks: the caller's, who has that of the task; then it creates rows.
+CREATE FUNCTION tasker.move_pages(p_task tasker.tasks, p_fan_out tasker.fan_outs, p_spawn jsonb, p_seen jsonb, p_room int, OUT moved int, OUT problem text)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_page  jsonb;
+    v_state tasker.task_state;
+    v_items jsonb;
+    v_first int;
+    v_until int;
+BEGIN
+    moved := 0;
+    UPDATE tasker.fan_outs f
+    SET version_id = p_fan_out.version_id, at_once = p_fan_out.at_once, tolerated = p_fan_out.tolerated, look_at = NULL
+    WHERE f.task_id = p_task.id AND f.step = p_fan_out.step;
+    IF p_fan_out.pages = 0 THEN
+        PERFORM tasker.begin_page(p_task, p_fan_out, p_spawn, p_seen, NULL);
+        RETURN;
+    END IF;
+    SELECT c.state, tasker.task_output(c.id) INTO v_state, v_page FROM tasker.tasks c
+    WHERE c.parent_id = p_task.id AND c.parent_step = p_fan_out.step AND c.item = -p_fan_out.pages;
+    IF v_state IS DISTINCT FROM 'complete' THEN
+        RETURN;
+    END IF;
+    v_items := v_page -> 'items';
+    IF jsonb_typeof(v_items) IS DISTINCT FROM 'array' THEN
+        problem := 'page ' || p_fan_out.pages || ' is no { items: [ … ], next: … }';
+        RETURN;
+    END IF;
+    IF p_fan_out.pages_read < p_fan_out.pages THEN
+        p_fan_out.known := p_fan_out.known + ceil(jsonb_array_length(v_items)::numeric / coalesce((p_spawn ->> 'batch')::int, 1));
+        p_fan_out.pages_read := p_fan_out.pages;
+    END IF;
+    v_first := p_fan_out.known - ceil(jsonb_array_length(v_items)::numeric / coalesce((p_spawn ->> 'batch')::int, 1));
+    v_until := greatest(least(p_fan_out.known, p_fan_out.created + p_room,
+                              p_fan_out.at_once + p_fan_out.ended + p_fan_out.dead - p_fan_out.pages), p_fan_out.created);
+    IF v_until > p_fan_out.created THEN
+        problem := tasker.create_children(p_task, p_fan_out, p_spawn, p_seen, v_items, v_until, v_first);
+        IF problem IS NOT NULL THEN
+            RETURN;
+        END IF;
+    END IF;
+    moved := v_until - p_fan_out.created;
+    p_fan_out.created := v_until;
+    IF v_until = p_fan_out.known AND coalesce(v_page -> 'next', 'null') = 'null' THEN
+        p_fan_out.total := p_fan_out.known;
+        p_fan_out.tolerated := CASE WHEN p_spawn ? 'tolerate_share' THEN floor(p_fan_out.total * (p_spawn ->> 'tolerate_share')::numeric)
+            ELSE p_fan_out.tolerated END;
+    END IF;
+    UPDATE tasker.fan_outs f
+    SET known = p_fan_out.known, pages_read = p_fan_out.pages_read, created = p_fan_out.created, total = p_fan_out.total, tolerated = p_fan_out.tolerated,
+        look_at = CASE WHEN v_until < least(p_fan_out.known, p_fan_out.at_once + f.ended + f.dead - f.pages) THEN clock_timestamp() END
+    WHERE f.task_id = p_task.id AND f.step = p_fan_out.step;
+    IF v_until = p_fan_out.known AND p_fan_out.total IS NULL THEN
+        PERFORM tasker.begin_page(p_task, p_fan_out, p_spawn, p_seen, v_page -> 'next');
+        moved := moved + 1;
+    END IF;
 END
 $$;
 
@@ -174,18 +265,25 @@ BEGIN
         v_until := least(v_fan_out.created, v_fan_out.cancelled + p_room);
         PERFORM tasker.cancel_tasks(ARRAY(
             SELECT c.id FROM tasker.tasks c
-            WHERE c.parent_id = p_task AND c.parent_step = p_step AND c.item >= v_fan_out.cancelled AND c.item < v_until AND c.finished_at IS NULL));
-        UPDATE tasker.fan_outs f SET cancelled = v_until, look_at = CASE WHEN v_until < f.created THEN clock_timestamp() END
+            WHERE c.parent_id = p_task AND c.parent_step = p_step AND c.finished_at IS NULL
+              AND (c.item >= v_fan_out.cancelled AND c.item < v_until OR c.item = -v_fan_out.pages)));
+        UPDATE tasker.fan_outs f SET cancelled = v_until, pages_read = f.pages, look_at = CASE WHEN v_until < f.created THEN clock_timestamp() END
         WHERE f.task_id = p_task AND f.step = p_step;
         RETURN v_until - v_fan_out.cancelled;
     ELSIF v_state = 'waiting' THEN
         v_seen := tasker.seen_by(p_task, p_step);
         v_items := tasker.items_of(v_spawn, v_seen);
-        IF v_fan_out.total IS NULL THEN
+        IF v_fan_out.version_id IS NULL THEN
             SELECT * INTO v_begun FROM tasker.begin_fan_out(v_task, v_spawn, v_seen, v_items, v_fan_out);
             v_fan_out := v_begun.p_fan_out;
             v_reason := v_begun.reason;
             v_problem := v_begun.problem;
+        END IF;
+        IF v_problem IS NULL AND v_spawn ? 'pages' THEN
+            SELECT m.moved, m.problem INTO v_until, v_problem FROM tasker.move_pages(v_task, v_fan_out, v_spawn, v_seen, p_room) AS m;
+            IF v_problem IS NULL THEN
+                RETURN v_until;
+            END IF;
         END IF;
         v_until := least(v_fan_out.total, v_fan_out.created + p_room, v_fan_out.at_once + v_fan_out.ended + v_fan_out.dead);
         IF v_problem IS NULL AND v_until > v_fan_out.created THEN
@@ -271,7 +369,7 @@ BEGIN
     ), counted AS (
         UPDATE tasker.fan_outs f
         SET ended = f.ended + s.ended, dead = f.dead + s.dead,
-            look_at = CASE WHEN f.created < f.total AND f.cancelled = 0 THEN clock_timestamp() ELSE f.look_at END
+            look_at = CASE WHEN (f.created < f.total OR f.total IS NULL) AND f.cancelled = 0 THEN clock_timestamp() ELSE f.look_at END
         -- By its place, which its key finds, as in complete_steps.
         FROM (SELECT k.ended, k.dead, h.place FROM (
                   SELECT task_id, step, sum(ended) AS ended, sum(dead) AS dead FROM taken GROUP BY task_id, step) AS k
@@ -316,7 +414,7 @@ BEGIN
             CROSS JOIN LATERAL (SELECT * FROM tasker.tasks WHERE id = p.task OFFSET 0) AS t
             CROSS JOIN LATERAL (SELECT * FROM tasker.template_steps WHERE version_id = t.version_id AND step = p.step OFFSET 0) AS ts
             CROSS JOIN LATERAL (SELECT ctid FROM tasker.steps WHERE task_id = p.task AND step = p.step AND state = 'waiting' OFFSET 0) AS s
-            WHERE f.created = f.total AND f.ended + f.dead >= f.total AND f.dead <= f.tolerated AND t.state IN ('running', 'blocked', 'failed')) AS d
+            WHERE f.created = f.total AND f.ended + f.dead >= f.total + f.pages AND f.dead <= f.tolerated AND t.state IN ('running', 'blocked', 'failed')) AS d
         WHERE s.ctid = d.place AND s.state = 'waiting'
         RETURNING s.task_id, s.step
     )
@@ -346,7 +444,7 @@ BEGIN
             FROM unnest(v_parents) AS p(task)
             CROSS JOIN LATERAL (SELECT *, ctid AS place FROM tasker.fan_outs WHERE task_id = p.task OFFSET 0) AS f
             CROSS JOIN LATERAL (
-                SELECT count(*) AS created, count(*) FILTER (WHERE t.state IN ('complete', 'discarded')) AS ended,
+                SELECT count(*) FILTER (WHERE t.item >= 0) AS created, count(*) FILTER (WHERE t.state IN ('complete', 'discarded')) AS ended,
                        count(*) FILTER (WHERE t.state IN ('blocked', 'failed', 'cancelled')) AS dead
                 FROM tasker.tasks t WHERE t.parent_id = f.task_id AND t.parent_step = f.step) AS c
             CROSS JOIN LATERAL (
@@ -355,7 +453,7 @@ BEGIN
             WHERE EXISTS (SELECT FROM tasker.steps s WHERE s.task_id = f.task_id AND s.step = f.step AND s.state IN ('waiting', 'cancelling'))
         ), mended AS (
             UPDATE tasker.fan_outs f SET created = c.created, ended = c.ended, dead = c.dead,
-                look_at = CASE WHEN c.created < f.total AND f.cancelled = 0 THEN clock_timestamp() ELSE f.look_at END
+                look_at = CASE WHEN (c.created < f.total OR f.total IS NULL) AND f.cancelled = 0 THEN clock_timestamp() ELSE f.look_at END
             FROM counted c
             WHERE f.ctid = c.place AND (f.created, f.ended, f.dead) IS DISTINCT FROM (c.created, c.ended, c.dead)
             RETURNING f.task_id, f.step
@@ -374,7 +472,7 @@ BEGIN
 END
 $$;
 
--- A page of what became of the children of a step, in order: those after p_after (null: from the first), p_limit at most, and no more than p_bytes of
+-- A page of what became of the children of a step, in order: those after p_after (null: from the first; of the dead ones, from the pages), p_limit at most, and no more than p_bytes of
 -- results once there is one; with p_dead only those that are dead. p_before: for the handler of that step, which depends on it.
 CREATE FUNCTION tasker.read_children(
     p_task uuid, p_before smallint, p_name text, p_after int, p_limit int, p_dead boolean DEFAULT false, p_bytes bigint DEFAULT 1048576
@@ -395,7 +493,7 @@ BEGIN
         SELECT c.item, c.id, tasker.visible_state(c)::text, tasker.task_output(c.id)::text, CASE WHEN c.state IN ('blocked', 'failed') THEN (
                    SELECT s.errors -> -1 FROM tasker.steps s WHERE s.task_id = c.id AND s.state = 'dead' ORDER BY s.step LIMIT 1) END
         FROM tasker.tasks c
-        WHERE c.parent_id = p_task AND c.parent_step = v_step AND c.item > coalesce(p_after, -1)
+        WHERE c.parent_id = p_task AND c.parent_step = v_step AND c.item > coalesce(p_after, CASE WHEN p_dead THEN -2147483648 ELSE -1 END)
           AND (NOT p_dead OR c.state IN ('blocked', 'failed', 'cancelled'))
         ORDER BY c.item LIMIT p_limit
     LOOP

@@ -9,6 +9,8 @@ require "tasker_core/testing"
 RSpec.describe TaskerCore::Schedules do
   include ActiveSupport::Testing::TimeHelpers
 
+  after { travel_back }
+
   let(:report) do
     writes = handler { |step| step.context[:day] }
     workflow { step :write, writes }

@@ -185,6 +185,30 @@ RSpec.describe TaskerCore::Testing do
       described_class.inline! { expect(TaskerCore.enqueue(flow, {}).status).to eq("complete") }
     end
 
+    it "asks for pages of elements, until there is no next one" do
+      down = true
+      lists = handler do |step|
+        raise "down" if down && step.context[:cursor] == 2
+
+        from = step.context[:cursor] || 0
+        { items: [from, from + 1], next: (from + 2 if from < step.context[:input][:most]) }
+      end
+      rows = handler { |step| step.context[:item] * 10 }
+      flow = workflow { each :rows, rows, pages: lists, retry: { max_attempts: 1 } }
+      task = TaskerCore.enqueue(flow, { most: 4 })
+      described_class.drain
+      expect([task.status, task.children(:rows).size]).to eq(["blocked", 2])
+      down = false
+      described_class.inline! do
+        expect(TaskerCore.enqueue(flow, { most: 4 }).results[:rows].to_a).to eq([0, 10, 20, 30, 40, 50])
+        expect(TaskerCore.enqueue(flow, { most: 0 }).results[:rows].size).to eq(2)
+      end
+      listless = handler { |_step| [1, 2] }
+      wrong = TaskerCore.enqueue(workflow { each :rows, rows, pages: listless })
+      described_class.drain
+      expect([wrong.status, wrong.steps.first.errors.first[:message]]).to eq(["blocked", "a page is no { items: [ … ], next: … }"])
+    end
+
     it "waits for the tasks of a step whose time has not come" do
       slow = workflow { sleep :wait, "1h" }
       flow = workflow { each :lines, slow, over: "$.input.lines" }

@@ -159,7 +159,11 @@ module TaskerCore
       # @param name [Symbol]
       # @param does [Class<StepHandler>, Class<Workflow>, String] what each of the tasks does: a handler, or a workflow ("namespace/name"
       #   where its class lives in another team's application)
-      # @param over [String] a SQL/JSON path over +input+ and the +results+ of the steps before: it finds an array, or with [*] its elements
+      # @param over [String, nil] a SQL/JSON path over +input+ and the +results+ of the steps before: it finds an array, or with [*] its
+      #   elements
+      # @param pages [Class<StepHandler>, String, nil] in place of +over+: a handler that returns { items: […], next: … }; it is called
+      #   again, with that as its context's +cursor+, until there is no next. (Its context has the +input+ of this task, too, and the
+      #   +results+.)
       # @param after [Symbol, Array<Symbol>] the steps that must be complete before
       # @param input [String, Hash, nil] where a task's input comes from: a path, or a path for each of its names, where $item is the
       #   element and $index its number; nil: the element, as { item: … } where it is no object; with +batch+ { items: […] }
@@ -168,11 +172,12 @@ module TaskerCore
       # @param tolerate [Integer, String, nil] how many may be dead without blocking this task: 10, or "5%" of them
       # @param if [String, nil] as of {step}, as are the others
       # @return [void]
-      def each(name, does, over:, after: [], input: nil, limit: nil, batch: nil, tolerate: nil, if: nil, delay: nil, namespace: nil,
-               retry: nil, timeout: nil, transactional: false, dead_letters: nil, config: nil)
+      def each(name, does, over: nil, pages: nil, after: [], input: nil, limit: nil, batch: nil, tolerate: nil, if: nil, delay: nil,
+               namespace: nil, retry: nil, timeout: nil, transactional: false, dead_letters: nil, config: nil)
         own = binding
         by = workflow?(does) ? { workflow: workflow_name(does) } : { handler: handler_name(name, does) }
-        each = { over: over, input: input, limit: limit, batch: batch, tolerate: tolerate, **by }.compact
+        each = { over: over, pages: pages && handler_name(name, pages), input: input, limit: limit, batch: batch, tolerate: tolerate,
+                 **by }.compact
         add(name, { each: each }, after, own.local_variable_get(:if), delay,
             running(name, namespace, own.local_variable_get(:retry), timeout, transactional, config, dead_letters))
       end

@@ -34,14 +34,9 @@ async fn registered(db: &Db, template: &Template, use_it: bool) -> Result<Regist
     let decided = template.decided();
     let mut steps = Vec::with_capacity(template.steps.len());
     for (position, step) in template.steps.iter().enumerate() {
-        let part = match template.part(step) {
-            Some(part) => {
-                let Registered { version, .. } = Box::pin(registered(db, &part, true)).await?;
-                Some((format!("{}/{}", part.namespace, part.name), version))
-            }
-            None => None,
-        };
-        steps.push(step_row(template, &decided, position, part.as_ref()));
+        let part = register_own(db, template.part(step)).await?;
+        let pages = register_own(db, template.pages(step)).await?;
+        steps.push(step_row(template, &decided, position, (part.as_ref(), pages.as_ref())));
     }
     let registered = sqlx::query_as("SELECT version, created FROM tasker.register_template($1, $2, $3, $4, $5, $6, $7, $8)")
         .bind(&template.namespace)
@@ -57,7 +52,19 @@ async fn registered(db: &Db, template: &Template, use_it: bool) -> Result<Regist
     Ok(registered)
 }
 
-fn step_row(template: &Template, decided: &[bool], position: usize, part: Option<&(String, String)>) -> Value {
+/// A template's name, with its namespace, and its version.
+type Named = (String, String);
+
+/// The template of the tasks that do a step's work.
+async fn register_own(db: &Db, part: Option<Template>) -> Result<Option<Named>> {
+    let Some(part) = part else {
+        return Ok(None);
+    };
+    let Registered { version, .. } = Box::pin(registered(db, &part, true)).await?;
+    Ok(Some((format!("{}/{}", part.namespace, part.name), version)))
+}
+
+fn step_row(template: &Template, decided: &[bool], position: usize, (part, pages): (Option<&Named>, Option<&Named>)) -> Value {
     let step = &template.steps[position];
     let children = template.children(position);
     let joins = children.iter().any(|&child| template.steps[child].parents.len() > 1);
@@ -66,7 +73,7 @@ fn step_row(template: &Template, decided: &[bool], position: usize, part: Option
     json!({
         "step": position, "name": step.name, "kind": step.kind.name(), "handler": step.kind.handler(), "namespace": step.namespace,
         "parents": step.parents, "children": children, "joins": joins, "condition": step.condition, "decided": decided[position],
-        "spawn": step.kind.spawn(part), "wait": step.kind.wait(), "fan_outs": (!fan_outs.is_empty()).then_some(fan_outs), "delay_seconds": step.waits().map(|wait| wait.as_secs_f64()),
+        "spawn": step.kind.spawn(part, pages), "wait": step.kind.wait(), "fan_outs": (!fan_outs.is_empty()).then_some(fan_outs), "delay_seconds": step.waits().map(|wait| wait.as_secs_f64()),
         "max_attempts": step.retry.max_attempts, "backoff": step.retry.backoff,
         "multiplier": step.retry.multiplier, "base_seconds": step.retry.base.map(|base| base.as_secs_f64()),
         "max_seconds": step.retry.max.map(|max| max.as_secs_f64()), "jitter": step.retry.jitter,

@@ -15,8 +15,9 @@ use super::{Kind, OnFailure, Step, StuckAfter, Template};
 /// For each element of a list, a task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Each {
-    /// A SQL/JSON path over `{input, results}`: it finds an array, or with `[*]` its elements.
-    pub over: String,
+    /// Which elements.
+    #[serde(flatten)]
+    pub items: Items,
     /// What each of its tasks does.
     #[serde(flatten)]
     pub by: By,
@@ -32,6 +33,16 @@ pub struct Each {
     /// How many of its tasks may be dead without blocking its own.
     #[serde(default, skip_serializing_if = "super::is_default")]
     pub tolerate: Tolerance,
+}
+
+/// Where the elements of a list come from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Items {
+    /// A SQL/JSON path over `{input, results}`: it finds an array, or with `[*]` its elements.
+    Over(String),
+    /// A handler that returns `{ items: […], next: … }`: it is called again with `next` as its `cursor`, until there is none.
+    Pages(String),
 }
 
 /// What a child does.
@@ -73,7 +84,8 @@ impl Default for Tolerance {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct EachDocument {
-    over: Spanned<String>,
+    over: Option<Spanned<String>>,
+    pages: Option<Spanned<String>>,
     handler: Option<Spanned<String>>,
     workflow: Option<Spanned<String>>,
     input: Option<Spanned<Value>>,
@@ -91,7 +103,23 @@ pub(super) struct Of<'a> {
 
 impl EachDocument {
     pub(super) fn validate(self, at: &Spanned<String>, of: &Of<'_>, found: &mut Problems) -> Kind {
-        path(&self.over, "over", &self.over.value, of, found);
+        let items = match (self.over, self.pages) {
+            (Some(over), None) => {
+                path(&over, "over", &over.value, of, found);
+                Items::Over(over.value)
+            }
+            (None, Some(pages)) => Items::Pages(found.handler(of.step, pages)),
+            _ => {
+                found.add(
+                    at,
+                    format!(
+                        "step {:?}: each has to say over what (a path), or name the handler of its pages: expected one of these",
+                        of.step
+                    ),
+                );
+                Items::Over(String::new())
+            }
+        };
         let by = match (self.handler, self.workflow) {
             (Some(handler), None) => By::Handler(found.handler(of.step, handler)),
             (None, Some(workflow)) => By::Workflow(template(&workflow, of, found)),
@@ -110,7 +138,7 @@ impl EachDocument {
         let most = 1..=1_000_000;
         Kind::Each {
             each: Each {
-                over: self.over.value,
+                items,
                 by,
                 input: self.input.and_then(|input| mapping(&input, of, found)),
                 limit: found.integer(self.limit, &what("limit"), most.clone()).map(|n| n as u32),
@@ -211,16 +239,36 @@ impl Template {
         else {
             return None;
         };
+        Some(self.small(step, format!("{}.{}", self.name, step.name), handler))
+    }
+
+    /// The template of the tasks that find out, page by page, what a step is to do.
+    pub(crate) fn pages(&self, step: &Step) -> Option<Template> {
+        match &step.kind {
+            Kind::Each {
+                each: Each {
+                    items: Items::Pages(handler),
+                    ..
+                },
+            } => Some(self.small(step, format!("{}.{}.pages", self.name, step.name), handler)),
+            _ => None,
+        }
+    }
+
+    /// One step, which runs that handler by the rules of `step`.
+    fn small(&self, step: &Step, name: String, handler: &str) -> Template {
         let only = Step {
-            kind: Kind::Handler { handler: handler.clone() },
+            kind: Kind::Handler {
+                handler: handler.to_owned(),
+            },
             parents: Vec::new(),
             condition: None,
             delay: None,
             ..step.clone()
         };
-        Some(Template {
+        Template {
             namespace: step.namespace.clone(),
-            name: format!("{}.{}", self.name, step.name),
+            name,
             version: None,
             description: None,
             priority: self.priority,
@@ -233,13 +281,14 @@ impl Template {
             limits: BTreeMap::new(),
             schedules: BTreeMap::new(),
             steps: vec![only],
-        })
+        }
     }
 }
 
 impl Kind {
-    /// Of which tasks its work is, as the database keeps it; `part`: (namespace/name, version) of [`Template::part`]. None: it has no children.
-    pub(crate) fn spawn(&self, part: Option<&(String, String)>) -> Option<Value> {
+    /// Of which tasks its work is, as the database keeps it; `part` and `pages`: (namespace/name, version) of [`Template::part`] and of
+    /// [`Template::pages`]. None: it has no children.
+    pub(crate) fn spawn(&self, part: Option<&(String, String)>, pages: Option<&(String, String)>) -> Option<Value> {
         let mut spawn = match self {
             Kind::Workflow { workflow, input } => json!({ "template": workflow, "input": input }),
             Kind::Each { each } => {
@@ -254,7 +303,12 @@ impl Kind {
                     Tolerance::Number(number) => (Some(number), None),
                     Tolerance::Share(share) => (None, Some(share)),
                 };
-                json!({ "template": template, "version": version, "over": each.over, "input": each.input, "limit": each.limit, "batch": each.batch,
+                let over = match &each.items {
+                    Items::Over(over) => Some(over),
+                    Items::Pages(_) => None,
+                };
+                let pages = pages.map(|(template, version)| json!({ "template": template, "version": version }));
+                json!({ "template": template, "version": version, "over": over, "pages": pages, "input": each.input, "limit": each.limit, "batch": each.batch,
                         "tolerate": tolerate, "tolerate_share": share })
             }
             _ => return None,
@@ -266,18 +320,27 @@ impl Kind {
     }
 }
 
-/// The inputs of a step's children, in order, as PostgreSQL makes them: `kind` is the step's, `seen` is `{input, results}`.
+/// The inputs of a step's children, in order, as PostgreSQL makes them: `kind` is the step's, `seen` is `{input, results}`; `page` is the page that has
+/// just been read, where the elements come so, and the number of its first child.
 /// Errors: why it cannot have any.
-pub fn inputs(kind: &Kind, seen: &Value) -> Result<Vec<Value>, String> {
+pub fn inputs(kind: &Kind, seen: &Value, page: Option<(&Value, usize)>) -> Result<Vec<Value>, String> {
+    let first = page.map_or(0, |(_, first)| first);
     let inputs: Vec<Value> = match kind {
         Kind::Each { each } => {
-            let items = items(&each.over, seen)?;
+            let items = match (&each.items, page) {
+                (Items::Over(over), _) => items(over, seen)?,
+                (Items::Pages(_), None) => Vec::new(),
+                (Items::Pages(_), Some((page, _))) => match page["items"].as_array() {
+                    Some(items) => items.clone(),
+                    None => return Err("a page is no { items: [ … ], next: … }".into()),
+                },
+            };
             let items: Vec<Value> = match each.batch {
                 None => items,
                 Some(batch) => items.chunks(batch as usize).map(|items| json!(items)).collect(),
             };
             let input = |(index, item): (usize, Value)| match &each.input {
-                Some(mapping) => mapped(mapping, seen, &item, index),
+                Some(mapping) => mapped(mapping, seen, &item, first + index),
                 None if each.batch.is_some() => json!({ "items": item }),
                 None if item.is_object() => item,
                 None => json!({ "item": item }),
@@ -289,7 +352,11 @@ pub fn inputs(kind: &Kind, seen: &Value) -> Result<Vec<Value>, String> {
         _ => Vec::new(),
     };
     match inputs.iter().position(|input| !input.is_object()) {
-        Some(index) => Err(format!("the input of task {index} is {}: expected an object", inputs[index])),
+        Some(index) => Err(format!(
+            "the input of task {} is {}: expected an object",
+            first + index,
+            inputs[index]
+        )),
         None => Ok(inputs),
     }
 }

@@ -401,7 +401,7 @@ async fn postgresql_and_the_library_give_children_the_same_inputs() {
             world.move_children(100).await;
             let made = format!("SELECT coalesce(jsonb_agg(input ORDER BY item), '[]')::text FROM tasker.tasks WHERE parent_id = '{task}'");
             let made: Value = serde_json::from_str(&world.text(&made).await).unwrap();
-            match inputs(&template.steps[1].kind, &seen) {
+            match inputs(&template.steps[1].kind, &seen, None) {
                 Ok(expected) => assert_eq!(made, json!(expected), "{each}"),
                 Err(_) => assert_eq!((made, world.step_states(task).await[1].as_str()), (json!([]), "dead"), "{each}"),
             }

@@ -32,6 +32,7 @@ mod marks;
 mod metrics;
 mod other_servers;
 mod owners;
+mod pages;
 mod poolers;
 mod priorities;
 mod roles;

@@ -34,7 +34,7 @@ fn init(ruby: &Ruby) -> Result<(), Error> {
     native.define_singleton_method("check_tasks", function!(client::check_tasks, 3))?;
     native.define_singleton_method("worker_settings", function!(settings::read, 2))?;
     native.define_singleton_method("holds?", function!(holds, 2))?;
-    native.define_singleton_method("child_inputs", function!(child_inputs, 2))?;
+    native.define_singleton_method("child_inputs", function!(child_inputs, 4))?;
     native.define_singleton_method("output", function!(output, 2))?;
     native.define_singleton_method("begin_wait", function!(begin_wait, 2))?;
     native.define_singleton_method("check_payload", function!(signals::check_payload, 3))?;
@@ -69,11 +69,20 @@ fn holds(ruby: &Ruby, condition: String, of: String) -> Result<bool, Error> {
     Ok(tasker::template::condition::holds(&condition, &json::parse(ruby, &of)?))
 }
 
-/// The inputs of the tasks of a step (JSON, as a template has it), of {input, results} as JSON, each as JSON; or why it cannot have any.
-fn child_inputs(ruby: &Ruby, step: String, of: String) -> Result<(Option<Vec<String>>, Option<String>), Error> {
+/// The inputs of the tasks of a step (JSON, as a template has it), of {input, results} as JSON, each as JSON; or why it cannot have any. `page`: the one that
+/// was just read, as JSON, and the number of its first task.
+fn child_inputs(
+    ruby: &Ruby,
+    step: String,
+    of: String,
+    page: Option<String>,
+    first: usize,
+) -> Result<(Option<Vec<String>>, Option<String>), Error> {
     let kind: Kind = serde_json::from_value(json::parse(ruby, &step)?)
         .map_err(|error| raise::error(ruby, &tasker::Error::Invalid(format!("the step is not valid: {error}"))))?;
-    Ok(match tasker::template::children::inputs(&kind, &json::parse(ruby, &of)?) {
+    let page = page.map(|page| json::parse(ruby, &page)).transpose()?;
+    let page = page.as_ref().map(|page| (page, first));
+    Ok(match tasker::template::children::inputs(&kind, &json::parse(ruby, &of)?, page) {
         Ok(inputs) => (Some(inputs.iter().map(|input| input.to_string()).collect()), None),
         Err(problem) => (None, Some(problem)),
     })

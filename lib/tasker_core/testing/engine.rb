@@ -221,24 +221,46 @@ module TaskerCore
 
       # Has other tasks do it.
       def fan_out(task, step, impatient)
-        step.children || step.spawn(task.input) { |input, item| create_child(task, step, input, item) }
+        create = ->(input, item) { create_child(task, step, input, item) }
+        step.spawn(task.input, &create) unless step.children || step.pages
+        read_pages(task, step, impatient, create) if step.pages
         step.children&.each { |child| run(child, impatient: impatient) if child.due? }
         step.settle
       rescue NotFound => e
         step.fail({ class: "TaskerError", message: e.message, permanent: true })
       end
 
+      # One page after the other, as far as they end.
+      def read_pages(task, step, impatient, create)
+        loop do
+          given = step.page || step.next_page(task.input) or break
+          step.page ||= page(task, step, given)
+          run(step.page, impatient: impatient) if step.page.due?
+          break unless step.page.ended?
+
+          step.spawn(task.input, step.read_page, &create)
+          break if step.dead?
+        end
+      end
+
+      def page(task, step, input)
+        number = (step.children&.size || 0) + 1
+        template = part(task, step.definition, "pages", step.pages)
+        child = TaskRun.new(template, input, @signals, priority: task.priority, parent: { task: task.id, step: step.name, item: -number })
+        @tasks[child.id] = child
+      end
+
       def create_child(task, step, input, item)
         template = step.definition[:workflow] || step.definition.dig(:each, :workflow)
-        template = template ? template(template) : part(task, step.definition)
+        template = template ? template(template) : part(task, step.definition, nil, step.definition.dig(:each, :handler))
         child = TaskRun.new(template, input, @signals, priority: task.priority, parent: { task: task.id, step: step.name, item: item })
         @tasks[child.id] = child
       end
 
-      # The template of the children whose step names a handler.
-      def part(task, step)
-        only = step.except(:each, :if, :delay).merge(handler: step[:each][:handler], parents: [])
-        name = "#{task.template[:definition][:name]}.#{step[:name]}"
+      # The template of the tasks that do the work of a step that names a handler for them.
+      def part(task, step, kind, handler)
+        only = step.except(:each, :if, :delay).merge(handler: handler, parents: [])
+        name = [task.template[:definition][:name], step[:name], kind].compact.join(".")
         { definition: { name: name, namespace: step[:namespace], steps: [only], on_failure: "block" }, version: task.template[:version] }
       end
     end

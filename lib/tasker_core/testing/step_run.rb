@@ -80,7 +80,8 @@ module TaskerCore
       # Whether its time has come: it can have a delay, or sleep, or its handler have said when it is to be called again.
       def ready?
         return false unless open?
-        return children.any?(&:due?) || settled? if children
+        return @page.due? || @page.ended? if @page
+        return children.any?(&:due?) || settled? || (!pages.nil? && !@last_page) if children
 
         wait_for_time if @state == "pending" && (definition[:delay] || definition[:sleep])
         return @wait.over? if waits?
@@ -93,7 +94,7 @@ module TaskerCore
       def waits? = open? && !@wait&.since.nil?
 
       # Whether what it waits for is no more than its time, which who is impatient need not wait for.
-      def own_time? = !children && !@wait
+      def own_time? = !children && !@wait && !@page
 
       # Whether it is the engine that does it.
       def settles_itself? = %w[sleep wait].include?(kind)
@@ -118,15 +119,39 @@ module TaskerCore
       def spawns? = %w[each workflow].include?(kind)
 
       # @param input [String] JSON of its task
+      # @param page [String, nil] JSON of the page that was just read, where its elements come so
       # @yieldparam input [String] JSON of a child
       # @yieldparam item [Integer] its number
       # @yieldreturn [TaskRun]
-      def spawn(input, &block)
-        inputs, problem = Native.child_inputs(definition.slice(:each, :workflow, :input).to_json, seen(input))
+      def spawn(input, page = nil)
+        first = children&.size || 0
+        inputs, problem = Native.child_inputs(definition.slice(:each, :workflow, :input).to_json, seen(input), page, first)
         return fail({ class: "TaskerError", message: problem, permanent: true }) if problem
 
         @state = "waiting"
-        @children = inputs.each_with_index.map(&block)
+        @children = (children || []) + inputs.each_with_index.map { |child, item| yield child, first + item }
+      end
+
+      # The handler of its pages.
+      def pages = definition.dig(:each, :pages)
+
+      # What is given to the next page, as JSON; nil: there is none.
+      # @param input [String] JSON of its task
+      def next_page(input)
+        return if !pages || @last_page
+
+        JSON.parse(seen(input)).merge(cursor: @cursor).to_json
+      end
+
+      # The page whose end is waited for.
+      attr_accessor :page
+
+      # It has ended.
+      def read_page
+        page = JSON.parse(@page.output)
+        @cursor = page["next"] if page.is_a?(Hash)
+        @last_page = @cursor.nil? || !page.is_a?(Hash)
+        @page.output.tap { @page = nil }
       end
 
       # Completes it, if its children have ended, but for those that may be dead.
@@ -165,7 +190,7 @@ module TaskerCore
       end
 
       # More of its children are dead than it tolerates.
-      def overwhelmed? = children ? dead_children.size > tolerated : false
+      def overwhelmed? = @page&.dead? || (children ? dead_children.size > tolerated : false)
 
       def read_children(after, dead)
         wanted = children.each_with_index.select { |child, item| item > (after || -1) && (!dead || dead_children.include?(child)) }
@@ -253,7 +278,11 @@ module TaskerCore
 
       def seen(input) = %({"input":#{input},"results":#{results_before}})
 
-      def settled? = !children.nil? && !complete? && !overwhelmed? && children.all? { |child| child.ended? || child.dead? }
+      def settled?
+        return false if children.nil? || complete? || overwhelmed? || (pages && !@last_page)
+
+        children.all? { |child| child.ended? || child.dead? }
+      end
 
       def dead_children = children.select(&:dead?)
 

@@ -75,13 +75,16 @@ module TaskerCore
     # @param run_at [Time, nil] not before then; its deadline and its limits count from there
     # @param wait [Numeric, String, ActiveSupport::Duration, nil] not before so many seconds from now (or "5m"), in place of +run_at+
     # @param version [String, nil] of a workflow given by name; nil: the current one
+    # @param tags [Hash, nil] by which it can be found ({.tasks}), such as { customer: 42 }; above those of the workflow ({Workflow.tags})
     # @return [Task]
     # @raise [InvalidInput] when the input, the key, the priority or the time is not acceptable, or an option is unknown
     # @raise [NotFound] when there is no such workflow
-    def enqueue(workflow, input = {}, priority: nil, key: nil, run_at: nil, wait: nil, version: nil, **unknown)
-      refuse_options(unknown, %i[priority key run_at wait version], "enqueue(#{workflow}, { order_id: 1 }, priority: :high)")
+    def enqueue(workflow, input = {}, priority: nil, key: nil, run_at: nil, wait: nil, version: nil, tags: nil, **unknown)
+      refuse_options(unknown, %i[priority key run_at wait version tags], "enqueue(#{workflow}, { order_id: 1 }, priority: :high)")
       run_at ||= wait && (Time.now + Span.seconds(wait, "wait"))
-      client.enqueue_all(workflow, [input], priority: priority, key: key && ->(_) { key }, run_at: run_at, version: version).first
+      client.enqueue_all(workflow, [input], priority: priority, key: key && lambda { |_|
+                                                                       key
+                                                                     }, run_at: run_at, version: version, tags: tags).first
     end
 
     # Creates many tasks of one workflow in one transaction: all, or none.
@@ -89,11 +92,12 @@ module TaskerCore
     # @param priority [Symbol, String, Proc, nil] for all, or called with each input
     # @param key [Proc, nil] called with each input
     # @param run_at [Time, Proc, nil] for all, or called with each input
+    # @param tags [Hash, Proc, nil] for all, or called with each input
     # @return [Array<Task>] in the order of the inputs
     # @raise (see .enqueue)
-    def enqueue_all(workflow, inputs, priority: nil, key: nil, run_at: nil, version: nil, **unknown)
-      refuse_options(unknown, %i[priority key run_at version], "enqueue_all(#{workflow}, [{ order_id: 1 }])")
-      client.enqueue_all(workflow, inputs, priority: priority, key: key, run_at: run_at, version: version)
+    def enqueue_all(workflow, inputs, priority: nil, key: nil, run_at: nil, version: nil, tags: nil, **unknown)
+      refuse_options(unknown, %i[priority key run_at version tags], "enqueue_all(#{workflow}, [{ order_id: 1 }])")
+      client.enqueue_all(workflow, inputs, priority: priority, key: key, run_at: run_at, version: version, tags: tags)
     end
 
     # @param id [String]
@@ -109,11 +113,12 @@ module TaskerCore
     # @param state [String, Symbol, nil] only in this state (see {Task#status})
     # @param since [Time, Numeric, String, nil] only those created since then, or so long ago: seconds, or "2h"
     # @param before [Task, String, nil] only those created before this one: the last of the page before
+    # @param tags [Hash, nil] only with all of these tags, such as { customer: 42 }
     # @param limit [Integer] at most so many, up to 10,000
     # @return [Array<Task>]
     # @raise [InvalidInput]
-    def tasks(workflow = nil, key: nil, state: nil, since: nil, before: nil, limit: 100)
-      client.tasks(workflow, key: key, state: state, since: since, before: before, limit: limit)
+    def tasks(workflow = nil, key: nil, state: nil, since: nil, before: nil, tags: nil, limit: 100)
+      client.tasks(workflow, key: key, state: state, since: since, before: before, tags: tags, limit: limit)
     end
 
     # @param tasks [Enumerable<Task, String>] tasks or their ids

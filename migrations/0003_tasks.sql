@@ -17,6 +17,8 @@ CREATE TABLE tasker.tasks (
     look_at      timestamptz,
     input        jsonb NOT NULL,
     key          text,
+    -- by which it can be found: {"customer": "42"}; null: by none
+    tags         jsonb,
     -- what W3C Trace Context propagates: {"traceparent": ..., "tracestate": ...}; null: it is part of no trace
     trace        jsonb,
     created_at   timestamptz NOT NULL,
@@ -36,6 +38,7 @@ CREATE INDEX tasks_claim ON tasker.tasks (namespace_id, priority, claim_order) W
 CREATE INDEX tasks_due ON tasker.tasks (due_at) WHERE due_at IS NOT NULL;
 CREATE INDEX tasks_look ON tasker.tasks (look_at) WHERE look_at IS NOT NULL;
 CREATE UNIQUE INDEX tasks_key ON tasker.tasks (template_id, key) WHERE key IS NOT NULL;
+CREATE INDEX tasks_tags ON tasker.tasks USING gin (tags jsonb_path_ops) WHERE tags IS NOT NULL;
 CREATE UNIQUE INDEX tasks_item ON tasker.tasks (parent_id, parent_step, item) WHERE parent_id IS NOT NULL;
 
 -- A row exists from the moment a step is enqueued; before that the template version says all there is to say.
@@ -263,11 +266,36 @@ $$;
 CREATE FUNCTION tasker.is_sampled(p_trace jsonb) RETURNS boolean
 LANGUAGE sql IMMUTABLE BEGIN ATOMIC SELECT p_trace ->> 'traceparent' ~ '[13579bdf]$'; END;
 
+-- The tags of a task: those that its template finds in the input (tags: {name: path}), and above them p_tags; all as text. Null: it has none.
+CREATE FUNCTION tasker.tags_of(p_definition jsonb, p_input jsonb, p_tags jsonb) RETURNS jsonb
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN (
+        SELECT jsonb_object_agg(f.name, f.value) FROM (
+            SELECT e.name, jsonb_path_query_first(jsonb_build_object('input', p_input), e.path::jsonpath, '{}', true) #>> '{}' AS value
+            FROM jsonb_each_text(coalesce(p_definition -> 'tags', '{}')) AS e(name, path) WHERE NOT coalesce(p_tags ? e.name, false)
+            UNION ALL SELECT e.name, e.value FROM jsonb_each_text(coalesce(p_tags, '{}')) AS e(name, value)) AS f
+        WHERE length(f.value) BETWEEN 1 AND 200);
+END
+$$;
+
+-- Whether this is what tasks.tags may be: a flat object of at most 20 names of 1 to 50 characters, each with a text of 1 to 200, or a number, or a boolean.
+CREATE FUNCTION tasker.are_tags(p_tags jsonb) RETURNS boolean
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN jsonb_typeof(p_tags) = 'object' AND (
+        SELECT count(*) <= 20 AND coalesce(bool_and(length(e.key) BETWEEN 1 AND 50 AND jsonb_typeof(e.value) IN ('string', 'number', 'boolean')
+            AND length(e.value #>> '{}') BETWEEN 1 AND 200), true)
+        FROM jsonb_each(p_tags) AS e(key, value));
+END
+$$;
+
 -- Accepts tasks, in the caller's transaction: they exist, and start, if and only if it commits.
 -- p_traces (may be null, as may each): the trace that each is part of.
 -- p_run_ats (may be null, as may each): when each may start; until then it waits. Its deadline and its limits count from there.
 -- p_keys (may be null, as may each key): a task of this template that already has the key is returned instead of a new one.
 -- p_priorities: low, normal, high, urgent; null means the template's.
+-- p_tags (may be null, as may each): by which they can be found; above those that their template finds in the input.
 -- p_checked: the version that the inputs were checked against, if the caller has only remembered it.
 -- Errors: TK002, TK003 (see find_template), TK004 bad argument, TK005 the version is another by now than was checked, TK006 an input is too large,
 -- TK007 (see throttle). input_schema is enforced by the libraries and the CLI, not here.
@@ -275,7 +303,7 @@ LANGUAGE sql IMMUTABLE BEGIN ATOMIC SELECT p_trace ->> 'traceparent' ~ '[13579bd
 CREATE FUNCTION tasker.create_tasks(
     p_template text, p_inputs jsonb[], p_keys text[] DEFAULT NULL, p_priorities text[] DEFAULT NULL,
     p_version text DEFAULT NULL, p_traces jsonb[] DEFAULT NULL, p_run_ats timestamptz[] DEFAULT NULL,
-    p_checked int DEFAULT NULL
+    p_checked int DEFAULT NULL, p_tags jsonb[] DEFAULT NULL
 ) RETURNS TABLE (ordinal int, id uuid, created boolean)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
@@ -288,8 +316,8 @@ BEGIN
     IF p_checked <> v_version.id THEN
         RAISE EXCEPTION 'template % has another version by now', p_template USING ERRCODE = 'TK005';
     END IF;
-    IF cardinality(p_inputs) <> ANY (ARRAY[cardinality(p_keys), cardinality(p_priorities), cardinality(p_traces), cardinality(p_run_ats)]) THEN
-        v_bad := 'keys, priorities, traces and times must be as many as the inputs';
+    IF cardinality(p_inputs) <> ANY (ARRAY[cardinality(p_keys), cardinality(p_priorities), cardinality(p_traces), cardinality(p_run_ats), cardinality(p_tags)]) THEN
+        v_bad := 'keys, priorities, traces, times and tags must be as many as the inputs';
     ELSE
         SELECT CASE
             WHEN jsonb_typeof(w.input) IS DISTINCT FROM 'object' THEN 'input ' || w.n || ' is not a JSON object'
@@ -298,8 +326,10 @@ BEGIN
             THEN 'unknown priority ' || quote_literal(w.priority) || ': use low, normal, high or urgent'
             WHEN w.trace IS NOT NULL AND NOT tasker.is_trace(w.trace) THEN 'trace ' || w.n || ' is not a small object of strings'
             WHEN NOT isfinite(w.run_at) THEN 'time ' || w.n || ' never comes'
+            WHEN w.tags IS NOT NULL AND NOT tasker.are_tags(w.tags)
+            THEN 'the tags of task ' || w.n || ' are no flat object of at most 20 names, of 50 characters, with values of 1 to 200'
         END INTO v_bad
-        FROM unnest(p_inputs, p_keys, p_priorities, p_traces, p_run_ats) WITH ORDINALITY AS w(input, key, priority, trace, run_at, n)
+        FROM unnest(p_inputs, p_keys, p_priorities, p_traces, p_run_ats, p_tags) WITH ORDINALITY AS w(input, key, priority, trace, run_at, tags, n)
         ORDER BY 1 NULLS LAST LIMIT 1;
     END IF;
     IF v_bad IS NOT NULL THEN
@@ -317,14 +347,17 @@ BEGIN
         PERFORM tasker.throttle(v_namespace);
     END IF;
 
-    INSERT INTO tasker.tasks (id, template_id, version_id, namespace_id, priority, state, claim_order, input, key, trace, deadline_at, look_at,
-                              created_at, run_at, due_at)
+    INSERT INTO tasker.tasks (id, template_id, version_id, namespace_id, priority, state, claim_order, input, key, tags, trace, deadline_at,
+                              look_at, created_at, run_at, due_at)
     SELECT w.id, v_version.template_id, v_version.id, v_namespace.id, w.priority, CASE WHEN w.due THEN 'pending' ELSE 'waiting' END::tasker.task_state,
-           CASE WHEN w.due THEN clock_timestamp() - w.priority * tasker.aging() END, w.input, w.key, w.trace, w.begins + v_version.deadline,
+           CASE WHEN w.due THEN clock_timestamp() - w.priority * tasker.aging() END, w.input, w.key,
+           CASE WHEN w.tags IS NOT NULL OR v_version.definition ? 'tags' THEN tasker.tags_of(v_version.definition, w.input, w.tags) END,
+           w.trace, w.begins + v_version.deadline,
            w.begins + least(v_version.deadline, tasker.shortest_limit(v_version)), now(), w.run_at, CASE WHEN NOT w.due THEN w.run_at END
-    FROM (SELECT u.id, u.input, u.key, u.trace, u.run_at, u.n, coalesce(tasker.priority_number(u.priority), v_version.priority) AS priority,
+    FROM (SELECT u.id, u.input, u.key, u.tags, u.trace, u.run_at, u.n, coalesce(tasker.priority_number(u.priority), v_version.priority) AS priority,
                  greatest(u.run_at, now()) AS begins, coalesce(u.run_at <= now(), true) AS due
-          FROM unnest(v_new, p_inputs, p_keys, p_priorities, p_traces, p_run_ats) WITH ORDINALITY AS u(id, input, key, priority, trace, run_at, n)) AS w
+          FROM unnest(v_new, p_inputs, p_keys, p_priorities, p_traces, p_run_ats, p_tags)
+              WITH ORDINALITY AS u(id, input, key, priority, trace, run_at, tags, n)) AS w
     ORDER BY w.key COLLATE "C", w.n
     ON CONFLICT (template_id, key) WHERE key IS NOT NULL DO NOTHING;
     PERFORM tasker.wake_namespaces(ARRAY[v_namespace.id]);
@@ -345,8 +378,9 @@ $$;
 -- One task, for callers that speak SQL: SELECT tasker.create_task('order_fulfillment', '{"order_id": 1}');
 CREATE FUNCTION tasker.create_task(
     p_template text, p_input jsonb, p_priority text DEFAULT NULL, p_key text DEFAULT NULL, p_version text DEFAULT NULL,
-    p_trace jsonb DEFAULT NULL, p_run_at timestamptz DEFAULT NULL
+    p_trace jsonb DEFAULT NULL, p_run_at timestamptz DEFAULT NULL, p_tags jsonb DEFAULT NULL
 ) RETURNS uuid
 LANGUAGE sql BEGIN ATOMIC
-    SELECT id FROM tasker.create_tasks(p_template, ARRAY[p_input], ARRAY[p_key], ARRAY[p_priority], p_version, ARRAY[p_trace], ARRAY[p_run_at]);
+    SELECT id FROM tasker.create_tasks(p_template, ARRAY[p_input], ARRAY[p_key], ARRAY[p_priority], p_version, ARRAY[p_trace], ARRAY[p_run_at], NULL,
+                                        ARRAY[p_tags]);
 END;

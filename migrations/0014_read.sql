@@ -27,7 +27,7 @@ LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT jsonb_build_object(
         'id', t.id, 'template', tp.name, 'namespace', n.name, 'version', tv.version,
         'state', tasker.visible_state(t), 'priority', (ARRAY['low', 'normal', 'high', 'urgent'])[t.priority],
-        'key', t.key, 'input', t.input, 'parent', CASE WHEN t.parent_id IS NOT NULL THEN jsonb_build_object(
+        'key', t.key, 'tags', coalesce(t.tags, '{}'), 'input', t.input, 'parent', CASE WHEN t.parent_id IS NOT NULL THEN jsonb_build_object(
             'task', t.parent_id, 'item', t.item, 'step', (
                 SELECT ps.name FROM tasker.tasks p JOIN tasker.template_steps ps ON ps.version_id = p.version_id AND ps.step = t.parent_step
                 WHERE p.id = t.parent_id)) END,
@@ -110,37 +110,49 @@ CREATE FUNCTION tasker.listed(p_task tasker.tasks) RETURNS jsonb
 LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT jsonb_build_object(
         'id', p_task.id, 'template', tp.name, 'namespace', n.name, 'version', tv.version, 'state', tasker.visible_state(p_task),
-        'priority', (ARRAY['low', 'normal', 'high', 'urgent'])[p_task.priority], 'key', p_task.key,
+        'priority', (ARRAY['low', 'normal', 'high', 'urgent'])[p_task.priority], 'key', p_task.key, 'tags', coalesce(p_task.tags, '{}'),
         'created_at', p_task.created_at, 'started_at', p_task.started_at, 'finished_at', p_task.finished_at)
     FROM tasker.templates tp, tasker.template_versions tv, tasker.namespaces n
     WHERE tp.id = p_task.template_id AND tv.id = p_task.version_id AND n.id = p_task.namespace_id;
 END;
 
--- The newest tasks first, those before p_before; a null filter filters nothing. With a key they are found by it; else the ids, which begin with the
--- time, say where p_since is.
+-- Whether a list has this task: of a namespace, a template's name, in a state, before another, since an id; a null filter filters nothing.
+CREATE FUNCTION tasker.is_listed(p_task tasker.tasks, p_namespace text, p_template text, p_state text, p_before uuid, p_first uuid) RETURNS boolean
+LANGUAGE sql STABLE BEGIN ATOMIC
+    SELECT (p_before IS NULL OR p_task.id < p_before) AND (p_first IS NULL OR p_task.id >= p_first)
+       AND (p_state IS NULL OR tasker.visible_state(p_task)::text = p_state)
+       AND (p_namespace IS NULL AND p_template IS NULL OR EXISTS (
+           SELECT FROM tasker.templates tp JOIN tasker.namespaces n ON n.id = p_task.namespace_id
+           WHERE tp.id = p_task.template_id AND (p_namespace IS NULL OR n.name = p_namespace) AND (p_template IS NULL OR tp.name = p_template)));
+END;
+
+-- The newest tasks first, those before p_before; a null filter filters nothing. With a key, or with tags, they are found by these; else the ids, which
+-- begin with the time, say where p_since is.
 CREATE FUNCTION tasker.list_tasks(
-    p_namespace text, p_template text, p_state text, p_before uuid, p_limit int, p_key text DEFAULT NULL, p_since timestamptz DEFAULT NULL
+    p_namespace text, p_template text, p_state text, p_before uuid, p_limit int, p_key text DEFAULT NULL, p_since timestamptz DEFAULT NULL,
+    p_tags jsonb DEFAULT NULL
 ) RETURNS SETOF jsonb
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_first uuid := (lpad(to_hex((extract(epoch FROM p_since) * 1000)::bigint), 12, '0') || repeat('0', 20))::uuid;
 BEGIN
-    RETURN QUERY
-    SELECT tasker.listed(t) FROM tasker.tasks t
-    JOIN tasker.templates tp ON tp.id = t.template_id
-    JOIN tasker.namespaces n ON n.id = t.namespace_id
-    WHERE p_key IS NULL AND (p_namespace IS NULL OR n.name = p_namespace) AND (p_template IS NULL OR tp.name = p_template)
-      AND (p_state IS NULL OR tasker.visible_state(t)::text = p_state) AND (p_before IS NULL OR t.id < p_before)
-      AND t.id >= coalesce(v_first, '00000000-0000-0000-0000-000000000000')
-    ORDER BY t.id DESC LIMIT p_limit;
-    RETURN QUERY
-    SELECT tasker.listed(k) FROM tasker.templates tp
-    JOIN tasker.namespaces n ON n.id = tp.namespace_id
-    JOIN tasker.tasks k ON k.template_id = tp.id AND k.key = p_key
-    WHERE (p_namespace IS NULL OR n.name = p_namespace) AND (p_template IS NULL OR tp.name = p_template)
-      AND (p_state IS NULL OR tasker.visible_state(k)::text = p_state) AND (p_before IS NULL OR k.id < p_before)
-      AND k.id >= coalesce(v_first, '00000000-0000-0000-0000-000000000000')
-    ORDER BY k.id DESC LIMIT p_limit;
+    IF p_key IS NOT NULL THEN
+        RETURN QUERY
+        SELECT tasker.listed(t) FROM tasker.templates tp JOIN tasker.tasks t ON t.template_id = tp.id AND t.key = p_key
+        WHERE (p_tags IS NULL OR t.tags @> p_tags) AND tasker.is_listed(t, p_namespace, p_template, p_state, p_before, v_first)
+        ORDER BY t.id DESC LIMIT p_limit;
+    ELSIF p_tags IS NOT NULL THEN
+        RETURN QUERY
+        SELECT tasker.listed(t) FROM tasker.tasks t
+        WHERE t.tags @> p_tags AND tasker.is_listed(t, p_namespace, p_template, p_state, p_before, v_first)
+        ORDER BY t.id DESC LIMIT p_limit;
+    ELSE
+        RETURN QUERY
+        SELECT tasker.listed(t) FROM tasker.tasks t
+        WHERE (p_before IS NULL OR t.id < p_before) AND t.id >= coalesce(v_first, '00000000-0000-0000-0000-000000000000')
+          AND tasker.is_listed(t, p_namespace, p_template, p_state, NULL, NULL)
+        ORDER BY t.id DESC LIMIT p_limit;
+    END IF;
 END
 $$;
 

@@ -146,10 +146,11 @@ BEGIN
     INTO v_bad FROM unnest(v_inputs) WITH ORDINALITY AS w(input, n)
     WHERE jsonb_typeof(w.input) IS DISTINCT FROM 'object' OR pg_column_size(w.input) > 1000 AND tasker.excess(w.input) IS NOT NULL ORDER BY w.n LIMIT 1;
     IF v_bad IS NULL THEN
-        INSERT INTO tasker.tasks (id, template_id, version_id, namespace_id, priority, state, claim_order, input, trace, parent_id, parent_step, item,
-                                  deadline_at, look_at, created_at)
+        INSERT INTO tasker.tasks (id, template_id, version_id, namespace_id, priority, state, claim_order, input, tags, trace, parent_id, parent_step,
+                                  item, deadline_at, look_at, created_at)
         SELECT tasker.uuidv7(), tv.template_id, tv.id, tp.namespace_id, p_task.priority, 'pending', clock_timestamp() - p_task.priority * tasker.aging(),
-               w.input, p_task.trace, p_task.id, p_fan_out.step, v_from + w.n - 1, d.deadline_at, least(d.deadline_at, now() + tasker.shortest_limit(tv)), now()
+               w.input, CASE WHEN tv.definition ? 'tags' THEN tasker.tags_of(tv.definition, w.input, p_task.tags) ELSE p_task.tags END, p_task.trace,
+               p_task.id, p_fan_out.step, v_from + w.n - 1, d.deadline_at, least(d.deadline_at, now() + tasker.shortest_limit(tv)), now()
         FROM tasker.template_versions tv
         JOIN tasker.templates tp ON tp.id = tv.template_id
         CROSS JOIN LATERAL (SELECT least(p_task.deadline_at, now() + tv.deadline) AS deadline_at) AS d
@@ -167,10 +168,10 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_version tasker.template_versions := tasker.find_template(p_spawn #>> '{pages, template}', p_spawn #>> '{pages, version}');
 BEGIN
-    INSERT INTO tasker.tasks (id, template_id, version_id, namespace_id, priority, state, claim_order, input, trace, parent_id, parent_step, item,
-                              deadline_at, look_at, created_at)
+    INSERT INTO tasker.tasks (id, template_id, version_id, namespace_id, priority, state, claim_order, input, tags, trace, parent_id, parent_step,
+                              item, deadline_at, look_at, created_at)
     SELECT tasker.uuidv7(), v_version.template_id, v_version.id, tp.namespace_id, p_task.priority, 'pending',
-           clock_timestamp() - p_task.priority * tasker.aging(), p_seen || jsonb_build_object('cursor', p_cursor), p_task.trace, p_task.id, p_fan_out.step,
+           clock_timestamp() - p_task.priority * tasker.aging(), p_seen || jsonb_build_object('cursor', p_cursor), p_task.tags, p_task.trace, p_task.id, p_fan_out.step,
            -(p_fan_out.pages + 1), p_task.deadline_at, p_task.deadline_at, now()
     FROM tasker.templates tp WHERE tp.id = v_version.template_id;
     UPDATE tasker.fan_outs f SET pages = f.pages + 1 WHERE f.task_id = p_task.id AND f.step = p_fan_out.step;

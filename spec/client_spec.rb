@@ -25,6 +25,21 @@ RSpec.describe TaskerCore do
     expect(tasks.count(&:created?)).to eq(1)
   end
 
+  it "finds tasks by their tags, those of each, also where they came in the caller's own transaction" do
+    customer = SecureRandom.hex(4)
+    mark = ->(input) { { customer: customer, id: 1 } if input[:id] == 1 }
+    one, = described_class.enqueue_all(flow, [{ id: 1 }, { id: 2 }], tags: mark)
+    connection = PG.connect(Database.url)
+    described_class.configuration.open_transaction = -> { connection }
+    other = connection.transaction { described_class.enqueue(flow, { id: 3 }, tags: { customer: customer, "region" => :eu }) }
+    expect(described_class.tasks(tags: { customer: customer }).map(&:id)).to eq([other.id, one.id])
+    expect(described_class.tasks(tags: { customer: customer, id: 1 }).map(&:tags)).to eq([{ customer: customer, id: "1" }])
+    expect { described_class.enqueue(flow, {}, tags: "x") }.to raise_error(TaskerCore::InvalidInput, /tags is "x": expected a Hash/)
+  ensure
+    described_class.configuration.open_transaction = nil
+    connection&.close
+  end
+
   it "enqueues many at once, in order, with keys and priorities for each" do
     inputs = Array.new(50) { |n| { id: n } }
     tasks = described_class.enqueue_all(flow, inputs, key: ->(input) { "k#{input[:id] / 2}" }, priority: lambda { |input|

@@ -185,6 +185,16 @@ RSpec.describe TaskerCore::Testing do
       described_class.inline! { expect(TaskerCore.enqueue(flow, {}).status).to eq("complete") }
     end
 
+    it "finds tasks by their tags, those of their caller and those of their workflow" do
+      flow = workflow do
+        tags customer: "$.input.customer"
+        each :lines, "Line", over: "$.input.lines"
+      end
+      task = TaskerCore.enqueue(flow, { customer: 42, lines: [1] }, tags: { region: :eu })
+      TaskerCore.enqueue(flow, { lines: [] }, tags: { customer: 43 })
+      expect([task.tags, TaskerCore.tasks(tags: { customer: "42" }).map(&:id)]).to eq([{ customer: "42", region: "eu" }, [task.id]])
+    end
+
     it "asks for pages of elements, until there is no next one" do
       down = true
       lists = handler do |step|

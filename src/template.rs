@@ -75,6 +75,9 @@ pub struct Template {
     /// What a task has to say to its parent, as a SQL/JSON path over `{input, results}`. None: its step's result, or those of all its steps by name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output: Option<String>,
+    /// By which its tasks can be found, by name: SQL/JSON paths over `{input}`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: BTreeMap<String, String>,
     /// How many of its tasks may be above each other, where they contain tasks of this template. None: they do not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_depth: Option<u32>,

@@ -47,12 +47,14 @@ module TaskerCore
 
     # @return [Array<Task>]
     # @see TaskerCore.enqueue_all
-    def enqueue_all(workflow, inputs, priority: nil, key: nil, run_at: nil, version: nil)
+    def enqueue_all(workflow, inputs, priority: nil, key: nil, run_at: nil, version: nil, tags: nil)
       inputs = inputs.to_a
       raise InvalidInput, "#{workflow.inspect} #{NO_WORKFLOW}" unless workflow.is_a?(Class) || workflow.to_s.match?(/\w/)
 
       name, version = registered(workflow) if workflow.is_a?(Class)
-      tasks = inputs.map { |input| [input, key&.call(input)&.to_s, of(priority, input)&.to_s, rfc3339(of(run_at, input))] }
+      tasks = inputs.map do |input|
+        [input, key&.call(input)&.to_s, of(priority, input)&.to_s, rfc3339(of(run_at, input)), tags_of(of(tags, input))]
+      end
       name ||= workflow.to_s
       Instrumentation.instrument("enqueue", { workflow: name, count: inputs.size }) do |payload|
         payload[:tasks] = submit(name, version&.to_s, tasks).map { |id, created| Task.new(self, id, created: created) }
@@ -61,13 +63,13 @@ module TaskerCore
 
     # @return [Array<Task>]
     # @see TaskerCore.tasks
-    def tasks(workflow = nil, key: nil, state: nil, since: nil, before: nil, limit: 100)
+    def tasks(workflow = nil, key: nil, state: nil, since: nil, before: nil, tags: nil, limit: 100)
       check_limit(limit)
       name = workflow.is_a?(Class) ? registered(workflow).first : workflow
       template, namespace = name.to_s.split("/").reverse
       since = Time.now - Span.seconds(since, "since") unless since.nil? || (since.respond_to?(:to_time) && !since.is_a?(String))
       filter = { namespace: namespace, template: template, key: key&.to_s, state: state&.to_s, since: rfc3339(since, "since"),
-                 before: before.respond_to?(:id) ? before.id : before }
+                 before: before.respond_to?(:id) ? before.id : before, tags: tags_of(tags) }
       JSON.parse(@native.list_tasks(filter.compact.to_json, limit)).map { |task| Task.new(self, task.fetch("id")) }
     end
 
@@ -129,7 +131,8 @@ module TaskerCore
       created = Array.new(tasks.size)
       statements(tasks, texts).each do |places|
         lists = [texts.values_at(*places), *(1..3).map { |column| places.map { |place| tasks[place][column] } }]
-        arguments = [name, accepted.version, *lists.map { |list| JSON.generate(list) }, accepted.trace]
+        arguments = [name, accepted.version, *lists.map { |list| JSON.generate(list) }, accepted.trace,
+                     JSON.generate(places.map { |place| tasks[place][4] })]
         rows = translating { connection.exec_params(Native::Client::CREATE_WITHIN, arguments) }
         places.zip(rows.to_a) { |place, row| created[place] = [row["id"], row["created"] == "true"] }
       end
@@ -170,6 +173,14 @@ module TaskerCore
 
     # What is meant for this input: a value for all, or a proc.
     def of(setting, input) = setting.respond_to?(:call) ? setting.call(input) : setting
+
+    # As text, by which they are looked for.
+    def tags_of(tags)
+      return if tags.nil?
+      raise InvalidInput, "tags is #{tags.inspect}: expected a Hash such as { customer: 42 }" unless tags.respond_to?(:to_hash)
+
+      tags.to_hash.to_h { |name, value| [name.to_s, value.to_s] }
+    end
 
     # The last year that has four digits.
     LAST_YEAR = 9999

@@ -53,6 +53,9 @@ module TaskerCore
       Results.new(complete.keys, see) { |wanted| @client.native.read_results(@id, wanted) }
     end
 
+    # @return [Hash{Symbol => String}] by which it can be found
+    def tags = read[:tags]
+
     # @return [Hash{Symbol => Object}] what its handlers have said so far ({Step#publish}), by name
     def values = JSON.parse(@client.native.read_values(@id), symbolize_names: true, max_nesting: false)
 

@@ -83,6 +83,11 @@ module TaskerCore
       # @overload output @return [String, nil]
       def output(value = nil) = setting(:output, value)
 
+      # By which its tasks can be found ({TaskerCore.tasks}): SQL/JSON paths over +input+, such as customer: "$.input.customer_id".
+      # @overload tags(value) sets them
+      # @overload tags @return [Hash, nil]
+      def tags(value = nil) = setting(:tags, mapping("tags", value, 'customer: "$.input.customer_id"'))
+
       # How many of the workflow's tasks may be above each other, where they contain tasks of the same workflow. Without it they may not.
       # @overload max_depth(value) sets it
       # @overload max_depth @return [Integer, nil]
@@ -254,7 +259,7 @@ module TaskerCore
         head = {
           name: template_name, namespace: namespace, version: version, description: description, priority: priority, deadline: deadline,
           stuck_after: stuck_after, on_failure: on_failure, retry: retry_rules, dead_letters: dead_letters, input_schema: input_schema,
-          output: output, max_depth: max_depth, limits: (own_limits if own_limits.any?),
+          output: output, tags: tags, max_depth: max_depth, limits: (own_limits if own_limits.any?),
           schedules: (own_schedules if own_schedules.any?)
         }.compact
         lines = "\n" * [first - 1, 0].max if written == file

@@ -37,6 +37,9 @@ pub(super) enum Task {
         /// The same key returns the same task
         #[arg(long)]
         key: Option<String>,
+        /// By which it can be found (customer=42); may be given again
+        #[arg(long = "tag", value_parser = tag)]
+        tags: Vec<(String, String)>,
         /// Not before then (2030-01-31T08:00:00Z)
         #[arg(long)]
         at: Option<DateTime<Utc>>,
@@ -102,6 +105,9 @@ pub(super) enum Task {
         /// Only with this idempotency key
         #[arg(long)]
         key: Option<String>,
+        /// Only with this tag (customer=42); may be given again: all of them
+        #[arg(long = "tag", value_parser = tag)]
+        tags: Vec<(String, String)>,
         /// Only those that were created since then: 2026-03-01T12:00:00Z, or within 90m
         #[arg(long, value_parser = since)]
         since: Option<DateTime<Utc>>,
@@ -148,6 +154,7 @@ impl Task {
                 input,
                 priority,
                 key,
+                tags,
                 at,
                 wait,
                 version,
@@ -159,6 +166,7 @@ impl Task {
                     input: read_json(&input)?.into(),
                     priority,
                     key,
+                    tags: tags.into_iter().collect(),
                     run_at: at.or_else(|| Utc::now().checked_add_signed(TimeDelta::from_std(wait?).ok()?)),
                 };
                 let db = connection.open().await?;
@@ -217,6 +225,7 @@ impl Task {
                 template,
                 state,
                 key,
+                tags,
                 since,
                 before,
                 limit,
@@ -230,6 +239,7 @@ impl Task {
                     before,
                     key,
                     since,
+                    tags: tags.into_iter().collect(),
                 };
                 let tasks = read::list_tasks(&connection.open().await?, &filter, limit).await?;
                 print(json, &json!(tasks), || {
@@ -251,6 +261,12 @@ impl Task {
             }
         }
     }
+}
+
+/// NAME=VALUE.
+fn tag(text: &str) -> std::result::Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE, such as customer=42")?;
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 /// A moment, or how long it is ago.

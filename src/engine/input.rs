@@ -1,6 +1,6 @@
 //! New tasks, and what templates accept: their versions and input schemas, remembered, and inputs checked against them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, Datelike, Utc};
@@ -50,6 +50,8 @@ pub struct NewTask {
     pub priority: Option<Priority>,
     /// Idempotency key, unique within the template: the same key is the same task.
     pub key: Option<String>,
+    /// By which it can be found, such as `customer: 42`; above those that its template finds in the input.
+    pub tags: BTreeMap<String, String>,
     /// Not before; None: at once.
     pub run_at: Option<DateTime<Utc>>,
 }
@@ -158,6 +160,9 @@ pub fn check_inputs(template: &Template, tasks: &[NewTask]) -> Result<()> {
     version.accept(&template.name, tasks)
 }
 
+/// How many tags a task may have.
+const MOST_TAGS: usize = 20;
+
 /// The last year in which a task may be told to begin: four digits, as everybody reads them.
 const LAST_YEAR: i32 = 9999;
 
@@ -182,6 +187,17 @@ impl Version {
         }
         if task.run_at.is_some_and(|at| at.year() > LAST_YEAR) {
             return Some(format!("run_at is after the year {LAST_YEAR}"));
+        }
+        let is_tag = |(name, value): (&String, &String)| {
+            (1..=50).contains(&name.chars().count())
+                && (1..=200).contains(&value.chars().count())
+                && !name.contains('\0')
+                && !value.contains('\0')
+        };
+        if task.tags.len() > MOST_TAGS || !task.tags.iter().all(is_tag) {
+            return Some(format!(
+                "the tags are not acceptable: expected at most {MOST_TAGS}, with names of 1 to 50 characters and values of 1 to 200"
+            ));
         }
         if !text.trim_start().starts_with('{') {
             return Some(format!("the input of a {template} must be a JSON object"));

@@ -1,10 +1,12 @@
 //! Reading what operators and clients see, as JSON objects whose fields `migrations/0014_read.sql` lists.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use serde_json::Value;
+use sqlx::types::Json;
 use uuid::Uuid;
 
 use crate::db::Db;
@@ -26,6 +28,8 @@ pub struct TaskFilter {
     pub key: Option<String>,
     /// Only tasks that were created since then.
     pub since: Option<DateTime<Utc>>,
+    /// Only tasks that have all of these tags.
+    pub tags: BTreeMap<String, String>,
 }
 
 /// The states in which a task stays for good.
@@ -65,7 +69,7 @@ pub async fn read_results(db: &Db, task: Uuid, before: Option<i16>, names: &[Str
 
 /// At most `limit` tasks, the newest first.
 pub async fn list_tasks(db: &Db, filter: &TaskFilter, limit: i32) -> Result<Vec<Value>> {
-    Ok(sqlx::query_scalar("SELECT tasker.list_tasks($1, $2, $3, $4, $5, $6, $7)")
+    Ok(sqlx::query_scalar("SELECT tasker.list_tasks($1, $2, $3, $4, $5, $6, $7, $8)")
         .bind(&filter.namespace)
         .bind(&filter.template)
         .bind(&filter.state)
@@ -73,6 +77,7 @@ pub async fn list_tasks(db: &Db, filter: &TaskFilter, limit: i32) -> Result<Vec<
         .bind(limit)
         .bind(&filter.key)
         .bind(filter.since)
+        .bind(Some(Json(&filter.tags)).filter(|tags| !tags.is_empty()))
         .fetch_all(db.pool())
         .await?)
 }

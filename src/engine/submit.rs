@@ -1,5 +1,6 @@
 //! Submitting tasks: the door, where bad input is turned away.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use chrono::{DateTime, Utc};
@@ -32,14 +33,15 @@ pub struct Submitted {
 
 /// Creates tasks inside the caller's own transaction, on the caller's connection, after [`Submitter::check`]: rows of id and created, in the
 /// tasks' order. The parameters: template; version; inputs, keys, priorities and times, each as a JSON array of strings (or nulls); the trace, as
-/// JSON.
+/// JSON; tags, as a JSON array of objects (or nulls).
 pub const CREATE_WITHIN: &str = "
     SELECT id, created::text FROM tasker.create_tasks(
         $1, ARRAY(SELECT e::jsonb FROM jsonb_array_elements_text($3::jsonb) WITH ORDINALITY AS a(e, n) ORDER BY n),
         ARRAY(SELECT e FROM jsonb_array_elements_text($4::jsonb) WITH ORDINALITY AS a(e, n) ORDER BY n),
         ARRAY(SELECT e FROM jsonb_array_elements_text($5::jsonb) WITH ORDINALITY AS a(e, n) ORDER BY n), $2,
         (SELECT array_agg($7::jsonb) FROM jsonb_array_elements($3::jsonb)),
-        ARRAY(SELECT e::timestamptz FROM jsonb_array_elements_text($6::jsonb) WITH ORDINALITY AS a(e, n) ORDER BY n))";
+        ARRAY(SELECT e::timestamptz FROM jsonb_array_elements_text($6::jsonb) WITH ORDINALITY AS a(e, n) ORDER BY n),
+        NULL, ARRAY(SELECT nullif(e, 'null') FROM jsonb_array_elements($8::jsonb) WITH ORDINALITY AS a(e, n) ORDER BY n))";
 
 /// Tasks that [`Submitter::check`] found acceptable, and that their caller creates.
 #[derive(Debug)]
@@ -325,7 +327,12 @@ fn insert<'q>(flow: &'q Flow, tasks: &[(&'q NewTask, Option<&'q Carrier>)]) -> Q
     let run_ats = run_ats.iter().any(Option::is_some).then_some(run_ats);
     let traces: Vec<Option<Json<&Carrier>>> = tasks.iter().map(|(_, trace)| trace.map(Json)).collect();
     let traces = traces.iter().any(Option::is_some).then_some(traces);
-    let query = sqlx::query_as("SELECT id, created FROM tasker.create_tasks($1, $2::text[]::jsonb[], $3, $4, $5, $6, $7, $8)");
+    let tags: Vec<Option<Json<&BTreeMap<String, String>>>> = tasks
+        .iter()
+        .map(|(task, _)| Some(Json(&task.tags)).filter(|tags| !tags.is_empty()))
+        .collect();
+    let tags = tags.iter().any(Option::is_some).then_some(tags);
+    let query = sqlx::query_as("SELECT id, created FROM tasker.create_tasks($1, $2::text[]::jsonb[], $3, $4, $5, $6, $7, $8, $9)");
     let query = query.bind(&flow.template).bind(inputs).bind(keys).bind(priorities);
-    query.bind(&flow.version).bind(traces).bind(run_ats).bind(flow.checked)
+    query.bind(&flow.version).bind(traces).bind(run_ats).bind(flow.checked).bind(tags)
 }

@@ -277,6 +277,7 @@ impl Template {
             stuck_after: StuckAfter::default(),
             input_schema: None,
             output: None,
+            tags: BTreeMap::new(),
             max_depth: None,
             limits: BTreeMap::new(),
             schedules: BTreeMap::new(),

@@ -24,6 +24,8 @@ pub(super) struct Document {
     description: Option<Spanned<String>>,
     input_schema: Option<Spanned<Value>>,
     output: Option<Spanned<String>>,
+    #[serde(default)]
+    tags: BTreeMap<String, Spanned<String>>,
     max_depth: Option<Spanned<i64>>,
     priority: Option<Spanned<String>>,
     retry: Option<RetryDocument>,
@@ -162,6 +164,17 @@ impl Document {
             }
             output.value
         });
+        let mut tags = BTreeMap::new();
+        for (tag, path) in self.tags {
+            found.storable(&path, "tags", &path.value.as_str().into());
+            if let Some(problem) = path_problem(&path.value, &[]) {
+                found.add(&path, format!("tag {tag:?}: {:?} {problem}", path.value));
+            }
+            if !(1..=50).contains(&tag.chars().count()) {
+                found.add(&path, format!("tag {tag:?}: expected a name of 1 to 50 characters"));
+            }
+            tags.insert(tag, path.value);
+        }
         let max_depth = found.integer(self.max_depth, "max_depth", 1..=100).map(|depth| depth as u32);
         let own = format!("{namespace}/{name}");
         for step in steps.iter().filter(|_| max_depth.is_none()) {
@@ -204,6 +217,7 @@ impl Document {
             stuck_after,
             input_schema,
             output,
+            tags,
             max_depth,
             limits,
             schedules,

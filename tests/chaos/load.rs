@@ -177,7 +177,7 @@ async fn submit(db: Db, mut random: Rng, mix: Mix, stop: CancellationToken) -> H
                     input: input.into(),
                     key: Some(format!("{}-{n}", accepted.len())),
                     run_at: (random.u32(0..5) == 0).then(|| Utc::now() + Duration::from_millis(random.u64(0..3_000))),
-                    priority: None,
+                    ..NewTask::default()
                 }
             })
             .collect();

@@ -44,6 +44,7 @@ mod shares;
 mod signals;
 mod sleeps;
 mod submitting;
+mod tags;
 mod templates;
 mod traces;
 mod versions;

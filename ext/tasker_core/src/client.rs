@@ -1,6 +1,7 @@
 //! TaskerCore::Native::Client: the engine's verbs for Ruby.
 
 use std::cell::Cell;
+use std::collections::HashMap;
 use std::time::Duration;
 
 use magnus::{function, method, prelude::*, Error, RArray, RModule, Ruby, TryConvert, Value as RubyValue};
@@ -260,16 +261,24 @@ fn context(trace: Option<Carrier>) -> Context {
     trace.map(|carrier| telemetry::extract(&carrier)).unwrap_or_default()
 }
 
-/// Each is given as [input, key, priority, time in RFC 3339].
+/// Each is given as [input, key, priority, time in RFC 3339, tags].
 fn new_tasks(ruby: &Ruby, given: RArray) -> Result<Vec<NewTask>, Error> {
     let new_task = |task: RubyValue| {
-        let (input, key, priority, run_at) = <(RubyValue, Option<String>, Option<String>, Option<String>)>::try_convert(task)?;
+        type Given = (
+            RubyValue,
+            Option<String>,
+            Option<String>,
+            Option<String>,
+            Option<HashMap<String, String>>,
+        );
+        let (input, key, priority, run_at, tags) = Given::try_convert(task)?;
         let run_at = run_at.map(|time| time.parse()).transpose();
         let priority = priority.map(|name| name.parse()).transpose();
         Ok(NewTask {
             input: Input::of_json(json::text(ruby, input)?),
             priority: priority.map_err(|problem| raise::with_class(ruby, "InvalidInput", problem))?,
             key,
+            tags: tags.unwrap_or_default().into_iter().collect(),
             run_at: run_at.map_err(|problem| raise::with_class(ruby, "InvalidInput", format!("{problem}")))?,
         })
     };

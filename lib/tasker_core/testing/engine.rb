@@ -63,7 +63,7 @@ module TaskerCore
         since, before = wanted.values_at(:since, :before)
         newest = @tasks.values.map(&:to_h).reverse
         newest = newest.drop_while { |task| task[:id] != before }.drop(1) if before
-        newest.select { |task| wanted.slice(:namespace, :template, :key, :state) <= task }
+        newest.select { |task| wanted.slice(:namespace, :template, :key, :state) <= task && (wanted[:tags] || {}) <= task[:tags] }
               .select { |task| since.nil? || task[:created_at] >= since }.first(limit).to_json
       end
 
@@ -173,11 +173,11 @@ module TaskerCore
 
       def register_all = Workflow.sources(TaskerCore.configuration.templates).each { |source| register(*source) }
 
-      def create(template, input, key, priority, run_at)
+      def create(template, input, key, priority, run_at, tags = nil)
         known = key && @keys[[template[:definition].values_at(:namespace, :name), key]]
         return [known, false] if known
 
-        task = TaskRun.new(template, input, @signals, key: key, priority: priority, run_at: run_at && Time.iso8601(run_at))
+        task = TaskRun.new(template, input, @signals, key: key, priority: priority, run_at: run_at && Time.iso8601(run_at), tags: tags)
         @keys[[template[:definition].values_at(:namespace, :name), key]] = task if key
         [@tasks[task.id] = task, true]
       end
@@ -246,14 +246,16 @@ module TaskerCore
       def page(task, step, input)
         number = (step.children&.size || 0) + 1
         template = part(task, step.definition, "pages", step.pages)
-        child = TaskRun.new(template, input, @signals, priority: task.priority, parent: { task: task.id, step: step.name, item: -number })
+        child = TaskRun.new(template, input, @signals, priority: task.priority, tags: task.tags,
+                                                       parent: { task: task.id, step: step.name, item: -number })
         @tasks[child.id] = child
       end
 
       def create_child(task, step, input, item)
         template = step.definition[:workflow] || step.definition.dig(:each, :workflow)
         template = template ? template(template) : part(task, step.definition, nil, step.definition.dig(:each, :handler))
-        child = TaskRun.new(template, input, @signals, priority: task.priority, parent: { task: task.id, step: step.name, item: item })
+        child = TaskRun.new(template, input, @signals, priority: task.priority, tags: task.tags,
+                                                       parent: { task: task.id, step: step.name, item: item })
         @tasks[child.id] = child
       end
 

@@ -5,10 +5,10 @@ module TaskerCore
     # A task in memory.
     # @api private
     class TaskRun
-      attr_reader :id, :input, :priority, :parent, :template, :created_at
+      attr_reader :id, :input, :priority, :parent, :template, :created_at, :tags
 
       # @param parent [Hash, nil] task, step and item, where it is another's child
-      def initialize(template, input, signals, key: nil, priority: nil, run_at: nil, parent: nil)
+      def initialize(template, input, signals, key: nil, priority: nil, run_at: nil, parent: nil, tags: nil)
         @parent = parent
         @id = SecureRandom.uuid
         @template = template
@@ -20,6 +20,7 @@ module TaskerCore
         @priority = priority || @definition[:priority]
         @run_at = run_at
         @created_at = Time.now
+        @tags = tags_of(tags)
         @steps = @definition[:steps].map { |step| StepRun.new(step, step[:wait] && WaitRun.new(step[:wait], self, signals)) }
         @steps.each { |step| step.parents = @steps.values_at(*step.definition[:parents]) }
       end
@@ -117,13 +118,19 @@ module TaskerCore
       def to_h
         {
           id: @id, template: @definition[:name], namespace: @definition[:namespace], version: @template[:version], state: state,
-          priority: @priority, key: @key, input: JSON.parse(@input), created_at: at(@created_at), run_at: at(@run_at),
+          priority: @priority, key: @key, tags: @tags, input: JSON.parse(@input), created_at: at(@created_at), run_at: at(@run_at),
           parent: @parent, started_at: at(@started_at), finished_at: at(Task::ENDED.include?(state) ? @finished_at : nil),
           steps: @steps.map { |step| step.to_h(left) }
         }
       end
 
       private
+
+      # Those that its template finds in the input, and above them its own; as text.
+      def tags_of(own)
+        found = (@definition[:tags] || {}).transform_values { |path| JSON.parse(Native.output(path, %({"input":#{@input}}))) }
+        found.compact.merge((own || {}).transform_keys(&:to_sym)).transform_values(&:to_s)
+      end
 
       # What is said of steps that have not ended.
       def left

@@ -53,7 +53,7 @@ CREATE TABLE tasker.template_steps (
     delay        interval,
     -- of which tasks, where its work is other tasks: {template, version, over, input, limit, batch, tolerate} (see 0026_children.sql)
     spawn        jsonb,
-    -- for which signal, where it waits for one: {signal, key, timeout, on_timeout, assignees, due}, with seconds (see 0027_signals.sql)
+    -- for which signal, where it waits for one: {signal, key, timeout, on_timeout, assignees, due}, with seconds (see 0028_signals.sql)
     wait         jsonb,
     -- the names of those before it that are each of many tasks; null: none is
     fan_outs     text[],

@@ -107,11 +107,11 @@ CREATE TABLE tasker.fan_outs (
 ) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX fan_outs_look ON tasker.fan_outs (look_at) WHERE look_at IS NOT NULL;
 
--- What steps wait for that somebody says (see 0027_signals.sql); each stays, since it knows which signal its task has had.
+-- What steps wait for that somebody says (see 0028_signals.sql); each stays, since it knows which signal its task has had.
 CREATE TABLE tasker.waits (
     task_id      uuid NOT NULL,
     step         smallint NOT NULL,
-    -- which of a handler's waits it is (see 0028_memories.sql); '': the step is nothing else
+    -- which of a handler's waits it is (see 0029_memories.sql); '': the step is nothing else
     place        text NOT NULL DEFAULT '',
     -- the signal's name, and by which key it may come beside the task's id (null: by none); no name: it was not looked at yet
     name         text,

@@ -72,6 +72,7 @@ mod error;
 pub mod health;
 pub mod http;
 pub mod orchestrator;
+mod priority;
 pub mod private_postgres;
 pub mod schedule;
 mod span;

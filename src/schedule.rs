@@ -13,8 +13,8 @@ use croner::Cron;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::priority::Priority;
 use crate::span::Span;
-use crate::template::Priority;
 
 /// When, with what, and how the tasks of a schedule get along with each other.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -26,10 +26,10 @@ pub struct Schedule {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jitter: Option<Duration>,
     /// When its time comes while a task of it has not ended.
-    #[serde(default, skip_serializing_if = "crate::template::is_default")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub overlap: Overlap,
     /// What is done about times at which no orchestrator ran.
-    #[serde(default, skip_serializing_if = "crate::template::is_default")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub catch_up: CatchUp,
     /// Not before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -246,6 +246,10 @@ impl Times {
         };
         Due { times, next }
     }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 fn span(name: &str, written: &Span, least: Duration) -> Result<Duration, String> {

@@ -5,7 +5,7 @@
 CREATE FUNCTION tasker.rights() RETURNS TABLE (role text, function text)
 LANGUAGE sql IMMUTABLE BEGIN ATOMIC
     SELECT r.role, f.name FROM (VALUES
-        -- creates tasks, and learns what becomes of them; reads no payload
+        -- creates tasks, sends signals to them, and learns what becomes of them; reads no payload
         ('tasker_submit', '{create_task, create_tasks, find_template, input_schema, send_signal, signal_schemas, task_states, unreachable_queues, which_installation}'::text[]),
         -- reads everything
         ('tasker_read', '{fleet, fleet_namespaces, group_dead_letters, lettered_namespaces, list_dead_letter_actions, list_dead_letters, list_limits,

@@ -82,9 +82,8 @@ module TaskerCore
     def enqueue(workflow, input = {}, priority: nil, key: nil, run_at: nil, wait: nil, version: nil, tags: nil, **unknown)
       refuse_options(unknown, %i[priority key run_at wait version tags], "enqueue(#{workflow}, { order_id: 1 }, priority: :high)")
       run_at ||= wait && (Time.now + Span.seconds(wait, "wait"))
-      client.enqueue_all(workflow, [input], priority: priority, key: key && lambda { |_|
-                                                                       key
-                                                                     }, run_at: run_at, version: version, tags: tags).first
+      key_of = ->(_) { key } if key
+      client.enqueue_all(workflow, [input], priority: priority, key: key_of, run_at: run_at, version: version, tags: tags).first
     end
 
     # Creates many tasks of one workflow in one transaction: all, or none.

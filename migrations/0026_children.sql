@@ -123,6 +123,24 @@ BEGIN
 END
 $$;
 
+-- Creates tasks of this version that do parts of a step, with these inputs; p_first is the number of the first part. They inherit what children do.
+-- Locks: none; it creates rows.
+CREATE FUNCTION tasker.insert_children(p_task tasker.tasks, p_step smallint, p_version int, p_inputs jsonb[], p_first int) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    INSERT INTO tasker.tasks (id, template_id, version_id, namespace_id, priority, state, claim_order, input, tags, trace, parent_id, parent_step, item,
+                              deadline_at, look_at, created_at)
+    SELECT tasker.uuidv7(), tv.template_id, tv.id, tp.namespace_id, p_task.priority, 'pending', clock_timestamp() - p_task.priority * tasker.aging(),
+           w.input, CASE WHEN tv.definition ? 'tags' THEN tasker.tags_of(tv.definition, w.input, p_task.tags) ELSE p_task.tags END, p_task.trace,
+           p_task.id, p_step, p_first + w.n - 1, d.deadline_at, least(d.deadline_at, now() + tasker.shortest_limit(tv)), now()
+    FROM tasker.template_versions tv
+    JOIN tasker.templates tp ON tp.id = tv.template_id
+    CROSS JOIN LATERAL (SELECT least(p_task.deadline_at, now() + tv.deadline) AS deadline_at) AS d
+    CROSS JOIN unnest(p_inputs) WITH ORDINALITY AS w(input, n)
+    WHERE tv.id = p_version;
+END
+$$;
+
 -- Creates the children of a step from the last that there is to p_until - 1, for p_items, of which the first is for the child p_first. Returns why it
 -- cannot; null: it has.
 -- Locks: the caller's, who has that of the task; then it creates rows.
@@ -146,16 +164,7 @@ BEGIN
     INTO v_bad FROM unnest(v_inputs) WITH ORDINALITY AS w(input, n)
     WHERE jsonb_typeof(w.input) IS DISTINCT FROM 'object' OR pg_column_size(w.input) > 1000 AND tasker.excess(w.input) IS NOT NULL ORDER BY w.n LIMIT 1;
     IF v_bad IS NULL THEN
-        INSERT INTO tasker.tasks (id, template_id, version_id, namespace_id, priority, state, claim_order, input, tags, trace, parent_id, parent_step,
-                                  item, deadline_at, look_at, created_at)
-        SELECT tasker.uuidv7(), tv.template_id, tv.id, tp.namespace_id, p_task.priority, 'pending', clock_timestamp() - p_task.priority * tasker.aging(),
-               w.input, CASE WHEN tv.definition ? 'tags' THEN tasker.tags_of(tv.definition, w.input, p_task.tags) ELSE p_task.tags END, p_task.trace,
-               p_task.id, p_fan_out.step, v_from + w.n - 1, d.deadline_at, least(d.deadline_at, now() + tasker.shortest_limit(tv)), now()
-        FROM tasker.template_versions tv
-        JOIN tasker.templates tp ON tp.id = tv.template_id
-        CROSS JOIN LATERAL (SELECT least(p_task.deadline_at, now() + tv.deadline) AS deadline_at) AS d
-        CROSS JOIN unnest(v_inputs) WITH ORDINALITY AS w(input, n)
-        WHERE tv.id = p_fan_out.version_id;
+        PERFORM tasker.insert_children(p_task, p_fan_out.step, p_fan_out.version_id, v_inputs, v_from);
     END IF;
     RETURN v_bad;
 END

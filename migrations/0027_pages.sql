@@ -8,12 +8,7 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_version tasker.template_versions := tasker.find_template(p_spawn #>> '{pages, template}', p_spawn #>> '{pages, version}');
 BEGIN
-    INSERT INTO tasker.tasks (id, template_id, version_id, namespace_id, priority, state, claim_order, input, tags, trace, parent_id, parent_step,
-                              item, deadline_at, look_at, created_at)
-    SELECT tasker.uuidv7(), v_version.template_id, v_version.id, tp.namespace_id, p_task.priority, 'pending',
-           clock_timestamp() - p_task.priority * tasker.aging(), p_seen || jsonb_build_object('cursor', p_cursor), p_task.tags, p_task.trace, p_task.id, p_fan_out.step,
-           -(p_fan_out.pages + 1), p_task.deadline_at, p_task.deadline_at, now()
-    FROM tasker.templates tp WHERE tp.id = v_version.template_id;
+    PERFORM tasker.insert_children(p_task, p_fan_out.step, v_version.id, ARRAY[p_seen || jsonb_build_object('cursor', p_cursor)], -(p_fan_out.pages + 1));
     UPDATE tasker.fan_outs f SET pages = f.pages + 1 WHERE f.task_id = p_task.id AND f.step = p_fan_out.step;
     PERFORM tasker.wake_namespaces(ARRAY[tp.namespace_id]), tasker.notify('tasker_tasks', n.name)
     FROM tasker.templates tp JOIN tasker.namespaces n ON n.id = tp.namespace_id WHERE tp.id = v_version.template_id;
@@ -29,7 +24,7 @@ DECLARE
     v_page  jsonb;
     v_state tasker.task_state;
     v_items jsonb;
-    v_first int;
+    v_count int;
     v_until int;
 BEGIN
     moved := 0;
@@ -50,15 +45,15 @@ BEGIN
         problem := 'page ' || p_fan_out.pages || ' is no { items: [ … ], next: … }';
         RETURN;
     END IF;
+    v_count := ceil(jsonb_array_length(v_items)::numeric / coalesce((p_spawn ->> 'batch')::int, 1));
     IF p_fan_out.pages_read < p_fan_out.pages THEN
-        p_fan_out.known := p_fan_out.known + ceil(jsonb_array_length(v_items)::numeric / coalesce((p_spawn ->> 'batch')::int, 1));
+        p_fan_out.known := p_fan_out.known + v_count;
         p_fan_out.pages_read := p_fan_out.pages;
     END IF;
-    v_first := p_fan_out.known - ceil(jsonb_array_length(v_items)::numeric / coalesce((p_spawn ->> 'batch')::int, 1));
     v_until := greatest(least(p_fan_out.known, p_fan_out.created + p_room,
                               p_fan_out.at_once + p_fan_out.ended + p_fan_out.dead - p_fan_out.pages), p_fan_out.created);
     IF v_until > p_fan_out.created THEN
-        problem := tasker.create_children(p_task, p_fan_out, p_spawn, p_seen, v_items, v_until, v_first);
+        problem := tasker.create_children(p_task, p_fan_out, p_spawn, p_seen, v_items, v_until, p_fan_out.known - v_count);
         IF problem IS NOT NULL THEN
             RETURN;
         END IF;

@@ -80,15 +80,10 @@ module TaskerCore
     # @return [Symbol]
     # @see TaskerCore.signal
     def signal(addressee, name, payload = nil, id: nil, by: nil, keep: nil)
-      signal = { **Signals.addressee(addressee, by), name: name.to_s, payload: Native.to_json(payload), id: id&.to_s,
-                                                     keep: Span.seconds(keep, "keep") }
+      signal = Signals.addressee(addressee, by).merge(name: name.to_s, payload: Native.to_json(payload), id: id&.to_s,
+                                                      keep: Span.seconds(keep, "keep"))
       connection = own_transaction
-      sent = if connection
-               signal_within(connection,
-                             signal)
-             else
-               JSON.parse(@native.signals({ verb: "send", signal: signal }), symbolize_names: true)
-             end
+      sent = connection ? signal_within(connection, signal) : ask_signals(verb: "send", signal: signal)
       TaskerCore.configuration.logger.warn(sent[:note]) if sent[:note]
       sent[:outcome].to_sym
     end
@@ -99,8 +94,7 @@ module TaskerCore
       check_limit(limit)
       filter = { signal: signal&.to_s, assignee: assignee&.to_s, namespace: namespace&.to_s,
                  after: after.respond_to?(:id) ? after.id : after }
-      waits = JSON.parse(@native.signals({ verb: "waiting", filter: filter.compact, limit: limit }), symbolize_names: true)
-      waits.map { |wait| Wait.read(wait, Task.new(self, wait[:task])) }
+      ask_signals(verb: "waiting", filter: filter.compact, limit: limit).map { |wait| Wait.read(wait, Task.new(self, wait[:task])) }
     end
 
     # @return [void]
@@ -141,13 +135,12 @@ module TaskerCore
 
     # Inside the caller's own transaction: it is sent if, and only if, that commits.
     def signal_within(connection, signal)
-      @native.signals({ verb: "check", signal: signal })
-      signal = { keep: Signals::KEEP }.merge(signal.compact)
-      row = translating {
-        connection.exec_params(Native::Client::SEND_WITHIN, signal.values_at(:name, :task, :key, :payload, :id, :keep)).first
-      }
-      row.transform_keys(&:to_sym)
+      ask_signals(verb: "check", signal: signal)
+      arguments = { keep: Signals::KEEP }.merge(signal.compact).values_at(:name, :task, :key, :payload, :id, :keep)
+      translating { connection.exec_params(Native::Client::SEND_WITHIN, arguments).first }.transform_keys(&:to_sym)
     end
+
+    def ask_signals(**request) = JSON.parse(@native.signals(request), symbolize_names: true)
 
     def translating
       yield

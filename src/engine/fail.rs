@@ -150,14 +150,8 @@ impl From<crate::Error> for Failure {
 /// Ends one step for good with a failure of constants, for what [`fail_steps`] refuses whatever is said. False: the report is stale.
 pub(crate) async fn fail_barely(db: &Db, queue: &str, lease: &Lease) -> Result<bool> {
     super::again_on_conflict(|| async {
-        let query = sqlx::query_scalar("SELECT tasker.fail_barely($1, $2, $3, $4, $5, 'unreadable', 'its failure cannot be stored')");
-        let query = query
-            .bind(queue)
-            .bind(lease.msg_id)
-            .bind(lease.fence)
-            .bind(lease.task_id)
-            .bind(lease.step);
-        Ok(query.fetch_one(db.pool()).await?)
+        let sql = "SELECT tasker.fail_barely($1, $2, $3, $4, $5, 'unreadable', 'its failure cannot be stored')";
+        Ok(lease.still_holds(sql, queue).fetch_one(db.pool()).await?)
     })
     .await
 }

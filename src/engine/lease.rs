@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use sqlx::postgres::PgRow;
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::query::QueryScalar;
 use sqlx::types::Json;
-use sqlx::{FromRow, Row};
+use sqlx::{FromRow, Postgres, Row};
 use uuid::Uuid;
 
 use super::trace::{Trace, TracedTask};
@@ -21,6 +22,14 @@ pub(crate) struct Lease {
     pub(crate) step: i16,
     /// Whether reports of the task's other steps could decide the same thing: its row is locked first.
     pub(crate) shared: bool,
+}
+
+impl Lease {
+    /// A call that says whether the lease still is the caller's. The first parameters of `sql` are bound: queue, message, fence, task and step.
+    pub(super) fn still_holds<'q>(&self, sql: &'q str, queue: &'q str) -> QueryScalar<'q, Postgres, bool, PgArguments> {
+        let query = sqlx::query_scalar(sql).bind(queue).bind(self.msg_id);
+        query.bind(self.fence).bind(self.task_id).bind(self.step)
+    }
 }
 
 /// A step as it is leased: all that its handler needs. The JSON is as PostgreSQL wrote it.
@@ -170,13 +179,7 @@ pub(crate) async fn names_before(db: &Db, task: Uuid, step: i16) -> Result<Vec<S
 
 /// Counts that a suspect begins; false when its lease is no longer the caller's.
 pub(crate) async fn begin_suspect(db: &Db, queue: &str, lease: &Lease) -> Result<bool> {
-    let query = sqlx::query_scalar("SELECT tasker.begin_suspect($1, $2, $3, $4, $5)");
-    let query = query
-        .bind(queue)
-        .bind(lease.msg_id)
-        .bind(lease.fence)
-        .bind(lease.task_id)
-        .bind(lease.step);
+    let query = lease.still_holds("SELECT tasker.begin_suspect($1, $2, $3, $4, $5)", queue);
     Ok(query.fetch_one(db.pool()).await?)
 }
 

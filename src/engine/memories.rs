@@ -41,13 +41,10 @@ pub(crate) async fn remember(
     value: Option<&str>,
     sleep: Option<Duration>,
 ) -> Result<bool> {
-    let query = sqlx::query_scalar("SELECT tasker.remember($1, $2, $3, $4, $5, $6, $7::jsonb, $8 * interval '1 second')");
-    let query = query
-        .bind(queue)
-        .bind(lease.msg_id)
-        .bind(lease.fence)
-        .bind(lease.task_id)
-        .bind(lease.step);
+    let query = lease.still_holds(
+        "SELECT tasker.remember($1, $2, $3, $4, $5, $6, $7::jsonb, $8 * interval '1 second')",
+        queue,
+    );
     Ok(query
         .bind(name)
         .bind(value)
@@ -70,13 +67,10 @@ pub struct Awaited {
 /// Begins to wait for a signal, which the step will remember under `name`: its payload, or nothing when its time was over. False: the step is no longer
 /// the caller's.
 pub(crate) async fn await_signal(db: &Db, queue: &str, lease: &Lease, name: &str, awaited: &Awaited) -> Result<bool> {
-    let query = sqlx::query_scalar("SELECT tasker.await_signal($1, $2, $3, $4, $5, $6, $7, $8, $9 * interval '1 second')");
-    let query = query
-        .bind(queue)
-        .bind(lease.msg_id)
-        .bind(lease.fence)
-        .bind(lease.task_id)
-        .bind(lease.step);
+    let query = lease.still_holds(
+        "SELECT tasker.await_signal($1, $2, $3, $4, $5, $6, $7, $8, $9 * interval '1 second')",
+        queue,
+    );
     let query = query.bind(name).bind(&awaited.signal).bind(&awaited.key);
     Ok(query
         .bind(awaited.timeout.map(|timeout| timeout.as_secs_f64()))
@@ -86,13 +80,7 @@ pub(crate) async fn await_signal(db: &Db, queue: &str, lease: &Lease, name: &str
 
 /// Sets a value of the task (JSON), for whoever reads it. False: the step is no longer the caller's.
 pub(crate) async fn publish(db: &Db, queue: &str, lease: &Lease, name: &str, value: &str) -> Result<bool> {
-    let query = sqlx::query_scalar("SELECT tasker.publish_value($1, $2, $3, $4, $5, $6, $7::jsonb)");
-    let query = query
-        .bind(queue)
-        .bind(lease.msg_id)
-        .bind(lease.fence)
-        .bind(lease.task_id)
-        .bind(lease.step);
+    let query = lease.still_holds("SELECT tasker.publish_value($1, $2, $3, $4, $5, $6, $7::jsonb)", queue);
     Ok(query.bind(name).bind(value).fetch_one(db.pool()).await?)
 }
 

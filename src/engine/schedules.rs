@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::db::Db;
 use crate::error::{Error, Result};
-use crate::schedule::{Named, Schedule};
+use crate::schedule::{Due, Named, Schedule};
 
 /// A schedule about which there is something to do.
 #[derive(Debug, sqlx::FromRow)]
@@ -44,7 +44,7 @@ pub(crate) async fn fire_schedules(db: &Db, limit: i32) -> Result<i32> {
         };
         let due = match schedule.next_at {
             Some(next) => times.due(next, schedule.now, TIMES),
-            None => crate::schedule::Due {
+            None => Due {
                 times: Vec::new(),
                 next: times.after(schedule.since),
             },

@@ -87,19 +87,12 @@ pub(crate) fn due(ruby: &Ruby, schedule: String, from: String, now: Option<Strin
     let invalid = |problem: String| raise::with_class(ruby, "InvalidInput", problem);
     let schedule: Schedule = serde_json::from_str(&schedule).map_err(|error| invalid(error.to_string()))?;
     let times = schedule.times().map_err(invalid)?;
+    let moment = |text: &str| time(text).map_err(|error| raise::error(ruby, &error));
+    let from = moment(&from)?;
     Ok(match now {
-        None => (
-            Vec::new(),
-            times
-                .after(time(&from).map_err(|error| raise::error(ruby, &error))?)
-                .map(|next| next.to_rfc3339()),
-        ),
+        None => (Vec::new(), times.after(from).map(|next| next.to_rfc3339())),
         Some(now) => {
-            let due = times.due(
-                time(&from).map_err(|error| raise::error(ruby, &error))?,
-                time(&now).map_err(|error| raise::error(ruby, &error))?,
-                10_000,
-            );
+            let due = times.due(from, moment(&now)?, 10_000);
             (
                 due.times.iter().map(|time| time.to_rfc3339()).collect(),
                 due.next.map(|next| next.to_rfc3339()),

@@ -4,7 +4,7 @@
 -- tasks (in id order), then messages, then steps. Where a function takes them otherwise it says why that is safe.
 
 CREATE TYPE tasker.task_state AS ENUM
-    ('pending', 'running', 'waiting', 'blocked', 'complete', 'failed', 'cancelling', 'cancelled', 'discarded', 'paused');
+    ('pending', 'running', 'waiting', 'blocked', 'complete', 'failed', 'cancelling', 'cancelled', 'discarded', 'paused', 'undoing');
 CREATE TYPE tasker.step_state AS ENUM
     ('pending', 'enqueued', 'in_progress', 'waiting_retry', 'waiting', 'complete', 'dead', 'cancelling', 'cancelled', 'discarded', 'skipped');
 
@@ -44,7 +44,7 @@ CREATE TABLE tasker.namespaces (
     drain_rate      float8 NOT NULL DEFAULT 0
 );
 
--- Whether the session may do what members of these roles may: it is one, or the owner of this schema, as whom what it calls runs (0026_roles.sql).
+-- Whether the session may do what members of these roles may: it is one, or the owner of this schema, as whom what it calls runs (0032_roles.sql).
 CREATE FUNCTION tasker.is_one_of(p_roles text[]) RETURNS boolean
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN

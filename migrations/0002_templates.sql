@@ -20,7 +20,7 @@ CREATE TABLE tasker.template_versions (
     -- the steps that none depends on, and how many depend on none
     sinks        smallint[] NOT NULL,
     roots        smallint NOT NULL,
-    -- what a task becomes when a step is dead: blocked or failed
+    -- what a task becomes when a step is dead: blocked, failed or undoing
     dead_state   tasker.task_state NOT NULL,
     -- null: its tasks may take as long as they take
     deadline     interval,
@@ -40,13 +40,15 @@ CREATE TABLE tasker.template_steps (
     -- the names of its template and version, so that a lease finds all of a step in one row
     template     text NOT NULL,
     version      text NOT NULL,
-    kind         text NOT NULL CHECK (kind IN ('handler', 'sleep', 'wait', 'each', 'workflow')),
+    kind         text NOT NULL CHECK (kind IN ('handler', 'sleep', 'wait', 'each', 'workflow', 'undo')),
     -- null: it is of another kind
     handler      text,
     namespace    text NOT NULL,
     queue        text NOT NULL,
     parents      smallint[] NOT NULL,
     children     smallint[] NOT NULL,
+    -- whose effect it takes back (see 0031_undo.sql): its children are those that do so after it; null: nobody's
+    undoes       smallint,
     -- where it is not true, the step is skipped (see 0025_readiness.sql); null: it runs
     condition    jsonpath,
     -- how long it waits once it is ready, or sleeps; null: not at all
@@ -155,27 +157,27 @@ BEGIN
 
     IF created THEN
         SELECT array_agg(s.step ORDER BY s.step) FILTER (WHERE s.children = '{}'), count(*) FILTER (WHERE s.parents = '{}') INTO v_sinks, v_roots
-        FROM jsonb_to_recordset(p_steps) AS s(step smallint, parents smallint[], children smallint[]);
+        FROM jsonb_to_recordset(p_steps) AS s(step smallint, parents smallint[], children smallint[], undoes smallint) WHERE s.undoes IS NULL;
         version := coalesce(p_version, (
             SELECT (coalesce(max(tv.version::int), 0) + 1)::text FROM tasker.template_versions tv
             WHERE tv.template_id = v_template_id AND tv.version ~ '^[0-9]{1,9}$'));
         INSERT INTO tasker.template_versions AS tv (template_id, version, automatic, digest, definition, priority, sinks, roots, dead_state, deadline,
             pending_limit, enqueued_limit, in_progress_limit)
         VALUES (v_template_id, version, p_version IS NULL, p_digest, p_definition, p_priority, v_sinks, v_roots,
-                CASE p_definition ->> 'on_failure' WHEN 'fail' THEN 'failed' ELSE 'blocked' END::tasker.task_state,
+                CASE p_definition ->> 'on_failure' WHEN 'fail' THEN 'failed' WHEN 'undo' THEN 'undoing' ELSE 'blocked' END::tasker.task_state,
                 tasker.duration(p_definition -> 'deadline'),
                 tasker.duration(p_definition -> 'stuck_after' -> 'pending'), tasker.duration(p_definition -> 'stuck_after' -> 'enqueued'),
                 tasker.duration(p_definition -> 'stuck_after' -> 'in_progress'))
         RETURNING tv.id INTO version_id;
         INSERT INTO tasker.template_steps
         SELECT register_template.version_id, s.step, s.name, p_name, register_template.version, s.kind, s.handler, s.namespace, s.namespace || '_queue',
-               s.parents, s.children, s.condition::jsonpath, s.delay_seconds * interval '1 second', s.spawn, s.wait, s.fan_outs, s.decided,
+               s.parents, s.children, s.undoes, s.condition::jsonpath, s.delay_seconds * interval '1 second', s.spawn, s.wait, s.fan_outs, s.decided,
                -- What is skipped, or has slept, may make anything ready.
-               cardinality(v_sinks) > 1 AND s.children = '{}' OR s.joins OR bool_or(s.decided) OVER (),
+               cardinality(v_sinks) > 1 AND s.children = '{}' OR s.joins OR s.undoes IS NOT NULL OR bool_or(s.decided) OVER (),
                s.max_attempts, s.backoff, s.multiplier, s.base_seconds, s.max_seconds, s.jitter, s.retention_days, s.alert_threshold,
                s.transactional, s.timeout_ms, s.config
         FROM jsonb_to_recordset(p_steps) AS s(
-            step smallint, name text, kind text, handler text, namespace text, parents smallint[], children smallint[], joins boolean,
+            step smallint, name text, kind text, handler text, namespace text, parents smallint[], children smallint[], undoes smallint, joins boolean,
             condition text, delay_seconds float8, spawn jsonb, wait jsonb, fan_outs text[], decided boolean, max_attempts int, backoff text, multiplier float8, base_seconds float8, max_seconds float8, jitter float8,
             retention_days int, alert_threshold int, transactional boolean, timeout_ms bigint, config jsonb);
     ELSE

@@ -32,7 +32,9 @@ CREATE TABLE tasker.tasks (
     parent_step  smallint,
     item         int,
     -- the step whose handler ended it early, with success; null: none has
-    finished_by  smallint
+    finished_by  smallint,
+    -- what it is to be once it is undone, and what it is then; null: nobody wants it undone
+    undo_as      tasker.task_state
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX tasks_claim ON tasker.tasks (namespace_id, priority, claim_order) WHERE claim_order IS NOT NULL;
 CREATE INDEX tasks_due ON tasker.tasks (due_at) WHERE due_at IS NOT NULL;

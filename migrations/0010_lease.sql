@@ -56,7 +56,7 @@ LANGUAGE sql STABLE BEGIN ATOMIC
         FROM tasker.template_steps pts
         CROSS JOIN LATERAL (SELECT * FROM tasker.steps WHERE task_id = m.task AND step = pts.step OFFSET 0) AS ps
         WHERE ts.parents <> '{}' AND pts.version_id = t.version_id AND pts.step = ANY (ts.parents)) AS r
-    WHERE s.msg_id = m.msg_id AND s.state = 'enqueued' AND t.state IN ('running', 'blocked', 'failed')
+    WHERE s.msg_id = m.msg_id AND s.state = 'enqueued' AND t.state IN ('running', 'blocked', 'failed', 'undoing')
     ORDER BY m.msg_id;
 END;
 
@@ -106,7 +106,7 @@ LANGUAGE sql STABLE BEGIN ATOMIC
         JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.name = ANY (p_names)
         CROSS JOIN LATERAL (SELECT * FROM tasker.steps WHERE task_id = t.id AND step = ts.step OFFSET 0) AS s
         WHERE CASE WHEN p_before IS NULL THEN tasker.is_one_of('{tasker_read, tasker_worker, tasker_operate}') ELSE tasker.may_work_on(p_task, p_before) END
-          AND t.id = p_task AND s.state IN ('complete', 'skipped') AND s.skipped_because IS NULL AND (p_before IS NULL OR ts.step = ANY (
+          AND t.id = p_task AND (s.state IN ('complete', 'skipped') OR s.after_cancel = 'complete') AND s.skipped_because IS NULL AND (p_before IS NULL OR ts.step = ANY (
             SELECT unnest(b.parents) FROM tasker.template_steps b WHERE b.version_id = t.version_id AND b.step = p_before))) AS f
     WHERE p_bytes IS NULL OR coalesce(f.bytes, 0) <= p_bytes;
 END;
@@ -209,13 +209,13 @@ BEGIN
         LEFT JOIN tasker.tasks t ON t.id = m.task
         LEFT JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = m.step
         LEFT JOIN tasker.steps s ON s.task_id = m.task AND s.step = m.step AND s.msg_id = m.msg_id AND s.state = 'enqueued'
-        WHERE s.task_id IS NULL OR t.state NOT IN ('running', 'blocked', 'failed')) AS u;
+        WHERE s.task_id IS NULL OR t.state NOT IN ('running', 'blocked', 'failed', 'undoing')) AS u;
 
     WITH cancelled AS (
         UPDATE tasker.steps s
         SET state = 'cancelled', finished_at = clock_timestamp(), after_cancel = CASE WHEN m.fence - 1 > s.released THEN 'unknown' END
         FROM unnest(p_leased) AS m
-        JOIN tasker.tasks t ON t.id = m.task AND t.state NOT IN ('running', 'blocked', 'failed')
+        JOIN tasker.tasks t ON t.id = m.task AND t.state NOT IN ('running', 'blocked', 'failed', 'undoing')
         WHERE s.task_id = m.task AND s.step = m.step AND s.msg_id = m.msg_id AND s.state IN ('enqueued', 'cancelling') AND m.msg_id = ANY (v_gone)
         RETURNING s.task_id, s.step
     )

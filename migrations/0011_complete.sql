@@ -104,10 +104,12 @@ DECLARE
     v_taken   tasker.leased_message[];
     v_done    tasker.finished_tasks[];
     v_waits   boolean;
+    v_undoing boolean;
 BEGIN
     PERFORM tasker.check_reporter(p_queue, p_ids, p_tasks, p_steps, p_shared);
     IF p_shared <> '{}' THEN
-        PERFORM 1 FROM tasker.tasks t WHERE t.id = ANY (p_shared) ORDER BY t.id FOR NO KEY UPDATE;
+        SELECT bool_or(h.state = 'undoing') INTO v_undoing
+        FROM (SELECT t.state FROM tasker.tasks t WHERE t.id = ANY (p_shared) ORDER BY t.id FOR NO KEY UPDATE) AS h;
     END IF;
 
     EXECUTE format('SELECT * FROM tasker.%I($1, $2, $3, $4, $5)', p_queue || '_delete')
@@ -145,6 +147,9 @@ BEGIN
     END IF;
     SELECT a.taken, a.done INTO v_taken, v_done
     FROM tasker.advance_tasks(v_tasks, v_steps, ROW(p_queue, p_worker, CASE WHEN v_waits THEN 0 ELSE p_room END, p_lease)) AS a;
+    IF v_undoing THEN
+        PERFORM tasker.advance_undo(v_tasks);
+    END IF;
     RETURN QUERY SELECT v_ids, NULL::tasker.leased_step, NULL::tasker.finished_tasks;
     IF v_taken IS NOT NULL THEN
         RETURN QUERY SELECT NULL::bigint[], l, NULL::tasker.finished_tasks FROM tasker.leased_steps(v_taken) AS l;

@@ -13,19 +13,34 @@ LANGUAGE sql VOLATILE BEGIN ATOMIC
         ELSE exp(least(700, ln(p_multiplier) * (p_failures - 1))) END) * (1 + p_jitter * (2 * random() - 1));
 END;
 
--- Tasks of which a step, or too many children of a step, have just died are blocked, or have failed.
--- Locks: the caller's, who has those of the tasks.
+-- Tasks of which a step, or too many children of a step, have just died are blocked, or have failed, or are about to be undone.
+-- Locks: the caller's, who has those of the tasks; then, of those that are to be undone, those of end_cancelling.
 CREATE FUNCTION tasker.block_tasks(p_tasks uuid[]) RETURNS void
-LANGUAGE sql BEGIN ATOMIC
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_undone   uuid[];
+    v_parents  uuid[];
+    v_of_steps smallint[];
+BEGIN
     WITH blocked AS (
         UPDATE tasker.tasks t
-        SET state = tv.dead_state, finished_at = CASE WHEN tv.dead_state = 'failed' THEN clock_timestamp() END
+        SET state = CASE tv.dead_state WHEN 'undoing' THEN 'cancelling' ELSE tv.dead_state END,
+            undo_as = CASE tv.dead_state WHEN 'undoing' THEN 'failed'::tasker.task_state END,
+            finished_at = CASE tv.dead_state WHEN 'failed' THEN clock_timestamp() END
         FROM tasker.template_versions tv
         WHERE t.id = ANY (p_tasks) AND t.state = 'running' AND tv.id = t.version_id
-        RETURNING t.parent_id, t.parent_step
+        RETURNING t.id, t.parent_id, t.parent_step, t.undo_as
     )
-    SELECT tasker.note_children(array_agg(b.parent_id), array_agg(b.parent_step), 0, 1) FROM blocked b WHERE b.parent_id IS NOT NULL HAVING count(*) > 0;
-END;
+    SELECT array_agg(b.id) FILTER (WHERE b.undo_as IS NOT NULL), array_agg(b.parent_id) FILTER (WHERE b.undo_as IS NULL),
+           array_agg(b.parent_step) FILTER (WHERE b.undo_as IS NULL)
+    INTO v_undone, v_parents, v_of_steps FROM blocked b;
+    PERFORM tasker.note_children(v_parents, v_of_steps, 0, 1);
+    IF v_undone IS NOT NULL THEN
+        PERFORM tasker.end_cancelling(v_undone);
+        PERFORM tasker.notify('tasker_cancelled', '');
+    END IF;
+END
+$$;
 
 -- The queues that have, or had, dead letters: whoever looks for letters looks nowhere else.
 CREATE TABLE tasker.lettered (namespace_id int PRIMARY KEY);
@@ -140,7 +155,7 @@ BEGIN
                    coalesce(r.retry_after, tasker.backoff_seconds(
                        coalesce(ts.backoff, n.backoff), coalesce(ts.multiplier, n.multiplier), coalesce(ts.base_seconds, n.base_seconds),
                        coalesce(ts.max_seconds, n.max_seconds), coalesce(ts.jitter, n.jitter), s.failures + 1)) AS delay,
-                   t.state NOT IN ('running', 'blocked', 'failed') AS over, z.finished, z.waits
+                   t.state NOT IN ('running', 'blocked', 'failed', 'undoing') AS over, z.finished, z.waits
             FROM gone
             JOIN unnest($1, $3, $4, $5, $6, $7) AS r(id, task, step, error, permanent, retry_after) ON r.id = gone.msg_id
             CROSS JOIN LATERAL (
@@ -198,6 +213,9 @@ BEGIN
     END IF;
     IF 'cancelled' = ANY (v_states) THEN
         PERFORM tasker.finish_cancelled(v_counted_tasks);
+    END IF;
+    IF v_states && '{discarded, complete}' THEN
+        PERFORM tasker.advance_undo(v_counted_tasks);
     END IF;
     IF v_retrying > 0 THEN
         PERFORM tasker.notify('tasker_due', '');

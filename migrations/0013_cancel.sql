@@ -18,8 +18,9 @@ END;
 
 -- Cancels the tasks that have not ended, and has their children cancelled (see move_fan_out). Returns those it cancelled. A child that is cancelled is
 -- dead for its parent: nobody has its result.
+-- With p_undo what they did is undone then (see 0031_undo.sql), also of those that have ended, but for children: theirs is undone with their parent's.
 -- Locks: the tasks in id order; then those of end_cancelling.
-CREATE FUNCTION tasker.cancel_tasks(p_tasks uuid[]) RETURNS SETOF uuid
+CREATE FUNCTION tasker.cancel_tasks(p_tasks uuid[], p_undo boolean DEFAULT false) RETURNS SETOF uuid
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_cancelled uuid[];
@@ -30,9 +31,13 @@ BEGIN
     PERFORM tasker.forget_dead_children(p_tasks);
     WITH cancelled AS (
         UPDATE tasker.tasks t
-        SET state = CASE WHEN tasker.is_open(t.id) THEN 'cancelling' ELSE 'cancelled' END::tasker.task_state, claim_order = NULL, due_at = NULL,
-            look_at = NULL, finished_at = CASE WHEN NOT tasker.is_open(t.id) THEN clock_timestamp() END
-        WHERE t.id = ANY (p_tasks) AND t.state IN ('pending', 'running', 'waiting', 'blocked', 'paused')
+        SET state = CASE WHEN p_undo OR tasker.is_open(t.id) THEN 'cancelling' ELSE 'cancelled' END::tasker.task_state, claim_order = NULL, due_at = NULL,
+            look_at = NULL, finished_at = CASE WHEN NOT (p_undo OR tasker.is_open(t.id)) THEN clock_timestamp() END,
+            undo_as = CASE WHEN p_undo THEN CASE WHEN t.state IN ('failed', 'discarded') THEN t.state ELSE 'cancelled' END END
+        WHERE t.id = ANY (p_tasks) AND CASE
+            WHEN t.state IN ('pending', 'running', 'waiting', 'blocked', 'paused') THEN true
+            ELSE p_undo AND t.undo_as IS NULL AND (
+                t.state = 'cancelling' OR t.parent_id IS NULL OR EXISTS (SELECT FROM tasker.tasks p WHERE p.id = t.parent_id AND p.state = 'undoing')) END
         RETURNING t.id, t.parent_id, t.parent_step, t.state
     )
     SELECT array_agg(c.id), array_agg(c.parent_id) FILTER (WHERE c.state = 'cancelled'), array_agg(c.parent_step) FILTER (WHERE c.state = 'cancelled')
@@ -138,30 +143,36 @@ BEGIN
 END
 $$;
 
--- Ends those of these tasks that are cancelling and have no step left that runs.
+-- Ends those of these tasks that are cancelling and have no step left that runs; or begins to undo them.
 -- Locks: the tasks, skipping those that somebody else has: they are looked at again (end_cancelling).
 CREATE FUNCTION tasker.finish_cancelled(p_tasks uuid[]) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_state    tasker.task_state;
+    v_tasks    uuid[];
     v_parents  uuid[];
     v_of_steps smallint[];
 BEGIN
-    FOR v_state, v_parents, v_of_steps IN
+    FOR v_state, v_tasks, v_parents, v_of_steps IN
         WITH finished AS (
             UPDATE tasker.tasks t
-            SET state = CASE WHEN t.finished_by IS NOT NULL THEN 'complete'
+            SET state = CASE WHEN t.undo_as IS NOT NULL THEN 'undoing'
+                        WHEN t.finished_by IS NOT NULL THEN 'complete'
                         WHEN EXISTS (SELECT FROM tasker.steps s WHERE s.task_id = t.id AND s.state = 'discarded')
                         THEN 'discarded' ELSE 'cancelled' END::tasker.task_state,
-                look_at = NULL, finished_at = clock_timestamp()
+                look_at = NULL, finished_at = CASE WHEN t.undo_as IS NULL THEN clock_timestamp() END
             WHERE t.id = ANY (ARRAY(
                     SELECT h.id FROM tasker.tasks h WHERE h.id = ANY (p_tasks) AND h.state = 'cancelling' FOR NO KEY UPDATE SKIP LOCKED))
               AND NOT tasker.is_open(t.id)
-            RETURNING t.state, t.parent_id, t.parent_step
+            RETURNING t.state, t.id, t.parent_id, t.parent_step
         )
-        SELECT f.state, array_agg(f.parent_id), array_agg(f.parent_step) FROM finished f WHERE f.parent_id IS NOT NULL GROUP BY f.state
+        SELECT f.state, array_agg(f.id), array_agg(f.parent_id), array_agg(f.parent_step) FROM finished f GROUP BY f.state
     LOOP
-        PERFORM tasker.note_children(v_parents, v_of_steps, (v_state <> 'cancelled')::int, (v_state = 'cancelled')::int);
+        IF v_state = 'undoing' THEN
+            PERFORM tasker.begin_undo(v_tasks);
+        ELSE
+            PERFORM tasker.note_children(v_parents, v_of_steps, (v_state <> 'cancelled')::int, (v_state = 'cancelled')::int);
+        END IF;
     END LOOP;
 END
 $$;

@@ -52,11 +52,11 @@ BEGIN
     v_names := ARRAY(SELECT ts.name FROM tasker.template_steps ts WHERE ts.version_id = v_task.version_id ORDER BY ts.step);
     RETURN QUERY
     WITH step AS MATERIALIZED (
-        SELECT ts.step AS number, ts.name, ts.kind, ts.handler, ts.namespace, ts.queue, ts.parents, ts.max_attempts AS own_attempts, s.*,
+        SELECT ts.step AS number, ts.name, ts.kind, ts.handler, ts.namespace, ts.queue, ts.parents, ts.undoes, ts.max_attempts AS own_attempts, s.*,
                sum(s.result_bytes) OVER (ORDER BY ts.step) AS bytes
         FROM tasker.template_steps ts
         LEFT JOIN (SELECT * FROM tasker.steps WHERE task_id = p_task) AS s ON s.step = ts.step
-        WHERE ts.version_id = v_task.version_id
+        WHERE ts.version_id = v_task.version_id AND (ts.undoes IS NULL OR s.step IS NOT NULL OR v_task.state = 'undoing')
     ), lease AS MATERIALIZED (
         SELECT q.queue, l.* FROM (SELECT e.queue, array_agg(e.msg_id) AS ids FROM step e
                                   WHERE e.state IN ('enqueued', 'cancelling') AND NOT EXISTS (SELECT FROM tasker.broken_queues b WHERE b.queue = e.queue)
@@ -69,7 +69,9 @@ BEGIN
     SELECT jsonb_build_object(
         'name', s.name, 'kind', s.kind, 'handler', s.handler, 'namespace', s.namespace,
         'depends_on', to_jsonb(ARRAY(SELECT v_names[b.step + 1] FROM unnest(s.parents) AS b(step) ORDER BY b.step)),
+        'undoes', v_names[s.undoes + 1],
         'state', CASE
+            WHEN s.state IS NULL AND v_task.undo_as IS NOT NULL AND s.undoes IS NULL THEN 'cancelled'
             WHEN s.state IS NULL AND v_task.finished_by IS NOT NULL THEN 'skipped'
             WHEN s.state IS NULL AND v_task.state IN ('cancelling', 'cancelled', 'discarded') THEN 'cancelled'
             WHEN s.state IS NULL THEN 'pending'
@@ -79,6 +81,8 @@ BEGIN
         'attempt', CASE WHEN s.state IS NULL THEN 0 WHEN s.state IN ('dead', 'waiting_retry', 'waiting') THEN s.failures ELSE s.failures + 1 END,
         'max_attempts', coalesce(s.max_attempts, s.own_attempts, sn.max_attempts),
         'worker', m.name, 'waits_for', coalesce(p.name, CASE
+            WHEN s.state = 'waiting' AND s.kind = 'undo' THEN (
+                SELECT o.created - f.ended || ' of ' || o.created || ' tasks to be undone' FROM tasker.fan_outs o WHERE o.task_id = p_task AND o.step = s.undoes)
             WHEN s.state = 'waiting' AND f.total IS NULL AND f.pages > 0 THEN 'page ' || f.pages || ' of what is to be done, or its tasks'
                 || CASE WHEN f.dead > 0 THEN ', of which some are dead' ELSE '' END
             WHEN s.state = 'waiting' AND f.dead > f.tolerated THEN f.dead || ' of ' || f.total || CASE f.dead WHEN 1 THEN ' tasks, which is dead' ELSE ' tasks, which are dead' END
@@ -88,7 +92,7 @@ BEGIN
         'result', CASE WHEN coalesce(s.bytes, 0) <= p_bytes THEN s.result END, 'result_bytes', s.result_bytes,
         'skipped_because', coalesce(s.skipped_because, CASE WHEN s.state IS NULL THEN 'step ' || v_names[v_task.finished_by + 1] || ' finished the task' END), 'after_cancel', s.after_cancel, 'progress', s.progress, 'errors', coalesce(s.errors, '[]'),
         'enqueued_at', s.enqueued_at, 'started_at', coalesce(l.leased_at, s.started_at),
-        'finished_at', s.finished_at, 'children', CASE WHEN f.step IS NOT NULL THEN jsonb_build_object(
+        'finished_at', s.finished_at, 'children', CASE WHEN f.step IS NOT NULL AND s.kind <> 'undo' THEN jsonb_build_object(
             'total', f.total, 'created', f.created, 'ended', f.ended, 'dead', f.dead, 'tolerated', f.tolerated) END, 'retry_at', coalesce(nullif(s.retry_at, 'infinity'), nullif(s.wakes_at, 'infinity'), w.times_out_at))
     FROM step s
     JOIN tasker.namespaces sn ON sn.name = s.namespace
@@ -166,7 +170,7 @@ CREATE FUNCTION tasker.list_templates() RETURNS SETOF jsonb
 LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT jsonb_build_object(
         'namespace', n.name, 'name', tp.name, 'version', tv.version, 'registered_at', tv.created_at,
-        'steps', (SELECT count(*) FROM tasker.template_steps ts WHERE ts.version_id = tv.id),
+        'steps', (SELECT count(*) FROM tasker.template_steps ts WHERE ts.version_id = tv.id AND ts.undoes IS NULL),
         'versions', (SELECT count(*) FROM tasker.template_versions v WHERE v.template_id = tp.id))
     FROM tasker.templates tp
     JOIN tasker.namespaces n ON n.id = tp.namespace_id

@@ -104,7 +104,7 @@ LANGUAGE sql STABLE BEGIN ATOMIC
         SELECT 1 FROM tasker.tasks t
         JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.name = p_letter ->> 'step'
         JOIN tasker.steps s ON s.task_id = t.id AND s.step = ts.step AND s.state = 'dead'
-        WHERE t.id = (p_letter ->> 'task')::uuid AND t.state IN ('running', 'blocked', 'failed'));
+        WHERE t.id = (p_letter ->> 'task')::uuid AND CASE WHEN ts.undoes IS NULL THEN t.state IN ('running', 'blocked', 'failed') AND t.undo_as IS NULL ELSE t.state = 'undoing' END);
 END;
 
 -- For the functions below: locks the tasks of the letters in id order, then takes the letters out of their queues; with p_only_dead only
@@ -145,7 +145,7 @@ CREATE FUNCTION tasker.unblock_tasks(p_tasks uuid[]) RETURNS void
 LANGUAGE sql BEGIN ATOMIC
     WITH again AS (
         UPDATE tasker.tasks t SET state = 'running', finished_at = NULL
-        WHERE t.id = ANY (p_tasks) AND t.state IN ('blocked', 'failed')
+        WHERE t.id = ANY (p_tasks) AND t.state IN ('blocked', 'failed') AND t.undo_as IS NULL
           AND NOT EXISTS (SELECT 1 FROM tasker.steps s WHERE s.task_id = t.id AND s.state = 'dead')
           AND NOT tasker.has_too_many_dead(t.id)
         RETURNING t.parent_id, t.parent_step
@@ -225,20 +225,22 @@ BEGIN
     IF v_settled IS NOT NULL THEN
         PERFORM tasker.unblock_tasks(v_tasks);
         PERFORM tasker.advance_tasks(v_tasks, v_steps);
+        PERFORM tasker.advance_undo(v_tasks);
         PERFORM tasker.look_at_children(v_tasks, v_steps);
     END IF;
     RETURN QUERY SELECT unnest(v_settled);
 END
 $$;
 
--- Deletes dead letters for good, after recording them whole; tasks that were blocked by them have failed. p_action: discard (a person's
--- decision) or purge (retention's). Returns the ids of those it deleted.
+-- Deletes dead letters for good, after recording them whole; tasks that were blocked by them have failed, and those that were being undone are so
+-- without that step. p_action: discard (a person's decision) or purge (retention's). Returns the ids of those it deleted.
 -- Locks: the tasks in id order, then letters in order.
 CREATE FUNCTION tasker.delete_dead_letters(p_ids text[], p_action text, p_who text, p_why text) RETURNS SETOF text
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_deleted text[];
     v_tasks   uuid[];
+    v_steps   smallint[];
 BEGIN
     WITH taken AS MATERIALIZED (
         SELECT * FROM tasker.take_dead_letters(p_ids, false)
@@ -246,8 +248,14 @@ BEGIN
         INSERT INTO tasker.dead_letter_actions (action, letter, task_id, step, who, why, details)
         SELECT p_action, k.id, k.task_id, k.letter ->> 'step', p_who, p_why, jsonb_build_object('letter', k.letter) FROM taken k
     )
-    SELECT array_agg(k.id), array_agg(k.task_id) FILTER (WHERE tasker.is_dead(k.letter)) INTO v_deleted, v_tasks FROM taken k;
+    SELECT array_agg(k.id), array_agg(k.task_id) FILTER (WHERE tasker.is_dead(k.letter)), array_agg(k.step) FILTER (WHERE tasker.is_dead(k.letter))
+    INTO v_deleted, v_tasks, v_steps FROM taken k;
     UPDATE tasker.tasks t SET state = 'failed', finished_at = clock_timestamp() WHERE t.id = ANY (v_tasks) AND t.state = 'blocked';
+    UPDATE tasker.steps s SET state = 'discarded' FROM unnest(v_tasks, v_steps) AS d(task, step)
+    WHERE s.task_id = d.task AND s.step = d.step AND EXISTS (SELECT FROM tasker.tasks t WHERE t.id = d.task AND t.state = 'undoing');
+    IF FOUND THEN
+        PERFORM tasker.advance_undo(v_tasks);
+    END IF;
     RETURN QUERY SELECT unnest(v_deleted);
 END
 $$;

@@ -84,7 +84,7 @@ $$;
 --   releases the permits of steps that are not enqueued;
 --   counts the children of every step whose work is other tasks again, and cancels those that nobody waits for;
 --   ends every task that cannot run: its version is not there;
---   advances every task that stands still: a step is ready and not enqueued, or all are complete and the task is not.
+--   advances every task that stands still: a step is ready and not enqueued, or all are complete and the task is not; or so of what undoes it.
 -- Returns how many steps and tasks it mended, and the last task it looked at (null: there were no more).
 -- Every change of ours is one transaction, so what one statement sees is whole: what is missing there is missing.
 -- Locks: its turn (who does not get it leaves the work to who has it); then the tasks it mends in id order, then their steps.
@@ -104,7 +104,7 @@ BEGIN
     SELECT CASE WHEN count(*) = p_limit THEN max(c.id::text)::uuid END, array_agg(c.id ORDER BY c.id) FILTER (
         WHERE c.finished_at IS NULL AND NOT EXISTS (SELECT FROM tasker.template_versions tv WHERE tv.id = c.version_id)
           AND NOT EXISTS (SELECT FROM tasker.broken_queues b WHERE b.namespace_id = c.namespace_id)), array_agg(c.id ORDER BY c.id) FILTER (
-        WHERE c.state IN ('running', 'blocked', 'failed') AND c.started_at < clock_timestamp() - interval '1 minute')
+        WHERE c.state IN ('running', 'blocked', 'failed', 'undoing') AND c.started_at < clock_timestamp() - interval '1 minute')
     INTO last, v_lost_tasks, v_tasks
     FROM (SELECT t.id, t.version_id, t.namespace_id, t.state, t.started_at, t.finished_at FROM tasker.tasks t WHERE t.id > p_after ORDER BY t.id LIMIT p_limit) AS c;
 
@@ -125,6 +125,10 @@ BEGIN
         PERFORM tasker.advance_tasks(v_ids, v_numbers);
         mended := mended + v_mended;
     END IF;
+    v_ids := ARRAY(SELECT t.id FROM tasker.tasks t WHERE t.id = ANY (v_tasks) AND t.state = 'undoing' ORDER BY t.id FOR NO KEY UPDATE);
+    IF v_ids <> '{}' THEN
+        mended := mended + tasker.advance_undo(v_ids);
+    END IF;
     PERFORM tasker.count_event('reconciled', mended);
 END
 $$;
@@ -140,7 +144,7 @@ LANGUAGE sql STABLE BEGIN ATOMIC
     CROSS JOIN LATERAL (SELECT * FROM tasker.steps WHERE task_id = l.task OFFSET 0) AS s
     JOIN tasker.template_versions tv ON tv.id = t.version_id
     JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = s.step
-    WHERE t.state IN ('running', 'blocked', 'failed') AND s.state IN ('complete', 'skipped') AND (
+    WHERE t.state IN ('running', 'blocked', 'failed') AND t.undo_as IS NULL AND s.state IN ('complete', 'skipped') AND (
         EXISTS (
             SELECT 1 FROM tasker.template_steps c
             WHERE c.version_id = t.version_id AND c.step = ANY (ts.children)

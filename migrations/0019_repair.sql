@@ -187,7 +187,7 @@ DECLARE
 BEGIN
     SELECT array_agg(c.id), CASE WHEN count(*) = p_limit THEN max(c.id::text)::uuid END INTO v_seen, last
     FROM (SELECT t.id FROM tasker.tasks t WHERE t.id > p_after ORDER BY t.id LIMIT p_limit) AS c;
-    v_seen := ARRAY(SELECT t.id FROM tasker.tasks t WHERE t.id = ANY (v_seen) AND t.state IN ('running', 'blocked', 'failed'));
+    v_seen := ARRAY(SELECT t.id FROM tasker.tasks t WHERE t.id = ANY (v_seen) AND t.state IN ('running', 'blocked', 'failed', 'undoing'));
     messages := tasker.send_lost(v_seen, v_queue);
 
     EXECUTE format($f$

@@ -44,7 +44,7 @@ LANGUAGE sql STABLE BEGIN ATOMIC
                 SELECT FROM tasker.tasks t WHERE t.namespace_id = p_namespace.id AND t.priority = l.priority AND t.claim_order >= l.mark
                 LIMIT p_count) AS t) AS c) AS p
     CROSS JOIN LATERAL (
-        SELECT avg((SELECT count(*) FROM tasker.template_steps ts WHERE ts.version_id = h.version_id AND ts.namespace = p_namespace.name)) AS steps
+        SELECT avg((SELECT count(*) FROM tasker.template_steps ts WHERE ts.version_id = h.version_id AND ts.namespace = p_namespace.name AND ts.undoes IS NULL)) AS steps
         FROM (SELECT t.version_id FROM tasker.lanes(p_namespace.id, true) AS l
               CROSS JOIN LATERAL (
                   SELECT version_id FROM tasker.tasks

@@ -35,7 +35,7 @@ BEGIN
                                   ORDER BY q.msg_id LIMIT 1000) AS h, tasker.message_identity(h.message) AS i
             WHERE NOT EXISTS (
                 SELECT FROM tasker.unable u
-                JOIN (SELECT version_id FROM tasker.tasks WHERE id = i.task AND state IN ('running', 'blocked', 'failed') OFFSET 0) AS t USING (version_id)
+                JOIN (SELECT version_id FROM tasker.tasks WHERE id = i.task AND state IN ('running', 'blocked', 'failed', 'undoing') OFFSET 0) AS t USING (version_id)
                 WHERE u.step = i.step AND u.member = $4)
             ORDER BY h.msg_id LIMIT $2
         ), free AS MATERIALIZED (
@@ -87,7 +87,7 @@ BEGIN
             CROSS JOIN LATERAL (SELECT version_id FROM tasker.tasks WHERE id = i.task OFFSET 0) AS t
             WHERE EXISTS (SELECT FROM unnest($2, $3) AS k(version_id, step) WHERE k.version_id = t.version_id AND k.step = i.step)
         ), task AS MATERIALIZED (
-            SELECT t.id FROM tasker.tasks t WHERE t.id = ANY (ARRAY(SELECT task FROM head)) AND t.state IN ('running', 'blocked', 'failed')
+            SELECT t.id FROM tasker.tasks t WHERE t.id = ANY (ARRAY(SELECT task FROM head)) AND t.state IN ('running', 'blocked', 'failed', 'undoing')
             ORDER BY t.id FOR NO KEY UPDATE SKIP LOCKED
         ), free AS MATERIALIZED (
             SELECT q.msg_id FROM pgmq.%1$I q

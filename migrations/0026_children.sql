@@ -191,7 +191,9 @@ BEGIN
     SELECT s.state, ts.spawn INTO v_state, v_spawn FROM tasker.steps s
     JOIN tasker.template_steps ts ON ts.version_id = v_task.version_id AND ts.step = p_step WHERE s.task_id = p_task AND s.step = p_step;
 
-    IF v_task.state NOT IN ('running', 'blocked', 'failed') OR v_state NOT IN ('waiting', 'dead') THEN
+    IF v_task.state = 'undoing' THEN
+        RETURN tasker.undo_children(v_task, p_step, p_room);
+    ELSIF v_task.state NOT IN ('running', 'blocked', 'failed') OR v_state NOT IN ('waiting', 'dead') THEN
         v_until := least(v_fan_out.created, v_fan_out.cancelled + p_room);
         PERFORM tasker.cancel_tasks(ARRAY(
             SELECT c.id FROM tasker.tasks c

@@ -190,7 +190,7 @@ BEGIN
     SELECT ts.kind, ts.wait INTO v_kind, v_template FROM tasker.tasks t
     JOIN tasker.steps s ON s.task_id = t.id AND s.step = p_wait.step
     JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = s.step
-    WHERE t.id = p_wait.task_id AND t.state IN ('running', 'blocked', 'failed')
+    WHERE t.id = p_wait.task_id AND t.state IN ('running', 'blocked', 'failed', 'undoing')
       AND (s.state = 'waiting' OR ts.kind = 'handler' AND s.state IN ('enqueued', 'waiting_retry'));
     IF v_kind IS NULL THEN
         PERFORM tasker.close_waits(ARRAY[p_wait.task_id]);

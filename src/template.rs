@@ -28,6 +28,7 @@ mod graph;
 mod limits;
 mod problems;
 mod rules;
+mod undo;
 pub mod wait;
 
 use std::collections::BTreeMap;
@@ -45,6 +46,8 @@ use wait::{OnTimeout, Wait};
 
 pub use crate::priority::Priority;
 pub use limits::{Breaker, Limit};
+pub use undo::Undo;
+pub(crate) use undo::Undoing;
 
 /// A validated template. The order of its steps is the order in which they were written.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -121,6 +124,9 @@ pub struct Step {
     /// How long one attempt may run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Duration>,
+    /// What takes its effect back, or that of each of its children.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub undo: Option<Undo>,
     /// Handed to the handler as it is.
     pub config: Value,
     /// Where it is written, in its file; the first is 1.
@@ -282,6 +288,8 @@ pub enum OnFailure {
     Block,
     /// It has failed. Its other branches still finish.
     Fail,
+    /// What it did is undone; then it has failed.
+    Undo,
 }
 
 /// How the delay grows from attempt to attempt.

@@ -15,9 +15,9 @@ module TaskerCore
     # +waits_for+, what else than its turn it waits for; +children+, of an +each+ or +workflow+, how many tasks it has (total, created,
     # ended, dead, tolerated); +skipped_because+, where its condition was not true, or nothing before it ran; and
     # +after_cancel+, what became of a handler that ran when the task was cancelled (complete, failed or unknown; its result or error is
-    # kept).
+    # kept); and +undoes+, the name of the step that it undoes.
     StepState = Struct.new(:name, :state, :attempt, :max_attempts, :worker, :progress, :result, :errors, :waits_for, :skipped_because,
-                           :after_cancel, :children, keyword_init: true)
+                           :after_cancel, :children, :undoes, keyword_init: true)
 
     # @return [String] a UUID, version 7
     attr_reader :id
@@ -32,7 +32,7 @@ module TaskerCore
     # @return [Boolean] false when the idempotency key was known, and this is the earlier task
     def created? = @created
 
-    # @return [String] pending, running, waiting, blocked, complete, failed, cancelling, cancelled, discarded or paused
+    # @return [String] pending, running, waiting, blocked, complete, failed, cancelling, cancelled, discarded, paused or undoing
     def status = read[:state]
 
     # @return [Hash{Symbol => Object}]
@@ -85,8 +85,10 @@ module TaskerCore
     def signal(name, payload = nil, id: nil) = @client.signal(self, name, payload, id: id)
 
     # Cancels the task unless it has ended. Running handlers learn of it at their next heartbeat; until they have ended, it is cancelling.
+    # @param undo [Boolean] whether what it did is undone then, by the handlers that its workflow names ({Workflow.step}); also if it has
+    #   ended, but for a child, whose effect is undone with its parent's. Until it is, the task is undoing.
     # @return [Boolean] whether this call cancelled it
-    def cancel = @client.native.cancel(@id)
+    def cancel(undo: false) = @client.native.cancel(@id, undo)
 
     # @return [self]
     # @raise [NotFound]

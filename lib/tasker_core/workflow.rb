@@ -57,7 +57,8 @@ module TaskerCore
       # @overload stuck_after @return [Hash, nil]
       def stuck_after(value = nil) = setting(:stuck_after, durations(mapping("stuck_after", value, 'pending: "1h"')))
 
-      # What becomes of a task when one of its steps is dead-lettered: :block (until somebody settles it) or :fail.
+      # What becomes of a task when one of its steps is dead-lettered: :block (until somebody settles it), :fail, or :undo (what it did is
+      # undone, see {step}; then it has failed).
       # @overload on_failure(value) sets it
       # @overload on_failure @return [Symbol, nil]
       def on_failure(value = nil) = setting(:on_failure, value)
@@ -142,13 +143,15 @@ module TaskerCore
       # @param timeout [Numeric, String, nil] how long one attempt may run, in seconds or as "5m"
       # @param transactional [Boolean] the handler's writes on its own connection (ActiveRecord's in Rails; see
       #   {Configuration#transaction}) and the step's completion commit together: effects exactly once
+      # @param undo [Class<StepHandler>, String, Hash, nil] what takes its effect back, when the task is cancelled so ({Task#cancel}) or
+      #   fails and says so ({on_failure}): a handler, which has the step's results, and the step's own; or { handler:, retry:, timeout: }
       # @param dead_letters [Hash, nil] retention_days, alert_threshold
       # @param config [Hash, nil] handed to the handler as it is
       # @return [void]
       def step(name, handler, after: [], if: nil, delay: nil, namespace: nil, retry: nil, timeout: nil, transactional: false,
-               dead_letters: nil, config: nil)
+               undo: nil, dead_letters: nil, config: nil)
         own = binding
-        add(name, { handler: handler_name(name, handler) }, after, own.local_variable_get(:if), delay,
+        add(name, { handler: handler_name(name, handler), undo: undoing(name, undo) }, after, own.local_variable_get(:if), delay,
             running(name, namespace, own.local_variable_get(:retry), timeout, transactional, config, dead_letters))
       end
 
@@ -175,15 +178,16 @@ module TaskerCore
       # @param limit [Integer, nil] how many of them there are at once
       # @param batch [Integer, nil] how many elements each of them is for
       # @param tolerate [Integer, String, nil] how many may be dead without blocking this task: 10, or "5%" of them
+      # @param undo [Class<StepHandler>, String, Hash, nil] what takes back the effect of each of them; a workflow's steps say it themselves
       # @param if [String, nil] as of {step}, as are the others
       # @return [void]
       def each(name, does, over: nil, pages: nil, after: [], input: nil, limit: nil, batch: nil, tolerate: nil, if: nil, delay: nil,
-               namespace: nil, retry: nil, timeout: nil, transactional: false, dead_letters: nil, config: nil)
+               namespace: nil, retry: nil, timeout: nil, transactional: false, undo: nil, dead_letters: nil, config: nil)
         own = binding
         by = workflow?(does) ? { workflow: workflow_name(does) } : { handler: handler_name(name, does) }
         each = { over: over, pages: pages && handler_name(name, pages), input: input, limit: limit, batch: batch, tolerate: tolerate,
                  **by }.compact
-        add(name, { each: each }, after, own.local_variable_get(:if), delay,
+        add(name, { each: each, undo: undoing(name, undo) }, after, own.local_variable_get(:if), delay,
             running(name, namespace, own.local_variable_get(:retry), timeout, transactional, config, dead_letters))
       end
 
@@ -327,6 +331,16 @@ module TaskerCore
         line = caller_locations.find { |location| location.path != __FILE__ }
         definition = { name: name, **kind, depends_on: names_of_steps(name, after), if: condition, delay: duration(delay), **running }
         own_steps << [line.path, line.lineno, definition.compact]
+      end
+
+      # What takes a step's effect back.
+      def undoing(step, undo)
+        return if undo.nil?
+        return { handler: handler_name(step, undo) } unless undo.respond_to?(:to_hash)
+
+        rules = durations(undo.to_hash)
+        rules.merge(handler: handler_name(step, rules[:handler]),
+                    retry: durations(mapping("step #{step.inspect}: undo: retry", rules[:retry], RETRY))).compact
       end
 
       # How a handler is run.

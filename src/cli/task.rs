@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::signal::Waiting;
 use super::{field, listing, print, read_json, say, table, Connection};
 use crate::db::Db;
-use crate::engine::cancel::cancel_tasks;
+use crate::engine::cancel::{cancel_tasks, undo_tasks};
 use crate::engine::children::{read_children, Child, Page};
 use crate::engine::memories::read_values;
 use crate::engine::read::{self, TaskFilter, ENDED};
@@ -100,7 +100,7 @@ pub(super) enum Task {
         #[arg(long)]
         template: Option<String>,
         /// Only in this state
-        #[arg(long, value_parser = ["pending", "running", "waiting", "blocked", "complete", "failed", "cancelling", "cancelled", "discarded", "paused"])]
+        #[arg(long, value_parser = ["pending", "running", "waiting", "blocked", "complete", "failed", "cancelling", "cancelled", "discarded", "paused", "undoing"])]
         state: Option<String>,
         /// Only with this idempotency key
         #[arg(long)]
@@ -138,6 +138,9 @@ pub(super) enum Task {
         /// The tasks' ids
         #[arg(required = true)]
         ids: Vec<Uuid>,
+        /// And undo what they did; also what tasks did that have ended
+        #[arg(long)]
+        undo: bool,
         /// A JSON object
         #[arg(long)]
         json: bool,
@@ -252,8 +255,18 @@ impl Task {
                 Ok(0)
             }
             Task::Watch { id, json, connection } => follow(&connection.open().await?, id, json).await,
-            Task::Cancel { ids, json, connection } => {
-                let cancelled = cancel_tasks(&connection.open().await?, &ids).await?;
+            Task::Cancel {
+                ids,
+                undo,
+                json,
+                connection,
+            } => {
+                let db = connection.open().await?;
+                let cancelled = if undo {
+                    undo_tasks(&db, &ids).await?
+                } else {
+                    cancel_tasks(&db, &ids).await?
+                };
                 print(json, &json!({ "cancelled": cancelled }), || {
                     format!("cancelled {} of {}", cancelled.len(), ids.len())
                 });

@@ -250,7 +250,11 @@ impl Template {
                     items: Items::Pages(handler),
                     ..
                 },
-            } => Some(self.small(step, format!("{}.{}.pages", self.name, step.name), handler)),
+            } => {
+                let mut pages = self.small(step, format!("{}.{}.pages", self.name, step.name), handler);
+                pages.steps[0].undo = None;
+                Some(pages)
+            }
             _ => None,
         }
     }

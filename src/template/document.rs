@@ -10,6 +10,7 @@ use super::children::{self, EachDocument};
 use super::condition::path_problem;
 use super::problems::{kind, line, Problems};
 use super::rules::{DeadLettersDocument, RetryDocument, StuckAfterDocument};
+use super::undo::UndoDocument;
 use super::wait::WaitDocument;
 use super::{graph, limits, DeadLetters, Kind, OnFailure, Priority, Problem, Retry, Step, StuckAfter, Template};
 use crate::schedule::Schedule;
@@ -61,6 +62,7 @@ struct StepDocument {
     #[serde(default)]
     transactional: bool,
     timeout: Option<Spanned<Span>>,
+    undo: Option<UndoDocument>,
     config: Option<Spanned<Value>>,
 }
 
@@ -104,8 +106,9 @@ impl Document {
         let on_failure = self.on_failure.map_or(OnFailure::Block, |given| match given.value.as_str() {
             "block" => OnFailure::Block,
             "fail" => OnFailure::Fail,
+            "undo" => OnFailure::Undo,
             other => {
-                found.add(&given, format!("on_failure is {other:?}: expected block or fail"));
+                found.add(&given, format!("on_failure is {other:?}: expected block, fail or undo"));
                 OnFailure::Block
             }
         });
@@ -264,6 +267,7 @@ impl StepDocument {
             (self.retry.is_some(), "retry"),
             (self.transactional, "transactional"),
             (self.timeout.is_some(), "timeout"),
+            (self.undo.is_some(), "undo"),
             (self.config.is_some(), "config"),
         ];
         if let (None, Some((_, has))) = (what.runs(), given.iter().find(|(has, _)| *has)) {
@@ -331,6 +335,7 @@ impl StepDocument {
                 .or(&rules.1),
             transactional: self.transactional,
             timeout: self.timeout.and_then(|timeout| found.span(&timeout, "timeout")),
+            undo: self.undo.map(|undo| undo.validate(&name, &rules.0, found)),
             delay: self.delay.and_then(|delay| found.span(&delay, "delay")),
             name,
             kind: what,

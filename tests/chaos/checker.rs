@@ -17,7 +17,7 @@ pub(crate) async fn settle(pool: &PgPool, processes: &mut Processes, patience: D
     loop {
         processes.revive();
         let (left, state): (i64, String) = sqlx::query_as(
-            "SELECT (SELECT count(*) FROM tasker.tasks WHERE state IN ('waiting', 'pending', 'running')),
+            "SELECT (SELECT count(*) FROM tasker.tasks WHERE state IN ('waiting', 'pending', 'running', 'cancelling', 'undoing')),
                     (SELECT jsonb_object_agg(state, n)::text FROM (SELECT state, count(*) AS n FROM tasker.steps GROUP BY 1) AS s)",
         )
         .fetch_one(pool)
@@ -81,17 +81,18 @@ pub(crate) async fn check(pool: &PgPool, accepted: &HashMap<String, &'static str
 }
 
 /// Each returns what must not be.
-const QUERIES: [(&str, &str); 13] = [
+const QUERIES: [(&str, &str); 15] = [
     (
         "tasks that ended otherwise than they must",
         "SELECT t.id || ' ' || tp.name || ' ' || t.state FROM tasker.tasks t JOIN tasker.templates tp ON tp.id = t.template_id
-         WHERE t.state::text <> CASE WHEN tp.name IN ('refused', 'poison') THEN 'blocked' ELSE 'complete' END",
+         WHERE t.state::text <> CASE WHEN tp.name IN ('refused', 'poison') THEN 'blocked' WHEN tp.name = 'returned' THEN 'failed'
+                                    WHEN tp.name = 'returned.parts' THEN 'cancelled' ELSE 'complete' END",
     ),
     (
         "complete tasks with steps that are not",
         "SELECT t.id || ' ' || ts.name FROM tasker.tasks t JOIN tasker.template_steps ts ON ts.version_id = t.version_id
          LEFT JOIN tasker.steps s ON s.task_id = t.id AND s.step = ts.step
-         WHERE t.state = 'complete' AND s.state IS DISTINCT FROM 'complete'",
+         WHERE t.state = 'complete' AND ts.undoes IS NULL AND s.state IS DISTINCT FROM 'complete'",
     ),
     (
         "steps of refused tasks that are not as they must be",
@@ -155,6 +156,23 @@ const QUERIES: [(&str, &str); 13] = [
          JOIN tasker.steps s ON s.task_id = t.id AND s.step = 0
          WHERE (SELECT array_agg(l.run) FROM ledger l WHERE l.task = t.id) IS DISTINCT FROM
                CASE WHEN s.state = 'complete' THEN ARRAY[s.result ->> 'run'] END",
+    ),
+    (
+        "transfers that were not booked and taken back exactly once each, or whose parts were not",
+        "SELECT t.id::text FROM tasker.tasks t JOIN tasker.templates tp ON tp.id = t.template_id AND tp.name = 'returned'
+         CROSS JOIN LATERAL (SELECT array_agg(s.result ->> 'run' ORDER BY s.result ->> 'run') AS runs, count(*) AS n FROM tasker.steps s
+                             JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = s.step
+                             WHERE s.task_id = t.id AND s.state = 'complete' AND ts.handler = 'Transfer') AS s
+         WHERE s.n <> 2 OR (SELECT (array_agg(l.run ORDER BY l.run), sum(l.cents)) FROM ledger l WHERE l.task = t.id) IS DISTINCT FROM (s.runs, 0::bigint)
+            OR EXISTS (SELECT FROM tasker.tasks c WHERE c.parent_id = t.id
+                       AND (SELECT count(*) FROM tasker.steps s WHERE s.task_id = c.id AND s.state = 'complete') <> 2)",
+    ),
+    (
+        "accounts that do not have what the ledger says, to the cent",
+        "SELECT a.id::text FROM accounts a CROSS JOIN LATERAL (
+             SELECT coalesce(sum(CASE WHEN (t.input ->> 'to')::int = a.id THEN l.cents ELSE -l.cents END), 0) AS moved
+             FROM ledger l JOIN tasker.tasks t ON t.id = l.task WHERE a.id IN ((t.input ->> 'to')::int, (t.input ->> 'from')::int)) AS m
+         WHERE a.cents <> 100000 + m.moved",
     ),
 ];
 

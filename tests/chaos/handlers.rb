@@ -31,19 +31,20 @@ class Work < TaskerCore::StepHandler
   end
 end
 
-# Moves money, and now and then fails after it did.
+# Moves money, or back where it undoes that, and now and then fails after it did.
 class Transfer < TaskerCore::StepHandler
   def call(step)
     run = Journal.begin(step)
     connection = Thread.current[:bank]
+    cents = step.name.end_with?(".undo") ? -step.context[:cents] : step.context[:cents]
     # In one order, so that two transfers between the same accounts cannot wait for each other.
     [[step.context[:from], -1], [step.context[:to], 1]].sort.each do |account, sign|
-      connection.exec_params("UPDATE accounts SET cents = cents + $2 WHERE id = $1", [account, sign * step.context[:cents]])
+      connection.exec_params("UPDATE accounts SET cents = cents + $2 WHERE id = $1", [account, sign * cents])
     end
-    connection.exec_params("INSERT INTO ledger VALUES ($1, $2, $3)", [step.task_id, run, step.context[:cents]])
+    connection.exec_params("INSERT INTO ledger VALUES ($1, $2, $3)", [step.task_id, run, cents])
     raise "after the writing" if rand < 0.2
 
-    { run: run, seen: {} }
+    { run: run, seen: step.results.transform_values { |result| result[:run] } }
   end
 end
 

@@ -17,7 +17,7 @@ use tasker::{Db, Template};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-const TEMPLATES: [&str; 11] = [
+const TEMPLATES: [&str; 12] = [
     "{ name: linear, namespace: work, steps: [
         { name: a, handler: Work }, { name: b, handler: Work, depends_on: [a] }, { name: c, handler: Work, depends_on: [b] },
         { name: d, handler: Work, depends_on: [c] }] }",
@@ -47,6 +47,11 @@ const TEMPLATES: [&str; 11] = [
     "{ name: transfer, namespace: bank, steps: [
         { name: move, handler: Transfer, transactional: true, retry: { max_attempts: 100, base: 0.05, max: 1 } },
         { name: receipt, handler: Work, namespace: work, depends_on: [move] }] }",
+    "{ name: returned, namespace: bank, on_failure: undo, steps: [
+        { name: move, handler: Transfer, transactional: true, undo: Transfer, retry: { max_attempts: 100, base: 0.05, max: 1 } },
+        { name: parts, each: { over: $.input.parts, handler: Work, input: { ms: $.input.ms, part: $item } }, undo: Work, namespace: work,
+          depends_on: [move], retry: { max_attempts: 100, base: 0.05, max: 1 } },
+        { name: check, handler: Work, namespace: work, depends_on: [parts], config: { refuse: true } }] }",
 ];
 
 pub(crate) const ACCOUNTS: i64 = 10;
@@ -102,6 +107,7 @@ pub(crate) fn anything(random: &mut Rng) -> &'static str {
         61..=65 => "slow",
         66..=69 => "refused",
         70 => "poison",
+        71..=78 => "returned",
         _ => "transfer",
     }
 }
@@ -165,7 +171,7 @@ async fn submit(db: Db, mut random: Rng, mix: Mix, stop: CancellationToken) -> H
             .map(|n| {
                 let from = random.i64(1..=ACCOUNTS);
                 let mut input = json!({ "from": from, "to": 1 + from % ACCOUNTS, "cents": random.u32(1..50), "ms": random.u32(0..20) });
-                if template == "family" {
+                if ["family", "returned"].contains(&template) {
                     input["parts"] = json!((0..random.u32(0..15)).collect::<Vec<_>>());
                 }
                 if template == "signalled" {

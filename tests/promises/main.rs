@@ -47,5 +47,6 @@ mod submitting;
 mod tags;
 mod templates;
 mod traces;
+mod undo;
 mod versions;
 mod world;

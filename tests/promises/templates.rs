@@ -148,7 +148,7 @@ fn every_other_mistake_says_what_was_expected() {
         (&one_step("    retry: { jitter: 2 }\n"), "6: jitter is 2: expected 0 to 1"),
         (
             &one_step("on_failure: explode\n"),
-            r#"6: on_failure is "explode": expected block or fail"#,
+            r#"6: on_failure is "explode": expected block, fail or undo"#,
         ),
         (
             &one_step("dead_letters: { retention_days: 0 }\n"),

@@ -51,7 +51,7 @@ pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
     class.define_method("read_values", method!(Client::read_values, 1))?;
     class.define_method("task_states", method!(Client::task_states, 1))?;
     class.define_method("wait", method!(Client::wait, 2))?;
-    class.define_method("cancel", method!(Client::cancel, 1))?;
+    class.define_method("cancel", method!(Client::cancel, 2))?;
     class.define_method("close", method!(Client::close, 0))?;
 
     let class = native.define_class("Accepted", ruby.class_object())?;
@@ -226,9 +226,15 @@ impl Client {
         block_on(ruby, async move { read::wait_for_end(&db, id, timeout).await })
     }
 
-    fn cancel(ruby: &Ruby, this: &Client, id: String) -> Result<bool, Error> {
+    fn cancel(ruby: &Ruby, this: &Client, id: String, undo: bool) -> Result<bool, Error> {
         let (db, id) = (this.db(ruby)?, parse_id(ruby, &id)?);
-        Ok(!block_on(ruby, async move { cancel::cancel_tasks(&db, &[id]).await })?.is_empty())
+        let cancelled = block_on(ruby, async move {
+            match undo {
+                true => cancel::undo_tasks(&db, &[id]).await,
+                false => cancel::cancel_tasks(&db, &[id]).await,
+            }
+        })?;
+        Ok(!cancelled.is_empty())
     }
 
     fn close(ruby: &Ruby, this: &Client) -> Result<(), Error> {

@@ -5,6 +5,7 @@ require_relative "schedules"
 require_relative "signals"
 require_relative "task_run"
 require_relative "step_run"
+require_relative "undo_run"
 require_relative "wait_run"
 
 module TaskerCore
@@ -71,7 +72,7 @@ module TaskerCore
 
       def wait(id, _timeout) = task(id).state
 
-      def cancel(id) = task(id).cancel
+      def cancel(id, undo) = task(id).cancel(undo)
 
       # @return [String] JSON
       def schedules(request) = @schedules.answer(request.merge(template: request[:template] && full_name(request[:template]))).to_json
@@ -261,7 +262,7 @@ module TaskerCore
 
       # The template of the tasks that do the work of a step that names a handler for them.
       def part(task, step, kind, handler)
-        only = step.except(:each, :if, :delay).merge(handler: handler, parents: [])
+        only = step.except(:each, :if, :delay, *(:undo if kind)).merge(handler: handler, parents: [])
         name = [task.template[:definition][:name], step[:name], kind].compact.join(".")
         { definition: { name: name, namespace: step[:namespace], steps: [only], on_failure: "block" }, version: task.template[:version] }
       end

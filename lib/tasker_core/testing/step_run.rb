@@ -189,6 +189,12 @@ module TaskerCore
         @wait = @wait_name = nil
       end
 
+      # Whether it may have done something.
+      def effect? = complete? || children&.any? || @memories.keys.any? { |name| name.start_with?("once/") }
+
+      # Whether it depends on that step, directly or not.
+      def below?(step) = @parents.any? { |parent| parent.equal?(step) || parent.below?(step) }
+
       # More of its children are dead than it tolerates.
       def overwhelmed? = @page&.dead? || (children ? dead_children.size > tolerated : false)
 
@@ -241,7 +247,7 @@ module TaskerCore
           state: @state, attempt: complete? ? failures + 1 : failures, max_attempts: max_attempts, worker: nil,
           result: value(@result), result_bytes: @result&.bytesize, progress: value(progress), errors: @errors,
           enqueued_at: nil, started_at: nil, finished_at: nil, waits_for: waits_for, after_cancel: nil, skipped_because: @skipped_because,
-          children: counts, retry_at: (time if open?)&.getutc&.iso8601(6), **(ended? || left.nil? ? {} : left)
+          undoes: nil, children: counts, retry_at: (time if open?)&.getutc&.iso8601(6), **(ended? || left.nil? ? {} : left)
         }
       end
 

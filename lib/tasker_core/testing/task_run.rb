@@ -26,7 +26,9 @@ module TaskerCore
       end
 
       def due?
-        return false if @running || @cancelled || finished_by || (@run_at && @run_at > Time.now)
+        return false if @running
+        return @undos.any?(&:ready?) if undoing?
+        return false if @cancelled || finished_by || (@run_at && @run_at > Time.now)
         return true unless @started_at
 
         skip
@@ -44,13 +46,26 @@ module TaskerCore
         @finished_at = Time.now
       end
 
-      def cancel
+      # @param undo [Boolean] whether what it did is undone then
+      def cancel(undo = false) # rubocop:disable Style/OptionalBooleanParameter
+        return !@undos && !(@parent && Task::ENDED.include?(state)) && self.undo if undo
         return false if Task::ENDED.include?(state)
 
         @steps.each { |step| step.children&.each(&:cancel) }
         @finished_at = Time.now
         @cancelled = true
       end
+
+      # What it did is undone from now on.
+      def undo(as = %w[failed discarded].include?(state) ? state : "cancelled")
+        @undo_as = as
+        @steps.each { |step| step.children&.each(&:cancel) }
+        @undos ||= @steps.select { |step| step.effect? && (step.children || step.definition[:undo]) }.map { |step| UndoRun.new(step) }
+        @undos.each { |undo| undo.among(@undos) }
+        @cancelled = true
+      end
+
+      def undoing? = !@undos.nil? && !@undos.all?(&:undone?)
 
       def ended? = %w[complete discarded].include?(state)
 
@@ -81,11 +96,12 @@ module TaskerCore
       # @param impatient [Boolean] whether one that is to be tried again later may run now
       # @return [StepRun, nil]
       def next_step(impatient)
-        return if @cancelled || discarded? || finished_by
+        undo("failed") if !@undos && @definition[:on_failure] == "undo" && @steps.any? { |step| step.dead? || step.overwhelmed? }
+        return if !@undos && (@cancelled || discarded? || finished_by)
 
         loop do
-          skip
-          ready = @steps.select { |step| impatient && step.own_time? ? step.open? : step.ready? }
+          skip unless @undos
+          ready = (@undos || @steps).select { |step| impatient && step.own_time? ? step.open? : step.ready? }
           step = ready.select(&:waits?).min_by { |wait| wait.wait.since } || ready.first
           return step unless step&.settles_itself?
 
@@ -97,11 +113,12 @@ module TaskerCore
         step.end_own_wait
         StepRun::Attempt.new(
           step: step, number: step.failures + 1, task_id: @id, template: @definition[:name], version: @template[:version],
-          input: @input, results: step.results_before, cancelled: -> { @cancelled }, task: self, impatient: impatient
+          input: @input, results: step.results_before, cancelled: -> { @cancelled && !@undos }, task: self, impatient: impatient
         )
       end
 
       def state
+        return undoing? ? "undoing" : @undo_as if @undos
         return "cancelled" if @cancelled
         return "discarded" if discarded?
         return "complete" if finished_by
@@ -120,7 +137,7 @@ module TaskerCore
           id: @id, template: @definition[:name], namespace: @definition[:namespace], version: @template[:version], state: state,
           priority: @priority, key: @key, tags: @tags, input: JSON.parse(@input), created_at: at(@created_at), run_at: at(@run_at),
           parent: @parent, started_at: at(@started_at), finished_at: at(Task::ENDED.include?(state) ? @finished_at : nil),
-          steps: @steps.map { |step| step.to_h(left) }
+          steps: [*@steps, *@undos].map { |step| step.to_h(left) }
         }
       end
 

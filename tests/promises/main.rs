@@ -48,5 +48,6 @@ mod tags;
 mod templates;
 mod traces;
 mod undo;
+mod undo_properties;
 mod versions;
 mod world;

@@ -374,7 +374,7 @@ BEGIN
         WITH counted AS (
             SELECT f.place, c.created, c.ended - e.ended AS ended, c.dead - e.dead AS dead
             FROM unnest(v_parents) AS p(task)
-            CROSS JOIN LATERAL (SELECT *, ctid AS place FROM tasker.fan_outs WHERE task_id = p.task OFFSET 0) AS f
+            CROSS JOIN LATERAL (SELECT *, ctid AS place FROM tasker.fan_outs WHERE task_id = p.task AND version_id IS NOT NULL OFFSET 0) AS f
             CROSS JOIN LATERAL (
                 SELECT count(*) FILTER (WHERE t.item >= 0) AS created, count(*) FILTER (WHERE t.state IN ('complete', 'discarded')) AS ended,
                        count(*) FILTER (WHERE t.state IN ('blocked', 'failed', 'cancelled')) AS dead

@@ -111,21 +111,18 @@ async fn a_child_that_is_cancelled_by_itself_is_missing_for_its_parent() {
 async fn a_count_that_drifted_and_children_that_nobody_waits_for_are_found() {
     World::with(async |world| {
         world.register(BARE).await;
-        let reconcile = "SELECT mended::bigint FROM tasker.reconcile('00000000-0000-0000-0000-000000000000', 1000)";
-        let old = "UPDATE tasker.tasks SET started_at = started_at - interval '1 hour'";
         let task = world.submit("bare", json!({ "lines": [1, 2] })).await;
         world.claim().await;
         world.move_children(10).await;
         world.claim().await;
         let leased = world.lease("here_queue", 2).await;
         world.complete(&leased[..1], "1").await;
-        world.run(old).await;
-        assert_eq!(world.count(reconcile).await, 0, "what is not counted yet has not drifted");
+        assert_eq!(world.reconcile().await, 0, "what is not counted yet has not drifted");
         world
             .run("UPDATE tasker.fan_outs SET ended = -5; DELETE FROM tasker.child_ends")
             .await;
         world.complete(&leased[1..], "1").await;
-        assert_eq!(world.count(reconcile).await, 1);
+        assert_eq!(world.reconcile().await, 1);
         world.move_children(10).await;
         assert_eq!(world.task(task).await["state"], "complete");
 
@@ -138,8 +135,7 @@ async fn a_count_that_drifted_and_children_that_nobody_waits_for_are_found() {
         world.complete(&orphans, "1").await;
         world.move_children(10).await;
         assert_eq!(world.count("SELECT count(*) FROM tasker.child_ends").await, 0);
-        world.run(old).await;
-        assert_eq!(world.count(reconcile).await, 1, "the other one runs for nobody");
+        assert_eq!(world.reconcile().await, 1, "the other one runs for nobody");
         assert_eq!(world.children("state = 'cancelled'").await, 1);
     })
     .await;

@@ -76,14 +76,17 @@ module TaskerCore
     # @param wait [Numeric, String, ActiveSupport::Duration, nil] not before so many seconds from now (or "5m"), in place of +run_at+
     # @param version [String, nil] of a workflow given by name; nil: the current one
     # @param tags [Hash, nil] by which it can be found ({.tasks}), such as { customer: 42 }; above those of the workflow ({Workflow.tags})
-    # @return [Task]
+    # @param unique [Hash, nil] of which other tasks it is the same, in place of what the workflow says ({Workflow.unique})
+    # @return [Task] where the key is known, or it is unique: the one that there is ({Task#created?} is false)
     # @raise [InvalidInput] when the input, the key, the priority or the time is not acceptable, or an option is unknown
+    # @raise [NotUnique] when there is one that is the same, and the rule says so
     # @raise [NotFound] when there is no such workflow
-    def enqueue(workflow, input = {}, priority: nil, key: nil, run_at: nil, wait: nil, version: nil, tags: nil, **unknown)
-      refuse_options(unknown, %i[priority key run_at wait version tags], "enqueue(#{workflow}, { order_id: 1 }, priority: :high)")
+    def enqueue(workflow, input = {}, priority: nil, key: nil, run_at: nil, wait: nil, version: nil, tags: nil, unique: nil, **unknown)
+      refuse_options(unknown, %i[priority key run_at wait version tags unique], "enqueue(#{workflow}, { order_id: 1 }, priority: :high)")
       run_at ||= wait && (Time.now + Span.seconds(wait, "wait"))
       key_of = ->(_) { key } if key
-      client.enqueue_all(workflow, [input], priority: priority, key: key_of, run_at: run_at, version: version, tags: tags).first
+      client.enqueue_all(workflow, [input], priority: priority, key: key_of, run_at: run_at, version: version, tags: tags, unique: unique)
+            .first
     end
 
     # Creates many tasks of one workflow in one transaction: all, or none.
@@ -92,11 +95,12 @@ module TaskerCore
     # @param key [Proc, nil] called with each input
     # @param run_at [Time, Proc, nil] for all, or called with each input
     # @param tags [Hash, Proc, nil] for all, or called with each input
+    # @param unique [Hash, Proc, nil] for all, or called with each input
     # @return [Array<Task>] in the order of the inputs
     # @raise (see .enqueue)
-    def enqueue_all(workflow, inputs, priority: nil, key: nil, run_at: nil, version: nil, tags: nil, **unknown)
-      refuse_options(unknown, %i[priority key run_at version tags], "enqueue_all(#{workflow}, [{ order_id: 1 }])")
-      client.enqueue_all(workflow, inputs, priority: priority, key: key, run_at: run_at, version: version, tags: tags)
+    def enqueue_all(workflow, inputs, priority: nil, key: nil, run_at: nil, version: nil, tags: nil, unique: nil, **unknown)
+      refuse_options(unknown, %i[priority key run_at version tags unique], "enqueue_all(#{workflow}, [{ order_id: 1 }])")
+      client.enqueue_all(workflow, inputs, priority: priority, key: key, run_at: run_at, version: version, tags: tags, unique: unique)
     end
 
     # @param id [String]

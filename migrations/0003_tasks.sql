@@ -299,13 +299,16 @@ $$;
 -- p_priorities: low, normal, high, urgent; null means the template's.
 -- p_tags (may be null, as may each): by which they can be found; above those that their template finds in the input.
 -- p_checked: the version that the inputs were checked against, if the caller has only remembered it.
+-- p_uniques (may be null, as may each): in place of the template's rule, of which tasks there is one at a time (see 0032_unique.sql). Another one that
+-- is there may be returned instead of a new one.
 -- Errors: TK002, TK003 (see find_template), TK004 bad argument, TK005 the version is another by now than was checked, TK006 an input is too large,
--- TK007 (see throttle). input_schema is enforced by the libraries and the CLI, not here.
--- Locks: nothing but its own rows; keys are inserted in order, so that batches that share keys cannot deadlock.
+-- TK007 (see throttle), TK010 (see settle_uniques). input_schema is enforced by the libraries and the CLI, not here.
+-- Locks: where tasks are unique, those of settle_uniques; then nothing but its own rows; keys are inserted in order, so that batches that share keys
+-- cannot deadlock.
 CREATE FUNCTION tasker.create_tasks(
     p_template text, p_inputs jsonb[], p_keys text[] DEFAULT NULL, p_priorities text[] DEFAULT NULL,
     p_version text DEFAULT NULL, p_traces jsonb[] DEFAULT NULL, p_run_ats timestamptz[] DEFAULT NULL,
-    p_checked int DEFAULT NULL, p_tags jsonb[] DEFAULT NULL
+    p_checked int DEFAULT NULL, p_tags jsonb[] DEFAULT NULL, p_uniques jsonb[] DEFAULT NULL
 ) RETURNS TABLE (ordinal int, id uuid, created boolean)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
@@ -313,13 +316,15 @@ DECLARE
     v_version   tasker.template_versions := tasker.find_template(p_template, p_version);
     v_namespace tasker.namespaces;
     v_new       uuid[] := ARRAY(SELECT tasker.uuidv7() FROM generate_series(1, cardinality(p_inputs)));
+    v_instead   uuid[];
     v_bad       text;
 BEGIN
     IF p_checked <> v_version.id THEN
         RAISE EXCEPTION 'template % has another version by now', p_template USING ERRCODE = 'TK005';
     END IF;
-    IF cardinality(p_inputs) <> ANY (ARRAY[cardinality(p_keys), cardinality(p_priorities), cardinality(p_traces), cardinality(p_run_ats), cardinality(p_tags)]) THEN
-        v_bad := 'keys, priorities, traces, times and tags must be as many as the inputs';
+    IF cardinality(p_inputs) <> ANY (ARRAY[cardinality(p_keys), cardinality(p_priorities), cardinality(p_traces), cardinality(p_run_ats), cardinality(p_tags),
+                                        cardinality(p_uniques)]) THEN
+        v_bad := 'keys, priorities, traces, times, tags and rules must be as many as the inputs';
     ELSE
         SELECT CASE
             WHEN jsonb_typeof(w.input) IS DISTINCT FROM 'object' THEN 'input ' || w.n || ' is not a JSON object'
@@ -330,8 +335,10 @@ BEGIN
             WHEN NOT isfinite(w.run_at) THEN 'time ' || w.n || ' never comes'
             WHEN w.tags IS NOT NULL AND NOT tasker.are_tags(w.tags)
             THEN 'the tags of task ' || w.n || ' are no flat object of at most 20 names, of 50 characters, with values of 1 to 200'
+            WHEN w.rule IS NOT NULL AND tasker.unique_problem(w.rule) IS NOT NULL THEN 'unique of task ' || w.n || ': ' || tasker.unique_problem(w.rule)
         END INTO v_bad
-        FROM unnest(p_inputs, p_keys, p_priorities, p_traces, p_run_ats, p_tags) WITH ORDINALITY AS w(input, key, priority, trace, run_at, tags, n)
+        FROM unnest(p_inputs, p_keys, p_priorities, p_traces, p_run_ats, p_tags, p_uniques)
+            WITH ORDINALITY AS w(input, key, priority, trace, run_at, tags, rule, n)
         ORDER BY 1 NULLS LAST LIMIT 1;
     END IF;
     IF v_bad IS NOT NULL THEN
@@ -348,6 +355,10 @@ BEGIN
     IF v_namespace.pressure = 'critical' AND v_namespace.throttle_new_tasks <> 'hold' THEN
         PERFORM tasker.throttle(v_namespace);
     END IF;
+    IF v_version.definition ? 'unique' OR p_uniques IS NOT NULL THEN
+        v_instead := tasker.settle_uniques(v_version, v_new, p_inputs, p_keys, p_priorities, p_run_ats, p_tags, ARRAY(
+            SELECT coalesce(p_uniques[n], v_version.definition -> 'unique') FROM generate_series(1, cardinality(p_inputs)) AS g(n) ORDER BY n));
+    END IF;
 
     INSERT INTO tasker.tasks (id, template_id, version_id, namespace_id, priority, state, claim_order, input, key, tags, trace, deadline_at,
                               look_at, created_at, run_at, due_at)
@@ -360,6 +371,7 @@ BEGIN
                  greatest(u.run_at, now()) AS begins, coalesce(u.run_at <= now(), true) AS due
           FROM unnest(v_new, p_inputs, p_keys, p_priorities, p_traces, p_run_ats, p_tags)
               WITH ORDINALITY AS u(id, input, key, priority, trace, run_at, tags, n)) AS w
+    WHERE v_instead[w.n] IS NULL
     ORDER BY w.key COLLATE "C", w.n
     ON CONFLICT (template_id, key) WHERE key IS NOT NULL DO NOTHING;
     PERFORM tasker.wake_namespaces(ARRAY[v_namespace.id]);
@@ -370,7 +382,7 @@ BEGIN
 
     -- A statement of its own: it sees what a concurrent caller committed while the insert waited for it.
     RETURN QUERY
-    SELECT w.n::int, coalesce(t.id, w.id), coalesce(t.id = w.id, true)
+    SELECT w.n::int, coalesce(v_instead[w.n], t.id, w.id), v_instead[w.n] IS NULL AND coalesce(t.id = w.id, true)
     FROM unnest(v_new, p_keys) WITH ORDINALITY AS w(id, key, n)
     LEFT JOIN tasker.tasks t ON t.template_id = v_version.template_id AND t.key = w.key
     ORDER BY w.n;
@@ -380,9 +392,9 @@ $$;
 -- One task, for callers that speak SQL: SELECT tasker.create_task('order_fulfillment', '{"order_id": 1}');
 CREATE FUNCTION tasker.create_task(
     p_template text, p_input jsonb, p_priority text DEFAULT NULL, p_key text DEFAULT NULL, p_version text DEFAULT NULL,
-    p_trace jsonb DEFAULT NULL, p_run_at timestamptz DEFAULT NULL, p_tags jsonb DEFAULT NULL
+    p_trace jsonb DEFAULT NULL, p_run_at timestamptz DEFAULT NULL, p_tags jsonb DEFAULT NULL, p_unique jsonb DEFAULT NULL
 ) RETURNS uuid
 LANGUAGE sql BEGIN ATOMIC
     SELECT id FROM tasker.create_tasks(p_template, ARRAY[p_input], ARRAY[p_key], ARRAY[p_priority], p_version, ARRAY[p_trace], ARRAY[p_run_at], NULL,
-                                        ARRAY[p_tags]);
+                                        ARRAY[p_tags], CASE WHEN p_unique IS NOT NULL THEN ARRAY[p_unique] END);
 END;

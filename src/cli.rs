@@ -204,7 +204,12 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> i32 {
 fn report(error: &Error) -> i32 {
     eprintln!("tasker: {error}");
     match error.kind() {
-        ErrorKind::Template | ErrorKind::Invalid | ErrorKind::TooLarge | ErrorKind::Stale | ErrorKind::Backpressure => 1,
+        ErrorKind::Template
+        | ErrorKind::Invalid
+        | ErrorKind::TooLarge
+        | ErrorKind::Stale
+        | ErrorKind::Backpressure
+        | ErrorKind::NotUnique => 1,
         ErrorKind::Config | ErrorKind::Database => 3,
         ErrorKind::NotFound => 4,
     }

@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use uuid::Uuid;
+
 use crate::template::TemplateError;
 
 /// Any error of this library.
@@ -43,6 +45,15 @@ pub enum Error {
         message: String,
         /// After how many seconds it may, at a guess.
         retry_after: u32,
+    },
+
+    /// There is a task that is the same, by its rule of uniqueness.
+    #[error("{message}")]
+    NotUnique {
+        /// Which, and whose rule.
+        message: String,
+        /// The one that there is.
+        task: Uuid,
     },
 
     /// This process lost its membership or its lease, and may not act on what it held.
@@ -115,6 +126,8 @@ pub enum ErrorKind {
     Config,
     /// New work is not taken for now.
     Backpressure,
+    /// There is a task that is the same.
+    NotUnique,
     /// A lease was lost.
     Stale,
     /// The database, or another server, is away or broken; trying again later may help.
@@ -136,6 +149,7 @@ impl Error {
             | Error::Listen { .. }
             | Error::System { .. } => ErrorKind::Config,
             Error::Backpressure { .. } => ErrorKind::Backpressure,
+            Error::NotUnique { .. } => ErrorKind::NotUnique,
             Error::Stale(_) => ErrorKind::Stale,
             Error::Unreachable { .. } | Error::Coordinator(_) | Error::Database(_) => ErrorKind::Database,
         }
@@ -188,6 +202,10 @@ impl From<sqlx::Error> for Error {
             Some("TK007") => Error::Backpressure {
                 message: text,
                 retry_after: refusal.and_then(|p| p.detail()?.parse().ok()).unwrap_or(1),
+            },
+            Some("TK010") => Error::NotUnique {
+                message: text,
+                task: refusal.and_then(|p| p.detail()?.parse().ok()).unwrap_or_default(),
             },
             Some("3F000" | "42883" | "42P01") => Error::NotMigrated(format!("the database is not migrated ({text}): run `tasker migrate`")),
             _ => Error::Database(Arc::new(error)),

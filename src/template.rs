@@ -29,6 +29,7 @@ mod limits;
 mod problems;
 mod rules;
 mod undo;
+mod unique;
 pub mod wait;
 
 use std::collections::BTreeMap;
@@ -48,6 +49,7 @@ pub use crate::priority::Priority;
 pub use limits::{Breaker, Limit};
 pub use undo::Undo;
 pub(crate) use undo::Undoing;
+pub use unique::{OnConflict, Unique, While};
 
 /// A validated template. The order of its steps is the order in which they were written.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -82,6 +84,9 @@ pub struct Template {
     /// By which its tasks can be found, by name: SQL/JSON paths over `{input}`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub tags: BTreeMap<String, String>,
+    /// Which of its tasks are the same, of which there is one at a time. None: there are as many as are created.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unique: Option<Unique>,
     /// How many of its tasks may be above each other, where they contain tasks of this template. None: they do not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_depth: Option<u32>,

@@ -47,13 +47,15 @@ module TaskerCore
 
     # @return [Array<Task>]
     # @see TaskerCore.enqueue_all
-    def enqueue_all(workflow, inputs, priority: nil, key: nil, run_at: nil, version: nil, tags: nil)
+    def enqueue_all(workflow, inputs, priority: nil, key: nil, run_at: nil, version: nil, tags: nil, unique: nil)
       inputs = inputs.to_a
       raise InvalidInput, "#{workflow.inspect} #{NO_WORKFLOW}" unless workflow.is_a?(Class) || workflow.to_s.match?(/\w/)
 
       name, version = registered(workflow) if workflow.is_a?(Class)
+      unique = unique_of(unique) unless unique.respond_to?(:call)
       tasks = inputs.map do |input|
-        [input, key&.call(input)&.to_s, of(priority, input)&.to_s, rfc3339(of(run_at, input)), tags_of(of(tags, input))]
+        rule = unique.respond_to?(:call) ? unique_of(unique.call(input)) : unique
+        [input, key&.call(input)&.to_s, of(priority, input)&.to_s, rfc3339(of(run_at, input)), tags_of(of(tags, input)), rule]
       end
       name ||= workflow.to_s
       Instrumentation.instrument("enqueue", { workflow: name, count: inputs.size }) do |payload|
@@ -125,8 +127,9 @@ module TaskerCore
       created = Array.new(tasks.size)
       statements(tasks, texts).each do |places|
         lists = [texts.values_at(*places), *(1..3).map { |column| places.map { |place| tasks[place][column] } }]
+        rules = places.map { |place| tasks[place][5] || "null" }
         arguments = [name, accepted.version, *lists.map { |list| JSON.generate(list) }, accepted.trace,
-                     JSON.generate(places.map { |place| tasks[place][4] })]
+                     JSON.generate(places.map { |place| tasks[place][4] }), "[#{rules.join(',')}]"]
         rows = translating { connection.exec_params(Native::Client::CREATE_WITHIN, arguments) }
         places.zip(rows.to_a) { |place, row| created[place] = [row["id"], row["created"] == "true"] }
       end
@@ -149,6 +152,8 @@ module TaskerCore
       state = e.result&.error_field("C".ord) if e.respond_to?(:result)
       raise e unless state&.start_with?("TK")
       raise Backpressure.new(e.message, retry_after: e.result.error_field("D".ord).to_i) if state == "TK007"
+
+      raise NotUnique.new(e.message, task_id: e.result.error_field("D".ord)) if state == "TK010"
 
       raise (state == "TK002" ? NotFound : InvalidInput), e.message
     end
@@ -173,6 +178,14 @@ module TaskerCore
       raise InvalidInput, "tags is #{tags.inspect}: expected a Hash such as { customer: 42 }" unless tags.respond_to?(:to_hash)
 
       tags.to_hash.to_h { |name, value| [name.to_s, value.to_s] }
+    end
+
+    # As the core has it, in JSON.
+    def unique_of(rule)
+      return if rule.nil?
+      raise InvalidInput, "unique is #{rule.inspect}: expected a Hash such as { by: :customer_id }" unless rule.respond_to?(:to_hash)
+
+      Native.check_unique(rule.to_hash.transform_values { |value| value.respond_to?(:in_seconds) ? value.to_f : value }.to_json)
     end
 
     # The last year that has four digits.

@@ -32,6 +32,19 @@ module TaskerCore
     end
   end
 
+  # There is a task that is the same, and the rule of its workflow ({Workflow.unique}) says that another one is refused.
+  class NotUnique < Error
+    # @return [String, nil] the id of the one that there is
+    attr_reader :task_id
+
+    # @param message [String]
+    # @param task_id [String, nil]
+    def initialize(message = nil, task_id: nil)
+      super(message)
+      @task_id = task_id
+    end
+  end
+
   # What was named does not exist.
   class NotFound < Error; end
 

@@ -89,6 +89,24 @@ module TaskerCore
       # @overload tags @return [Hash, nil]
       def tags(value = nil) = setting(:tags, mapping("tags", value, 'customer: "$.input.customer_id"'))
 
+      # Which of the workflow's tasks are the same, of which there is one at a time: while there is one, another is not created.
+      # (One that is blocked, has failed, or was cancelled or discarded does not count; nor are tasks asked that are steps of others.)
+      # - +by+: where in the input, such as :customer_id or ["customer.id", "$.input.lines[0].sku"]; without it, those with the same input
+      # - +while+: as long as the other one is :queued (it has not begun), :running, or :live (either); without it, :live
+      # - +within+: and for how long after the other one was created, in seconds or as "1h"; without +while+, also once it is complete
+      # - +on_conflict+: :return (the new task is the other one), :reject ({NotUnique} is raised), :replace (the other one is cancelled),
+      #   :reschedule (the other one, which is :queued, gets the new one's input and time)
+      # @example
+      #   class SyncCustomer < TaskerCore::Workflow
+      #     namespace "crm"
+      #     unique by: :customer_id, while: :queued
+      #
+      #     step :sync, "SyncOne"
+      #   end
+      # @overload unique(value) sets it
+      # @overload unique @return [Hash, nil]
+      def unique(value = nil) = setting(:unique, durations(mapping("unique", value, "by: :customer_id")))
+
       # How many of the workflow's tasks may be above each other, where they contain tasks of the same workflow. Without it they may not.
       # @overload max_depth(value) sets it
       # @overload max_depth @return [Integer, nil]
@@ -263,7 +281,7 @@ module TaskerCore
         head = {
           name: template_name, namespace: namespace, version: version, description: description, priority: priority, deadline: deadline,
           stuck_after: stuck_after, on_failure: on_failure, retry: retry_rules, dead_letters: dead_letters, input_schema: input_schema,
-          output: output, tags: tags, max_depth: max_depth, limits: (own_limits if own_limits.any?),
+          output: output, tags: tags, unique: unique, max_depth: max_depth, limits: (own_limits if own_limits.any?),
           schedules: (own_schedules if own_schedules.any?)
         }.compact
         lines = "\n" * [first - 1, 0].max if written == file

@@ -20,7 +20,7 @@ use crate::engine::read::{self, TaskFilter, ENDED};
 use crate::engine::submit::{NewTask, Submitter};
 use crate::error::Result;
 use crate::telemetry::{self, Carrier};
-use crate::template::Priority;
+use crate::template::{Priority, Unique};
 
 #[derive(Subcommand)]
 pub(super) enum Task {
@@ -40,6 +40,9 @@ pub(super) enum Task {
         /// By which it can be found (customer=42); may be given again
         #[arg(long = "tag", value_parser = tag)]
         tags: Vec<(String, String)>,
+        /// Which others are the same, in place of what the template says ('{ by: customer_id, while: queued }')
+        #[arg(long, value_name = "RULE", value_parser = unique)]
+        unique: Option<Unique>,
         /// Not before then (2030-01-31T08:00:00Z)
         #[arg(long)]
         at: Option<DateTime<Utc>>,
@@ -158,6 +161,7 @@ impl Task {
                 priority,
                 key,
                 tags,
+                unique,
                 at,
                 wait,
                 version,
@@ -170,6 +174,7 @@ impl Task {
                     priority,
                     key,
                     tags: tags.into_iter().collect(),
+                    unique,
                     run_at: at.or_else(|| Utc::now().checked_add_signed(TimeDelta::from_std(wait?).ok()?)),
                 };
                 let db = connection.open().await?;
@@ -280,6 +285,11 @@ impl Task {
 fn tag(text: &str) -> std::result::Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE, such as customer=42")?;
     Ok((name.to_owned(), value.to_owned()))
+}
+
+fn unique(text: &str) -> std::result::Result<Unique, String> {
+    let rule: Value = serde_saphyr::from_str(text).map_err(|_| "expected YAML or JSON, such as { by: customer_id, while: queued }")?;
+    Unique::parse(&rule)
 }
 
 /// A moment, or how long it is ago.

@@ -11,7 +11,7 @@ use super::read::list_templates;
 use super::schema::{problems_of, validator};
 use crate::db::Db;
 use crate::error::{Error, Result};
-use crate::template::{Priority, Template};
+use crate::template::{Priority, Template, Unique};
 
 /// A task's input, as JSON text: it is looked into only where the template has an `input_schema`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +54,8 @@ pub struct NewTask {
     pub tags: BTreeMap<String, String>,
     /// Not before; None: at once.
     pub run_at: Option<DateTime<Utc>>,
+    /// Which others are the same, in place of what its template says; None: as that says.
+    pub unique: Option<Unique>,
 }
 
 /// The templates that this process has asked for.

@@ -20,20 +20,20 @@ use super::trace::Submission;
 use crate::db::{answered, Db};
 use crate::error::{Error, Result};
 use crate::telemetry::{self, Carrier, Metrics};
-use crate::template::Priority;
+use crate::template::{Priority, Unique};
 
 /// What became of a [`NewTask`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, sqlx::FromRow)]
 pub struct Submitted {
     /// UUIDv7.
     pub id: Uuid,
-    /// False when the key was known: the task is an earlier one.
+    /// False when the key was known, or the task is unique and there was one: it is an earlier one.
     pub created: bool,
 }
 
 /// Creates tasks inside the caller's own transaction, on the caller's connection, after [`Submitter::check`]: rows of id and created, in the
 /// tasks' order. The parameters: template; version; inputs, keys, priorities and times, each as a JSON array of strings (or nulls); the trace, as
-/// JSON; tags, as a JSON array of objects (or nulls).
+/// JSON; tags and rules of uniqueness, each as a JSON array of objects (or nulls).
 pub const CREATE_WITHIN: &str = "
     SELECT id, created::text FROM tasker.create_tasks(
         $1, ARRAY(SELECT e::jsonb FROM jsonb_array_elements_text($3::jsonb) WITH ORDINALITY AS a(e, n) ORDER BY n),
@@ -41,7 +41,8 @@ pub const CREATE_WITHIN: &str = "
         ARRAY(SELECT e FROM jsonb_array_elements_text($5::jsonb) WITH ORDINALITY AS a(e, n) ORDER BY n), $2,
         (SELECT array_agg($7::jsonb) FROM jsonb_array_elements($3::jsonb)),
         ARRAY(SELECT e::timestamptz FROM jsonb_array_elements_text($6::jsonb) WITH ORDINALITY AS a(e, n) ORDER BY n),
-        NULL, ARRAY(SELECT nullif(e, 'null') FROM jsonb_array_elements($8::jsonb) WITH ORDINALITY AS a(e, n) ORDER BY n))";
+        NULL, ARRAY(SELECT nullif(e, 'null') FROM jsonb_array_elements($8::jsonb) WITH ORDINALITY AS a(e, n) ORDER BY n),
+        (SELECT array_agg(nullif(e, 'null') ORDER BY n) FROM jsonb_array_elements($9::jsonb) WITH ORDINALITY AS a(e, n) HAVING bool_or(e <> 'null')))";
 
 /// Tasks that [`Submitter::check`] found acceptable, and that their caller creates.
 #[derive(Debug)]
@@ -98,7 +99,8 @@ impl Submitter {
     ///
     /// `template` is a name or `namespace/name`; `version` None means the current one.
     /// Errors: [`Error::NotFound`] for an unknown template, [`Error::Invalid`] for an input, key or priority that is not acceptable,
-    /// [`Error::TooLarge`] for an input of more than [`MAX_PAYLOAD_BYTES`](super::payload::MAX_PAYLOAD_BYTES).
+    /// [`Error::TooLarge`] for an input of more than [`MAX_PAYLOAD_BYTES`](super::payload::MAX_PAYLOAD_BYTES), [`Error::NotUnique`] for a task whose
+    /// rule says so.
     pub async fn submit(&self, template: &str, version: Option<&str>, tasks: &[NewTask]) -> Result<Vec<Submitted>> {
         let submission = Submission::begin();
         let submitted = self.create(template, version, tasks, submission.carrier()).await;
@@ -332,7 +334,25 @@ fn insert<'q>(flow: &'q Flow, tasks: &[(&'q NewTask, Option<&'q Carrier>)]) -> Q
         .map(|(task, _)| Some(Json(&task.tags)).filter(|tags| !tags.is_empty()))
         .collect();
     let tags = tags.iter().any(Option::is_some).then_some(tags);
-    let query = sqlx::query_as("SELECT id, created FROM tasker.create_tasks($1, $2::text[]::jsonb[], $3, $4, $5, $6, $7, $8, $9)");
+    let uniques: Vec<Option<Json<&Unique>>> = tasks.iter().map(|(task, _)| task.unique.as_ref().map(Json)).collect();
+    let uniques = uniques.iter().any(Option::is_some).then_some(uniques);
+    let query = sqlx::query_as("SELECT id, created FROM tasker.create_tasks($1, $2::text[]::jsonb[], $3, $4, $5, $6, $7, $8, $9, $10)");
     let query = query.bind(&flow.template).bind(inputs).bind(keys).bind(priorities);
-    query.bind(&flow.version).bind(traces).bind(run_ats).bind(flow.checked).bind(tags)
+    query
+        .bind(&flow.version)
+        .bind(traces)
+        .bind(run_ats)
+        .bind(flow.checked)
+        .bind(tags)
+        .bind(uniques)
+}
+
+/// How many are forgotten in one transaction.
+const SLICE: i32 = 1_000;
+
+/// Forgets which tasks were the same, where none is left that can stand in the way of another.
+pub(crate) async fn forget_uniques(db: &Db) -> Result<()> {
+    let forget = || sqlx::query_scalar::<_, i32>("SELECT tasker.forget_uniques($1)").bind(SLICE);
+    while forget().fetch_one(db.upkeep()).await? == SLICE {}
+    Ok(())
 }

@@ -282,6 +282,7 @@ impl Template {
             input_schema: None,
             output: None,
             tags: BTreeMap::new(),
+            unique: None,
             max_depth: None,
             limits: BTreeMap::new(),
             schedules: BTreeMap::new(),

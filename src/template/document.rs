@@ -12,7 +12,7 @@ use super::problems::{kind, line, Problems};
 use super::rules::{DeadLettersDocument, RetryDocument, StuckAfterDocument};
 use super::undo::UndoDocument;
 use super::wait::WaitDocument;
-use super::{graph, limits, DeadLetters, Kind, OnFailure, Priority, Problem, Retry, Step, StuckAfter, Template};
+use super::{graph, limits, DeadLetters, Kind, OnFailure, Priority, Problem, Retry, Step, StuckAfter, Template, Unique};
 use crate::schedule::Schedule;
 use crate::span::Span;
 
@@ -27,6 +27,7 @@ pub(super) struct Document {
     output: Option<Spanned<String>>,
     #[serde(default)]
     tags: BTreeMap<String, Spanned<String>>,
+    unique: Option<Spanned<Value>>,
     max_depth: Option<Spanned<i64>>,
     priority: Option<Spanned<String>>,
     retry: Option<RetryDocument>,
@@ -178,6 +179,10 @@ impl Document {
             }
             tags.insert(tag, path.value);
         }
+        let unique = self.unique.and_then(|unique| {
+            let read = Unique::parse(&unique.value);
+            read.map_err(|problem| found.add(&unique, format!("unique: {problem}"))).ok()
+        });
         let max_depth = found.integer(self.max_depth, "max_depth", 1..=100).map(|depth| depth as u32);
         let own = format!("{namespace}/{name}");
         for step in steps.iter().filter(|_| max_depth.is_none()) {
@@ -221,6 +226,7 @@ impl Document {
             input_schema,
             output,
             tags,
+            unique,
             max_depth,
             limits,
             schedules,

@@ -49,5 +49,6 @@ mod templates;
 mod traces;
 mod undo;
 mod undo_properties;
+mod uniques;
 mod versions;
 mod world;

@@ -14,6 +14,7 @@ use tasker::engine::submit::{check_inputs, Accepted as CoreAccepted, Input, NewT
 use tasker::engine::{cancel, read, register};
 use tasker::health::Health;
 use tasker::telemetry::{self, Carrier};
+use tasker::template::Unique;
 use tasker::{Db, Template};
 
 use crate::runtime::Owned;
@@ -267,7 +268,7 @@ fn context(trace: Option<Carrier>) -> Context {
     trace.map(|carrier| telemetry::extract(&carrier)).unwrap_or_default()
 }
 
-/// Each is given as [input, key, priority, time in RFC 3339, tags].
+/// Each is given as [input, key, priority, time in RFC 3339, tags, rule of uniqueness as check_unique returns it].
 fn new_tasks(ruby: &Ruby, given: RArray) -> Result<Vec<NewTask>, Error> {
     let new_task = |task: RubyValue| {
         type Given = (
@@ -276,8 +277,9 @@ fn new_tasks(ruby: &Ruby, given: RArray) -> Result<Vec<NewTask>, Error> {
             Option<String>,
             Option<String>,
             Option<HashMap<String, String>>,
+            Option<String>,
         );
-        let (input, key, priority, run_at, tags) = Given::try_convert(task)?;
+        let (input, key, priority, run_at, tags, unique) = Given::try_convert(task)?;
         let run_at = run_at.map(|time| time.parse()).transpose();
         let priority = priority.map(|name| name.parse()).transpose();
         Ok(NewTask {
@@ -286,9 +288,26 @@ fn new_tasks(ruby: &Ruby, given: RArray) -> Result<Vec<NewTask>, Error> {
             key,
             tags: tags.unwrap_or_default().into_iter().collect(),
             run_at: run_at.map_err(|problem| raise::with_class(ruby, "InvalidInput", format!("{problem}")))?,
+            unique: unique.map(|rule| read_unique(ruby, &rule)).transpose()?,
         })
     };
     given.into_iter().map(new_task).collect()
+}
+
+/// A rule of uniqueness as people write it, as JSON, as the core has it.
+pub(crate) fn check_unique(ruby: &Ruby, rule: String) -> Result<String, Error> {
+    let rule = Unique::parse(&json::parse(ruby, &rule)?);
+    let rule = rule.map_err(|problem| raise::with_class(ruby, "InvalidInput", format!("unique: {problem}")))?;
+    Ok(serde_json::json!(rule).to_string())
+}
+
+/// What makes tasks with this input the same, by a rule as [`check_unique`] returns it.
+pub(crate) fn sameness(ruby: &Ruby, rule: String, input: String) -> Result<String, Error> {
+    Ok(read_unique(ruby, &rule)?.sameness(&json::parse(ruby, &input)?).to_string())
+}
+
+fn read_unique(ruby: &Ruby, rule: &str) -> Result<Unique, Error> {
+    serde_json::from_str(rule).map_err(|error| raise::with_class(ruby, "InvalidInput", format!("unique: {error}")))
 }
 
 pub(crate) fn parse_id<T: std::str::FromStr>(ruby: &Ruby, id: &str) -> Result<T, Error> {

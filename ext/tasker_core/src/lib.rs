@@ -33,6 +33,8 @@ fn init(ruby: &Ruby) -> Result<(), Error> {
     native.define_singleton_method("check_template", function!(check_template, 2))?;
     native.define_singleton_method("check_tasks", function!(client::check_tasks, 3))?;
     native.define_singleton_method("worker_settings", function!(settings::read, 2))?;
+    native.define_singleton_method("check_unique", function!(client::check_unique, 1))?;
+    native.define_singleton_method("sameness", function!(client::sameness, 2))?;
     native.define_singleton_method("holds?", function!(holds, 2))?;
     native.define_singleton_method("child_inputs", function!(child_inputs, 4))?;
     native.define_singleton_method("output", function!(output, 2))?;

@@ -12,14 +12,16 @@ pub(crate) fn error(ruby: &Ruby, error: &tasker::Error) -> Error {
         ErrorKind::TooLarge => "PayloadTooLarge",
         ErrorKind::Backpressure => "Backpressure",
         ErrorKind::Config => "ConfigurationError",
+        ErrorKind::NotUnique => "NotUnique",
         ErrorKind::Stale => "LeaseLost",
         ErrorKind::Database => "DatabaseError",
     };
     let exception = with_class(ruby, class, error.to_string());
-    if let (tasker::Error::Backpressure { retry_after, .. }, Some(raised)) = (error, exception.value()) {
-        if let Some(object) = RObject::from_value(raised) {
-            object.ivar_set("@retry_after", *retry_after).ok();
-        }
+    let object = exception.value().and_then(RObject::from_value);
+    match (error, object) {
+        (tasker::Error::Backpressure { retry_after, .. }, Some(object)) => drop(object.ivar_set("@retry_after", *retry_after)),
+        (tasker::Error::NotUnique { task, .. }, Some(object)) => drop(object.ivar_set("@task_id", task.to_string())),
+        _ => {}
     }
     exception
 }

@@ -6,6 +6,7 @@ require_relative "signals"
 require_relative "task_run"
 require_relative "step_run"
 require_relative "undo_run"
+require_relative "uniques"
 require_relative "wait_run"
 
 module TaskerCore
@@ -23,6 +24,7 @@ module TaskerCore
         @lock.synchronize do
           @tasks = {}
           @keys = {}
+          @uniques = Uniques.new
           @signals = Signals.new
           @schedules = Schedules.new do |template, definition, input|
             create(template(template), input, nil, definition[:priority], nil).first
@@ -47,7 +49,7 @@ module TaskerCore
       def submit(name, tasks, inline:)
         template = template(name)
         inputs = Native.check_tasks(template[:source], template[:origin], tasks)
-        submitted = @lock.synchronize { tasks.zip(inputs).map { |task, input| create(template, input, *task.drop(1)) } }
+        submitted = @lock.synchronize { create_all(template, tasks, inputs) }
         submitted.each { |task, created| run(task, impatient: true) if inline && created && task.due? }
         submitted.map { |task, created| [task.id, created] }
       end
@@ -174,13 +176,34 @@ module TaskerCore
 
       def register_all = Workflow.sources(TaskerCore.configuration.templates).each { |source| register(*source) }
 
-      def create(template, input, key, priority, run_at, tags = nil)
-        known = key && @keys[[template[:definition].values_at(:namespace, :name), key]]
+      # All, or none.
+      def create_all(template, tasks, inputs)
+        created = []
+        tasks.zip(inputs).map { |task, input| create(template, input, *task.drop(1)).tap { |run, new| created << run if new } }
+      rescue NotUnique
+        created.each do |run|
+          @tasks.delete(run.id)
+          @keys.delete_if { |_, known| known == run }
+          @uniques.forget(run)
+        end
+        raise
+      end
+
+      def create(template, input, key, priority, run_at, tags = nil, unique = nil)
+        name = template[:definition].values_at(:namespace, :name).join("/")
+        known = key && @keys[[name, key]]
         return [known, false] if known
 
-        task = TaskRun.new(template, input, @signals, key: key, priority: priority, run_at: run_at && Time.iso8601(run_at), tags: tags)
-        @keys[[template[:definition].values_at(:namespace, :name), key]] = task if key
-        [@tasks[task.id] = task, true]
+        given = { priority: priority, run_at: run_at && Time.iso8601(run_at), tags: tags }
+        create = lambda do
+          task = TaskRun.new(template, input, @signals, key: key, **given)
+          @keys[[name, key]] = task if key
+          @tasks[task.id] = task
+        end
+        rule = unique || template[:definition][:unique]&.to_json or return [create.call, true]
+        task, created = @uniques.settle(name, rule, input, &create)
+        task.reschedule(template, input, **given) if !created && rule.include?('"on_conflict":"reschedule"')
+        [task, created]
       end
 
       def send_signal(signal)

@@ -11,17 +11,22 @@ module TaskerCore
       def initialize(template, input, signals, key: nil, priority: nil, run_at: nil, parent: nil, tags: nil)
         @parent = parent
         @id = SecureRandom.uuid
-        @template = template
         @signals = signals
         @values = {}
+        @key = key
+        @created_at = Time.now
+        reschedule(template, input, priority: priority, run_at: run_at, tags: tags)
+      end
+
+      # Before it has begun.
+      def reschedule(template, input, priority:, run_at:, tags:)
+        @template = template
         @definition = template[:definition]
         @input = input
-        @key = key
         @priority = priority || @definition[:priority]
         @run_at = run_at
-        @created_at = Time.now
         @tags = tags_of(tags)
-        @steps = @definition[:steps].map { |step| StepRun.new(step, step[:wait] && WaitRun.new(step[:wait], self, signals)) }
+        @steps = @definition[:steps].map { |step| StepRun.new(step, step[:wait] && WaitRun.new(step[:wait], self, @signals)) }
         @steps.each { |step| step.parents = @steps.values_at(*step.definition[:parents]) }
       end
 
@@ -66,6 +71,8 @@ module TaskerCore
       end
 
       def undoing? = !@undos.nil? && !@undos.all?(&:undone?)
+
+      def begun? = !@started_at.nil?
 
       def ended? = %w[complete discarded].include?(state)
 

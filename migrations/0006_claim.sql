@@ -5,7 +5,8 @@ CREATE TYPE tasker.taker AS (queue text, worker int, room int, lease interval);
 
 -- Sends one message per step, in a batch per queue, and creates the steps' rows. The primary key refuses a step a second life.
 -- A message carries identity only: task, step, attempt. The row holds the rest.
--- Steps under a limit seek its permit instead (see 0007_limits.sql); those of a queue that cannot be worked with are held back.
+-- Steps under a limit seek its permit instead (see 0007_limits.sql); those of a queue that cannot be worked with, or that are
+-- paused (see 0033_pauses.sql), are held back.
 -- Returns the messages that p_taker has now: they come into the queue as if it had leased them there.
 CREATE FUNCTION tasker.enqueue_steps(p_tasks uuid[], p_steps smallint[], p_queues text[], p_taker tasker.taker DEFAULT NULL)
 RETURNS tasker.leased_message[]
@@ -28,6 +29,12 @@ BEGIN
         SELECT array_agg(r.task), array_agg(r.step), array_agg(r.queue) INTO p_tasks, p_steps, p_queues
         FROM unnest(p_tasks, p_steps, p_queues) AS r(task, step, queue)
         WHERE NOT EXISTS (SELECT FROM tasker.broken_queues b WHERE b.queue = r.queue);
+    END IF;
+    IF EXISTS (SELECT FROM tasker.pauses) THEN
+        SELECT h.p_tasks, h.p_steps, h.p_queues INTO p_tasks, p_steps, p_queues FROM tasker.hold_ready(p_tasks, p_steps, p_queues) AS h;
+        IF tasker.is_paused(left(p_taker.queue, -6)) THEN
+            p_taker := NULL;
+        END IF;
     END IF;
     IF EXISTS (SELECT FROM tasker.limits) THEN
         v_limited := tasker.are_limited(p_tasks, p_steps);
@@ -152,7 +159,7 @@ BEGIN
         SELECT n.id, n.queue, m.message AS mark, coalesce(n.queue_target, least(p_target, greatest(coalesce(m.room, p_target), 10))) AS target
         FROM tasker.awake_namespaces(0, NULL) AS n
         CROSS JOIN LATERAL (SELECT * FROM tasker.marks WHERE namespace_id = n.id OFFSET 0) AS m
-        WHERE (p_namespaces IS NULL OR n.name = ANY (p_namespaces))
+        WHERE (p_namespaces IS NULL OR n.name = ANY (p_namespaces)) AND NOT tasker.is_paused(n.name)
           AND EXISTS (SELECT FROM tasker.lanes(n.id) AS l, LATERAL (
                   SELECT FROM tasker.tasks t
                   WHERE t.namespace_id = n.id AND t.priority = l.priority AND t.claim_order >= l.mark AND t.created_at <= v_before
@@ -201,13 +208,16 @@ $$;
 
 -- Enqueues the steps whose retry is due, or whose delay is over, the longest waiting first; those under a limit seek its permit.
 -- Returns how many, and when the next one will be due, or wake (null: none is waiting).
--- Locks: steps that wait for a retry, skipping those that another orchestrator has. It wants no task's lock.
+-- Locks: those of free_resumed; then steps that wait for a retry, skipping those that another orchestrator has. It wants no task's lock.
 CREATE FUNCTION tasker.enqueue_due_retries(p_limit int, OUT enqueued int, OUT next_due timestamptz)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_tasks uuid[];
     v_steps smallint[];
 BEGIN
+    IF EXISTS (SELECT FROM tasker.pauses) THEN
+        PERFORM tasker.free_resumed(p_limit);
+    END IF;
     WITH due AS MATERIALIZED (
         SELECT s.ctid AS place FROM tasker.steps s
         WHERE s.retry_at <= clock_timestamp() ORDER BY s.retry_at LIMIT p_limit

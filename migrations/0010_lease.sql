@@ -137,7 +137,8 @@ RETURNS SETOF tasker.leased_step
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_leased    tasker.leased_message[];
-    v_started   tasker.leased_message[];
+    v_kept      tasker.leased_message[];
+    v_paused    boolean := EXISTS (SELECT FROM tasker.pauses);
     v_messages  jsonb[];
     v_runnable  int;
     v_room      int;
@@ -146,6 +147,9 @@ DECLARE
     v_traced    jsonb;
 BEGIN
     PERFORM tasker.check_worker(ARRAY[left(p_queue, -6)]);
+    IF v_paused AND tasker.is_paused(left(p_queue, -6)) THEN
+        RETURN;
+    END IF;
     SELECT n.id, m.message INTO v_namespace, v_mark
     FROM tasker.namespaces n JOIN tasker.marks m ON m.namespace_id = n.id WHERE n.queue = p_queue;
     IF p_unable THEN
@@ -155,11 +159,17 @@ BEGIN
         EXECUTE format('SELECT * FROM tasker.%I($1, $2, $3, $4)', p_queue || '_lease')
         INTO v_leased, v_messages USING v_mark, p_limit, p_lease, p_worker;
     END IF;
+    v_kept := v_leased;
+    IF v_leased IS NOT NULL AND v_paused THEN
+        v_kept := tasker.hold_leased(p_queue, v_kept);
+    END IF;
     IF v_leased IS NOT NULL AND EXISTS (SELECT FROM tasker.limits) THEN
-        v_started := tasker.start_limited(p_queue, v_leased);
+        v_kept := tasker.start_limited(p_queue, v_kept);
+    END IF;
+    IF cardinality(v_kept) < cardinality(v_leased) THEN
         v_messages := ARRAY(SELECT u.message FROM unnest(v_leased, v_messages) WITH ORDINALITY AS u(msg_id, fence, task, step, message, n)
-                            WHERE u.msg_id = ANY (ARRAY(SELECT s.msg_id FROM unnest(v_started) AS s)) ORDER BY u.n);
-        v_leased := v_started;
+                            WHERE u.msg_id = ANY (ARRAY(SELECT k.msg_id FROM unnest(v_kept) AS k)) ORDER BY u.n);
+        v_leased := v_kept;
     END IF;
     IF v_leased IS NOT NULL THEN
         RETURN QUERY SELECT * FROM tasker.leased_steps(v_leased);

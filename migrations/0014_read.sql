@@ -1,15 +1,34 @@
--- Reading: what operators and clients see. Two states are not stored but seen: a task waits (not only for its time) when all that is left of
--- it waits for a retry, or sleeps, and a step is in progress while its message is leased.
+-- Reading: what operators and clients see. Three states are not stored but seen: a task waits (not only for its time) when all that is left of
+-- it waits for a retry, or sleeps, it is paused while it would otherwise go on, and a step is in progress while its message is leased.
+
+-- The pause of a task, or of its namespace (see 0033_pauses.sql); null: it is not paused, or has ended.
+CREATE FUNCTION tasker.read_pause(p_task tasker.tasks) RETURNS jsonb
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF p_task.finished_at IS NOT NULL OR NOT EXISTS (SELECT FROM tasker.pauses) THEN
+        RETURN NULL;
+    END IF;
+    RETURN (
+        SELECT jsonb_build_object('kind', p.kind, 'name', p.name, 'who', p.who, 'why', p.why, 'since', p.since)
+        FROM tasker.pauses p
+        WHERE p.id = tasker.pause_of(p_task.id) OR p.kind = 'namespace' AND p.resumed_at IS NULL AND p.namespace = (
+            SELECT n.name FROM tasker.namespaces n WHERE n.id = p_task.namespace_id)
+        ORDER BY p.id LIMIT 1);
+END
+$$;
 
 CREATE FUNCTION tasker.visible_state(p_task tasker.tasks) RETURNS tasker.task_state
-LANGUAGE sql STABLE BEGIN ATOMIC
-    SELECT CASE
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN CASE
+        WHEN p_task.state IN ('pending', 'running', 'waiting') AND tasker.read_pause(p_task) IS NOT NULL THEN 'paused'
         WHEN p_task.state = 'running'
             AND EXISTS (SELECT 1 FROM tasker.steps s WHERE s.task_id = p_task.id AND (s.state = 'waiting_retry' OR s.wakes_at IS NOT NULL))
             AND NOT EXISTS (SELECT 1 FROM tasker.steps s
                             WHERE s.task_id = p_task.id AND (s.state = 'enqueued' OR s.state = 'waiting' AND s.wakes_at IS NULL))
         THEN 'waiting' ELSE p_task.state END;
-END;
+END
+$$;
 
 -- The leases of a queue's messages, as far as they have one: who holds them and since when.
 CREATE FUNCTION tasker.leases_of(p_queue text, p_messages bigint[]) RETURNS TABLE (msg_id bigint, worker int, leased_at timestamptz)
@@ -31,7 +50,8 @@ LANGUAGE sql STABLE BEGIN ATOMIC
             'task', t.parent_id, 'item', t.item, 'step', (
                 SELECT ps.name FROM tasker.tasks p JOIN tasker.template_steps ps ON ps.version_id = p.version_id AND ps.step = t.parent_step
                 WHERE p.id = t.parent_id)) END,
-        'created_at', t.created_at, 'run_at', t.run_at, 'started_at', t.started_at, 'finished_at', t.finished_at)
+        'created_at', t.created_at, 'run_at', t.run_at, 'started_at', t.started_at, 'finished_at', t.finished_at,
+        'pause', tasker.read_pause(t))
     FROM tasker.tasks t
     JOIN tasker.templates tp ON tp.id = t.template_id
     JOIN tasker.template_versions tv ON tv.id = t.version_id
@@ -80,7 +100,8 @@ BEGIN
             ELSE s.state END,
         'attempt', CASE WHEN s.state IS NULL THEN 0 WHEN s.state IN ('dead', 'waiting_retry', 'waiting') THEN s.failures ELSE s.failures + 1 END,
         'max_attempts', coalesce(s.max_attempts, s.own_attempts, sn.max_attempts),
-        'worker', m.name, 'waits_for', coalesce(p.name, CASE
+        'worker', m.name, 'waits_for', coalesce(p.name, d.kind || ' ' || d.name || ' to be resumed', CASE
+            WHEN s.state = 'enqueued' AND l.worker IS NULL AND tasker.is_paused(s.namespace) THEN 'namespace ' || s.namespace || ' to be resumed'
             WHEN s.state = 'waiting' AND s.kind = 'undo' THEN (
                 SELECT o.created - f.ended || ' of ' || o.created || ' tasks to be undone' FROM tasker.fan_outs o WHERE o.task_id = p_task AND o.step = s.undoes)
             WHEN s.state = 'waiting' AND f.total IS NULL AND f.pages > 0 THEN 'page ' || f.pages || ' of what is to be done, or its tasks'
@@ -101,6 +122,9 @@ BEGIN
     LEFT JOIN (SELECT * FROM tasker.fan_outs WHERE task_id = p_task) AS f ON f.step = s.number
     LEFT JOIN (SELECT DISTINCT ON (step) * FROM tasker.waits WHERE task_id = p_task AND since IS NOT NULL ORDER BY step, since DESC) AS w
         ON w.step = s.number AND s.state = 'waiting'
+    LEFT JOIN (SELECT DISTINCT ON (h.step) h.step, o.kind, o.name FROM tasker.pauses o
+               CROSS JOIN LATERAL (SELECT step FROM tasker.paused_steps WHERE pause_id = o.id AND task_id = p_task OFFSET 0) AS h) AS d
+        ON d.step = s.number AND s.state = 'waiting_retry'
     LEFT JOIN tasker.broken_queues b ON b.queue = s.queue AND s.state IN ('enqueued', 'waiting_retry')
     LEFT JOIN (SELECT h.step, s.handler FROM tasker.unhandled h JOIN step s ON s.number = h.step
                WHERE h.version_id = v_task.version_id AND s.retry_at = 'infinity') AS u ON u.step = s.number

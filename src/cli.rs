@@ -10,6 +10,7 @@ mod health;
 mod limit;
 mod migrate;
 mod namespace;
+mod pause;
 mod queue;
 mod schedule;
 mod serve;
@@ -68,6 +69,12 @@ enum Command {
     /// Show the limits on steps, and close their circuit breakers
     #[command(subcommand)]
     Limit(limit::Limit),
+    /// Let nothing new begin of a task, a template, a namespace or a handler; what runs ends
+    Pause(pause::Pause),
+    /// Let it go on
+    Resume(pause::Resume),
+    /// List what is paused, by whom and why
+    Pauses(pause::Pauses),
     /// List namespaces and change their rules
     #[command(subcommand)]
     Namespace(namespace::Namespace),
@@ -189,6 +196,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> i32 {
             Command::Config(config) => config.run().await,
             Command::Queue(queue) => queue.run().await,
             Command::Limit(limit) => limit.run().await,
+            Command::Pause(pause) => pause.run().await,
+            Command::Resume(resume) => resume.run().await,
+            Command::Pauses(pauses) => pauses.run().await,
             Command::Namespace(namespace) => namespace.run().await,
             Command::Template(template) => template.run().await,
             Command::Worker { .. } => Err(Error::Config(

@@ -1,7 +1,7 @@
 //! The verbs of the engine, each a thin, batched call of the SQL function that does the work in one transaction (`migrations/`).
 //!
 //! Read them in the order in which a task meets them: [`register`], [`submit`], [`claim`], [`lease`], [`complete`] or [`fail`],
-//! [`dead_letters`], [`cancel`], [`read`]; [`children`] are the tasks of a step, [`signals`] what somebody says to a task, [`memories`] what its handlers leave, [`schedules`] when tasks begin by themselves; [`member`] is who does it, and [`reconcile`] what looks after it all; [`unhandled`] is what nobody can do; [`trace`] is what they tell of a
+//! [`dead_letters`], [`cancel`], [`pauses`], [`read`]; [`children`] are the tasks of a step, [`signals`] what somebody says to a task, [`memories`] what its handlers leave, [`schedules`] when tasks begin by themselves; [`member`] is who does it, and [`reconcile`] what looks after it all; [`unhandled`] is what nobody can do; [`trace`] is what they tell of a
 //! task. The fleet as a whole is in `fleet`, and what it is told in [`configuration`]. How large things may be is in [`payload`].
 
 pub(crate) mod alerts;
@@ -20,6 +20,7 @@ pub mod limits;
 pub mod member;
 pub mod memories;
 pub mod namespaces;
+pub mod pauses;
 pub mod payload;
 pub mod read;
 pub mod reconcile;

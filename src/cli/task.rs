@@ -347,12 +347,23 @@ fn describe(task: &Value) -> String {
             field(parent, "item")
         ),
     };
+    let pause = match &task["pause"] {
+        Value::Null => String::new(),
+        pause => format!(
+            "\npause       {} {}, by {} at {}: {}",
+            field(pause, "kind"),
+            field(pause, "name"),
+            field(pause, "who"),
+            field(pause, "since"),
+            field(pause, "why")
+        ),
+    };
     let values = match &task["values"] {
         Value::Object(values) if !values.is_empty() => format!("\nvalues      {}", task["values"]),
         _ => String::new(),
     };
     format!(
-        "{head}{parent}\ninput       {}{values}\n\n{}",
+        "{head}{parent}{pause}\ninput       {}{values}\n\n{}",
         task["input"],
         table(&headings[..headings.len() - usize::from(!any_why)], &rows)
     )

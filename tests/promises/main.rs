@@ -33,6 +33,7 @@ mod metrics;
 mod other_servers;
 mod owners;
 mod pages;
+mod pauses;
 mod poolers;
 mod priorities;
 mod roles;

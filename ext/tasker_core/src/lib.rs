@@ -11,6 +11,7 @@ mod dead_letters;
 mod json;
 mod logs;
 mod orchestrator;
+mod pauses;
 mod raise;
 mod runtime;
 mod schedules;
@@ -53,6 +54,7 @@ fn init(ruby: &Ruby) -> Result<(), Error> {
     dead_letters::init(native)?;
     logs::init(native)?;
     orchestrator::init(ruby, native)?;
+    pauses::init(native)?;
     schedules::init(native)?;
     signals::init(native)?;
     worker::init(ruby, native)

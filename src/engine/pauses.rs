@@ -1,0 +1,68 @@
+//! Pauses: what runs ends, and nothing new begins (`migrations/0033_pauses.sql`).
+
+use std::str::FromStr;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::dead_letters::By;
+use crate::db::Db;
+use crate::error::Result;
+
+/// What can be paused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pausable {
+    /// A task, by its id, with those that are its steps.
+    Task,
+    /// All tasks of a template: name, or namespace/name.
+    Template,
+    /// What a namespace's workers do, and the tasks of its own that have not begun.
+    Namespace,
+    /// The steps that a handler runs: namespace/handler.
+    Handler,
+}
+
+impl FromStr for Pausable {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Pausable::Task, Pausable::Template, Pausable::Namespace, Pausable::Handler]
+            .into_iter()
+            .find(|kind| kind.name() == text)
+            .ok_or_else(|| format!("unknown kind {text:?}: expected task, template, namespace or handler"))
+    }
+}
+
+impl Pausable {
+    fn name(self) -> &'static str {
+        match self {
+            Pausable::Task => "task",
+            Pausable::Template => "template",
+            Pausable::Namespace => "namespace",
+            Pausable::Handler => "handler",
+        }
+    }
+}
+
+/// Pauses it. Returns false where it was paused already, which stays as it was. What a worker has leased ahead (as much as it does in 100 ms) may
+/// begin yet.
+///
+/// Errors: [`crate::Error::NotFound`], and [`crate::Error::Invalid`] for a name that several templates have.
+pub async fn pause(db: &Db, what: Pausable, name: &str, by: &By) -> Result<bool> {
+    let query = sqlx::query_scalar("SELECT tasker.pause($1, $2, $3, $4)")
+        .bind(what.name())
+        .bind(name);
+    Ok(query.bind(&by.who).bind(&by.why).fetch_one(db.pool()).await?)
+}
+
+/// Lets it go on. Returns false where it was not paused. Errors: those of [`pause`].
+pub async fn resume(db: &Db, what: Pausable, name: &str) -> Result<bool> {
+    let query = sqlx::query_scalar("SELECT tasker.resume($1, $2)").bind(what.name()).bind(name);
+    Ok(query.fetch_one(db.pool()).await?)
+}
+
+/// The pauses that there are: kind, name, who, why, since, and how many steps are held back under it (`held`); the oldest first.
+pub async fn list(db: &Db) -> Result<Vec<Value>> {
+    Ok(sqlx::query_scalar("SELECT tasker.list_pauses()").fetch_all(db.pool()).await?)
+}

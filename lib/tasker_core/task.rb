@@ -90,6 +90,17 @@ module TaskerCore
     # @return [Boolean] whether this call cancelled it
     def cancel(undo: false) = @client.native.cancel(@id, undo)
 
+    # Lets nothing new begin of it, nor of the tasks that are its steps; what runs ends.
+    # @param who [String] a person's name, or a program's
+    # @param why [String, nil]
+    # @return [Boolean] false where it was paused already
+    # @see Pauses
+    def pause(who:, why: nil) = Pauses.pause(task: self, who: who, why: why)
+
+    # Lets it go on.
+    # @return [Boolean] false where it was not paused
+    def resume = Pauses.resume(task: self)
+
     # @return [self]
     # @raise [NotFound]
     def reload

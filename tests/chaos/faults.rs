@@ -12,6 +12,16 @@ use crate::disk::SmallDisk;
 use crate::processes::Processes;
 use crate::proxy::{BLACK_HOLE, PASS, SLOW};
 
+/// A template, a namespace or a handler, whichever it is.
+const PAUSE: &str = "
+    SELECT tasker.pause(w.kind, w.name, 'chaos', NULL) FROM (
+        SELECT 'template' AS kind, n.name || '/' || t.name AS name FROM tasker.templates t JOIN tasker.namespaces n ON n.id = t.namespace_id
+        UNION SELECT 'namespace', n.name FROM tasker.namespaces n
+        UNION SELECT 'handler', ts.namespace || '/' || ts.handler FROM tasker.template_steps ts WHERE ts.handler IS NOT NULL
+        ) AS w ORDER BY random() LIMIT 1";
+
+const RESUME: &str = "SELECT tasker.resume(p.kind, p.name) FROM tasker.pauses p WHERE p.resumed_at IS NULL";
+
 pub(crate) struct Faults<'a> {
     random: Rng,
     postgres: &'a PrivatePostgres,
@@ -55,6 +65,9 @@ impl<'a> Faults<'a> {
             process.proxy.cut();
             process.signal(Signal::SIGCONT);
         }
+        while sqlx::query(RESUME).execute(self.pool).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
         self.done
             .iter()
             .map(|(what, count)| format!("{count} {what}"))
@@ -66,7 +79,7 @@ impl<'a> Faults<'a> {
         let chosen = self.random.usize(..processes.0.len());
         let while_it_lasts = Duration::from_millis(self.random.u64(500..6_000));
         let freeze = Duration::from_millis(self.random.u64(3_500..5_000));
-        let what = match self.random.u8(..24) {
+        let what = match self.random.u8(..26) {
             _ if self.only_freezes => {
                 let worker = self.random.usize(2..processes.0.len());
                 processes.0[worker].signal(Signal::SIGSTOP);
@@ -122,6 +135,13 @@ impl<'a> Faults<'a> {
                 }
                 None => "disks that cannot be filled here",
             },
+            23..=24 => {
+                let [pause, resume] = [PAUSE, RESUME].map(|sql| sqlx::query(sql).execute(self.pool));
+                pause.await.ok();
+                tokio::time::sleep(while_it_lasts).await;
+                resume.await.ok();
+                "pauses"
+            }
             _ => {
                 processes.restart_one_by_one().await;
                 "rolling restarts"

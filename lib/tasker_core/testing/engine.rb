@@ -1,6 +1,7 @@
 # frozen_string_literal: true
 
 require_relative "executor"
+require_relative "pauses"
 require_relative "schedules"
 require_relative "signals"
 require_relative "task_run"
@@ -25,6 +26,7 @@ module TaskerCore
           @tasks = {}
           @keys = {}
           @uniques = Uniques.new
+          @pauses = Pauses.new
           @signals = Signals.new
           @schedules = Schedules.new do |template, definition, input|
             create(template(template), input, nil, definition[:priority], nil).first
@@ -78,6 +80,15 @@ module TaskerCore
 
       # @return [String] JSON
       def schedules(request) = @schedules.answer(request.merge(template: request[:template] && full_name(request[:template]))).to_json
+
+      # @return [String] JSON
+      def pauses(request)
+        kind, name = request.values_at(:kind, :name)
+        request = request.merge(name: name = full_name(name)) if kind == "template"
+        raise NotFound, "no #{kind} #{name}" unless request[:verb] == :list || there?(kind, name)
+
+        @pauses.answer(request).to_json
+      end
 
       # @return [String] JSON
       def signals(request)
@@ -174,6 +185,18 @@ module TaskerCore
 
       def find(name) = @templates.filter_map { |full, template| template if full == name || full.split("/").last == name }
 
+      # Whether there is such a thing to pause.
+      def there?(kind, name)
+        return @tasks.key?(name) if kind == "task"
+
+        steps = @templates.values.flat_map { |template| template[:definition][:steps] }
+        case kind
+        when "handler" then steps.any? { |step| "#{step[:namespace]}/#{step[:handler] || step.dig(:each, :handler)}" == name }
+        when "namespace" then steps.any? { |step| step[:namespace] == name }
+        else true
+        end
+      end
+
       def register_all = Workflow.sources(TaskerCore.configuration.templates).each { |source| register(*source) }
 
       # All, or none.
@@ -196,7 +219,7 @@ module TaskerCore
 
         given = { priority: priority, run_at: run_at && Time.iso8601(run_at), tags: tags }
         create = lambda do
-          task = TaskRun.new(template, input, @signals, key: key, **given)
+          task = TaskRun.new(template, input, @signals, @pauses, key: key, **given)
           @keys[[name, key]] = task if key
           @tasks[task.id] = task
         end
@@ -270,16 +293,16 @@ module TaskerCore
       def page(task, step, input)
         number = (step.children&.size || 0) + 1
         template = part(task, step.definition, "pages", step.pages)
-        child = TaskRun.new(template, input, @signals, priority: task.priority, tags: task.tags,
-                                                       parent: { task: task.id, step: step.name, item: -number })
+        child = TaskRun.new(template, input, @signals, @pauses, priority: task.priority, tags: task.tags, above: task,
+                                                                parent: { task: task.id, step: step.name, item: -number })
         @tasks[child.id] = child
       end
 
       def create_child(task, step, input, item)
         template = step.definition[:workflow] || step.definition.dig(:each, :workflow)
         template = template ? template(template) : part(task, step.definition, nil, step.definition.dig(:each, :handler))
-        child = TaskRun.new(template, input, @signals, priority: task.priority, tags: task.tags,
-                                                       parent: { task: task.id, step: step.name, item: item })
+        child = TaskRun.new(template, input, @signals, @pauses, priority: task.priority, tags: task.tags, above: task,
+                                                                parent: { task: task.id, step: step.name, item: item })
         @tasks[child.id] = child
       end
 

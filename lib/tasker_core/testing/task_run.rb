@@ -8,8 +8,11 @@ module TaskerCore
       attr_reader :id, :input, :priority, :parent, :template, :created_at, :tags
 
       # @param parent [Hash, nil] task, step and item, where it is another's child
-      def initialize(template, input, signals, key: nil, priority: nil, run_at: nil, parent: nil, tags: nil)
+      # @param above [TaskRun, nil] that other
+      def initialize(template, input, signals, pauses, key: nil, priority: nil, run_at: nil, parent: nil, above: nil, tags: nil)
         @parent = parent
+        @above = above
+        @pauses = pauses
         @id = SecureRandom.uuid
         @signals = signals
         @values = {}
@@ -31,13 +34,13 @@ module TaskerCore
       end
 
       def due?
-        return false if @running
-        return @undos.any?(&:ready?) if undoing?
+        return false if @running || paused? || (!begun? && @pauses.of_namespace(self))
+        return may_begin(@undos).any?(&:ready?) if undoing?
         return false if @cancelled || finished_by || (@run_at && @run_at > Time.now)
         return true unless @started_at
 
         skip
-        !discarded? && @steps.any?(&:ready?)
+        !discarded? && may_begin(@steps).any?(&:ready?)
       end
 
       # Yields until it has ended, or waits for its time.
@@ -69,6 +72,12 @@ module TaskerCore
         @undos.each { |undo| undo.among(@undos) }
         @cancelled = true
       end
+
+      # Whether nothing new may begin of it.
+      def paused? = !own_pause.nil?
+
+      # That of it, or of one that it is a step of.
+      def own_pause = @pauses.of(self) || @above&.own_pause
 
       def undoing? = !@undos.nil? && !@undos.all?(&:undone?)
 
@@ -108,7 +117,7 @@ module TaskerCore
 
         loop do
           skip unless @undos
-          ready = (@undos || @steps).select { |step| impatient && step.own_time? ? step.open? : step.ready? }
+          ready = may_begin(@undos || @steps).select { |step| impatient && step.own_time? ? step.open? : step.ready? }
           step = ready.select(&:waits?).min_by { |wait| wait.wait.since } || ready.first
           return step unless step&.settles_itself?
 
@@ -125,6 +134,11 @@ module TaskerCore
       end
 
       def state
+        state = unpaused_state
+        %w[pending running waiting].include?(state) && pause ? "paused" : state
+      end
+
+      def unpaused_state
         return undoing? ? "undoing" : @undo_as if @undos
         return "cancelled" if @cancelled
         return "discarded" if discarded?
@@ -144,11 +158,17 @@ module TaskerCore
           id: @id, template: @definition[:name], namespace: @definition[:namespace], version: @template[:version], state: state,
           priority: @priority, key: @key, tags: @tags, input: JSON.parse(@input), created_at: at(@created_at), run_at: at(@run_at),
           parent: @parent, started_at: at(@started_at), finished_at: at(Task::ENDED.include?(state) ? @finished_at : nil),
+          pause: (pause unless Task::ENDED.include?(state)),
           steps: [*@steps, *@undos].map { |step| step.to_h(left) }
         }
       end
 
       private
+
+      def pause = own_pause || @pauses.of_namespace(self)
+
+      # Those of these steps that are not paused.
+      def may_begin(steps) = paused? ? [] : steps.reject { |step| @pauses.step?(step) }
 
       # Those that its template finds in the input, and above them its own; as text.
       def tags_of(own)

@@ -236,3 +236,39 @@ BEGIN
                       (SELECT min(s.wakes_at) FROM tasker.steps s WHERE s.wakes_at < 'infinity'));
 END
 $$;
+
+-- Gives tasks that have not ended another priority, and those that are their steps. One that is pending goes to where it would be if it had had it from
+-- the beginning. Returns those, of either, whose it was not already.
+-- Locks: the tasks in id order; then the marks of their namespaces, in order.
+CREATE FUNCTION tasker.prioritize_tasks(p_tasks uuid[], p_priority text) RETURNS SETOF uuid
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_priority   smallint := tasker.priority_number(p_priority);
+    v_changed    uuid[];
+    v_namespaces int[];
+    v_first      timestamptz[];
+BEGIN
+    IF v_priority IS NULL THEN
+        RAISE EXCEPTION 'unknown priority %: use low, normal, high or urgent', coalesce(quote_literal(p_priority), 'null') USING ERRCODE = 'TK004';
+    END IF;
+    WITH RECURSIVE family AS (
+        SELECT t.id FROM tasker.tasks t WHERE t.id = ANY (p_tasks) AND t.finished_at IS NULL
+        UNION SELECT c.id FROM family f CROSS JOIN LATERAL (SELECT * FROM tasker.tasks WHERE parent_id = f.id OFFSET 0) AS c WHERE c.finished_at IS NULL
+    ), held AS MATERIALIZED (
+        SELECT t.id FROM tasker.tasks t WHERE t.id = ANY (ARRAY(SELECT f.id FROM family f)) ORDER BY t.id FOR NO KEY UPDATE
+    ), changed AS (
+        UPDATE tasker.tasks t SET priority = v_priority, claim_order = t.claim_order + (t.priority - v_priority) * tasker.aging()
+        WHERE t.id = ANY (ARRAY(SELECT h.id FROM held h)) AND t.finished_at IS NULL AND t.priority <> v_priority
+        RETURNING t.id, t.namespace_id, t.claim_order
+    ), first AS (
+        SELECT c.namespace_id, min(c.claim_order) AS first FROM changed c WHERE c.claim_order IS NOT NULL GROUP BY c.namespace_id ORDER BY c.namespace_id
+    )
+    SELECT (SELECT array_agg(c.id) FROM changed c), array_agg(f.namespace_id), array_agg(f.first) INTO v_changed, v_namespaces, v_first FROM first f;
+    -- In its new lane it may be before the mark, behind which nobody looks.
+    PERFORM 1 FROM tasker.marks m WHERE m.namespace_id = ANY (v_namespaces) ORDER BY m.namespace_id FOR NO KEY UPDATE;
+    UPDATE tasker.marks m
+    SET lanes[v_priority] = least(m.lanes[v_priority], f.first), next_lanes[v_priority] = least(m.next_lanes[v_priority], f.first)
+    FROM unnest(v_namespaces, v_first) AS f(namespace_id, first) WHERE m.namespace_id = f.namespace_id;
+    RETURN QUERY SELECT unnest(v_changed);
+END
+$$;

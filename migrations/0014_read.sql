@@ -11,7 +11,7 @@ BEGIN
     RETURN (
         SELECT jsonb_build_object('kind', p.kind, 'name', p.name, 'who', p.who, 'why', p.why, 'since', p.since)
         FROM tasker.pauses p
-        WHERE p.id = tasker.pause_of(p_task.id) OR p.kind = 'namespace' AND p.resumed_at IS NULL AND p.namespace = (
+        WHERE p.id = tasker.pause_of(p_task.id) OR p.kind = 'namespace' AND p.resumed_at IS NULL AND p.name = (
             SELECT n.name FROM tasker.namespaces n WHERE n.id = p_task.namespace_id)
         ORDER BY p.id LIMIT 1);
 END
@@ -144,45 +144,59 @@ LANGUAGE sql STABLE BEGIN ATOMIC
     WHERE tp.id = p_task.template_id AND tv.id = p_task.version_id AND n.id = p_task.namespace_id;
 END;
 
--- Whether a list has this task: of a namespace, a template's name, in a state, before another, since an id; a null filter filters nothing.
-CREATE FUNCTION tasker.is_listed(p_task tasker.tasks, p_namespace text, p_template text, p_state text, p_before uuid, p_first uuid) RETURNS boolean
+-- Whether a filter lets this task through, but for its key, its tags and its id (see find_tasks).
+CREATE FUNCTION tasker.is_listed(p_task tasker.tasks, p_filter jsonb) RETURNS boolean
 LANGUAGE sql STABLE BEGIN ATOMIC
-    SELECT (p_before IS NULL OR p_task.id < p_before) AND (p_first IS NULL OR p_task.id >= p_first)
-       AND (p_state IS NULL OR tasker.visible_state(p_task)::text = p_state)
-       AND (p_namespace IS NULL AND p_template IS NULL OR EXISTS (
+    SELECT (NOT p_filter ? 'state' OR tasker.visible_state(p_task)::text = p_filter ->> 'state')
+       AND (NOT p_filter ? 'error' OR p_task.state NOT IN ('pending', 'complete') AND EXISTS (
+           SELECT FROM tasker.steps s WHERE s.task_id = p_task.id AND s.state = 'dead' AND s.errors -> -1 ->> 'class' = p_filter ->> 'error'))
+       AND (NOT p_filter ?| '{namespace, template}' OR EXISTS (
            SELECT FROM tasker.templates tp JOIN tasker.namespaces n ON n.id = p_task.namespace_id
-           WHERE tp.id = p_task.template_id AND (p_namespace IS NULL OR n.name = p_namespace) AND (p_template IS NULL OR tp.name = p_template)));
+           WHERE tp.id = p_task.template_id AND coalesce(n.name = p_filter ->> 'namespace', true) AND coalesce(tp.name = p_filter ->> 'template', true)));
 END;
 
--- The newest tasks first, those before p_before; a null filter filters nothing. With a key, or with tags, they are found by these; else the ids, which
--- begin with the time, say where p_since is.
-CREATE FUNCTION tasker.list_tasks(
-    p_namespace text, p_template text, p_state text, p_before uuid, p_limit int, p_key text DEFAULT NULL, p_since timestamptz DEFAULT NULL,
-    p_tags jsonb DEFAULT NULL
-) RETURNS SETOF jsonb
+-- The newest tasks first that a filter lets through: {namespace, template, state, error (the class of the last error of a dead step), before (a task's id),
+-- since, key, tags}; what it lacks filters nothing. With a key, or with tags, they are found by these; else the ids, which begin with the time, say
+-- where since is. p_open: only those that have not ended.
+CREATE FUNCTION tasker.find_tasks(p_filter jsonb, p_limit int, p_open boolean DEFAULT false) RETURNS SETOF tasker.tasks
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    v_first uuid := (lpad(to_hex((extract(epoch FROM p_since) * 1000)::bigint), 12, '0') || repeat('0', 20))::uuid;
+    v_before uuid := p_filter ->> 'before';
+    v_first  uuid := coalesce((lpad(to_hex((extract(epoch FROM (p_filter ->> 'since')::timestamptz) * 1000)::bigint), 12, '0') || repeat('0', 20))::uuid,
+                              '00000000-0000-0000-0000-000000000000');
 BEGIN
-    IF p_key IS NOT NULL THEN
+    IF p_filter ? 'key' THEN
         RETURN QUERY
-        SELECT tasker.listed(t) FROM tasker.templates tp JOIN tasker.tasks t ON t.template_id = tp.id AND t.key = p_key
-        WHERE (p_tags IS NULL OR t.tags @> p_tags) AND tasker.is_listed(t, p_namespace, p_template, p_state, p_before, v_first)
+        SELECT t.* FROM tasker.templates tp JOIN tasker.tasks t ON t.template_id = tp.id AND t.key = p_filter ->> 'key'
+        WHERE coalesce(t.tags @> (p_filter -> 'tags'), NOT p_filter ? 'tags') AND t.id >= v_first AND (v_before IS NULL OR t.id < v_before)
+          AND tasker.is_listed(t, p_filter) AND NOT (p_open AND t.finished_at IS NOT NULL)
         ORDER BY t.id DESC LIMIT p_limit;
-    ELSIF p_tags IS NOT NULL THEN
+    ELSIF p_filter ? 'tags' THEN
         RETURN QUERY
-        SELECT tasker.listed(t) FROM tasker.tasks t
-        WHERE t.tags @> p_tags AND tasker.is_listed(t, p_namespace, p_template, p_state, p_before, v_first)
+        SELECT t.* FROM tasker.tasks t
+        WHERE t.tags @> (p_filter -> 'tags') AND t.id >= v_first AND (v_before IS NULL OR t.id < v_before)
+          AND tasker.is_listed(t, p_filter) AND NOT (p_open AND t.finished_at IS NOT NULL)
         ORDER BY t.id DESC LIMIT p_limit;
     ELSE
         RETURN QUERY
-        SELECT tasker.listed(t) FROM tasker.tasks t
-        WHERE (p_before IS NULL OR t.id < p_before) AND t.id >= coalesce(v_first, '00000000-0000-0000-0000-000000000000')
-          AND tasker.is_listed(t, p_namespace, p_template, p_state, NULL, NULL)
+        SELECT t.* FROM tasker.tasks t
+        WHERE t.id >= v_first AND (v_before IS NULL OR t.id < v_before)
+          AND tasker.is_listed(t, p_filter) AND NOT (p_open AND t.finished_at IS NOT NULL)
         ORDER BY t.id DESC LIMIT p_limit;
     END IF;
 END
 $$;
+
+CREATE FUNCTION tasker.list_tasks(p_filter jsonb, p_limit int) RETURNS SETOF jsonb
+LANGUAGE sql STABLE BEGIN ATOMIC
+    SELECT tasker.listed(t) FROM tasker.find_tasks(p_filter, p_limit) AS t;
+END;
+
+-- The ids of those that it lets through.
+CREATE FUNCTION tasker.matching_tasks(p_filter jsonb, p_limit int, p_open boolean) RETURNS SETOF uuid
+LANGUAGE sql STABLE BEGIN ATOMIC
+    SELECT t.id FROM tasker.find_tasks(p_filter, p_limit, p_open) AS t;
+END;
 
 -- The stored states of many tasks at once, for those who wait for them.
 CREATE FUNCTION tasker.task_states(p_tasks uuid[]) RETURNS TABLE (id uuid, state text)

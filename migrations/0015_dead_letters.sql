@@ -22,7 +22,7 @@ LANGUAGE sql STABLE BEGIN ATOMIC
     FROM tasker.dead_letter_actions a ORDER BY a.id DESC LIMIT p_limit;
 END;
 
--- The letters that p_filter lets through: {namespace, namespaces: [], template, handler, reason, class, task, ids: [], older_than, newer_than
+-- The letters that p_filter lets through: {namespace, namespaces: [], template, handler, reason, class, task, tasks: [], ids: [], older_than, newer_than
 -- (seconds), before: id}; what it lacks filters nothing. The newest first; 'before' continues after the last of a page. Where no namespace is named,
 -- those are left out whose queues cannot be worked with.
 CREATE FUNCTION tasker.find_dead_letters(p_filter jsonb, p_limit int)
@@ -53,6 +53,7 @@ BEGIN
               AND ($1 ->> 'reason' IS NULL OR q.message ->> 'reason' = $1 ->> 'reason')
               AND ($1 ->> 'class' IS NULL OR q.message -> 'errors' -> -1 ->> 'class' = $1 ->> 'class')
               AND ($1 ->> 'task' IS NULL OR q.message ->> 'task' = $1 ->> 'task')
+              AND (NOT $1 ? 'tasks' OR $1 -> 'tasks' ? (q.message ->> 'task'))
               AND ($1 ->> 'older_than' IS NULL OR q.enqueued_at <= now() - ($1 ->> 'older_than')::float8 * interval '1 second')
               AND ($1 ->> 'newer_than' IS NULL OR q.enqueued_at >= now() - ($1 ->> 'newer_than')::float8 * interval '1 second')
               AND (NOT $1 ? 'ids' OR $1 -> 'ids' ? ($2 || '/' || q.msg_id))

@@ -8,9 +8,6 @@ CREATE TABLE tasker.pauses (
     -- the task's id, namespace/template, namespace, or namespace/handler
     name        text NOT NULL,
     task_id     uuid,
-    template_id bigint,
-    namespace   text,
-    handler     text,
     who      text NOT NULL,
     why      text,
     since       timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -18,6 +15,8 @@ CREATE TABLE tasker.pauses (
     resumed_at  timestamptz
 );
 CREATE UNIQUE INDEX pauses_name ON tasker.pauses (kind, name) WHERE resumed_at IS NULL;
+CREATE INDEX pauses_task ON tasker.pauses (task_id) WHERE task_id IS NOT NULL;
+CREATE INDEX pauses_resumed ON tasker.pauses (id) WHERE resumed_at IS NOT NULL;
 
 -- Steps that are held back, each under one of the pauses that concern it.
 CREATE TABLE tasker.paused_steps (
@@ -31,7 +30,7 @@ CREATE TABLE tasker.paused_steps (
 CREATE FUNCTION tasker.is_paused(p_namespace text) RETURNS boolean
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    RETURN EXISTS (SELECT FROM tasker.pauses p WHERE p.kind = 'namespace' AND p.namespace = p_namespace AND p.resumed_at IS NULL);
+    RETURN EXISTS (SELECT FROM tasker.pauses p WHERE p.kind = 'namespace' AND p.name = p_namespace AND p.resumed_at IS NULL);
 END
 $$;
 
@@ -44,13 +43,16 @@ BEGIN
             SELECT t.id, t.template_id, t.parent_id FROM tasker.tasks t WHERE t.id = p_task
             UNION ALL SELECT t.id, t.template_id, t.parent_id FROM family f JOIN tasker.tasks t ON t.id = f.parent_id
         )
-        SELECT p.id FROM tasker.pauses p
-        WHERE p.resumed_at IS NULL AND p.kind <> 'namespace' AND (
-            EXISTS (SELECT FROM family f WHERE f.id = p.task_id OR f.template_id = p.template_id)
-            OR p.kind = 'handler' AND EXISTS (
-                SELECT FROM tasker.tasks t JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = p_step
-                WHERE t.id = p_task AND ts.handler = p.handler AND ts.namespace = p.namespace))
-        ORDER BY p.id LIMIT 1);
+        SELECT min(c.id) FROM (
+            SELECT p.id FROM family f CROSS JOIN LATERAL (SELECT id FROM tasker.pauses WHERE task_id = f.id AND resumed_at IS NULL OFFSET 0) AS p
+            UNION ALL SELECT p.id FROM family f JOIN tasker.templates tp ON tp.id = f.template_id JOIN tasker.namespaces n ON n.id = tp.namespace_id
+            CROSS JOIN LATERAL (
+                SELECT id FROM tasker.pauses WHERE kind = 'template' AND name = n.name || '/' || tp.name AND resumed_at IS NULL OFFSET 0) AS p
+            UNION ALL SELECT p.id FROM tasker.tasks t JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = p_step
+            CROSS JOIN LATERAL (
+                SELECT id FROM tasker.pauses
+                WHERE kind = 'handler' AND name = ts.namespace || '/' || ts.handler AND resumed_at IS NULL OFFSET 0) AS p
+            WHERE t.id = p_task) AS c);
 END
 $$;
 
@@ -150,8 +152,7 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_pause tasker.pauses := tasker.pausable(p_kind, p_name);
 BEGIN
-    INSERT INTO tasker.pauses (kind, name, task_id, template_id, namespace, handler, who, why)
-    SELECT v_pause.kind, v_pause.name, v_pause.task_id, v_pause.template_id, v_pause.namespace, v_pause.handler, p_who, p_why
+    INSERT INTO tasker.pauses (kind, name, task_id, who, why) SELECT v_pause.kind, v_pause.name, v_pause.task_id, p_who, p_why
     ON CONFLICT (kind, name) WHERE resumed_at IS NULL DO NOTHING;
     RETURN FOUND;
 END
@@ -169,10 +170,27 @@ BEGIN
     END IF;
     PERFORM tasker.notify('tasker_due', '');
     IF p_kind = 'namespace' THEN
-        PERFORM tasker.notify('tasker_tasks', v_pause.namespace);
-        PERFORM tasker.notify('tasker_steps', v_pause.namespace || '_queue');
+        PERFORM tasker.notify('tasker_tasks', v_pause.name);
+        PERFORM tasker.notify('tasker_steps', v_pause.name || '_queue');
     END IF;
     RETURN true;
+END
+$$;
+
+-- The same of tasks, by their ids. Returns those that were not paused, or were.
+CREATE FUNCTION tasker.pause_tasks(p_tasks uuid[], p_who text, p_why text) RETURNS SETOF uuid
+LANGUAGE sql BEGIN ATOMIC
+    INSERT INTO tasker.pauses (kind, name, task_id, who, why)
+    SELECT 'task', t.id, t.id, p_who, p_why FROM tasker.tasks t WHERE t.id = ANY (p_tasks) AND t.finished_at IS NULL ORDER BY t.id
+    ON CONFLICT (kind, name) WHERE resumed_at IS NULL DO NOTHING RETURNING task_id;
+END;
+
+CREATE FUNCTION tasker.resume_tasks(p_tasks uuid[]) RETURNS SETOF uuid
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN QUERY
+    UPDATE tasker.pauses p SET resumed_at = clock_timestamp() WHERE p.task_id = ANY (p_tasks) AND p.resumed_at IS NULL RETURNING p.task_id;
+    PERFORM tasker.notify('tasker_due', '');
 END
 $$;
 
@@ -189,18 +207,13 @@ BEGIN
             WHERE t.id = CASE WHEN p_name ~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN p_name::uuid END;
             v_pause.name := v_pause.task_id;
         WHEN 'template' THEN
-            v_pause.template_id := (tasker.find_template(p_name, NULL)).template_id;
             SELECT n.name || '/' || t.name INTO v_pause.name
-            FROM tasker.templates t JOIN tasker.namespaces n ON n.id = t.namespace_id WHERE t.id = v_pause.template_id;
+            FROM tasker.find_template(p_name, NULL) AS f JOIN tasker.templates t ON t.id = f.template_id JOIN tasker.namespaces n ON n.id = t.namespace_id;
         WHEN 'namespace' THEN
-            SELECT n.name INTO v_pause.namespace FROM tasker.namespaces n WHERE n.name = p_name;
-            v_pause.name := v_pause.namespace;
+            SELECT n.name INTO v_pause.name FROM tasker.namespaces n WHERE n.name = p_name;
         WHEN 'handler' THEN
-            v_pause.namespace := split_part(p_name, '/', 1);
-            v_pause.handler := substring(p_name FROM position('/' IN p_name) + 1);
-            IF EXISTS (SELECT FROM tasker.template_steps ts WHERE ts.namespace = v_pause.namespace AND ts.handler = v_pause.handler) THEN
-                v_pause.name := p_name;
-            END IF;
+            SELECT p_name INTO v_pause.name FROM tasker.template_steps ts
+            WHERE ts.namespace = split_part(p_name, '/', 1) AND ts.handler = substring(p_name FROM position('/' IN p_name) + 1) LIMIT 1;
         ELSE
             RAISE EXCEPTION 'unknown kind %: expected task, template, namespace or handler', coalesce(quote_literal(p_kind), 'null') USING ERRCODE = 'TK004';
     END CASE;

@@ -3,6 +3,7 @@
 //! Exit codes: 0 done; 1 refused, or the task ended otherwise than complete; 2 wrong usage; 3 the database or the configuration is not as it
 //! must be; 4 what was named does not exist; 130 stopped by a second signal.
 
+mod bulk;
 mod config;
 mod dev;
 mod dlq;
@@ -30,6 +31,7 @@ use crate::config::distributed::{Author, ConfigurationCoordinator};
 use crate::config::{database_url, Given, Local, Secret};
 use crate::db::Db;
 use crate::engine::configuration::coordinator;
+use crate::engine::dead_letters;
 use crate::error::{Error, ErrorKind, Result};
 use crate::telemetry;
 
@@ -136,7 +138,7 @@ impl Connection {
     }
 }
 
-/// Who changes the configuration, and why.
+/// Who does something, and why.
 #[derive(Args)]
 struct By {
     /// Who does it
@@ -148,6 +150,14 @@ struct By {
 }
 
 impl By {
+    /// As it is recorded with what is done to tasks.
+    fn recorded(self) -> dead_letters::By {
+        dead_letters::By {
+            who: self.who,
+            why: self.why,
+        }
+    }
+
     fn author(self) -> Author {
         Author {
             who: self.who,

@@ -1,11 +1,12 @@
 //! The verbs of the engine, each a thin, batched call of the SQL function that does the work in one transaction (`migrations/`).
 //!
 //! Read them in the order in which a task meets them: [`register`], [`submit`], [`claim`], [`lease`], [`complete`] or [`fail`],
-//! [`dead_letters`], [`cancel`], [`pauses`], [`read`]; [`children`] are the tasks of a step, [`signals`] what somebody says to a task, [`memories`] what its handlers leave, [`schedules`] when tasks begin by themselves; [`member`] is who does it, and [`reconcile`] what looks after it all; [`unhandled`] is what nobody can do; [`trace`] is what they tell of a
+//! [`dead_letters`], [`cancel`], [`pauses`], [`read`], and to many tasks at once [`bulk`]; [`children`] are the tasks of a step, [`signals`] what somebody says to a task, [`memories`] what its handlers leave, [`schedules`] when tasks begin by themselves; [`member`] is who does it, and [`reconcile`] what looks after it all; [`unhandled`] is what nobody can do; [`trace`] is what they tell of a
 //! task. The fleet as a whole is in `fleet`, and what it is told in [`configuration`]. How large things may be is in [`payload`].
 
 pub(crate) mod alerts;
 pub mod backpressure;
+pub mod bulk;
 pub mod cancel;
 pub mod children;
 pub mod claim;

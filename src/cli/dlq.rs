@@ -167,6 +167,7 @@ impl Which {
             reason: self.reason,
             class: self.class,
             task: self.task,
+            tasks: Vec::new(),
             older_than: self.older_than.map(|age| age.as_secs_f64()),
             newer_than: self.newer_than.map(|age| age.as_secs_f64()),
             ids: self.ids,

@@ -4,7 +4,6 @@ use clap::Args;
 use serde_json::json;
 
 use super::{listing, print, say, By, Connection};
-use crate::engine::dead_letters;
 use crate::engine::pauses::{self, Pausable};
 use crate::error::Result;
 
@@ -46,8 +45,7 @@ pub(super) struct Pauses {
 impl Pause {
     pub(super) async fn run(self) -> Result<i32> {
         let Pause { what, by, connection } = self;
-        let by = dead_letters::By { who: by.who, why: by.why };
-        let paused = pauses::pause(&connection.open().await?, what.kind, &what.name, &by).await?;
+        let paused = pauses::pause(&connection.open().await?, what.kind, &what.name, &by.recorded()).await?;
         say(&format!("{}: {}", what.name, if paused { "paused" } else { "was paused already" }));
         Ok(0)
     }

@@ -1,4 +1,4 @@
-//! `tasker task`: create, show, list, watch, cancel.
+//! `tasker task`: create, show, list, watch; what is done to many is in `bulk`.
 
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -10,10 +10,10 @@ use opentelemetry::context::FutureExt;
 use serde_json::{json, Value};
 use uuid::Uuid;
 
+use super::bulk::{self, Filters};
 use super::signal::Waiting;
 use super::{field, listing, print, read_json, say, table, Connection};
 use crate::db::Db;
-use crate::engine::cancel::{cancel_tasks, undo_tasks};
 use crate::engine::children::{read_children, Child, Page};
 use crate::engine::memories::read_values;
 use crate::engine::read::{self, TaskFilter, ENDED};
@@ -96,24 +96,8 @@ pub(super) enum Task {
     Waiting(Waiting),
     /// List tasks, the newest first
     List {
-        /// Only of this namespace
-        #[arg(long)]
-        namespace: Option<String>,
-        /// Only of this template
-        #[arg(long)]
-        template: Option<String>,
-        /// Only in this state
-        #[arg(long, value_parser = ["pending", "running", "waiting", "blocked", "complete", "failed", "cancelling", "cancelled", "discarded", "paused", "undoing"])]
-        state: Option<String>,
-        /// Only with this idempotency key
-        #[arg(long)]
-        key: Option<String>,
-        /// Only with this tag (customer=42); may be given again: all of them
-        #[arg(long = "tag", value_parser = tag)]
-        tags: Vec<(String, String)>,
-        /// Only those that were created since then: 2026-03-01T12:00:00Z, or within 90m
-        #[arg(long, value_parser = since)]
-        since: Option<DateTime<Utc>>,
+        #[command(flatten)]
+        filters: Filters,
         /// Only tasks older than this one
         #[arg(long)]
         before: Option<Uuid>,
@@ -137,19 +121,15 @@ pub(super) enum Task {
         connection: Connection,
     },
     /// Cancel tasks that have not ended
-    Cancel {
-        /// The tasks' ids
-        #[arg(required = true)]
-        ids: Vec<Uuid>,
-        /// And undo what they did; also what tasks did that have ended
-        #[arg(long)]
-        undo: bool,
-        /// A JSON object
-        #[arg(long)]
-        json: bool,
-        #[command(flatten)]
-        connection: Connection,
-    },
+    Cancel(bulk::Cancel),
+    /// Let nothing new begin of tasks; what runs ends
+    Pause(bulk::Pause),
+    /// Let them go on
+    Resume(bulk::Resume),
+    /// Let their dead steps start over
+    Replay(bulk::Replay),
+    /// Give tasks that have not ended another priority
+    Prioritize(bulk::Prioritize),
 }
 
 impl Task {
@@ -229,25 +209,15 @@ impl Task {
             }
             Task::Waiting(waiting) => waiting.run().await,
             Task::List {
-                namespace,
-                template,
-                state,
-                key,
-                tags,
-                since,
+                filters,
                 before,
                 limit,
                 json,
                 connection,
             } => {
                 let filter = TaskFilter {
-                    namespace,
-                    template,
-                    state,
                     before,
-                    key,
-                    since,
-                    tags: tags.into_iter().collect(),
+                    ..filters.filter()
                 };
                 let tasks = read::list_tasks(&connection.open().await?, &filter, limit).await?;
                 print(json, &json!(tasks), || {
@@ -260,29 +230,17 @@ impl Task {
                 Ok(0)
             }
             Task::Watch { id, json, connection } => follow(&connection.open().await?, id, json).await,
-            Task::Cancel {
-                ids,
-                undo,
-                json,
-                connection,
-            } => {
-                let db = connection.open().await?;
-                let cancelled = if undo {
-                    undo_tasks(&db, &ids).await?
-                } else {
-                    cancel_tasks(&db, &ids).await?
-                };
-                print(json, &json!({ "cancelled": cancelled }), || {
-                    format!("cancelled {} of {}", cancelled.len(), ids.len())
-                });
-                Ok(if cancelled.len() == ids.len() { 0 } else { 1 })
-            }
+            Task::Cancel(cancel) => cancel.run().await,
+            Task::Pause(pause) => pause.run().await,
+            Task::Resume(resume) => resume.run().await,
+            Task::Replay(replay) => replay.run().await,
+            Task::Prioritize(prioritize) => prioritize.run().await,
         }
     }
 }
 
 /// NAME=VALUE.
-fn tag(text: &str) -> std::result::Result<(String, String), String> {
+pub(super) fn tag(text: &str) -> std::result::Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE, such as customer=42")?;
     Ok((name.to_owned(), value.to_owned()))
 }
@@ -293,7 +251,7 @@ fn unique(text: &str) -> std::result::Result<Unique, String> {
 }
 
 /// A moment, or how long it is ago.
-fn since(text: &str) -> std::result::Result<DateTime<Utc>, String> {
+pub(super) fn since(text: &str) -> std::result::Result<DateTime<Utc>, String> {
     match (humantime::parse_duration(text), DateTime::parse_from_rfc3339(text)) {
         (Ok(ago), _) => TimeDelta::from_std(ago)
             .ok()

@@ -1,13 +1,15 @@
 //! How steps get into queues: from claimed tasks, and when a retry is due. How a task begins whose time has come, and how one is given up whose
-//! time is over.
+//! time is over; and before which others it begins.
 
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use uuid::Uuid;
 
 use super::trace::TracedTask;
 use crate::db::Db;
 use crate::error::Result;
+use crate::template::Priority;
 
 /// What one cycle of claiming did in one namespace.
 #[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
@@ -90,6 +92,16 @@ pub(crate) async fn expire_tasks(db: &Db, limit: i32) -> Result<i32> {
             .bind(limit)
             .fetch_one(db.pool())
             .await?)
+    })
+    .await
+}
+
+/// Gives those of `tasks` that have not ended this priority, and the tasks that are their steps. Returns those, of either, that had another. One that waits
+/// for an orchestrator goes to where it would be if it had had it from the beginning.
+pub async fn prioritize_tasks(db: &Db, tasks: &[Uuid], priority: Priority) -> Result<Vec<Uuid>> {
+    super::again_on_conflict(|| async {
+        let query = sqlx::query_scalar("SELECT tasker.prioritize_tasks($1, $2)").bind(tasks);
+        Ok(query.bind(priority.name()).fetch_all(db.pool()).await?)
     })
     .await
 }

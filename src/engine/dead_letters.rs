@@ -1,9 +1,12 @@
 //! Dead letters: looking at them, and what an operator does about them. Each action is recorded with who did it and why.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sqlx::types::Json;
+use uuid::Uuid;
 
 use super::payload::check_payload;
 use super::read::read_results;
@@ -33,6 +36,9 @@ pub struct Filter {
     /// The task's id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub task: Option<String>,
+    /// One of these tasks.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<Uuid>,
     /// Seconds since it died, at least.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub older_than: Option<f64>,
@@ -173,6 +179,20 @@ pub async fn matching(db: &Db, filter: &Filter) -> Result<Vec<String>> {
     }
     found.sort();
     Ok(found.into_iter().map(|(_, id)| id).collect())
+}
+
+/// The letters of these tasks, by their ids, each with its task.
+pub async fn of_tasks(db: &Db, tasks: &[Uuid]) -> Result<BTreeMap<String, Uuid>> {
+    let filter = Filter {
+        tasks: tasks.to_vec(),
+        ..Filter::default()
+    };
+    let mut found = BTreeMap::new();
+    for slice in slices(db, &filter).await? {
+        let query = sqlx::query_as("SELECT id, (letter ->> 'task')::uuid FROM tasker.find_dead_letters($1, NULL)");
+        found.extend::<Vec<(String, Uuid)>>(query.bind(Json(&slice)).fetch_all(db.pool()).await?);
+    }
+    Ok(found)
 }
 
 /// Lets the steps of these letters start over. Returns those that it replayed; a letter whose task was cancelled meanwhile, or that is no

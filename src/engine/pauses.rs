@@ -4,6 +4,7 @@ use std::str::FromStr;
 
 use serde::Deserialize;
 use serde_json::Value;
+use uuid::Uuid;
 
 use super::dead_letters::By;
 use crate::db::Db;
@@ -60,6 +61,18 @@ pub async fn pause(db: &Db, what: Pausable, name: &str, by: &By) -> Result<bool>
 pub async fn resume(db: &Db, what: Pausable, name: &str) -> Result<bool> {
     let query = sqlx::query_scalar("SELECT tasker.resume($1, $2)").bind(what.name()).bind(name);
     Ok(query.fetch_one(db.pool()).await?)
+}
+
+/// Pauses those of `tasks` that have not ended, and returns those that were not paused already.
+pub async fn pause_tasks(db: &Db, tasks: &[Uuid], by: &By) -> Result<Vec<Uuid>> {
+    let query = sqlx::query_scalar("SELECT tasker.pause_tasks($1, $2, $3)").bind(tasks);
+    Ok(query.bind(&by.who).bind(&by.why).fetch_all(db.pool()).await?)
+}
+
+/// Lets `tasks` go on, and returns those that were paused.
+pub async fn resume_tasks(db: &Db, tasks: &[Uuid]) -> Result<Vec<Uuid>> {
+    let query = sqlx::query_scalar("SELECT tasker.resume_tasks($1)").bind(tasks);
+    Ok(query.fetch_all(db.pool()).await?)
 }
 
 /// The pauses that there are: kind, name, who, why, since, and how many steps are held back under it (`held`); the oldest first.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sqlx::types::Json;
 use uuid::Uuid;
@@ -12,23 +12,33 @@ use uuid::Uuid;
 use crate::db::Db;
 use crate::error::{Error, Result};
 
-/// Which tasks to list; None filters nothing.
-#[derive(Debug, Clone, Default, Deserialize)]
+/// Which tasks; what is None (or empty) filters nothing.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TaskFilter {
     /// The task's namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
     /// The template's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,
     /// The task's state.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
+    /// The class of the last error of a step of it that is dead.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
     /// Only tasks older than this one: the last of the page before.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub before: Option<Uuid>,
     /// The task's idempotency key.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
     /// Only tasks that were created since then.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub since: Option<DateTime<Utc>>,
     /// Only tasks that have all of these tags.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub tags: BTreeMap<String, String>,
 }
 
@@ -69,17 +79,26 @@ pub async fn read_results(db: &Db, task: Uuid, before: Option<i16>, names: &[Str
 
 /// At most `limit` tasks, the newest first.
 pub async fn list_tasks(db: &Db, filter: &TaskFilter, limit: i32) -> Result<Vec<Value>> {
-    Ok(sqlx::query_scalar("SELECT tasker.list_tasks($1, $2, $3, $4, $5, $6, $7, $8)")
-        .bind(&filter.namespace)
-        .bind(&filter.template)
-        .bind(&filter.state)
-        .bind(filter.before)
-        .bind(limit)
-        .bind(&filter.key)
-        .bind(filter.since)
-        .bind(Some(Json(&filter.tags)).filter(|tags| !tags.is_empty()))
-        .fetch_all(db.pool())
-        .await?)
+    let query = sqlx::query_scalar("SELECT tasker.list_tasks($1, $2)").bind(Json(filter));
+    Ok(query.bind(limit).fetch_all(db.pool()).await?)
+}
+
+/// How many ids [`matching_tasks`] reads at once.
+const IDS: usize = 10_000;
+
+/// The ids of all tasks that `filter` lets through, the newest first: what an action on it would concern. `open`: of those that have not ended.
+pub async fn matching_tasks(db: &Db, filter: &TaskFilter, open: bool) -> Result<Vec<Uuid>> {
+    let mut filter = filter.clone();
+    let mut found: Vec<Uuid> = Vec::new();
+    loop {
+        let query = sqlx::query_scalar("SELECT tasker.matching_tasks($1, $2, $3)").bind(Json(&filter));
+        let page: Vec<Uuid> = query.bind(IDS as i32).bind(open).fetch_all(db.pool()).await?;
+        filter.before = page.last().copied();
+        found.extend(&page);
+        if page.len() < IDS {
+            return Ok(found);
+        }
+    }
 }
 
 /// The states of tasks; those that do not exist are left out.

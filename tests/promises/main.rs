@@ -6,6 +6,7 @@ mod backpressure;
 mod breakers;
 mod broken_parts;
 mod bugs_of_others;
+mod bulk;
 mod cancelling;
 mod capacity;
 mod children;

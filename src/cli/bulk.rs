@@ -1,0 +1,183 @@
+//! `tasker task cancel`, `pause`, `resume`, `replay`, `prioritize`: what is done to tasks that are named, or that filters let through.
+
+use chrono::{DateTime, Utc};
+use clap::Args;
+use serde_json::json;
+use uuid::Uuid;
+
+use super::{print, By, Connection};
+use crate::engine::bulk::{self, Action};
+use crate::engine::dead_letters::Replay as How;
+use crate::engine::read::TaskFilter;
+use crate::error::{Error, Result};
+use crate::template::Priority;
+
+/// What a task must be like.
+#[derive(Args)]
+pub(super) struct Filters {
+    /// Only of this namespace
+    #[arg(long)]
+    namespace: Option<String>,
+    /// Only of this template
+    #[arg(long)]
+    template: Option<String>,
+    /// Only in this state
+    #[arg(long, value_parser = ["pending", "running", "waiting", "blocked", "complete", "failed", "cancelling", "cancelled", "discarded", "paused", "undoing"])]
+    state: Option<String>,
+    /// Only with a dead step whose last error is of this class
+    #[arg(long, value_name = "CLASS")]
+    error: Option<String>,
+    /// Only with this idempotency key
+    #[arg(long)]
+    key: Option<String>,
+    /// Only with this tag (customer=42); may be given again: all of them
+    #[arg(long = "tag", value_parser = super::task::tag)]
+    tags: Vec<(String, String)>,
+    /// Only those that were created since then: 2026-03-01T12:00:00Z, or within 90m
+    #[arg(long, value_parser = super::task::since)]
+    since: Option<DateTime<Utc>>,
+}
+
+impl Filters {
+    pub(super) fn filter(self) -> TaskFilter {
+        TaskFilter {
+            namespace: self.namespace,
+            template: self.template,
+            state: self.state,
+            error: self.error,
+            before: None,
+            key: self.key,
+            since: self.since,
+            tags: self.tags.into_iter().collect(),
+        }
+    }
+}
+
+/// Which tasks, and whether it happens.
+#[derive(Args)]
+pub(super) struct Which {
+    /// The tasks' ids
+    ids: Vec<Uuid>,
+    #[command(flatten)]
+    filters: Filters,
+    /// All that the filters let through; needed where neither ids nor filters are given
+    #[arg(long)]
+    all: bool,
+    /// Only say how many it would concern
+    #[arg(long)]
+    dry_run: bool,
+    /// A JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+#[derive(Args)]
+pub(super) struct Cancel {
+    #[command(flatten)]
+    which: Which,
+    /// And undo what they did; also what tasks did that have ended
+    #[arg(long)]
+    undo: bool,
+}
+
+#[derive(Args)]
+pub(super) struct Pause {
+    #[command(flatten)]
+    which: Which,
+    #[command(flatten)]
+    by: By,
+}
+
+#[derive(Args)]
+pub(super) struct Resume {
+    #[command(flatten)]
+    which: Which,
+}
+
+#[derive(Args)]
+pub(super) struct Replay {
+    #[command(flatten)]
+    which: Which,
+    /// How many steps begin in a second
+    #[arg(long)]
+    per_second: Option<f64>,
+    #[command(flatten)]
+    by: By,
+}
+
+#[derive(Args)]
+pub(super) struct Prioritize {
+    #[command(flatten)]
+    which: Which,
+    /// low, normal, high or urgent
+    #[arg(long)]
+    to: Priority,
+}
+
+impl Cancel {
+    pub(super) async fn run(self) -> Result<i32> {
+        self.which.act(&Action::Cancel { undo: self.undo }, "cancelled").await
+    }
+}
+
+impl Pause {
+    pub(super) async fn run(self) -> Result<i32> {
+        self.which.act(&Action::Pause(self.by.recorded()), "paused").await
+    }
+}
+
+impl Resume {
+    pub(super) async fn run(self) -> Result<i32> {
+        self.which.act(&Action::Resume, "resumed").await
+    }
+}
+
+impl Replay {
+    pub(super) async fn run(self) -> Result<i32> {
+        let how = How {
+            per_second: self.per_second,
+            ..How::default()
+        };
+        let by = self.by.recorded();
+        self.which.act(&Action::Replay { how, by }, "replayed").await
+    }
+}
+
+impl Prioritize {
+    pub(super) async fn run(self) -> Result<i32> {
+        self.which.act(&Action::Prioritize { priority: self.to }, "prioritized").await
+    }
+}
+
+impl Which {
+    /// Does it to the tasks that it concerns, or says how many those are. That nothing was chosen must not mean everything. 1: it was not done to all that
+    /// were named.
+    async fn act(self, action: &Action, did: &str) -> Result<i32> {
+        let filter = self.filters.filter();
+        let named = self.ids.len();
+        match (named, filter == TaskFilter::default()) {
+            (0, true) if !self.all => return Err(Error::Invalid("which tasks? give ids or filters, or --all".into())),
+            (1.., false) => return Err(Error::Invalid("give either ids or filters".into())),
+            _ => {}
+        }
+        let db = self.connection.open().await?;
+        let tasks = match named {
+            0 => bulk::matching(&db, &filter, action).await?,
+            _ => self.ids,
+        };
+        if self.dry_run {
+            let count = tasks.len();
+            print(self.json, &json!({ "dry_run": true, "tasks": count }), || {
+                format!("would concern {count} tasks")
+            });
+            return Ok(0);
+        }
+        let done = bulk::apply(&db, &tasks, action).await?;
+        print(self.json, &json!({ did: done }), || {
+            format!("{did} {} of {}", done.len(), tasks.len())
+        });
+        Ok(i32::from(done.len() < named))
+    }
+}

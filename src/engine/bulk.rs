@@ -1,0 +1,81 @@
+//! What is done to many tasks at once: to those that a filter lets through.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Deserialize;
+use uuid::Uuid;
+
+use super::dead_letters::{self, By, Replay};
+use super::read::{matching_tasks, TaskFilter};
+use super::{cancel, claim, pauses};
+use crate::db::Db;
+use crate::error::Result;
+use crate::template::Priority;
+
+/// What is done.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(tag = "verb", rename_all = "lowercase")]
+pub enum Action {
+    /// They are cancelled ([`cancel`]).
+    Cancel {
+        /// And undone, also those that have ended.
+        undo: bool,
+    },
+    /// They are paused ([`pauses`]).
+    Pause(By),
+    /// They are resumed.
+    Resume,
+    /// Their dead steps start over ([`dead_letters::replay`]).
+    Replay {
+        /// How.
+        how: Replay,
+        /// On whose account.
+        by: By,
+    },
+    /// They get another priority ([`claim::prioritize_tasks`]).
+    Prioritize {
+        /// Which.
+        priority: Priority,
+    },
+}
+
+/// How many tasks one transaction is about.
+const BATCH: usize = 200;
+
+/// The tasks that a filter lets through and an action concerns, the newest first.
+pub async fn matching(db: &Db, filter: &TaskFilter, action: &Action) -> Result<Vec<Uuid>> {
+    let open = !matches!(action, Action::Cancel { undo: true } | Action::Replay { .. });
+    let mut tasks = matching_tasks(db, filter, open).await?;
+    if let Action::Replay { .. } = action {
+        let mut dead = BTreeSet::new();
+        for batch in tasks.chunks(BATCH) {
+            dead.extend(dead_letters::of_tasks(db, batch).await?.into_values());
+        }
+        tasks.retain(|task| dead.contains(task));
+    }
+    Ok(tasks)
+}
+
+/// Does it to these tasks, and returns those to which it did: of each batch all or none, and where it fails in between, those before stay done.
+pub async fn apply(db: &Db, tasks: &[Uuid], action: &Action) -> Result<Vec<Uuid>> {
+    let mut done = Vec::new();
+    for batch in tasks.chunks(BATCH) {
+        done.extend(match action {
+            Action::Cancel { undo: false } => cancel::cancel_tasks(db, batch).await?,
+            Action::Cancel { undo: true } => cancel::undo_tasks(db, batch).await?,
+            Action::Pause(by) => pauses::pause_tasks(db, batch, by).await?,
+            Action::Resume => pauses::resume_tasks(db, batch).await?,
+            Action::Replay { how, by } => replay(db, batch, how, by).await?,
+            Action::Prioritize { priority } => claim::prioritize_tasks(db, batch, *priority).await?,
+        });
+    }
+    Ok(done)
+}
+
+async fn replay(db: &Db, tasks: &[Uuid], how: &Replay, by: &By) -> Result<Vec<Uuid>> {
+    let letters: BTreeMap<String, Uuid> = dead_letters::of_tasks(db, tasks).await?;
+    let ids: Vec<String> = letters.keys().cloned().collect();
+    let replayed = dead_letters::replay(db, &ids, how, by).await?;
+    let tasks: BTreeSet<Uuid> = replayed.iter().filter_map(|id| letters.get(id).copied()).collect();
+    Ok(tasks.into_iter().collect())
+}

@@ -20,6 +20,7 @@ require_relative "tasker_core/task"
 require_relative "tasker_core/dlq"
 require_relative "tasker_core/schedules"
 require_relative "tasker_core/pauses"
+require_relative "tasker_core/bulk"
 require_relative "tasker_core/orchestrator"
 require_relative "tasker_core/worker"
 require_relative "tasker_core/local"
@@ -115,14 +116,16 @@ module TaskerCore
     # @param workflow [Class<Workflow>, String, nil] only of this one; a class, "name" or "namespace/name"
     # @param key [String, nil] only with this idempotency key
     # @param state [String, Symbol, nil] only in this state (see {Task#status})
+    # @param error [String, Class, nil] only with a dead step whose last error is of this class
     # @param since [Time, Numeric, String, nil] only those created since then, or so long ago: seconds, or "2h"
     # @param before [Task, String, nil] only those created before this one: the last of the page before
     # @param tags [Hash, nil] only with all of these tags, such as { customer: 42 }
     # @param limit [Integer] at most so many, up to 10,000
     # @return [Array<Task>]
     # @raise [InvalidInput]
-    def tasks(workflow = nil, key: nil, state: nil, since: nil, before: nil, tags: nil, limit: 100)
-      client.tasks(workflow, key: key, state: state, since: since, before: before, tags: tags, limit: limit)
+    # @see Bulk
+    def tasks(workflow = nil, key: nil, state: nil, error: nil, since: nil, before: nil, tags: nil, limit: 100)
+      client.tasks(workflow, key: key, state: state, error: error, since: since, before: before, tags: tags, limit: limit)
     end
 
     # @param tasks [Enumerable<Task, String>] tasks or their ids

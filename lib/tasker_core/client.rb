@@ -65,14 +65,20 @@ module TaskerCore
 
     # @return [Array<Task>]
     # @see TaskerCore.tasks
-    def tasks(workflow = nil, key: nil, state: nil, since: nil, before: nil, tags: nil, limit: 100)
+    def tasks(workflow = nil, limit: 100, **filter)
       check_limit(limit)
+      found = @native.list_tasks(filter(workflow: workflow, **filter).to_json, limit)
+      JSON.parse(found).map { |task| Task.new(self, task.fetch("id")) }
+    end
+
+    # Which tasks, as the core has it.
+    # @api private
+    def filter(workflow: nil, key: nil, state: nil, error: nil, since: nil, before: nil, tags: nil)
       name = workflow.is_a?(Class) ? registered(workflow).first : workflow
       template, namespace = name.to_s.split("/").reverse
       since = Time.now - Span.seconds(since, "since") unless since.nil? || (since.respond_to?(:to_time) && !since.is_a?(String))
-      filter = { namespace: namespace, template: template, key: key&.to_s, state: state&.to_s, since: rfc3339(since, "since"),
-                 before: before.respond_to?(:id) ? before.id : before, tags: tags_of(tags) }
-      JSON.parse(@native.list_tasks(filter.compact.to_json, limit)).map { |task| Task.new(self, task.fetch("id")) }
+      { namespace: namespace, template: template, key: key&.to_s, state: state&.to_s, error: error&.to_s, since: rfc3339(since, "since"),
+        before: before.respond_to?(:id) ? before.id : before, tags: tags_of(tags) }.compact
     end
 
     # @param tasks [Enumerable<Task, String>] tasks or their ids

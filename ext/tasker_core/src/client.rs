@@ -7,11 +7,12 @@ use std::time::Duration;
 use magnus::{function, method, prelude::*, Error, RArray, RModule, Ruby, TryConvert, Value as RubyValue};
 use opentelemetry::context::FutureExt;
 use opentelemetry::Context;
+use serde::Deserialize;
 use tasker::config::{Given, Local};
 use tasker::engine::children::{read_children, Page};
 use tasker::engine::memories::read_values;
 use tasker::engine::submit::{check_inputs, Accepted as CoreAccepted, Input, NewTask, Submitted, Submitter, CREATE_WITHIN};
-use tasker::engine::{cancel, read, register};
+use tasker::engine::{bulk, cancel, read, register};
 use tasker::health::Health;
 use tasker::telemetry::{self, Carrier};
 use tasker::template::Unique;
@@ -46,6 +47,7 @@ pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
     class.define_method("created", method!(Client::created, 2))?;
     class.define_method("installation", method!(Client::installation, 0))?;
     class.define_method("read_task", method!(Client::read_task, 1))?;
+    class.define_method("bulk", method!(Client::bulk, 1))?;
     class.define_method("list_tasks", method!(Client::list_tasks, 2))?;
     class.define_method("read_results", method!(Client::read_results, 2))?;
     class.define_method("read_children", method!(Client::read_children, 4))?;
@@ -193,6 +195,20 @@ impl Client {
         Ok(serde_json::json!(listed).to_string())
     }
 
+    /// What is done to many tasks: {action, filter, dry_run}. How many it concerned.
+    fn bulk(ruby: &Ruby, this: &Client, request: RubyValue) -> Result<usize, Error> {
+        let db = this.db(ruby)?;
+        let invalid = |error: serde_json::Error| raise::with_class(ruby, "InvalidInput", format!("bulk: {error}"));
+        let Bulk { action, filter, dry_run } = serde_json::from_value(json::from_ruby(ruby, request)?).map_err(invalid)?;
+        block_on(ruby, async move {
+            let tasks = bulk::matching(&db, &filter, &action).await?;
+            match dry_run {
+                true => Ok(tasks.len()),
+                false => Ok(bulk::apply(&db, &tasks, &action).await?.len()),
+            }
+        })
+    }
+
     /// [name, JSON] of the results of these steps of a task, of those that are complete or skipped.
     fn read_results(ruby: &Ruby, this: &Client, id: String, names: Vec<String>) -> Result<Vec<(String, String)>, Error> {
         let (db, id) = (this.db(ruby)?, parse_id(ruby, &id)?);
@@ -245,6 +261,13 @@ impl Client {
             Ok(())
         })
     }
+}
+
+#[derive(Deserialize)]
+struct Bulk {
+    action: bulk::Action,
+    filter: read::TaskFilter,
+    dry_run: bool,
 }
 
 /// Tasks that may be created.

@@ -63,13 +63,17 @@ module TaskerCore
       def read_children(id, step, after, dead) = task(id).read_children(step, after, dead)
 
       # @return [String] JSON: the newest first
-      def list_tasks(filter, limit)
-        wanted = JSON.parse(filter, symbolize_names: true)
-        since, before = wanted.values_at(:since, :before)
-        newest = @tasks.values.map(&:to_h).reverse
-        newest = newest.drop_while { |task| task[:id] != before }.drop(1) if before
-        newest.select { |task| wanted.slice(:namespace, :template, :key, :state) <= task && (wanted[:tags] || {}) <= task[:tags] }
-              .select { |task| since.nil? || task[:created_at] >= since }.first(limit).to_json
+      def list_tasks(filter, limit) = matching(JSON.parse(filter, symbolize_names: true)).first(limit).map(&:to_h).to_json
+
+      # @return [Integer]
+      def bulk(request)
+        action, dry_run = request.values_at(:action, :dry_run)
+        filter = JSON.parse(request[:filter].to_json, symbolize_names: true)
+        raise_no_letters if action[:verb] == "replay"
+
+        tasks = matching(filter)
+        tasks = tasks.reject { |task| Task::ENDED.include?(task.state) } unless action[:undo]
+        dry_run ? tasks.size : tasks.count { |task| act(task, action) }
       end
 
       def task_states(ids) = @tasks.values_at(*ids).compact.map { |task| [task.id, task.state] }
@@ -103,7 +107,9 @@ module TaskerCore
 
       def close = nil
 
-      def dead_letters(_request)
+      def dead_letters(_request) = raise_no_letters
+
+      def raise_no_letters
         raise Error, "TaskerCore::Testing keeps no dead letters: look at task.steps, or use TaskerCore::Testing.disable!"
       end
 
@@ -184,6 +190,26 @@ module TaskerCore
       def full_name(name) = template(name)[:definition].values_at(:namespace, :name).join("/")
 
       def find(name) = @templates.filter_map { |full, template| template if full == name || full.split("/").last == name }
+
+      # The newest first.
+      def matching(wanted)
+        since, before, error = wanted.values_at(:since, :before, :error)
+        newest = @tasks.values.reverse
+        newest = newest.drop_while { |task| task.id != before }.drop(1) if before
+        newest.select do |task|
+          shown = task.to_h
+          wanted.slice(:namespace, :template, :key, :state) <= shown && (wanted[:tags] || {}) <= shown[:tags] &&
+            (since.nil? || shown[:created_at] >= since) && (error.nil? || task.errors.any? { |known| known[:class] == error })
+        end
+      end
+
+      def act(task, action)
+        case action[:verb]
+        when "cancel" then task.cancel(action[:undo])
+        when "prioritize" then task.priority != action[:priority] && (task.priority = action[:priority])
+        else @pauses.answer({ verb: action[:verb].to_sym, kind: "task", name: task.id, **action.slice(:who, :why) })
+        end
+      end
 
       # Whether there is such a thing to pause.
       def there?(kind, name)

@@ -5,7 +5,8 @@ module TaskerCore
     # A task in memory.
     # @api private
     class TaskRun
-      attr_reader :id, :input, :priority, :parent, :template, :created_at, :tags
+      attr_accessor :priority
+      attr_reader :id, :input, :parent, :template, :created_at, :tags
 
       # @param parent [Hash, nil] task, step and item, where it is another's child
       # @param above [TaskRun, nil] that other

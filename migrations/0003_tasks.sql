@@ -34,13 +34,16 @@ CREATE TABLE tasker.tasks (
     -- the step whose handler ended it early, with success; null: none has
     finished_by  smallint,
     -- what it is to be once it is undone, and what it is then; null: nobody wants it undone
-    undo_as      tasker.task_state
+    undo_as      tasker.task_state,
+    -- which task it is a fork of (see 0034_forks.sql); null: of none
+    forked_from  uuid
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX tasks_claim ON tasker.tasks (namespace_id, priority, claim_order) WHERE claim_order IS NOT NULL;
 CREATE INDEX tasks_due ON tasker.tasks (due_at) WHERE due_at IS NOT NULL;
 CREATE INDEX tasks_look ON tasker.tasks (look_at) WHERE look_at IS NOT NULL;
 CREATE UNIQUE INDEX tasks_key ON tasker.tasks (template_id, key) WHERE key IS NOT NULL;
 CREATE INDEX tasks_tags ON tasker.tasks USING gin (tags jsonb_path_ops) WHERE tags IS NOT NULL;
+CREATE INDEX tasks_forked ON tasker.tasks (forked_from) WHERE forked_from IS NOT NULL;
 CREATE UNIQUE INDEX tasks_item ON tasker.tasks (parent_id, parent_step, item) WHERE parent_id IS NOT NULL;
 
 -- A row exists from the moment a step is enqueued; before that the template version says all there is to say.
@@ -77,6 +80,8 @@ CREATE TABLE tasker.steps (
     -- what the handler says of its progress, and where its next attempt resumes
     progress     jsonb,
     checkpoint   jsonb,
+    -- It was done by the task that this one is a fork of; null: it was not.
+    taken_over   boolean,
     PRIMARY KEY (task_id, step)
 ) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX steps_retry ON tasker.steps (retry_at) WHERE retry_at IS NOT NULL;
@@ -105,6 +110,8 @@ CREATE TABLE tasker.fan_outs (
     cancelled  int NOT NULL DEFAULT 0,
     -- when there is something to do but to count
     look_at    timestamptz,
+    -- of which task they are the children, where this one is its fork; null: its own
+    children_of uuid,
     PRIMARY KEY (task_id, step)
 ) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX fan_outs_look ON tasker.fan_outs (look_at) WHERE look_at IS NOT NULL;

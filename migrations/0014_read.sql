@@ -51,7 +51,8 @@ LANGUAGE sql STABLE BEGIN ATOMIC
                 SELECT ps.name FROM tasker.tasks p JOIN tasker.template_steps ps ON ps.version_id = p.version_id AND ps.step = t.parent_step
                 WHERE p.id = t.parent_id)) END,
         'created_at', t.created_at, 'run_at', t.run_at, 'started_at', t.started_at, 'finished_at', t.finished_at,
-        'pause', tasker.read_pause(t))
+        'pause', tasker.read_pause(t), 'forked_from', t.forked_from,
+        'forks', ARRAY(SELECT f.id FROM tasker.tasks f WHERE f.forked_from = t.id ORDER BY f.id LIMIT 100))
     FROM tasker.tasks t
     JOIN tasker.templates tp ON tp.id = t.template_id
     JOIN tasker.template_versions tv ON tv.id = t.version_id

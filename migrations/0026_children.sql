@@ -412,6 +412,7 @@ CREATE FUNCTION tasker.read_children(
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_step  smallint;
+    v_of    uuid;
     v_bytes bigint := 0;
 BEGIN
     IF NOT (CASE WHEN p_before IS NULL THEN tasker.is_one_of('{tasker_read, tasker_worker, tasker_operate}')
@@ -421,11 +422,12 @@ BEGIN
     SELECT ts.step INTO v_step FROM tasker.tasks t JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.name = p_name
     WHERE t.id = p_task AND (p_before IS NULL OR EXISTS (
         SELECT FROM tasker.template_steps b WHERE b.version_id = t.version_id AND b.step = p_before AND ts.step = ANY (b.parents)));
+    v_of := coalesce((SELECT f.children_of FROM tasker.fan_outs f WHERE f.task_id = p_task AND f.step = v_step), p_task);
     FOR item, id, state, result, error IN
         SELECT c.item, c.id, tasker.visible_state(c)::text, tasker.task_output(c.id)::text, CASE WHEN c.state IN ('blocked', 'failed') THEN (
                    SELECT s.errors -> -1 FROM tasker.steps s WHERE s.task_id = c.id AND s.state = 'dead' ORDER BY s.step LIMIT 1) END
         FROM tasker.tasks c
-        WHERE c.parent_id = p_task AND c.parent_step = v_step AND c.item > coalesce(p_after, CASE WHEN p_dead THEN -2147483648 ELSE -1 END)
+        WHERE c.parent_id = v_of AND c.parent_step = v_step AND c.item > coalesce(p_after, CASE WHEN p_dead THEN -2147483648 ELSE -1 END)
           AND (NOT p_dead OR c.state IN ('blocked', 'failed', 'cancelled'))
         ORDER BY c.item LIMIT p_limit
     LOOP

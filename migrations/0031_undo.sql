@@ -10,12 +10,12 @@ CREATE FUNCTION tasker.has_effect(p_task uuid, p_step smallint) RETURNS boolean
 LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT EXISTS (
         SELECT FROM tasker.steps s
-        WHERE s.task_id = p_task AND s.step = p_step AND s.state <> 'skipped' AND (
+        WHERE s.task_id = p_task AND s.step = p_step AND s.state <> 'skipped' AND s.taken_over IS NULL AND (
             s.state = 'complete' OR s.after_cancel IN ('complete', 'unknown')
             OR s.state = 'dead' AND (s.errors -> -1 ->> 'reason' IN ('timeout', 'poison')
                                      OR s.errors -> -1 ->> 'class' IN ('DeadlineExceeded', 'Stuck') AND s.msg_id IS NOT NULL)
             OR EXISTS (SELECT FROM tasker.memories m WHERE m.task_id = p_task AND m.step = p_step AND m.name LIKE 'once/%')))
-        OR EXISTS (SELECT FROM tasker.fan_outs f WHERE f.task_id = p_task AND f.step = p_step AND f.created > 0);
+        OR EXISTS (SELECT FROM tasker.fan_outs f WHERE f.task_id = p_task AND f.step = p_step AND f.created > 0 AND f.children_of IS NULL);
 END;
 
 -- Begins to undo tasks of which nothing runs any more: what there is nothing to undo of is skipped.

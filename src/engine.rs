@@ -15,6 +15,7 @@ pub mod configuration;
 pub mod dead_letters;
 pub mod fail;
 pub(crate) mod fleet;
+pub mod fork;
 mod input;
 pub mod lease;
 pub mod limits;

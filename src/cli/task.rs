@@ -15,6 +15,7 @@ use super::signal::Waiting;
 use super::{field, listing, print, read_json, say, table, Connection};
 use crate::db::Db;
 use crate::engine::children::{read_children, Child, Page};
+use crate::engine::fork::fork_task;
 use crate::engine::memories::read_values;
 use crate::engine::read::{self, TaskFilter, ENDED};
 use crate::engine::submit::{NewTask, Submitter};
@@ -128,6 +129,22 @@ pub(super) enum Task {
     Resume(bulk::Resume),
     /// Let their dead steps start over
     Replay(bulk::Replay),
+    /// Run a task that has ended, or is blocked, again from a step on, as another task
+    Fork {
+        /// The task's id
+        id: Uuid,
+        /// The first step that is done again; what was complete beside it, and before it, is taken over. Default: all is done again
+        #[arg(long, value_name = "STEP")]
+        from: Option<String>,
+        /// A JSON object in place of its input; @FILE reads it from a file, - from standard input
+        #[arg(long, short)]
+        input: Option<String>,
+        /// A JSON object
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        connection: Connection,
+    },
     /// Give tasks that have not ended another priority
     Prioritize(bulk::Prioritize),
 }
@@ -234,6 +251,18 @@ impl Task {
             Task::Pause(pause) => pause.run().await,
             Task::Resume(resume) => resume.run().await,
             Task::Replay(replay) => replay.run().await,
+            Task::Fork {
+                id,
+                from,
+                input,
+                json,
+                connection,
+            } => {
+                let input = input.as_deref().map(read_json).transpose()?;
+                let fork = fork_task(&connection.open().await?, id, from.as_deref(), input.as_ref()).await?;
+                print(json, &json!({ "id": fork, "forked_from": id }), || fork.to_string());
+                Ok(0)
+            }
             Task::Prioritize(prioritize) => prioritize.run().await,
         }
     }
@@ -305,6 +334,17 @@ fn describe(task: &Value) -> String {
             field(parent, "item")
         ),
     };
+    let lineage = match (&task["forked_from"], task["forks"].as_array().filter(|forks| !forks.is_empty())) {
+        (Value::Null, None) => String::new(),
+        (of, forks) => format!(
+            "{}{}",
+            of.as_str().map_or_else(String::new, |of| format!("\nfork of     {of}")),
+            forks.map_or_else(String::new, |forks| format!(
+                "\nforks       {}",
+                forks.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" ")
+            ))
+        ),
+    };
     let pause = match &task["pause"] {
         Value::Null => String::new(),
         pause => format!(
@@ -321,7 +361,7 @@ fn describe(task: &Value) -> String {
         _ => String::new(),
     };
     format!(
-        "{head}{parent}{pause}\ninput       {}{values}\n\n{}",
+        "{head}{parent}{lineage}{pause}\ninput       {}{values}\n\n{}",
         task["input"],
         table(&headings[..headings.len() - usize::from(!any_why)], &rows)
     )

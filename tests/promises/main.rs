@@ -24,6 +24,7 @@ mod deployments;
 mod durable;
 mod failures;
 mod family_properties;
+mod forks;
 mod health;
 mod large;
 mod leases;

@@ -90,6 +90,16 @@ module TaskerCore
     # @return [Boolean] whether this call cancelled it
     def cancel(undo: false) = @client.native.cancel(@id, undo)
 
+    # Runs it again as another task, once it has ended or is blocked: of the same version, with its input, priority and tags, without its
+    # key.
+    # @param from [Symbol, nil] the first step that is done again: what was complete beside it, and before it, is taken over with its
+    #   results; nil: all is done again
+    # @param input [Hash, nil] in place of its input; it is not checked against the workflow's input_schema
+    # @return [Task] which says of what it is a fork (+to_h[:forked_from]+), as this one says which forks it has (+to_h[:forks]+)
+    # @raise [InvalidInput] when it has not ended, or what it did was undone
+    # @raise [NotFound] when it has no such step
+    def fork(from: nil, input: nil) = Task.new(@client, @client.native.fork(@id, from&.to_s, input && Native.to_json(input)))
+
     # Lets nothing new begin of it, nor of the tasks that are its steps; what runs ends.
     # @param who [String] a person's name, or a program's
     # @param why [String, nil]

@@ -10,6 +10,7 @@ use opentelemetry::Context;
 use serde::Deserialize;
 use tasker::config::{Given, Local};
 use tasker::engine::children::{read_children, Page};
+use tasker::engine::fork::fork_task;
 use tasker::engine::memories::read_values;
 use tasker::engine::submit::{check_inputs, Accepted as CoreAccepted, Input, NewTask, Submitted, Submitter, CREATE_WITHIN};
 use tasker::engine::{bulk, cancel, read, register};
@@ -47,6 +48,7 @@ pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
     class.define_method("created", method!(Client::created, 2))?;
     class.define_method("installation", method!(Client::installation, 0))?;
     class.define_method("read_task", method!(Client::read_task, 1))?;
+    class.define_method("fork", method!(Client::fork, 3))?;
     class.define_method("bulk", method!(Client::bulk, 1))?;
     class.define_method("list_tasks", method!(Client::list_tasks, 2))?;
     class.define_method("read_results", method!(Client::read_results, 2))?;
@@ -193,6 +195,13 @@ impl Client {
         let filter: read::TaskFilter = serde_json::from_str(&filter).map_err(invalid)?;
         let listed = block_on(ruby, async move { read::list_tasks(&db, &filter, limit).await })?;
         Ok(serde_json::json!(listed).to_string())
+    }
+
+    /// Its id. `input`: JSON.
+    fn fork(ruby: &Ruby, this: &Client, id: String, from: Option<String>, input: Option<String>) -> Result<String, Error> {
+        let (db, id) = (this.db(ruby)?, parse_id(ruby, &id)?);
+        let input = input.map(|input| json::parse(ruby, &input)).transpose()?;
+        Ok(block_on(ruby, async move { fork_task(&db, id, from.as_deref(), input.as_ref()).await })?.to_string())
     }
 
     /// What is done to many tasks: {action, filter, dry_run}. How many it concerned.

@@ -82,6 +82,21 @@ module TaskerCore
 
       def cancel(id, undo) = task(id).cancel(undo)
 
+      # @param input [String, nil] JSON
+      # @return [String] the id
+      def fork(id, from, input)
+        other = task(id)
+        state = other.state
+        raise InvalidInput, "task #{id} is #{state}; cancel it first" unless [*Task::ENDED, "blocked"].include?(state)
+        raise InvalidInput, "what task #{id} did was undone" if from && other.undone?
+
+        tags = input ? nil : other.tags
+        fork = TaskRun.new(other.template, input || other.input, @signals, @pauses, priority: other.priority, tags: tags)
+        fork.take_over(other, from)
+        @tasks[fork.id] = fork
+        fork.id
+      end
+
       # @return [String] JSON
       def schedules(request) = @schedules.answer(request.merge(template: request[:template] && full_name(request[:template]))).to_json
 

@@ -190,7 +190,7 @@ module TaskerCore
       end
 
       # Whether it may have done something.
-      def effect? = complete? || children&.any? || @memories.keys.any? { |name| name.start_with?("once/") }
+      def effect? = !@taken_over && (complete? || children&.any? || @memories.keys.any? { |name| name.start_with?("once/") })
 
       # Whether it depends on that step, directly or not.
       def below?(step) = @parents.any? { |parent| parent.equal?(step) || parent.below?(step) }
@@ -237,6 +237,15 @@ module TaskerCore
       def finish(result)
         @finished = true
         complete(result.to_json)
+      end
+
+      # In a fork: it was done by the task that this is one of.
+      # @param other [StepRun]
+      def take_over(other)
+        @taken_over = true
+        %i[@state @result @errors @skipped_because @children @last_page @progress].each do |name|
+          instance_variable_set(name, other.instance_variable_get(name))
+        end
       end
 
       # As the core writes it down.

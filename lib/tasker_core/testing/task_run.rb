@@ -6,7 +6,7 @@ module TaskerCore
     # @api private
     class TaskRun
       attr_accessor :priority
-      attr_reader :id, :input, :parent, :template, :created_at, :tags
+      attr_reader :id, :input, :steps, :parent, :template, :created_at, :tags
 
       # @param parent [Hash, nil] task, step and item, where it is another's child
       # @param above [TaskRun, nil] that other
@@ -65,6 +65,21 @@ module TaskerCore
         @cancelled = true
       end
 
+      # It is a fork: of the other's steps, what is complete beside one, and before it, is its own; without one, nothing is.
+      # @param other [TaskRun]
+      # @param from [String, nil]
+      def take_over(other, from)
+        @forked_from = other.id
+        return unless from
+
+        first = @steps.find { |step| step.name == from } or raise NotFound, "task #{other.id} has no step #{from}"
+        @started_at = Time.now
+        @steps.zip(other.steps) do |mine, theirs|
+          kept = theirs.complete? || (theirs.skipped? && !other.finished_early?)
+          mine.take_over(theirs) unless mine.equal?(first) || mine.below?(first) || !kept
+        end
+      end
+
       # What it did is undone from now on.
       def undo(as = %w[failed discarded].include?(state) ? state : "cancelled")
         @undo_as = as
@@ -79,6 +94,10 @@ module TaskerCore
 
       # That of it, or of one that it is a step of.
       def own_pause = @pauses.of(self) || @above&.own_pause
+
+      def finished_early? = !finished_by.nil?
+
+      def undone? = !@undo_as.nil?
 
       def undoing? = !@undos.nil? && !@undos.all?(&:undone?)
 
@@ -159,7 +178,7 @@ module TaskerCore
           id: @id, template: @definition[:name], namespace: @definition[:namespace], version: @template[:version], state: state,
           priority: @priority, key: @key, tags: @tags, input: JSON.parse(@input), created_at: at(@created_at), run_at: at(@run_at),
           parent: @parent, started_at: at(@started_at), finished_at: at(Task::ENDED.include?(state) ? @finished_at : nil),
-          pause: (pause unless Task::ENDED.include?(state)),
+          forked_from: @forked_from, forks: [], pause: (pause unless Task::ENDED.include?(state)),
           steps: [*@steps, *@undos].map { |step| step.to_h(left) }
         }
       end

@@ -114,7 +114,8 @@ BEGIN
     p_fan_out.version_id := v_version.id;
     p_fan_out.at_once := p_spawn ->> 'limit';
     IF p_spawn ? 'pages' THEN
-        p_fan_out.tolerated := coalesce((p_spawn ->> 'tolerate')::int, 0);
+        -- A share is one of all: how many that is shows with the last page.
+        p_fan_out.tolerated := CASE WHEN p_spawn ? 'tolerate_share' THEN 2147483647 ELSE coalesce((p_spawn ->> 'tolerate')::int, 0) END;
         RETURN;
     END IF;
     p_fan_out.total := ceil(jsonb_array_length(p_items)::numeric / coalesce((p_spawn ->> 'batch')::int, 1));

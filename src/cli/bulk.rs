@@ -1,6 +1,6 @@
 //! `tasker task cancel`, `pause`, `resume`, `replay`, `prioritize`: what is done to tasks that are named, or that filters let through.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use clap::Args;
 use serde_json::json;
 use uuid::Uuid;
@@ -31,10 +31,10 @@ pub(super) struct Filters {
     #[arg(long)]
     key: Option<String>,
     /// Only with this tag (customer=42); may be given again: all of them
-    #[arg(long = "tag", value_parser = super::task::tag)]
+    #[arg(long = "tag", value_parser = tag)]
     tags: Vec<(String, String)>,
     /// Only those that were created since then: 2026-03-01T12:00:00Z, or within 90m
-    #[arg(long, value_parser = super::task::since)]
+    #[arg(long, value_parser = since)]
     since: Option<DateTime<Utc>>,
 }
 
@@ -50,6 +50,24 @@ impl Filters {
             since: self.since,
             tags: self.tags.into_iter().collect(),
         }
+    }
+}
+
+/// NAME=VALUE.
+pub(super) fn tag(text: &str) -> std::result::Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE, such as customer=42")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+/// A moment, or how long it is ago.
+fn since(text: &str) -> std::result::Result<DateTime<Utc>, String> {
+    match (humantime::parse_duration(text), DateTime::parse_from_rfc3339(text)) {
+        (Ok(ago), _) => TimeDelta::from_std(ago)
+            .ok()
+            .and_then(|ago| Utc::now().checked_sub_signed(ago))
+            .ok_or_else(|| "it is too long ago".into()),
+        (_, Ok(moment)) => Ok(moment.to_utc()),
+        _ => Err("expected a time such as 2026-03-01T12:00:00Z, or a duration such as 90m".into()),
     }
 }
 

@@ -10,7 +10,7 @@ use opentelemetry::context::FutureExt;
 use serde_json::{json, Value};
 use uuid::Uuid;
 
-use super::bulk::{self, Filters};
+use super::bulk::{self, tag, Filters};
 use super::signal::Waiting;
 use super::{field, listing, print, read_json, say, table, Connection};
 use crate::db::Db;
@@ -268,27 +268,9 @@ impl Task {
     }
 }
 
-/// NAME=VALUE.
-pub(super) fn tag(text: &str) -> std::result::Result<(String, String), String> {
-    let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE, such as customer=42")?;
-    Ok((name.to_owned(), value.to_owned()))
-}
-
 fn unique(text: &str) -> std::result::Result<Unique, String> {
     let rule: Value = serde_saphyr::from_str(text).map_err(|_| "expected YAML or JSON, such as { by: customer_id, while: queued }")?;
     Unique::parse(&rule)
-}
-
-/// A moment, or how long it is ago.
-pub(super) fn since(text: &str) -> std::result::Result<DateTime<Utc>, String> {
-    match (humantime::parse_duration(text), DateTime::parse_from_rfc3339(text)) {
-        (Ok(ago), _) => TimeDelta::from_std(ago)
-            .ok()
-            .and_then(|ago| Utc::now().checked_sub_signed(ago))
-            .ok_or_else(|| "it is too long ago".into()),
-        (_, Ok(moment)) => Ok(moment.to_utc()),
-        _ => Err("expected a time such as 2026-03-01T12:00:00Z, or a duration such as 90m".into()),
-    }
 }
 
 fn describe(task: &Value) -> String {

@@ -200,6 +200,49 @@ async fn what_is_no_page_is_a_dead_letter_that_says_so_and_none_at_all_is_comple
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_share_that_may_be_dead_is_one_of_all_pages_and_not_of_the_first() {
+    for (share, state) in [("20%", "complete"), ("19%", "blocked")] {
+        World::with(async |world| {
+            let template = "name: import\nnamespace: here\nsteps: [{ name: rows, each: { pages: list, handler: row, tolerate: SHARE } }]";
+            world.register(&template.replace("SHARE", share)).await;
+            let task = world.submit("import", json!({})).await;
+            let mut pages = [
+                r#"{"items": [1, 2, 3], "next": 3}"#,
+                r#"{"items": [4, 5, 6, 7, 8, 9, 10], "next": null}"#,
+            ]
+            .into_iter();
+            let mut dead = 0;
+            loop {
+                world.claim().await;
+                let leased = world.lease("here_queue", 20).await;
+                if leased.is_empty() && world.move_children(100).await == (0, 0) {
+                    break;
+                }
+                for step in leased {
+                    let is_page = format!("SELECT (item < 0)::int::bigint FROM tasker.tasks WHERE id = '{}'", step.task_id);
+                    if world.count(&is_page).await == 1 {
+                        world.complete(&[step], pages.next().unwrap()).await;
+                    } else if dead < 2 {
+                        dead += 1;
+                        world.fail(&step, "no", true, None).await;
+                        world.move_children(100).await;
+                        assert_eq!(
+                            world.task(task).await["state"],
+                            "running",
+                            "{dead} of three are dead, and there are more to come"
+                        );
+                    } else {
+                        world.complete(&[step], "{}").await;
+                    }
+                }
+            }
+            assert_eq!(world.task(task).await["state"], state, "{share}");
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_task_that_is_cancelled_takes_its_page_along() {
     World::with(async |world| {
         world

@@ -303,6 +303,9 @@ module TaskerCore
 
       def tolerated
         tolerance = definition.dig(:each, :tolerate) || 0
+        # A share is one of all: how many that is shows with the last page.
+        return children.size if pages && !@last_page && !tolerance.is_a?(Integer)
+
         tolerance.is_a?(Integer) ? tolerance : (children.size * tolerance).floor
       end
 

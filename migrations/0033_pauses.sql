@@ -8,8 +8,8 @@ CREATE TABLE tasker.pauses (
     -- the task's id, namespace/template, namespace, or namespace/handler
     name        text NOT NULL,
     task_id     uuid,
-    who      text NOT NULL,
-    why      text,
+    who         text NOT NULL,
+    why         text,
     since       timestamptz NOT NULL DEFAULT clock_timestamp(),
     -- It is over; its row goes once the steps that were held back under it are free.
     resumed_at  timestamptz
@@ -224,6 +224,14 @@ BEGIN
     RETURN v_pause;
 END
 $$;
+
+-- Ends the pauses of tasks that have ended. Locks: these pauses.
+CREATE FUNCTION tasker.forget_pauses() RETURNS void
+LANGUAGE sql BEGIN ATOMIC
+    UPDATE tasker.pauses p SET resumed_at = clock_timestamp()
+    WHERE p.task_id IS NOT NULL AND p.resumed_at IS NULL
+      AND NOT EXISTS (SELECT FROM tasker.tasks t WHERE t.id = p.task_id AND t.finished_at IS NULL);
+END;
 
 -- The pauses that there are, with how many steps are held back under each, counted no further than a million; the oldest first.
 CREATE FUNCTION tasker.list_pauses() RETURNS SETOF jsonb

@@ -64,7 +64,7 @@ RSpec.describe "what JSON has no name for" do
     flow = workflow { step :convert, "Convert", retry: { base: 0.01 } }
     working do
       task = TaskerCore.enqueue(flow, { on: day })
-      expect(task.wait(timeout: 30)).to eq("complete")
+      expect(task.wait(timeout: 30)).to eq("complete"), -> { task.to_h.inspect }
       expect(task.results[:convert]).to eq({ day: "2026-01-02", input: { on: "2026-01-02" }, checkpoint: { at: "2026-01-02" } })
     end
     TaskerCore::Testing.inline! do

@@ -75,6 +75,12 @@ pub async fn resume_tasks(db: &Db, tasks: &[Uuid]) -> Result<Vec<Uuid>> {
     Ok(query.fetch_all(db.pool()).await?)
 }
 
+/// Ends the pauses of tasks that have ended.
+pub(crate) async fn forget(db: &Db) -> Result<()> {
+    sqlx::query("SELECT tasker.forget_pauses()").execute(db.upkeep()).await?;
+    Ok(())
+}
+
 /// The pauses that there are: kind, name, who, why, since, and how many steps are held back under it (`held`); the oldest first.
 pub async fn list(db: &Db) -> Result<Vec<Value>> {
     Ok(sqlx::query_scalar("SELECT tasker.list_pauses()").fetch_all(db.pool()).await?)

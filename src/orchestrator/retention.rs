@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::rounds::Round;
 use crate::db::Db;
 use crate::engine::dead_letters::{self, By};
-use crate::engine::{limits, member, schedules, signals, submit};
+use crate::engine::{limits, member, pauses, schedules, signals, submit};
 use crate::error::Result;
 
 /// How long it is known who a member was that left.
@@ -36,6 +36,7 @@ impl Round for Retention {
     async fn round(&mut self) -> Result<Duration> {
         member::forget_activity(&self.db).await?;
         limits::forget(&self.db).await?;
+        pauses::forget(&self.db).await?;
         submit::forget_uniques(&self.db).await?;
         let forgotten = member::forget(&self.db, MEMBERS).await?;
         if forgotten > 0 {

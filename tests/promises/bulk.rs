@@ -99,7 +99,16 @@ async fn what_has_ended_is_not_concerned_and_what_is_paused_can_be_resumed_toget
         assert_eq!(resume_tasks(&world.db, &tasks).await.unwrap().len(), 2);
         world.enqueue_due_retries().await;
         world.enqueue_due_retries().await;
-        assert_eq!(world.lease("here_queue", 9).await.len(), 2);
+        let leased = world.lease("here_queue", 9).await;
+        assert_eq!(leased.len(), 2);
+        pause_tasks(&world.db, &tasks, &by).await.unwrap();
+        world.complete(&leased, "{}").await;
+        world.run("SELECT tasker.forget_pauses()").await;
+        assert_eq!(
+            world.count("SELECT count(*) FROM tasker.pauses WHERE resumed_at IS NULL").await,
+            0,
+            "they have ended"
+        );
     })
     .await;
 }

@@ -26,7 +26,7 @@ RSpec.describe TaskerCore::Jobs do
     echo = job { |*arguments, **options| queue << [arguments, options, provider_job_id, executions] }
     working do
       later = echo.perform_later(:symbol, { "a" => [1, 2.5] }, Time.at(0).utc, at: Date.new(2030, 1, 1))
-      expect(task(later).wait(timeout: 30)).to eq("complete")
+      expect(task(later).wait(timeout: 120)).to eq("complete")
       expect(ran.pop).to eq([[:symbol, { "a" => [1, 2.5] }, Time.at(0).utc], { at: Date.new(2030, 1, 1) }, later.provider_job_id, 1])
     end
   end
@@ -53,9 +53,9 @@ RSpec.describe TaskerCore::Jobs do
     flaky.retry_on(IOError, wait: 0, attempts: 3) { |_, error| queue << error.message }
     flaky.discard_on(ArgumentError) { |_, error| queue << error.class.name }
     working do
-      expect(task(flaky.perform_later(true)).wait(timeout: 30)).to eq("discarded")
+      expect(task(flaky.perform_later(true)).wait(timeout: 120)).to eq("discarded")
       expect(Array.new(2) { ran.pop }).to eq([1, "ArgumentError"])
-      expect(task(flaky.perform_later(false)).wait(timeout: 30)).to eq("complete")
+      expect(task(flaky.perform_later(false)).wait(timeout: 120)).to eq("complete")
       expect(Array.new(4) { ran.pop }).to eq([1, 2, 3, "no"])
     end
   end
@@ -68,7 +68,7 @@ RSpec.describe TaskerCore::Jobs do
       tried = flaky.perform_later(false)
       gone = flaky.perform_later(true)
       [tried, gone].each do |later|
-        task(later).wait(timeout: 30)
+        task(later).wait(timeout: 120)
         expect(described_class.tasks(later.job_id).map(&:id)).to eq([later.provider_job_id])
       end
       expect(task(tried).steps.first.errors.map { |error| error.values_at(:attempt, :class, :message) })
@@ -84,7 +84,7 @@ RSpec.describe TaskerCore::Jobs do
     again = job { queue.push(executions).size < 3 && retry_job(wait: 0.01) }
     working do
       later = again.perform_later
-      expect(task(later).wait(timeout: 30)).to eq("complete")
+      expect(task(later).wait(timeout: 120)).to eq("complete")
       expect([Array.new(3) { ran.pop }, task(later).steps.first.errors, task(later).steps.first.attempt]).to eq([[1, 2, 3], [], 1])
     end
   end
@@ -93,7 +93,7 @@ RSpec.describe TaskerCore::Jobs do
     moved = job { |elsewhere| executions == 1 && retry_job(queue: elsewhere) }
     working do
       later = moved.perform_later("#{namespace}_elsewhere")
-      expect(task(later).wait(timeout: 30)).to eq("complete")
+      expect(task(later).wait(timeout: 120)).to eq("complete")
       first, second = described_class.tasks(later.job_id)
       expect([first.results[:perform], second.to_h]).to match([{ goes_on_as: second.id }, include(namespace: "#{namespace}_elsewhere")])
     end
@@ -110,7 +110,7 @@ RSpec.describe TaskerCore::Jobs do
     end
     working do
       later = unknown.perform_later
-      expect(task(later).wait(timeout: 30)).to eq("blocked")
+      expect(task(later).wait(timeout: 120)).to eq("blocked")
       expect(task(later).steps.first.errors.map { |error| error[:class] }).to eq(["KeyError"])
       expect(ran.size).to eq(1)
     end
@@ -158,7 +158,7 @@ RSpec.describe TaskerCore::Jobs do
     forged["elsewhere"] = nice.new.serialize.merge("queue_name" => "elsewhere")
     working do
       tasks = forged.transform_values { |input| TaskerCore.enqueue("#{namespace}/nice", { job: input }) }
-      tasks.each_value { |task| expect(task.wait(timeout: 30)).to eq("blocked") }
+      tasks.each_value { |task| expect(task.wait(timeout: 120)).to eq("blocked") }
       expect(tasks.transform_values { |task| task.steps.first.errors.last[:message] }).to eq(
         "Dangerous" => "a task of nice cannot run Dangerous", "NoJob" => "a task of nice cannot run NoJob",
         "Nobody" => "a task of nice cannot run Nobody",

@@ -35,7 +35,7 @@ RSpec.describe TaskerCore::Bulk do
     it "replays what died of an error" do
       working do
         tasks = TaskerCore.enqueue_all(order, [{ customer: customer }, { customer: customer }])
-        expect(tasks.map { |task| task.wait(timeout: 30) }).to eq(%w[blocked blocked])
+        expect(tasks.map { |task| task.wait(timeout: 120) }).to eq(%w[blocked blocked])
         dead = { workflow: order, error: TaskerCore::PermanentError }
         expect(TaskerCore.tasks(order, error: "Other")).to eq([])
         expect(TaskerCore.tasks(order, error: TaskerCore::PermanentError).map(&:id)).to match_array(tasks.map(&:id))

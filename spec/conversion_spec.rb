@@ -64,7 +64,7 @@ RSpec.describe "what JSON has no name for" do
     flow = workflow { step :convert, "Convert", retry: { base: 0.01 } }
     working do
       task = TaskerCore.enqueue(flow, { on: day })
-      expect(task.wait(timeout: 30)).to eq("complete"), -> { task.to_h.inspect }
+      expect(task.wait(timeout: 120)).to eq("complete"), -> { task.to_h.inspect }
       expect(task.results[:convert]).to eq({ day: "2026-01-02", input: { on: "2026-01-02" }, checkpoint: { at: "2026-01-02" } })
     end
     TaskerCore::Testing.inline! do
@@ -86,7 +86,7 @@ RSpec.describe "what JSON has no name for" do
       TaskerCore.configuration.logger = Logger.new(log)
       working(threads: 1) do
         tasks = Array.new(3) { TaskerCore.enqueue(flow) }
-        expect(tasks.map { |task| task.wait(timeout: 30) }).to all(eq("complete"))
+        expect(tasks.map { |task| task.wait(timeout: 120) }).to all(eq("complete"))
         expect(tasks.map { |task| task.results[:create] }).to all(eq({ order: nil, id: 7 }))
       end
       expect(log.string.scan(/step create of creating is stored with null .*order: Order/).size).to eq(1)
@@ -98,7 +98,7 @@ RSpec.describe "what JSON has no name for" do
       TaskerCore.configuration.strict_results = true
       working(threads: 1) do
         task = TaskerCore.enqueue(flow)
-        expect(task.wait(timeout: 30)).to eq("blocked")
+        expect(task.wait(timeout: 120)).to eq("blocked")
         expect(task.steps.first.errors.first.slice(:class, :message)).to eq(
           { class: "TaskerCore::PermanentError", message: "the result cannot be stored: not JSON at order: cannot convert Order" }
         )
@@ -113,7 +113,7 @@ RSpec.describe "what JSON has no name for" do
       checking = workflow { step :check, "Check", retry: { max_attempts: 1 } }
       working(threads: 1) do
         task = TaskerCore.enqueue(checking)
-        expect(task.wait(timeout: 30)).to eq("blocked")
+        expect(task.wait(timeout: 120)).to eq("blocked")
         expect(task.steps.first.errors.first[:message]).to eq("not JSON at at: cannot convert Object")
       end
     end
@@ -133,7 +133,7 @@ RSpec.describe "what JSON has no name for" do
       end
       working do
         task = TaskerCore.enqueue(flow, { bytes: 900_000, text: "y" * 100_000 })
-        expect(task.wait(timeout: 30)).to eq("complete")
+        expect(task.wait(timeout: 120)).to eq("complete")
         sizes = { a: 900_000, b: 900_000 }
         used = ["TaskerCore::Results", 900_000, 2, sizes.map { |name, size| [name.to_s, size] }, "no", sizes, 100_000]
         results = task.results

@@ -12,7 +12,7 @@ RSpec.describe TaskerCore::DLQ do
     flow = workflow("Fragility") { step :fragile, "Fragile", retry: { max_attempts: 1 } }
     working do
       tasks = TaskerCore.enqueue_all(flow, [{ n: 1 }, { n: 2 }, { n: 3 }])
-      expect(tasks.map { |task| task.wait(timeout: 30) }).to eq(["blocked"] * 3)
+      expect(tasks.map { |task| task.wait(timeout: 120) }).to eq(["blocked"] * 3)
       yield tasks, -> { broken = false }
     end
   end
@@ -38,7 +38,7 @@ RSpec.describe TaskerCore::DLQ do
       expect(described_class.discard(ids[1], **by)).to eq([ids[1]])
       mend.call
       expect(described_class.replay(namespace: namespace, class: "ArgumentError", per_second: 100, **by)).to eq([ids[2]])
-      expect(tasks.map { |task| task.wait(timeout: 30) }).to eq(%w[complete failed complete])
+      expect(tasks.map { |task| task.wait(timeout: 120) }).to eq(%w[complete failed complete])
       expect([tasks[0], tasks[2]].map { |task| task.results[:fragile] }).to eq(["by hand", "done"])
       done = described_class.actions(limit: 3)
       expect(done.map { |action| action.slice(:action, :who, :why, :letter) }).to eq(
@@ -50,7 +50,7 @@ RSpec.describe TaskerCore::DLQ do
   it "replays with an edited input" do
     die do |tasks, _|
       expect(described_class.replay(task: tasks[0].id, input: { fine: true }, **by).size).to eq(1)
-      expect(tasks[0].wait(timeout: 30)).to eq("complete")
+      expect(tasks[0].wait(timeout: 120)).to eq("complete")
     end
   end
 

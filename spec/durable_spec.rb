@@ -42,7 +42,7 @@ RSpec.describe "durable blocks" do
       sleep 0.01 until TaskerCore.waiting(signal: :answered).any? { |wait| wait.task.id == task.id } && task.status == "waiting"
       expect(task.values).to eq({ stage: "created" })
       expect(TaskerCore.signal("account-7", :answered, { how: "yes" })).to eq(:awaited)
-      expect(task.wait(timeout: 30)).to eq("complete")
+      expect(task.wait(timeout: 120)).to eq("complete")
       expect(task.steps.map { |step| [step.state, step.attempt, step.skipped_because] })
         .to eq([["complete", 1, nil], ["skipped", 0, "step welcome finished the task"]])
       expect(task.results[:welcome]).to match({ account: { id: 7, at: String }, answer: { how: "yes" } })

@@ -41,7 +41,7 @@ RSpec.describe "forks" do
   end
 
   it "run a task again from a step on, with what was done before and beside it" do
-    working { expect_forks { |task| task.wait(timeout: 30) } }
+    working { expect_forks { |task| task.wait(timeout: 120) } }
   end
 
   it "are the same in memory" do

@@ -39,7 +39,7 @@ RSpec.describe "the gem" do
     end
     output = succeed(RbConfig.ruby, "-rtasker_core", "-r./app.rb", "-e", <<~RUBY, environment: gems, folder: home)
       task = TaskerCore.enqueue(Greeting, { name: "gem" })
-      print task.wait(timeout: 30), ": ", task.results[:greet], ", ", TaskerCore.healthy?
+      print task.wait(timeout: 120), ": ", task.results[:greet], ", ", TaskerCore.healthy?
     RUBY
     expect(output).to eq("complete: hello gem, true")
     running.each { |process| process.signal("TERM") }

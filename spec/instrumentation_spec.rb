@@ -19,7 +19,7 @@ RSpec.describe TaskerCore::Instrumentation do
     handler("Work") { |step| step.context[:fail] ? raise(TaskerCore::PermanentError, "no") : step.name }
     flow = workflow { step :work, "Work" }
     events = told("step") do
-      working { [{}, { fail: true }].each { |input| TaskerCore.enqueue(flow, input).wait(timeout: 30) } }
+      working { [{}, { fail: true }].each { |input| TaskerCore.enqueue(flow, input).wait(timeout: 120) } }
     end
     expect(events.map { |event| [event.payload[:step].workflow, event.payload[:exception]] })
       .to eq([[flow.template_name, nil], [flow.template_name, ["TaskerCore::PermanentError", "no"]]])

@@ -25,7 +25,7 @@ RSpec.describe "Logs" do
     start_orchestrator
     worker = start_worker(code, "--namespace", namespace, **environment)
     task = TaskerCore.enqueue("#{namespace}/talking", { card: "an input" })
-    task.wait(timeout: 30)
+    task.wait(timeout: 120)
     worker.signal("TERM")
     worker.wait_for(/worker stopped.*$/)
     [worker.output_so_far.lines(chomp: true), task]
@@ -89,7 +89,7 @@ RSpec.describe "Logs" do
   it "of the core go to the application's logger while a worker runs" do
     handler("Work") { |_| nil }
     flow = workflow { step :work, "Work" }
-    log = told { working { TaskerCore.enqueue(flow).wait(timeout: 30) } }
+    log = told { working { TaskerCore.enqueue(flow).wait(timeout: 120) } }
     expect(log).to match(/INFO -- : worker started member=\d+/).and include("worker stopped")
   end
 

@@ -27,7 +27,7 @@ RSpec.describe TaskerCore::Pauses do
         expect(task.status).to eq("paused") unless what.key?(:handler)
         sleep 0.01 until held == 2 || !what.key?(:handler)
         expect(Array.new(2) { described_class.resume(**what) }).to eq([true, false])
-        expect(task.wait(timeout: 30)).to eq("complete")
+        expect(task.wait(timeout: 120)).to eq("complete")
       end
       expect(ran.size).to eq(9)
     end

@@ -64,7 +64,7 @@ RSpec.describe "worker processes" do
     finished, open = tasks.partition { |task| task.results.key?(:first) }
     expect([finished.size, open.size]).to eq([1, 2])
     start_worker(application(journal), "--namespace", namespace)
-    expect(tasks.map { |task| task.wait(timeout: 30) }).to eq(["complete"] * 3)
+    expect(tasks.map { |task| task.wait(timeout: 120) }).to eq(["complete"] * 3)
     expect(lines.call.size).to eq(6), "nothing ran twice"
   end
 

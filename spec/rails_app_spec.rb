@@ -74,7 +74,7 @@ RSpec.describe "a generated Rails application" do
 
         def show
           order = Order.find(params[:id])
-          render json: { task: TaskerCore.task(order.task_id).wait(timeout: 30), state: order.reload.state }
+          render json: { task: TaskerCore.task(order.task_id).wait(timeout: 120), state: order.reload.state }
         end
       end
     RUBY

@@ -74,7 +74,7 @@ RSpec.describe "a Rails application" do
       start("worker", "--namespace", namespace, "--threads", "6", RAILS_ENV: "development").wait_for(/worker started/)
     end
     tasks = %w[ruby_flow yaml_flow].flat_map { |name| TaskerCore.enqueue_all("#{namespace}/#{name}", [{}] * 20) }
-    expect(tasks.map { |task| task.wait(timeout: 30) }.uniq).to eq(["complete"])
+    expect(tasks.map { |task| task.wait(timeout: 120) }.uniq).to eq(["complete"])
     expect(tasks.map { |task| task.results[:count] }.uniq).to eq([3])
   end
 
@@ -83,7 +83,7 @@ RSpec.describe "a Rails application" do
     start_orchestrator
     Dir.chdir(application) { start("worker", "--namespace", namespace).wait_for(/worker started/) }
     task = TaskerCore.enqueue("#{namespace}/money_flow")
-    expect(task.wait(timeout: 30)).to eq("complete")
+    expect(task.wait(timeout: 120)).to eq("complete")
     expect(task.steps.first.attempt).to eq(3)
     expect(Database.query("SELECT cents FROM #{namespace}_accounts")).to eq([{ "cents" => "100" }])
   end
@@ -103,7 +103,7 @@ RSpec.describe "a Rails application" do
     expect(code).to eq(0), output
     start_orchestrator
     Dir.chdir(root) { start("worker", "--namespace", namespace).wait_for(/worker started/) }
-    expect(output.lines(chomp: true).last(2).map { |id| TaskerCore.task(id).wait(timeout: 30) }).to eq(%w[complete complete])
+    expect(output.lines(chomp: true).last(2).map { |id| TaskerCore.task(id).wait(timeout: 120) }).to eq(%w[complete complete])
     expect(Database.query("SELECT cents FROM #{namespace}_accounts")).to eq([{ "cents" => "11" }])
   end
 

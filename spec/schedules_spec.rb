@@ -26,9 +26,9 @@ RSpec.describe TaskerCore::Schedules do
       shown = described_class.show(name)
       expect(shown).to include(template: "#{namespace}/#{report.template_name}", owner: "operator", paused: include(who: "ann"))
       last = TaskerCore.task(shown[:last][:task])
-      expect(last.wait(timeout: 30)).to eq("complete")
+      expect(last.wait(timeout: 120)).to eq("complete")
       expect(Time.iso8601(last.results[:write])).to eq(Time.iso8601(shown[:last][:time]))
-      expect(described_class.trigger(name).wait(timeout: 30)).to eq("complete")
+      expect(described_class.trigger(name).wait(timeout: 120)).to eq("complete")
       expect(described_class.create(name, report, cron: "0 3 * * *", time_zone: "Europe/Berlin")).to eq(:changed)
       past = [Time.utc(2026, 3, 28), Time.utc(2026, 3, 31)]
       expect(Array.new(2) { described_class.backfill(name, from: past.first, until: past.last).size }).to eq([3, 0])

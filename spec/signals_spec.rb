@@ -33,7 +33,7 @@ RSpec.describe "signals" do
         expect { wait.answer({ ok: "yes" }) }
           .to raise_error(TaskerCore::InvalidInput, %r{step that waits for "approved" accepts: /ok: "yes" is not of type "boolean"})
         expect([early, again, wait.answer({ ok: true })]).to eq(%i[kept duplicate awaited])
-        expect(task.wait(timeout: 30)).to eq("complete")
+        expect(task.wait(timeout: 120)).to eq("complete")
         expect(task.results[:buy]).to eq({ approval: { ok: true }, paid: { amount: 2000 } })
         expect(task.signal("approved", { ok: true })).to eq(:late)
       end

@@ -17,9 +17,9 @@ RSpec.describe TaskerCore::Tracing do
     root = workflow { step :root, "Root" }
     working do
       task = described_class.within("traceparent" => trace, "tracestate" => nil) { TaskerCore.enqueue(root) }
-      task.wait(timeout: 30)
+      task.wait(timeout: 120)
       child = TaskerCore.task(task.results[:root])
-      child.wait(timeout: 30)
+      child.wait(timeout: 120)
       expect(child.results[:leaf]).to eq([{ traceparent: trace }] * 2)
       expect([task, child].map { |of| stored(of) }).to eq([trace] * 2)
     end
@@ -74,7 +74,7 @@ RSpec.describe TaskerCore::Tracing do
       leaf = workflow { step :leaf, "Leaf" }
       working do
         task = OpenTelemetry::Context.with_current({ "traceparent" => trace, "baggage" => "secret=1" }) { TaskerCore.enqueue(leaf) }
-        task.wait(timeout: 30)
+        task.wait(timeout: 120)
         expect(task.results[:leaf]).to eq({ traceparent: trace })
       end
     end

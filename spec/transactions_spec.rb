@@ -38,7 +38,7 @@ RSpec.describe "transactions on the handlers' own connection" do
     flow = transactional { |step| raise "after the writing" if step.attempt == 1 }
     working(threads: 1) do
       task = TaskerCore.enqueue(flow)
-      expect(task.wait(timeout: 30)).to eq("complete")
+      expect(task.wait(timeout: 120)).to eq("complete")
       expect(ledger).to eq([[task.id, "100"]])
     end
   end
@@ -63,7 +63,7 @@ RSpec.describe "transactions on the handlers' own connection" do
     flow = transactional { "a\0b" }
     working(threads: 1) do
       task = TaskerCore.enqueue(flow)
-      expect(task.wait(timeout: 30)).to eq("blocked")
+      expect(task.wait(timeout: 120)).to eq("blocked")
       expect(task.steps.first.errors.map { |error| error[:class] }).to eq(["TaskerCore::PermanentError"])
       expect(ledger).to be_empty
     end

@@ -28,7 +28,7 @@ RSpec.describe "undo" do
   it "takes back what a task did when it fails, the last first, and knows what its steps returned" do
     working do
       task = TaskerCore.enqueue(order(does), { lines: [1, 2] })
-      expect(task.wait(timeout: 30)).to eq("failed")
+      expect(task.wait(timeout: 120)).to eq("failed")
       expect(journal).to eq(undone)
       expect(task.steps.last.to_h).to include(name: :"reserve.undo", state: "complete", undoes: "reserve")
       expect(task.results[:"charge.undo"]).to eq({ charge: { charge: 7 } })
@@ -38,9 +38,9 @@ RSpec.describe "undo" do
   it "takes back what a task did that has ended, when it is cancelled so" do
     working do
       task = TaskerCore.enqueue(order(does, ships: does(1)), { lines: [1, 2] })
-      expect([task.wait(timeout: 30), task.cancel]).to eq(["complete", false])
+      expect([task.wait(timeout: 120), task.cancel]).to eq(["complete", false])
       expect([task.cancel(undo: true), task.cancel(undo: true)]).to eq([true, false])
-      expect(task.wait(timeout: 30)).to eq("cancelled")
+      expect(task.wait(timeout: 120)).to eq("cancelled")
       expect(journal).to eq(["charge", "ship", *undone.drop(1)])
     end
   end

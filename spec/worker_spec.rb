@@ -13,7 +13,7 @@ RSpec.describe TaskerCore::Worker do
     end
     working do
       task = TaskerCore.enqueue(flow, { n: 5 })
-      expect(task.wait(timeout: 30)).to eq("complete")
+      expect(task.wait(timeout: 120)).to eq("complete")
       expect(task.results).to eq({ left: { value: 10 }, right: { value: 10 }, sum: 21 })
     end
   end
@@ -37,7 +37,7 @@ RSpec.describe TaskerCore::Worker do
     end
     working do
       task = TaskerCore.enqueue(flow, { lines: 30 })
-      expect(task.wait(timeout: 30)).to eq("complete")
+      expect(task.wait(timeout: 120)).to eq("complete")
       expect(task.results[:ship]).to eq(size: 30, sum: (0...30).sum { |n| n % 10 == 3 ? 0 : n * 2 }, third: 4, tasks: [0, 1],
                                         errors: [[3, "none left"], [13, "none left"], [23, "none left"]])
       expect(task.results[:reserve].to_a).to eq(task.children(:reserve).map(&:itself))
@@ -47,7 +47,7 @@ RSpec.describe TaskerCore::Worker do
       expect(listed.lines.grep(/none left/).size).to eq(3)
 
       whole = TaskerCore.enqueue(outer, { n: 2 })
-      expect(whole.wait(timeout: 30)).to eq("complete")
+      expect(whole.wait(timeout: 120)).to eq("complete")
       expect(whole.results[:inner]).to include(lines: { lines: [{ line: 0 }, { line: 1 }] }, reserve: { size: 2, errors: 0 })
     end
   end
@@ -66,7 +66,7 @@ RSpec.describe TaskerCore::Worker do
     flow = workflow("TellFlow") { step :tell, "Tell", retry: { max_attempts: 3, base: 0.01 } }
     working do
       task = TaskerCore.enqueue(flow)
-      task.wait(timeout: 30)
+      task.wait(timeout: 120)
       expect(task.results[:tell]).to eq({ name: "tell", workflow: "tell_flow", version: "1", attempt: 2, max: 3, lost: false,
                                           task: task.id })
       expect(log.string).to match(/working task=#{task.id} step=tell namespace=#{namespace} attempt=1 worker=\d+$/)
@@ -83,7 +83,7 @@ RSpec.describe TaskerCore::Worker do
       flow = workflow { step :fail, "Fail", retry: { max_attempts: 2, base: 0.01 } }
       working do
         task = TaskerCore.enqueue(flow)
-        expect(task.wait(timeout: 30)).to eq("blocked")
+        expect(task.wait(timeout: 120)).to eq("blocked")
         step = task.steps.first
         expect([step.state, step.attempt]).to eq(["dead", 2])
         expect(step.errors.map { |error| error.slice(:class, :message, :attempt) }).to eq(
@@ -118,9 +118,9 @@ RSpec.describe TaskerCore::Worker do
         flow = workflow { step :strange, "Strange", retry: { max_attempts: 2, base: 0.01 } }
         working(threads: 1) do |worker|
           task = TaskerCore.enqueue(flow, { strange: true })
-          expect(task.wait(timeout: 30)).to eq("blocked")
+          expect(task.wait(timeout: 120)).to eq("blocked")
           expect(task.steps.first.errors.last).to include(class: recorded, message: message, attempt: 2)
-          expect(TaskerCore.enqueue(flow, {}).wait(timeout: 30)).to eq("complete")
+          expect(TaskerCore.enqueue(flow, {}).wait(timeout: 120)).to eq("complete")
           expect(worker).to be_healthy
         end
       end
@@ -131,7 +131,7 @@ RSpec.describe TaskerCore::Worker do
       flow = workflow { step :strange, "Strange", retry: { max_attempts: 1 } }
       working(threads: 1) do
         task = TaskerCore.enqueue(flow)
-        expect(task.wait(timeout: 30)).to eq("blocked")
+        expect(task.wait(timeout: 120)).to eq("blocked")
         expect(task.steps.first.errors.first.slice(:class, :message)).to eq({ class: "RuntimeError", message: "no" })
       end
     end
@@ -154,7 +154,7 @@ RSpec.describe TaskerCore::Worker do
       flow = workflow { step :refuse, "Refuse" }
       working do
         task = TaskerCore.enqueue(flow)
-        expect(task.wait(timeout: 30)).to eq("blocked")
+        expect(task.wait(timeout: 120)).to eq("blocked")
         expect(task.steps.first.errors.size).to eq(1)
       end
     end
@@ -164,7 +164,7 @@ RSpec.describe TaskerCore::Worker do
       flow = workflow { step :later, "Later", retry: { max_attempts: 3, base: "1h", max: "1h" } }
       working do
         task = TaskerCore.enqueue(flow)
-        expect(task.wait(timeout: 30)).to eq("complete")
+        expect(task.wait(timeout: 120)).to eq("complete")
         expect(task.steps.first.attempt).to eq(3)
       end
     end
@@ -201,7 +201,7 @@ RSpec.describe TaskerCore::Worker do
         ignore_timeout: %w[blocked TaskerCore::StepTimeout], proc: ["complete", nil],
         binary: %w[blocked TaskerCore::PermanentError], infinite: ["complete", nil], work: ["complete", nil]
       )
-      expect(TaskerCore.enqueue(flow, { deed: :work }).wait(timeout: 30)).to eq("complete")
+      expect(TaskerCore.enqueue(flow, { deed: :work }).wait(timeout: 120)).to eq("complete")
       expect(worker).to be_healthy
     end
   end
@@ -218,11 +218,11 @@ RSpec.describe TaskerCore::Worker do
     flow = workflow { step :meet, "Meet", timeout: 60 }
     working(threads: 6) do
       5.times do
-        TaskerCore.enqueue_all(flow, Array.new(300) { {} }).each { |task| task.wait(timeout: 30) }
+        TaskerCore.enqueue_all(flow, Array.new(300) { {} }).each { |task| task.wait(timeout: 120) }
         meeting = TaskerCore.enqueue_all(flow, Array.new(6) { { meet: true } })
         Timeout.timeout(30) { 6.times { arrived.pop } }
         6.times { go_on << true }
-        expect(meeting.map { |task| task.wait(timeout: 30) }).to all(eq("complete"))
+        expect(meeting.map { |task| task.wait(timeout: 120) }).to all(eq("complete"))
       end
     end
   end
@@ -258,7 +258,7 @@ RSpec.describe TaskerCore::Worker do
     end
     working do
       task = TaskerCore.enqueue(flow)
-      expect(task.wait(timeout: 30)).to eq("complete")
+      expect(task.wait(timeout: 120)).to eq("complete")
       expect([Array.new(3) { calls.pop }, task.results[:poll], task.steps.last.errors]).to eq([[1, 1, 1], "there", []])
     end
     expect { TaskerCore::Snooze.new("soon") }.to raise_error(TaskerCore::InvalidInput, /time is "soon"/)
@@ -280,7 +280,7 @@ RSpec.describe TaskerCore::Worker do
     end
     working do
       task = TaskerCore.enqueue(flow)
-      expect(task.wait(timeout: 30)).to eq("discarded")
+      expect(task.wait(timeout: 120)).to eq("discarded")
       expect(stopped.pop).to be(true)
       expect(task.steps.map { |step| [step.state, step.after_cancel] })
         .to eq([["discarded", nil], %w[cancelled complete], ["cancelled", nil]])
@@ -296,10 +296,10 @@ RSpec.describe TaskerCore::Worker do
       task = TaskerCore.enqueue(flow)
       Timeout.timeout(30) { sleep(0.02) until task.steps.first.waits_for == "a worker that has the handler LoadedLater" }
       known = workflow { step :known, "Known" }
-      expect(TaskerCore.enqueue(known).wait(timeout: 30)).to eq("complete")
+      expect(TaskerCore.enqueue(known).wait(timeout: 120)).to eq("complete")
       expect(task.steps.first.to_h).to include(state: "waiting", attempt: 0, errors: [])
       handler("LoadedLater") { |step| "attempt #{step.attempt}" }
-      working { expect(task.wait(timeout: 30)).to eq("complete") }
+      working { expect(task.wait(timeout: 120)).to eq("complete") }
       expect(task.results[:later]).to eq("attempt 1")
     end
   end
@@ -336,7 +336,7 @@ RSpec.describe TaskerCore::Worker do
       started.pop
       task.cancel
       expect(ended.pop.message).to match(/no longer this worker's, or was cancelled/)
-      expect(task.wait(timeout: 30)).to eq("cancelled")
+      expect(task.wait(timeout: 120)).to eq("cancelled")
       expect(task.steps.first.to_h).to include(state: "cancelled", after_cancel: "failed")
       expect(task.steps.first.errors.last).to include(class: "TaskerCore::LeaseLost")
     end
@@ -361,7 +361,7 @@ RSpec.describe TaskerCore::Worker do
       expect(reached.pop).to eq(0)
       sleep(0.05) until task.steps.first.progress == { page: 0 }
       3.times { go_on << true }
-      expect(task.wait(timeout: 30)).to eq("complete")
+      expect(task.wait(timeout: 120)).to eq("complete")
       expect([reached.pop, reached.pop, task.results[:import]]).to eq([5, 10, 15])
     end
   end

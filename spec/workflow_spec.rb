@@ -136,7 +136,7 @@ RSpec.describe TaskerCore::Workflow do
     end
     working do
       task = TaskerCore.enqueue(flow, { total: 1 })
-      expect(task.wait(timeout: 30)).to eq("complete")
+      expect(task.wait(timeout: 120)).to eq("complete")
       expect(task.steps.map(&:state)).to eq(%w[complete skipped complete])
       expect(tasker("task", "show", task.id).first).to match(/approve +skipped .*\(\$\."results"\."check"\."total" > 1000\) is not true/)
       expect(task.results.keys).to eq(%i[check ship])

@@ -142,6 +142,8 @@ async fn one_trace_follows_a_diamond_from_its_caller_through_orchestrator_and_ru
                 "complete after.only",
                 "enqueue diamond",
                 "submit diamond",
+                "enqueue after",
+                "submit after",
             ];
             let (spans, services) = spans_until(&mut collector, &last).await;
             assert_eq!(services, ["shop", "orchestrator", "worker"].map(str::to_owned).into());

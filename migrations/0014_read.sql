@@ -4,14 +4,17 @@
 -- The pause of a task, or of its namespace (see 0033_pauses.sql); null: it is not paused, or has ended.
 CREATE FUNCTION tasker.read_pause(p_task tasker.tasks) RETURNS jsonb
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_own int;
 BEGIN
     IF p_task.finished_at IS NOT NULL OR NOT EXISTS (SELECT FROM tasker.pauses) THEN
         RETURN NULL;
     END IF;
+    v_own := tasker.pause_of(p_task.id);
     RETURN (
         SELECT jsonb_build_object('kind', p.kind, 'name', p.name, 'who', p.who, 'why', p.why, 'since', p.since)
         FROM tasker.pauses p
-        WHERE p.id = tasker.pause_of(p_task.id) OR p.kind = 'namespace' AND p.resumed_at IS NULL AND p.name = (
+        WHERE p.id = v_own OR p.kind = 'namespace' AND p.resumed_at IS NULL AND p.name = (
             SELECT n.name FROM tasker.namespaces n WHERE n.id = p_task.namespace_id)
         ORDER BY p.id LIMIT 1);
 END

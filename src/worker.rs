@@ -6,6 +6,7 @@
 
 mod batcher;
 mod buffer;
+mod bulk;
 mod handler;
 mod heartbeat;
 mod held;
@@ -19,7 +20,8 @@ mod turns;
 mod unhandled;
 
 pub use crate::config::WorkerConfig;
-pub use handler::{Handler, Handlers, Handling};
+pub use bulk::Bulk;
+pub use handler::{BulkHandler, BulkHandling, Handler, Handlers, Handling};
 pub use step::{Outcome, Step};
 
 use std::sync::Arc;
@@ -71,7 +73,8 @@ struct Shared {
     queues: Vec<String>,
     held: Held,
     waiting: suspects::Waiting,
-    turns: Arc<Turns<Step>>,
+    gathering: bulk::Gathering,
+    turns: Arc<Turns<Vec<Step>>>,
     unhandled: Unhandled,
     membership: Arc<Membership>,
     metrics: Arc<Metrics>,
@@ -86,8 +89,9 @@ struct Shared {
 impl Shared {
     /// A step that was leased after the moment `asked` is this worker's from now on.
     fn hold(self: &Arc<Self>, queue: usize, leased: LeasedStep, asked: Instant) -> Step {
+        let batch = self.gathering.batch(&leased);
         let leased = Arc::new(leased);
-        let lost = self.held.add(queue, leased.clone(), asked);
+        let lost = self.held.add(queue, leased.clone(), batch, asked);
         Step {
             shared: self.clone(),
             leased,
@@ -96,6 +100,7 @@ impl Shared {
             received: Instant::now(),
             recalled: Arc::default(),
             began: None,
+            together: 1,
         }
     }
 
@@ -126,7 +131,7 @@ impl Shared {
         if self.stop.is_cancelled() || self.unhandled.any() || self.turns.others_want(queue) {
             return 0;
         }
-        self.concurrency().saturating_sub(self.held.count_unreported()) as i32
+        self.held.free(queue, self.concurrency()) as i32
     }
 }
 
@@ -142,27 +147,34 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// The next step, when there is one; its handler begins: from now on its time counts. None: the worker has shut down.
-    pub async fn next(&self) -> Option<Step> {
+    /// The steps of the next call, when there is one: one, or several of a bulk handler ([`Worker::gather`]). It begins: from now on its time counts.
+    /// None: the worker has shut down.
+    pub async fn next(&self) -> Option<Vec<Step>> {
         loop {
-            let step = self.exit.next().await?;
-            if let Some(step) = self.begin(step) {
-                return Some(step);
+            let begun = self.begin(self.exit.next().await?);
+            if !begun.is_empty() {
+                return Some(begun);
             }
         }
     }
 
-    /// The next step, if there is one.
-    pub fn try_next(&self) -> Option<Step> {
+    /// The steps of the next call, if there is one.
+    pub fn try_next(&self) -> Option<Vec<Step>> {
         while self.exit.count() > 0 {
-            if let Some(step) = self.begin(self.exit.try_next()?) {
-                return Some(step);
+            let begun = self.begin(self.exit.try_next()?);
+            if !begun.is_empty() {
+                return Some(begun);
             }
         }
         None
     }
 
-    /// How many steps wait for a handler.
+    /// From now on, the steps of this handler come together.
+    pub fn gather(&self, handler: &str, bulk: Bulk) {
+        self.shared.gathering.set(handler, bulk);
+    }
+
+    /// How many calls wait for a handler.
     pub fn waiting(&self) -> usize {
         self.exit.count()
     }
@@ -172,16 +184,23 @@ impl Worker {
         self.exit.is_closed()
     }
 
-    /// None: meanwhile it was cancelled, or lost.
-    fn begin(&self, mut step: Step) -> Option<Step> {
-        if step.is_lost() {
-            self.report(&step, Outcome::HandBack);
-            return None;
+    /// Those of a call that were not cancelled, or lost, meanwhile.
+    fn begin(&self, mut call: Vec<Step>) -> Vec<Step> {
+        call.retain(|step| {
+            let lost = step.is_lost();
+            if lost {
+                self.report(step, Outcome::HandBack);
+            }
+            !lost
+        });
+        let together = call.len();
+        for step in &mut call {
+            step.began = Some(Instant::now());
+            step.together = together as u32;
+            let waited = step.leased.waited + step.received.elapsed().as_secs_f64();
+            self.shared.metrics.step_wait.record(waited, self.shared.label(step.queue));
         }
-        step.began = Some(Instant::now());
-        let waited = step.leased.waited + step.received.elapsed().as_secs_f64();
-        self.shared.metrics.step_wait.record(waited, self.shared.label(step.queue));
-        Some(step)
+        call
     }
 
     /// The handler is done.
@@ -279,7 +298,7 @@ impl Worker {
         } else {
             self.note_duration(step, "complete");
             spans::tell(&self.shared, step, Instant::now(), &spans::Reporting::within_the_handler());
-            self.shared.note_activity(step.queue, 1, 0, step.handled_for(Instant::now()));
+            self.shared.note_activity(step.queue, 1, 0, step.took(Instant::now()));
             if self.shared.live.effective().settings.log.steps {
                 step.log_end("complete", Instant::now());
             }
@@ -289,6 +308,9 @@ impl Worker {
 
     /// Handles the steps with Rust handlers, as many at a time as the settings say, until the worker shuts down.
     pub fn handle_with(self: &Arc<Self>, handlers: Handlers) {
+        for (name, bulk) in handlers.bulk() {
+            self.gather(name, bulk);
+        }
         tokio::spawn(handler::run_all(self.clone(), Arc::new(handlers)));
     }
 
@@ -335,7 +357,8 @@ impl Worker {
         shared.stop.cancel();
         tracing::info!(member = shared.membership.id(), ?grace, "worker is stopping");
         self.pollers.ended().await;
-        let unstarted: Vec<Step> = std::iter::from_fn(|| shared.turns.next()).collect();
+        let mut unstarted = shared.gathering.drain();
+        unstarted.extend(std::iter::from_fn(|| shared.turns.next()).flatten());
         self.hand_back(unstarted.into_iter().map(|step| (step.queue, step.leased)).collect())
             .await;
         if tokio::time::timeout(grace, shared.held.emptied()).await.is_err() {

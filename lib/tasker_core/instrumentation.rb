@@ -4,6 +4,7 @@ module TaskerCore
   # Events for ActiveSupport::Notifications, where it is loaded:
   #
   # - +step.tasker_core+: a handler ran. Payload: +:step+ ({Step}); +:exception+ and +:exception_object+ where it raised.
+  # - +bulk.tasker_core+: a {BulkHandler} ran. Payload: +:steps+ (Array<{Step}>); +:exception+ and +:exception_object+ where it raised.
   # - +enqueue.tasker_core+: tasks were created. Payload: +:workflow+ (its name), +:count+; +:tasks+ (Array<{Task}>) unless it raised.
   #
   # @example

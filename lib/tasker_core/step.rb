@@ -13,6 +13,10 @@ module TaskerCore
       @base_logger = logger
     end
 
+    # Its handler may have others in the same call.
+    # @api private
+    def share_call! = @shares_call = true
+
     # @return [String] the task's id
     def task_id = @native.task_id
 
@@ -117,7 +121,7 @@ module TaskerCore
     # @raise [InvalidInput] for what is no length of time
     # @raise [LeaseLost]
     def sleep(time)
-      name = numbered(durable("sleep", "sleep"))
+      name = numbered(suspending("sleep", "sleep"))
       known = @native.recall(name)
       left = known ? known.last : @native.begin_sleep(name, Span.seconds(time, "time"))
       raise Suspension.new("sleeps", reason: "snoozed", retry_after: left) if left.positive?
@@ -132,7 +136,7 @@ module TaskerCore
     # @raise [InvalidInput] for what is no length of time
     # @raise [LeaseLost]
     def wait_for(signal, key: nil, timeout: nil)
-      name = numbered(durable("wait/#{signal}", "wait_for"))
+      name = numbered(suspending("wait/#{signal}", "wait_for"))
       known = @native.recall(name)
       return known.first && parse(known.first) if known
 
@@ -145,7 +149,7 @@ module TaskerCore
     # @return [void] it does not return
     # @raise [InvalidInput] when JSON cannot hold the result
     def finish!(result = nil)
-      durable("finish", "finish!")
+      suspending("finish", "finish!")
       json, = Native.result_to_json(result, true)
       raise Suspension.new("has finished its task", permanent: true, ending: { finished: JSON.parse(json, max_nesting: false) })
     end
@@ -168,6 +172,13 @@ module TaskerCore
       raise Error, "step.#{what} is not for transactional steps: all of these happens once, or not at all" if @native.transactional?
 
       name
+    end
+
+    # What ends the handler would end it for the others, too.
+    def suspending(name, what)
+      raise Error, "step.#{what} is not for bulk handlers: it would end the call, which is other steps', too" if @shares_call
+
+      durable(name, what)
     end
 
     # What is done several times has a number, by the order in which it is done.

@@ -53,13 +53,14 @@ module TaskerCore
       namespaces, @grace, orchestrate = JSON.parse(Native.worker_settings(*settings)).values_at("namespaces", "grace", "orchestrate")
       raise ConfigurationError, NO_NAMESPACE if namespaces.empty?
 
-      register_templates(namespaces)
+      handlers = register_templates(namespaces)
       Native.init_logging
       logger = TaskerCore.configuration.logger
       @log_pump = LogPump.new(logger) unless logger.is_a?(NativeLogger)
       @orchestrator = Orchestrator.new(client: @client).start if orchestrate
       @native = Native::Worker.start(@client.native, *settings)
       @executor = Executor.new(@native, TaskerCore.configuration)
+      handlers.each { |name, handler| @executor.gather(name, handler) }
       @slots = Array.new(@native.concurrency) { Slot.new(@native, @executor) }
       @supervisor = Thread.new { supervise }
       self.class.current = self
@@ -126,10 +127,10 @@ module TaskerCore
 
     private
 
+    # @return [Hash{String => Class}] their handlers
     def register_templates(namespaces)
       sources = Workflow.sources(TaskerCore.configuration.templates)
-      Handlers.check(sources, namespaces)
-      sources.each { |source| @client.register_source(*source) }
+      Handlers.check(sources, namespaces).tap { sources.each { |source| @client.register_source(*source) } }
     end
 
     # Replaces what a handler took down, or holds on to after its time; and there are as many as the settings say now.

@@ -157,7 +157,7 @@ impl Commit {
     /// So many counted, of all of these.
     fn note<R>(&self, completed: usize, failed: usize, reports: &[Reported<R>]) {
         let shared = &self.shared;
-        let time = reports.iter().map(|reported| reported.step.handled_for(reported.ended)).sum();
+        let time = reports.iter().map(|reported| reported.step.took(reported.ended)).sum();
         shared.note_activity(self.queue, completed, failed, time);
         shared
             .metrics

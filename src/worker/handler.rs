@@ -12,7 +12,7 @@ use opentelemetry::trace::TraceContextExt;
 use opentelemetry::Context;
 use serde_json::Value;
 
-use super::{Outcome, Step, Worker};
+use super::{Bulk, Outcome, Step, Worker};
 use crate::engine::fail::Failure;
 
 /// What a handler returns, in the future.
@@ -34,9 +34,33 @@ where
     }
 }
 
+/// What a bulk handler returns, in the future: what became of each step, in their order.
+pub type BulkHandling = Pin<Box<dyn Future<Output = Vec<Result<Value, Failure>>> + Send>>;
+
+/// Does the work of many steps in one call. Any `async` function of steps is one.
+pub trait BulkHandler: Send + Sync + 'static {
+    /// Runs the steps; each has an outcome of its own.
+    fn call(&self, steps: Vec<Arc<Step>>) -> BulkHandling;
+}
+
+impl<F, R> BulkHandler for F
+where
+    F: Fn(Vec<Arc<Step>>) -> R + Send + Sync + 'static,
+    R: Future<Output = Vec<Result<Value, Failure>>> + Send + 'static,
+{
+    fn call(&self, steps: Vec<Arc<Step>>) -> BulkHandling {
+        Box::pin(self(steps))
+    }
+}
+
+enum Named {
+    One(Arc<dyn Handler>),
+    Bulk(Bulk, Arc<dyn BulkHandler>),
+}
+
 /// The handlers of a worker, by the names that templates use.
 #[derive(Default)]
-pub struct Handlers(HashMap<String, Arc<dyn Handler>>);
+pub struct Handlers(HashMap<String, Named>);
 
 impl Handlers {
     /// Handlers in Rust have no connection of their own, which a transactional step needs.
@@ -47,8 +71,23 @@ impl Handlers {
     /// Adds a handler.
     #[must_use]
     pub fn with(mut self, name: &str, handler: impl Handler) -> Handlers {
-        self.0.insert(name.to_owned(), Arc::new(handler));
+        self.0.insert(name.to_owned(), Named::One(Arc::new(handler)));
         self
+    }
+
+    /// Adds a handler that has many steps in one call.
+    #[must_use]
+    pub fn with_bulk(mut self, name: &str, bulk: Bulk, handler: impl BulkHandler) -> Handlers {
+        self.0.insert(name.to_owned(), Named::Bulk(bulk, Arc::new(handler)));
+        self
+    }
+
+    /// Which of them have many steps in one call.
+    pub(super) fn bulk(&self) -> impl Iterator<Item = (&str, Bulk)> {
+        self.0.iter().filter_map(|(name, handler)| match handler {
+            Named::Bulk(bulk, _) => Some((name.as_str(), *bulk)),
+            Named::One(_) => None,
+        })
     }
 }
 
@@ -76,21 +115,76 @@ async fn run(worker: Arc<Worker>, handlers: Arc<Handlers>, running: Arc<AtomicUs
         if running.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok() {
             return;
         }
-        let step = tokio::select! {
-            step = worker.next() => match step {
-                Some(step) => Arc::new(step),
+        let steps = tokio::select! {
+            steps = worker.next() => match steps {
+                Some(steps) => steps,
                 None => return,
             },
             () = live.changed() => continue,
         };
-        let outcome = match handlers.0.get(&step.leased.handler) {
-            Some(handler) if handlers.runs(&step.leased.handler, step.leased.transactional) => handle(handler, &step).await,
-            _ => Some(Outcome::Decline),
-        };
-        match outcome {
-            Some(outcome) => drop(worker.report(&step, outcome)),
-            None => worker.forget(&step),
+        let (steps, unable): (Vec<_>, Vec<_>) = steps
+            .into_iter()
+            .partition(|step| handlers.runs(&step.leased.handler, step.leased.transactional));
+        for step in unable {
+            worker.report(&step, Outcome::Decline);
         }
+        let steps: Vec<Arc<Step>> = steps.into_iter().map(Arc::new).collect();
+        match steps.first().and_then(|step| handlers.0.get(&step.leased.handler)) {
+            Some(Named::Bulk(_, handler)) => handle_all(&worker, handler, &steps).await,
+            Some(Named::One(handler)) => {
+                for step in &steps {
+                    match handle(handler, step).await {
+                        Some(outcome) => drop(worker.report(step, outcome)),
+                        None => worker.forget(step),
+                    }
+                }
+            }
+            None => {}
+        }
+    }
+}
+
+/// After this long; never, without it.
+async fn time_is_over(timeout_ms: Option<i64>) {
+    match timeout_ms {
+        Some(ms) => tokio::time::sleep(Duration::from_millis(ms.unsigned_abs())).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn timed_out(timeout_ms: Option<i64>) -> Failure {
+    let message = format!("the handler ran longer than {} ms", timeout_ms.unwrap_or_default());
+    Failure {
+        reason: Some("timeout".into()),
+        ..Failure::retryable("Timeout", message)
+    }
+}
+
+/// One call has the shortest of their times. Whoever of them is lost meanwhile does not stop it: the others are not.
+async fn handle_all(worker: &Worker, handler: &Arc<dyn BulkHandler>, steps: &[Arc<Step>]) {
+    let (called, with) = (handler.clone(), steps.to_vec());
+    let mut handling = tokio::spawn(async move { called.call(with).await });
+    let timeout_ms = steps.iter().filter_map(|step| step.leased.timeout_ms).min();
+    let finished = tokio::select! {
+        finished = &mut handling => finished.map_err(|panic| Failure::retryable("Panic", panic.to_string())),
+        () = time_is_over(timeout_ms) => {
+            handling.abort();
+            Err(timed_out(timeout_ms))
+        }
+    };
+    let outcomes = finished.and_then(|outcomes| match outcomes.len() == steps.len() {
+        true => Ok(outcomes),
+        false => Err(Failure::retryable(
+            "WrongNumberOfOutcomes",
+            format!("the handler returned {} outcomes of {} steps", outcomes.len(), steps.len()),
+        )),
+    });
+    let outcomes = outcomes.unwrap_or_else(|failure| vec![Err(failure); steps.len()]);
+    for (step, outcome) in steps.iter().zip(outcomes) {
+        worker.report(
+            step,
+            outcome.map_or_else(Outcome::Fail, |result| Outcome::Complete(result.to_string())),
+        );
     }
 }
 
@@ -103,19 +197,12 @@ async fn handle(handler: &Arc<dyn Handler>, step: &Arc<Step>) -> Option<Outcome>
         Some(context) => tokio::spawn(handling.with_context(Context::new().with_remote_span_context(context))),
         None => tokio::spawn(handling),
     };
-    let time_is_over = async {
-        match step.leased.timeout_ms {
-            Some(ms) => tokio::time::sleep(Duration::from_millis(ms.unsigned_abs())).await,
-            None => std::future::pending().await,
-        }
-    };
+    let timeout_ms = step.leased.timeout_ms;
     let finished = tokio::select! {
         finished = &mut handling => finished,
-        () = time_is_over => {
+        () = time_is_over(timeout_ms) => {
             handling.abort();
-            let message = format!("the handler ran longer than {} ms", step.leased.timeout_ms.unwrap_or_default());
-            let reason = Some("timeout".into());
-            return Some(Outcome::Fail(Failure { reason, ..Failure::retryable("Timeout", message) }));
+            return Some(Outcome::Fail(timed_out(timeout_ms)));
         }
         () = step.lost.cancelled() => {
             handling.abort();

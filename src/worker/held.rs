@@ -16,7 +16,7 @@ pub(super) struct Held {
     entries: Mutex<Entries>,
     /// Something was removed.
     freed: Notify,
-    /// How many were ever reported.
+    /// What was ever reported, as a [`Load`].
     finished: AtomicU64,
 }
 
@@ -26,6 +26,11 @@ struct Entries {
     by_lease: HashMap<Key, Entry>,
     /// Of each queue, how many of them are not reported yet.
     unreported: Vec<usize>,
+    load: Load,
+    /// That of those that are not reported yet.
+    busy: Load,
+    /// Of each queue, what part of a handler one of the newest steps takes.
+    parts: Vec<f64>,
     /// How much their reports are that wait to be committed.
     bytes: usize,
     pace: Pace,
@@ -36,9 +41,18 @@ const MOST_BYTES: usize = 32 << 20;
 
 type Key = (usize, i64, i32);
 
+/// How many handlers steps take: one each, or a part of one where a call has many. In parts of a handler, so that sums are exact.
+type Load = u64;
+
+const HANDLER: Load = 1_000_000;
+
+/// How much of [`Entries::parts`] is the newest step's.
+const NEWEST: f64 = 0.2;
+
 #[derive(Debug)]
 struct Entry {
     leased: Arc<LeasedStep>,
+    load: Load,
     /// The lease ends that long after this moment, at the earliest.
     renewed: Instant,
     /// The handler is to stop: the lease is lost, or the task was cancelled.
@@ -52,16 +66,33 @@ struct Entry {
     progress: Option<Value>,
 }
 
+impl Entries {
+    /// It counts no more.
+    fn forget(&mut self, queue: usize, entry: &Entry) {
+        self.load -= entry.load;
+        if entry.reported {
+            self.bytes -= entry.bytes;
+        } else {
+            self.busy -= entry.load;
+            self.unreported[queue] -= 1;
+        }
+    }
+
+    fn steps(&self, queue: usize, handlers: usize) -> usize {
+        (handlers as f64 / self.parts[queue]).round() as usize
+    }
+}
+
 fn key(queue: usize, lease: &Lease) -> Key {
     (queue, lease.msg_id, lease.fence)
 }
 
-/// How many steps the handlers finish in [`Pace::AHEAD`], measured over at least half of it.
+/// How many calls the handlers finish in [`Pace::AHEAD`], measured over at least half of it.
 #[derive(Debug)]
 struct Pace {
     ahead: usize,
     since: Instant,
-    finished: u64,
+    finished: Load,
 }
 
 impl Pace {
@@ -82,6 +113,7 @@ impl Held {
     pub(super) fn of(queues: usize) -> Held {
         let entries = Entries {
             unreported: vec![0; queues],
+            parts: vec![1.0; queues],
             ..Entries::default()
         };
         Held {
@@ -95,12 +127,15 @@ impl Held {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a step that was leased after the moment `asked`; the token is cancelled when its lease is lost, or its task is cancelled.
-    pub(super) fn add(&self, queue: usize, leased: Arc<LeasedStep>, asked: Instant) -> CancellationToken {
+    /// Adds a step that was leased after the moment `asked`, and of which one call has `batch`; the token is cancelled when its lease is lost, or
+    /// its task is cancelled.
+    pub(super) fn add(&self, queue: usize, leased: Arc<LeasedStep>, batch: usize, asked: Instant) -> CancellationToken {
         let lost = CancellationToken::new();
         let key = key(queue, &leased.lease());
+        let load = HANDLER.div_ceil(batch as u64);
         let entry = Entry {
             leased,
+            load,
             renewed: asked,
             lost: lost.clone(),
             cancelled: false,
@@ -110,10 +145,13 @@ impl Held {
         };
         let mut entries = self.entries();
         let before = entries.by_lease.insert(key, entry);
-        entries.bytes -= before.as_ref().map_or(0, |before| before.bytes);
-        if before.is_none_or(|before| before.reported) {
-            entries.unreported[queue] += 1;
+        if let Some(before) = before {
+            entries.forget(queue, &before);
         }
+        entries.load += load;
+        entries.busy += load;
+        entries.unreported[queue] += 1;
+        entries.parts[queue] += NEWEST * (1.0 / batch as f64 - entries.parts[queue]);
         lost
     }
 
@@ -125,9 +163,11 @@ impl Held {
         };
         entry.reported = true;
         entry.bytes = bytes;
+        let load = entry.load;
         entries.bytes += bytes;
+        entries.busy -= load;
         entries.unreported[queue] -= 1;
-        self.finished.fetch_add(1, Ordering::Relaxed);
+        self.finished.fetch_add(load, Ordering::Relaxed);
         true
     }
 
@@ -135,10 +175,8 @@ impl Held {
     pub(super) fn remove<'a>(&self, queue: usize, leases: impl IntoIterator<Item = &'a Lease>) {
         let mut entries = self.entries();
         for lease in leases {
-            match entries.by_lease.remove(&key(queue, lease)) {
-                Some(entry) if entry.reported => entries.bytes -= entry.bytes,
-                Some(_) => entries.unreported[queue] -= 1,
-                None => {}
+            if let Some(entry) = entries.by_lease.remove(&key(queue, lease)) {
+                entries.forget(queue, &entry);
             }
         }
         drop(entries);
@@ -155,9 +193,20 @@ impl Held {
         self.entries().by_lease.get(&key(queue, lease)).is_some_and(|entry| entry.cancelled)
     }
 
-    /// How many steps are leased and not yet reported.
-    pub(super) fn count_unreported(&self) -> usize {
-        self.entries().unreported.iter().sum()
+    /// How many handlers the steps take that are leased and not yet reported.
+    pub(super) fn busy(&self) -> usize {
+        self.entries().busy.div_ceil(HANDLER) as usize
+    }
+
+    /// How many more steps of a queue so many handlers can take.
+    pub(super) fn free(&self, queue: usize, concurrency: usize) -> usize {
+        let entries = self.entries();
+        entries.steps(queue, concurrency.saturating_sub((entries.busy / HANDLER) as usize))
+    }
+
+    /// How many steps of a queue that is.
+    pub(super) fn steps(&self, queue: usize, handlers: usize) -> usize {
+        self.entries().steps(queue, handlers)
     }
 
     /// Whether all of this queue's are reported.
@@ -165,7 +214,8 @@ impl Held {
         self.entries().unreported[queue] == 0
     }
 
-    /// (limit, room): how many steps to hold at the present pace, and how many more that allows. As many suspects may wait beside them.
+    /// (limit, room): for how many handlers to hold steps at the present pace, and for how many more that allows. As many suspects may wait
+    /// beside them.
     pub(super) fn room(&self, concurrency: usize, max_prefetch: usize, suspects: usize) -> (usize, usize) {
         let mut entries = self.entries();
         let elapsed = entries.pace.since.elapsed();
@@ -173,7 +223,7 @@ impl Held {
             let finished = self.finished.load(Ordering::Relaxed);
             let share = Pace::AHEAD.as_secs_f64() / elapsed.as_secs_f64();
             entries.pace = Pace {
-                ahead: ((finished - entries.pace.finished) as f64 * share) as usize,
+                ahead: ((finished - entries.pace.finished) as f64 * share / HANDLER as f64) as usize,
                 since: Instant::now(),
                 finished,
             };
@@ -182,7 +232,10 @@ impl Held {
         if entries.bytes > MOST_BYTES {
             return (limit, 0);
         }
-        (limit, (limit + suspects.min(limit)).saturating_sub(entries.by_lease.len()))
+        (
+            limit,
+            (limit + suspects.min(limit)).saturating_sub((entries.load / HANDLER) as usize),
+        )
     }
 
     /// Those who wait look again.

@@ -8,17 +8,15 @@ use tokio::sync::broadcast;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::buffer::Buffer;
+use super::suspects::is_suspect;
 use super::{log_step, Shared, Step};
 use crate::backoff::Backoff;
 use crate::db::{self, channel, Wake};
 use crate::engine::fail::{fail_steps, Failure};
-use crate::engine::lease::{give_up_unreadable, lease_steps, LeasedStep};
+use crate::engine::lease::{give_up_unreadable, lease_steps, release_steps, Lease, LeasedStep};
 use crate::engine::payload::MAX_RESULTS_BYTES;
 use crate::engine::trace::tell_claims;
 use crate::health::Beat;
-
-/// A step whose lease ran out this often is a suspect. Once happens to all that a worker held when it was killed.
-const SUSPICIOUS: i32 = 2;
 
 /// After work came in, more is likely.
 const SHORTEST_POLL: Duration = Duration::from_millis(2);
@@ -45,13 +43,14 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
         _ => false,
     };
     while !shared.stop.is_cancelled() {
-        let room = tokio::select! {
+        let handlers = tokio::select! {
             () = shared.stop.cancelled() => return,
-            room = room(&shared, queue) => room,
+            handlers = room(&shared, queue) => handlers,
             // A full buffer is no reason to be called late.
             () = tokio::time::sleep(Duration::from_secs(5)) => { beat.beat(); continue }
         };
         let (batch, lease, longest_poll) = shared.live.worker(|config| (config.batch, config.lease, config.poll));
+        let room = shared.held.steps(queue, handlers);
         let limit = room.min(batch);
         let calls = (room / limit).min(concurrency);
         let asked = Instant::now();
@@ -68,19 +67,23 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
         };
         let answers = join_all((0..calls).map(call)).await;
         let (mut leased, mut failure) = (0, None);
+        let mut accepted = Accepted::of(handlers);
         for answer in answers {
             match answer {
                 Ok((steps, traced)) => {
                     leased += steps.len();
                     tell_claims(&traced, shared.membership.id());
                     for step in steps {
-                        accept(&shared, queue, &outlets, step, asked).await;
+                        if accepted.takes(&shared, &step) {
+                            accept(&shared, queue, &outlets, step, asked).await;
+                        }
                     }
                 }
                 Err(error) => failure = Some(error),
             }
         }
-        shared.turns.leased(room);
+        accepted.return_others(&shared, name).await;
+        shared.turns.leased(handlers);
         shared.held.look_again();
         let wait = match failure {
             Some(error) => {
@@ -118,6 +121,43 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
     }
 }
 
+/// How much of what was leased is kept. Where so many steps were asked for because a bulk handler has many in one call, and others came, these are
+/// more than the handlers can take.
+struct Accepted {
+    handlers: f64,
+    most: f64,
+    others: Vec<Lease>,
+}
+
+impl Accepted {
+    fn of(handlers: usize) -> Accepted {
+        Accepted {
+            handlers: 0.0,
+            most: handlers as f64 + 1.0,
+            others: Vec::new(),
+        }
+    }
+
+    fn takes(&mut self, shared: &Shared, step: &LeasedStep) -> bool {
+        self.handlers += 1.0 / shared.gathering.batch(step) as f64;
+        let takes = self.handlers <= self.most;
+        if !takes {
+            self.others.push(step.lease());
+        }
+        takes
+    }
+
+    /// Other workers may have them.
+    async fn return_others(&self, shared: &Shared, queue: &str) {
+        if self.others.is_empty() {
+            return;
+        }
+        if let Err(error) = release_steps(&shared.db, queue, &self.others).await {
+            tracing::warn!(%error, "could not hand steps back, their leases will run out");
+        }
+    }
+}
+
 /// What PostgreSQL cannot hand to a worker must not stand in the way of the rest.
 async fn give_up(shared: &Shared, queue: usize, limit: i32) {
     let name = &shared.queues[queue];
@@ -127,7 +167,7 @@ async fn give_up(shared: &Shared, queue: usize, limit: i32) {
     }
 }
 
-/// Waits until it is worth leasing, for any room when nothing of this queue waits for a handler, for a quarter of the buffer when something does; and
+/// For how many handlers to lease. Waits until it is worth leasing, for any room when nothing of this queue waits for a handler, for a quarter of the buffer when something does; and
 /// until it is this queue's turn.
 async fn room(shared: &Shared, queue: usize) -> usize {
     let check = || {
@@ -136,7 +176,7 @@ async fn room(shared: &Shared, queue: usize) -> usize {
         let waits = shared.turns.waits(queue);
         let worth = room > 0 && (!waits || room >= limit / 4);
         // What others have leased ahead is no reason to wait.
-        let one = !waits && shared.held.count_unreported() > concurrency;
+        let one = !waits && shared.held.busy() > concurrency;
         shared.turns.lease(queue, worth.then_some(room), one, shared.weight(queue))
     };
     let room = shared.held.until(check).await;
@@ -155,17 +195,16 @@ async fn accept(shared: &Arc<Shared>, queue: usize, outlets: &Outlets, leased: L
         );
         return bury(shared, &step, "payload_too_large", Failure::permanent("PayloadTooLarge", message)).await;
     }
-    match (step.leased.crashes, step.leased.kills) {
-        (..SUSPICIOUS, _) => outlets.buffer.add(step),
-        (_, kills) if kills < shared.live.worker(|config| config.max_crashes) as i32 => {
-            shared.waiting.add();
-            // The receiver lives as long as the worker.
-            outlets.suspects.send(step).ok();
-        }
-        (_, kills) => {
-            let message = format!("{kills} workers died while they ran this step");
-            bury(shared, &step, "poison", Failure::permanent("WorkerCrashed", message)).await;
-        }
+    let kills = step.leased.kills;
+    if !is_suspect(&step.leased) {
+        outlets.buffer.add(step);
+    } else if kills < shared.live.worker(|config| config.max_crashes) as i32 {
+        shared.waiting.add();
+        // The receiver lives as long as the worker.
+        outlets.suspects.send(step).ok();
+    } else {
+        let message = format!("{kills} workers died while they ran this step");
+        bury(shared, &step, "poison", Failure::permanent("WorkerCrashed", message)).await;
     }
 }
 

@@ -9,6 +9,7 @@ use tokio::sync::{broadcast, mpsc, Mutex};
 use tokio_util::sync::CancellationToken;
 
 use super::buffer::Buffer;
+use super::bulk::Gathering;
 use super::held::Held;
 use super::poller::Outlets;
 use super::step::Handled;
@@ -91,6 +92,7 @@ impl Worker {
             queues: config.namespaces.iter().map(|namespace| format!("{namespace}_queue")).collect(),
             held: Held::of(config.namespaces.len()),
             waiting: suspects::Waiting::default(),
+            gathering: Gathering::default(),
             turns: Arc::new(Turns::of(config.namespaces.len())),
             unhandled: Unhandled::default(),
             membership,
@@ -104,12 +106,12 @@ impl Worker {
         let of = Arc::downgrade(&shared);
         health.tell_busy(move || {
             of.upgrade().map(|shared| Busy {
-                running: shared.held.count_unreported(),
+                running: shared.held.busy(),
                 slots: shared.concurrency(),
             })
         });
 
-        let (buffer, exit) = buffer::Buffer::of(shared.turns.clone());
+        let (buffer, exit) = buffer::Buffer::of(&shared);
         let each = Each {
             wakes: db.listen(&[channel::TASKS, channel::STEPS, channel::CANCELLED, channel::CONFIGURATION], stop),
             shared: shared.clone(),

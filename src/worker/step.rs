@@ -30,6 +30,8 @@ pub struct Step {
     pub(super) recalled: Arc<Recalled>,
     /// When its handler began.
     pub(super) began: Option<Instant>,
+    /// How many its handler had in the same call.
+    pub(super) together: u32,
 }
 
 impl fmt::Debug for Step {
@@ -93,6 +95,11 @@ impl Step {
     /// For how long its handler has had it, or had at that moment.
     pub(super) fn handled_for(&self, ended: Instant) -> Duration {
         self.began.map_or(Duration::ZERO, |began| ended.saturating_duration_since(began))
+    }
+
+    /// Its part of the handler's time.
+    pub(super) fn took(&self, ended: Instant) -> Duration {
+        self.handled_for(ended) / self.together
     }
 
     /// A line about its end.

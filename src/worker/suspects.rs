@@ -10,7 +10,14 @@ use tokio::sync::Mutex;
 
 use super::buffer::Buffer;
 use super::{log_step, Shared, Step};
-use crate::engine::lease::begin_suspect;
+use crate::engine::lease::{begin_suspect, LeasedStep};
+
+/// A step whose lease ran out this often is a suspect. Once happens to all that a worker held when it was killed.
+const SUSPICIOUS: i32 = 2;
+
+pub(super) fn is_suspect(leased: &LeasedStep) -> bool {
+    leased.crashes >= SUSPICIOUS
+}
 
 /// How many suspects are held that have not begun.
 #[derive(Debug, Default)]

@@ -61,14 +61,14 @@ impl<T> Turns<T> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A step of the queue waits for a handler.
-    pub(super) fn add(&self, queue: usize, step: T) {
+    /// So many steps of the queue wait for a handler, which is to have them at once.
+    pub(super) fn add(&self, queue: usize, count: usize, steps: T) {
         let mut all = self.all();
         let now = all.now;
         let own = &mut all.queues[queue];
         let turn = own.turn.max(now);
-        own.turn = turn + own.cost / own.weight;
-        own.waiting.push_back((turn, step));
+        own.turn = turn + count as f64 * own.cost / own.weight;
+        own.waiting.push_back((turn, steps));
     }
 
     /// Whose turn it is with a handler.
@@ -76,9 +76,9 @@ impl<T> Turns<T> {
         let mut all = self.all();
         let turn = |queue: &Queue<T>| queue.waiting.front().map_or(f64::INFINITY, |(turn, _)| *turn);
         let next = all.queues.iter_mut().min_by(|a, b| turn(a).total_cmp(&turn(b)))?;
-        let (turn, step) = next.waiting.pop_front()?;
+        let (turn, steps) = next.waiting.pop_front()?;
         all.now = turn;
-        Some(step)
+        Some(steps)
     }
 
     /// Whether a step of the queue waits for a handler.
@@ -141,7 +141,7 @@ mod tests {
             for queue in [0, 1, 0] {
                 let room = ahead.saturating_sub(*held);
                 if let Some(share) = of.lease(queue, (room > 0).then_some(room), false, weights[queue]) {
-                    (0..share).for_each(|_| of.add(queue, queue));
+                    (0..share).for_each(|_| of.add(queue, 1, queue));
                     of.leased(share);
                     *held += share;
                 }
@@ -179,17 +179,17 @@ mod tests {
         let of = Turns::of(2);
         for round in 0..100 {
             assert_eq!(of.lease(0, Some(8), false, 1.0), Some(8));
-            (0..8).for_each(|step| of.add(0, (0, round, step)));
+            (0..8).for_each(|step| of.add(0, 1, (0, round, step)));
             of.leased(8);
             (0..8).for_each(|step| assert_eq!(of.next(), Some((0, round, step))));
         }
-        (0..8).for_each(|step| of.add(0, (0, 100, step)));
+        (0..8).for_each(|step| of.add(0, 1, (0, 100, step)));
         assert_eq!(of.next(), Some((0, 100, 0)));
         assert_eq!(of.lease(0, None, false, 1.0), None);
         // The other comes after a long time, in which the first has had 801 steps: it has no claim to as many.
         assert_eq!(of.lease(1, Some(8), false, 1.0), Some(4));
         assert_eq!(of.lease(0, Some(4), false, 1.0), None, "that is promised");
-        (0..4).for_each(|step| of.add(1, (1, 0, step)));
+        (0..4).for_each(|step| of.add(1, 1, (1, 0, step)));
         of.leased(4);
         let order: Vec<_> = std::iter::from_fn(|| of.next()).map(|(queue, ..)| queue).collect();
         assert_eq!(order, [1, 0, 1, 0, 1, 0, 1, 0, 0, 0, 0]);
@@ -200,7 +200,7 @@ mod tests {
         let of = Turns::of(2);
         assert_eq!(of.lease(0, Some(1), false, 1.0), Some(1));
         assert_eq!(of.lease(1, Some(1), false, 1.0), None, "that is promised");
-        of.add(0, ());
+        of.add(0, 1, ());
         of.leased(1);
         of.next();
         assert_eq!(of.lease(0, None, false, 1.0), None);
@@ -212,12 +212,12 @@ mod tests {
     fn one_may_go_before_what_another_has_leased_ahead() {
         let of = Turns::of(2);
         assert_eq!(of.lease(0, Some(4), false, 1.0), Some(4));
-        (0..4).for_each(|_| of.add(0, 0));
+        (0..4).for_each(|_| of.add(0, 1, 0));
         of.leased(4);
         of.next();
         assert_eq!(of.lease(0, Some(1), false, 1.0), Some(1));
         assert_eq!(of.lease(1, None, true, 1.0), Some(1));
-        of.add(1, 1);
+        of.add(1, 1, 1);
         assert_eq!(of.next(), Some(1));
     }
 }

@@ -133,7 +133,7 @@ async fn a_running_handler_is_told_and_one_that_waits_does_not_begin() {
         world.register(TWO).await;
         let worker = worker(world).await;
         let told = world.submit("two", json!({})).await;
-        let step = worker.next().await.unwrap();
+        let step = worker.next().await.unwrap().remove(0);
         assert_eq!(step.leased.task_id, told);
         cancel_tasks(&world.db, &[told]).await.unwrap();
         while !step.is_lost() {
@@ -148,7 +148,7 @@ async fn a_running_handler_is_told_and_one_that_waits_does_not_begin() {
 
         // One runs, one waits for a handler.
         let (first, second) = (world.submit("two", json!({})).await, world.submit("two", json!({})).await);
-        let running = worker.next().await.unwrap();
+        let running = worker.next().await.unwrap().remove(0);
         while worker.waiting() == 0 {
             tokio::task::yield_now().await;
         }

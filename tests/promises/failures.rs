@@ -243,7 +243,7 @@ async fn a_step_that_keeps_killing_its_workers_is_dead_lettered_and_what_was_bes
             let worker = Worker::start(&db, config).await.unwrap();
             loop {
                 let step = tokio::select! {
-                    step = worker.next() => step.unwrap(),
+                    step = worker.next() => step.unwrap().remove(0),
                     () = &mut all_ended => {
                         let letters = world.dead_letters("here").await;
                         assert_eq!((letters.len(), &letters[0]["reason"], &letters[0]["task"]), (1, &json!("poison"), &json!(killer)));

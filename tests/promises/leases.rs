@@ -172,8 +172,8 @@ async fn a_worker_that_stops_hands_back_what_it_did_not_begin_and_it_is_no_crash
             ..WorkerConfig::default()
         };
         let worker = Worker::start(&world.db, config()).await.unwrap();
-        let begun = worker.next().await.unwrap();
-        let unfinished = worker.next().await.unwrap();
+        let begun = worker.next().await.unwrap().remove(0);
+        let unfinished = worker.next().await.unwrap().remove(0);
         worker.report(&begun, Outcome::Complete("{}".into()));
         worker.shutdown(Duration::from_millis(100)).await;
         assert!(!worker.report(&unfinished, Outcome::Complete("{}".into())), "it was handed back");

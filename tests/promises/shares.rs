@@ -104,21 +104,23 @@ async fn a_step_does_not_wait_behind_what_its_worker_has_leased_ahead_of_another
         };
         let worker = Worker::start(&world.db, config).await.unwrap();
         // The faster steps are done, the more are leased ahead.
-        let mut running = worker.next().await.unwrap();
+        let mut running = worker.next().await.unwrap().remove(0);
         while worker.waiting() < 10 {
             worker.report(&running, Outcome::Complete("{}".into()));
-            running = worker.next().await.unwrap();
+            running = worker.next().await.unwrap().remove(0);
         }
         world.submit("second", json!({})).await;
-        let leased = "SELECT count(*) FROM pgmq.q_second_queue WHERE read_ct > 0";
-        while sqlx::query_scalar::<_, i64>(leased).fetch_one(&world.pool).await.unwrap() == 0 {
+        let leased = |queue: &str| format!("SELECT count(*) FROM pgmq.q_{queue}_queue WHERE vt > clock_timestamp()");
+        let (first, second) = (leased("first"), leased("second"));
+        // Until it is leased, and the worker has it: all that is leased waits, but for the one that runs.
+        while world.count(&second).await == 0 || world.count(&first).await + world.count(&second).await != worker.waiting() as i64 + 1 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         assert!(worker.waiting() >= 10, "ten of the first still wait");
         let mut before = 0;
         while running.leased.template == "first" {
             worker.report(&running, Outcome::Complete("{}".into()));
-            running = worker.next().await.unwrap();
+            running = worker.next().await.unwrap().remove(0);
             before += 1;
         }
         assert!(before <= 10, "{before} steps of the first went before it");

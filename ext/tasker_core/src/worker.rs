@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use magnus::{function, method, prelude::*, Error, RModule, Ruby, Value as RubyValue};
+use magnus::{function, method, prelude::*, Error, RArray, RModule, Ruby, Value as RubyValue};
 use tasker::engine::complete::COMPLETE_WITHIN;
 use tasker::engine::fail::Failure;
 use tasker::engine::member::Kind;
@@ -14,7 +14,7 @@ use tasker::engine::payload::check_payload;
 use tasker::health::Beat;
 use tasker::http::{Server, Serving};
 use tasker::telemetry::{self, Carrier};
-use tasker::worker::{Outcome, Step as CoreStep, Worker as CoreWorker};
+use tasker::worker::{Bulk, Outcome, Step as CoreStep, Worker as CoreWorker};
 use tokio_util::sync::DropGuard;
 
 use crate::json::{Converted, Unknown};
@@ -53,6 +53,7 @@ pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
     class.undef_default_alloc_func();
     class.define_singleton_method("start", function!(Worker::start, 3))?;
     class.define_method("concurrency", method!(Worker::concurrency, 0))?;
+    class.define_method("gather", method!(Worker::gather, 3))?;
     class.define_method("next", method!(Worker::next, 1))?;
     class.define_method("stopped?", method!(Worker::is_stopped, 0))?;
     class.define_method("complete", method!(Worker::complete, 3))?;
@@ -249,23 +250,31 @@ impl Worker {
         })
     }
 
-    /// The next step; nil after that many seconds without one, or when the worker stops (see stopped?).
-    fn next(ruby: &Ruby, this: &Worker, seconds: f64) -> Result<Option<Step>, Error> {
+    /// From now on, so many steps of this handler come together, at most, and the first waits that many seconds for others.
+    fn gather(ruby: &Ruby, this: &Worker, handler: String, batch: usize, within: f64) -> Result<(), Error> {
+        let within = Duration::try_from_secs_f64(within).unwrap_or_default();
+        this.owned(ruby)?.gather(&handler, Bulk { batch, within });
+        Ok(())
+    }
+
+    /// The steps of the next call; nil after that many seconds without one, or when the worker stops (see stopped?).
+    fn next(ruby: &Ruby, this: &Worker, seconds: f64) -> Result<Option<RArray>, Error> {
         let timeout = Duration::try_from_secs_f64(seconds).unwrap_or_default();
         let worker = this.owned(ruby)?;
-        let core = match worker.try_next() {
+        let call = match worker.try_next() {
             // What is there already costs no hand-over of the GVL.
-            Some(core) => Some(core),
+            Some(call) => Some(call),
             None => wait(ruby, Some(timeout), || worker.next())?.flatten(),
         };
-        Ok(core.map(|core| Step {
+        let step = |core: CoreStep| Step {
             held_by: Arc::downgrade(worker),
             pid: std::process::id(),
             settled: Cell::new(false),
             namespace: worker.namespace(&core).into(),
             worker: worker.id(),
             core,
-        }))
+        };
+        Ok(call.map(|call| ruby.ary_from_iter(call.into_iter().map(step))))
     }
 
     fn is_stopped(ruby: &Ruby, this: &Worker) -> Result<bool, Error> {

@@ -182,12 +182,23 @@ module TaskerCore
           step: step, number: attempt, impatient: true, task_id: SecureRandom.uuid, template: "test", version: "1",
           input: Native.to_json(context), results: Native.to_json(results)
         )
-        result = handler.new.call(Step.new(native, self, TaskerCore.configuration.logger))
+        result = outcome(handler, Step.new(native, self, TaskerCore.configuration.logger))
         json, = Native.result_to_json(result, TaskerCore.configuration.strict_results)
         JSON.parse(json, symbolize_names: true)
       end
 
+      # What a worker asks, which gathers steps; here, they are together already.
+      def gather(_handler, _batch, _within) = nil
+
       private
+
+      def outcome(handler, step)
+        return handler.new.call(step) unless handler <= BulkHandler
+
+        step.share_call!
+        outcome, = handler.new.call([step])
+        outcome.is_a?(Exception) ? raise(outcome) : outcome
+      end
 
       def task(id) = @tasks.fetch(id) { raise NotFound, "no task #{id}" }
 
@@ -299,12 +310,32 @@ module TaskerCore
       def open_waits = @tasks.values.flat_map { |task| task.waits.map(&:wait) }
 
       def run(task, impatient:)
-        executor = Executor.new(self, TaskerCore.configuration)
         task.run do
           while (step = task.next_step(impatient))
-            step.spawns? ? fan_out(task, step, impatient) : executor.call(task.attempt(step, impatient))
+            step.spawns? ? fan_out(task, step, impatient) : call_handler(task, step, impatient)
           end
         end
+      end
+
+      # With the steps of other tasks beside it, if its handler has several in one call.
+      def call_handler(task, step, impatient)
+        together = [[task, step], *beside(task, step, impatient)]
+        attempts = together.map { |run, next_step| run.attempt(next_step, impatient) }
+        call = -> { Executor.new(self, TaskerCore.configuration).call(attempts) }
+        together.drop(1).reduce(call) { |inner, (other, _)| -> { other.run(&inner) } }.call
+      end
+
+      def beside(task, step, impatient)
+        name, namespace = step.definition.values_at(:handler, :namespace)
+        handler = Worker::Handlers.find(name)
+        return [] unless handler <= BulkHandler
+
+        others = @tasks.values.lazy.reject { |other| other.equal?(task) }.select(&:due?)
+        others = others.map { |other| [other, other.next_step(impatient)] }
+        others = others.select { |_, other| other && other.definition.values_at(:handler, :namespace) == [name, namespace] }
+        others.first(handler.batch_size - 1)
+      rescue UnknownHandler
+        []
       end
 
       # Has other tasks do it.

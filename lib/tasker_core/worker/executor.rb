@@ -5,8 +5,8 @@ require "timeout"
 
 module TaskerCore
   class Worker
-    # Runs one step: finds its handler, bounds its time, and reports what became of it. Whatever the handler does hurts only its step, and
-    # nothing that an error does while it is recorded hurts anything.
+    # Runs one step, or those of one call of a bulk handler: finds their handler, bounds its time, and reports what became of each. Whatever
+    # the handler does hurts only its steps, and nothing that an error does while it is recorded hurts anything.
     # @api private
     class Executor
       # rubocop:disable Lint/RescueException
@@ -15,6 +15,10 @@ module TaskerCore
       # What it leaves out.
       OWN_LINES = %r{/lib/tasker_core/|/timeout\.rb:}
 
+      # @param native_steps [Array<Native::Step>] those of one call
+      # @return [Float, nil] how long it may take, in seconds
+      def self.timeout(native_steps) = native_steps.filter_map(&:timeout).min
+
       def initialize(native, configuration)
         @native = native
         @logger = configuration.logger
@@ -22,25 +26,30 @@ module TaskerCore
         @transaction = configuration.transaction
         @strict = configuration.strict_results
         @told = Set.new
+        @gathered = {}
       end
 
-      # @param native_step [Native::Step]
-      def call(native_step)
-        step = Step.new(native_step, @native, @logger)
-        report = nil
-        begin
-          around.call { report = attempt(native_step, step) }
-        rescue Exception => e
-          report = -> { fail(native_step, step, e) }
-        ensure
-          # None: the handler ended this thread.
-          report ||= -> { fail(native_step, step, RetryableError.new("the handler ended its thread")) }
-          surely(native_step, step, &report)
-        end
+      # @param native_steps [Array<Native::Step>] one, or those of one call
+      def call(native_steps)
+        calls = native_steps.one? || bulk?(native_steps) ? [native_steps] : native_steps.map { |alone| [alone] }
+        calls.each { |together| call_handler(together) }
       end
 
       # Reports that a handler did not stop when its time was over.
-      def overdue(native_step) = fail(native_step, Step.new(native_step, @native, @logger), StepTimeout.new(timeout_message(native_step)))
+      def overdue(native_steps)
+        failing(native_steps, steps(native_steps), StepTimeout.new(timeout_message(native_steps))).each(&:call)
+      end
+
+      # Has a bulk handler's steps come together.
+      # @param name [String]
+      # @param handler [Class]
+      def gather(name, handler)
+        return unless handler <= BulkHandler
+
+        rule = [handler.batch_size, handler.within]
+        @native.gather(name, *rule) unless @gathered[name] == rule
+        @gathered[name] = rule
+      end
 
       # @param names [Array<String>]
       # @return [Array<String>] those of them that are handlers of this process
@@ -50,17 +59,65 @@ module TaskerCore
 
       attr_reader :around
 
-      # @return [Proc] what reports how it ended
-      def attempt(native_step, step)
+      def call_handler(native_steps)
+        steps = steps(native_steps)
+        reports = nil
         begin
-          handler = Handlers.find(native_step.handler)
-        rescue UnknownHandler
-          return -> { @native.decline(native_step) }
+          around.call { reports = attempt(native_steps, steps) }
+        rescue Exception => e
+          reports = failing(native_steps, steps, e)
+        ensure
+          # None: the handler ended this thread.
+          reports ||= failing(native_steps, steps, RetryableError.new("the handler ended its thread"))
+          native_steps.zip(steps, reports) { |native_step, step, report| surely(native_step, step, &report) }
         end
-        result = limited(native_step) { observed(step) { run(handler.new, native_step, step) } }
+      end
+
+      def steps(native_steps) = native_steps.map { |native_step| Step.new(native_step, @native, @logger) }
+
+      # Where code was loaded anew, it may be none any more.
+      def bulk?(native_steps)
+        around.call { Handlers.find(native_steps.first.handler) <= BulkHandler }
+      rescue StandardError, ScriptError
+        false
+      end
+
+      def failing(native_steps, steps, error)
+        native_steps.zip(steps).map { |native_step, step| -> { fail(native_step, step, error) } }
+      end
+
+      # @return [Array<Proc>] what reports how each ended
+      def attempt(native_steps, steps)
+        begin
+          handler = Handlers.find(native_steps.first.handler)
+        rescue UnknownHandler
+          return native_steps.map { |native_step| -> { @native.decline(native_step) } }
+        end
+        return attempt_all(handler, native_steps, steps) if handler <= BulkHandler
+
+        [attempt_one(handler, native_steps.first, steps.first)]
+      end
+
+      def attempt_one(handler, native_step, step)
+        result = limited([native_step]) { observed(step) { run(handler.new, native_step, step) } }
         return -> { @native.fail(native_step, result.report) } if result.is_a?(Suspension)
 
         native_step.transactional? ? -> { @native.forget(native_step) } : -> { complete(native_step, step, result) }
+      end
+
+      def attempt_all(handler, native_steps, steps)
+        gather(native_steps.first.handler, handler)
+        raise PermanentError, Handlers::NO_BULK_TRANSACTION if native_steps.any?(&:transactional?)
+
+        steps.each(&:share_call!)
+        outcomes = limited(native_steps) { Instrumentation.instrument("bulk", { steps: steps }) { handler.new.call(steps) } }
+        unless outcomes.is_a?(Array) && outcomes.size == steps.size
+          raise Error, "#{handler.name}#call must return an array with one outcome for each of its #{steps.size} steps, in their order"
+        end
+
+        native_steps.zip(steps, outcomes).map do |native_step, step, outcome|
+          -> { outcome.is_a?(Exception) ? fail(native_step, step, outcome) : complete(native_step, step, outcome) }
+        end
       end
 
       def run(handler, native_step, step)
@@ -86,9 +143,9 @@ module TaskerCore
 
       def observed(step, &block) = Tracing.during(step) { Instrumentation.instrument("step", { step: step }, &block) }
 
-      def limited(native_step, &block)
-        seconds = native_step.timeout
-        seconds ? Timeout.timeout(seconds, StepTimeout, timeout_message(native_step), &block) : block.call
+      def limited(native_steps, &block)
+        seconds = Executor.timeout(native_steps)
+        seconds ? Timeout.timeout(seconds, StepTimeout, timeout_message(native_steps), &block) : block.call
       end
 
       def complete(native_step, step, result)
@@ -178,7 +235,7 @@ module TaskerCore
         end
       end
 
-      def timeout_message(native_step) = "the handler ran longer than #{native_step.timeout} s"
+      def timeout_message(native_steps) = "the handler ran longer than #{Executor.timeout(native_steps)} s"
 
       # In UTF-8, whatever it was in: an encoding that Ruby cannot convert is read as bytes.
       def text(string)

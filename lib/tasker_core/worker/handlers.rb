@@ -9,6 +9,8 @@ module TaskerCore
     # of this process has named, and nothing else that happens to have a +call+.
     # @api private
     module Handlers
+      NO_BULK_TRANSACTION = "a bulk handler's steps cannot be transactional: each has an outcome of its own"
+
       @registered = Set.new
       @adapters = {}
 
@@ -51,25 +53,32 @@ module TaskerCore
         end
 
         # @param sources [Array(String, String)] templates and where they are written
-        # @raise [TemplateError] which handlers these namespaces' steps want and that do not exist, each with its file and line
+        # @return [Hash{String => Class}] the handlers that these namespaces' steps want, by their names
+        # @raise [TemplateError] which of them do not exist, or cannot do what the step wants, each with its file and line
         def check(sources, namespaces)
-          missing = missing(sources, Array(namespaces).map(&:to_s))
-          raise TemplateError, missing.join("\n") if missing.any?
+          found = {}
+          problems = wanted(sources, Array(namespaces).map(&:to_s)).filter_map do |step, place|
+            problem = problem(step, found[handler(step)] ||= find(handler(step)))
+            "#{place}: #{problem}" if problem
+          rescue UnknownHandler => e
+            "#{place}: #{e.message}"
+          end
+          problems.any? ? raise(TemplateError, problems.join("\n")) : found
         end
 
         private
 
         def handler(step) = step[:handler] || step.dig(:each, :handler)
 
-        def missing(sources, namespaces)
+        def problem(step, handler) = (NO_BULK_TRANSACTION if step[:transactional] && handler <= BulkHandler)
+
+        # @return [Array<Array(Hash, String)>] steps, and where each is written
+        def wanted(sources, namespaces)
           sources.flat_map do |source, origin|
             definition, _version, lines = Native.check_template(source, origin)
             steps = JSON.parse(definition, symbolize_names: true).fetch(:steps).zip(lines)
-            steps.select { |step, _| handler(step) && namespaces.include?(step[:namespace]) }.filter_map do |step, line|
-              find(handler(step)) && nil
-            rescue UnknownHandler => e
-              "#{origin}:#{line}: step #{step[:name]}: #{e.message}"
-            end
+            steps = steps.select { |step, _| handler(step) && namespaces.include?(step[:namespace]) }
+            steps.map { |step, line| [step, "#{origin}:#{line}: step #{step[:name]}"] }
           end
         end
       end

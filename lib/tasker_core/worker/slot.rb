@@ -2,7 +2,7 @@
 
 module TaskerCore
   class Worker
-    # One thread that runs steps, one after the other.
+    # One thread that runs steps, one after the other, or as many at once as a bulk handler has.
     # @api private
     class Slot
       # How long one wait for a step takes at most, in seconds.
@@ -22,10 +22,10 @@ module TaskerCore
         !deadline.nil? && now > deadline + grace
       end
 
-      # Reports the step and gives the thread up, whether or not it can be stopped.
+      # Reports the steps and gives the thread up, whether or not it can be stopped.
       def abandon
-        step = @step
-        @executor.overdue(step) if step && overdue?(0)
+        steps = @steps
+        @executor.overdue(steps) if steps && overdue?(0)
         kill
       end
 
@@ -47,18 +47,19 @@ module TaskerCore
           work
         ensure
           # A handler can end its thread: the next one takes over before this one is gone, so that none is ever missing.
-          @thread = start if @step && !@ended && !@retired
+          @thread = start if @steps && !@ended && !@retired
         end
       end
 
       def work
-        @deadline = @step = nil
+        @deadline = @steps = nil
         until @native.stopped? || @retired
-          step = @native.next(WAIT) or next
-          @step = step
-          @deadline = step.timeout && (now + step.timeout)
-          @executor.call(step)
-          @deadline = @step = nil
+          steps = @native.next(WAIT) or next
+          @steps = steps
+          timeout = Executor.timeout(steps)
+          @deadline = timeout && (now + timeout)
+          @executor.call(steps)
+          @deadline = @steps = nil
         end
       end
 

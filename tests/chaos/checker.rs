@@ -81,7 +81,7 @@ pub(crate) async fn check(pool: &PgPool, accepted: &HashMap<String, &'static str
 }
 
 /// Each returns what must not be.
-const QUERIES: [(&str, &str); 15] = [
+const QUERIES: [(&str, &str); 16] = [
     (
         "tasks that ended otherwise than they must",
         "SELECT t.id || ' ' || tp.name || ' ' || t.state FROM tasker.tasks t JOIN tasker.templates tp ON tp.id = t.template_id
@@ -108,6 +108,12 @@ const QUERIES: [(&str, &str); 15] = [
          JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = s.step
          JOIN tasker.steps p ON p.task_id = s.task_id AND p.step = ANY (ts.parents)
          WHERE p.state <> 'complete' OR s.started_at < p.finished_at",
+    ),
+    (
+        "tasks that began before another was complete, of which there may be one at a time",
+        "SELECT a.id || ' ' || b.id FROM tasker.tasks a JOIN tasker.templates tp ON tp.id = a.template_id AND tp.name = 'single'
+         JOIN tasker.tasks b ON b.template_id = a.template_id AND b.input -> 'from' = a.input -> 'from' AND b.id <> a.id AND b.created_at >= a.created_at
+         JOIN tasker.steps s ON s.task_id = b.id WHERE s.started_at < a.finished_at",
     ),
     (
         "families of which a child is missing, or there twice, or counted otherwise than once",

@@ -23,11 +23,20 @@ class Work < TaskerCore::StepHandler
     run = Journal.begin(step)
     Process.exit!(1) if step.config[:kill]
     sleep if step.attempt < step.config.fetch(:hang_before, 0)
-    sleep((step.config[:ms] || step.context[:ms]) / 1000.0)
+    sleep((step.config[:ms] || step.context.fetch(:ms, 0)) / 1000.0)
     raise TaskerCore::PermanentError, "as it was told" if step.config[:refuse]
     raise "as it was told" if step.attempt < step.config.fetch(:fail_before, 0)
 
     { run: run, seen: step.results.transform_values { |result| result[:run] unless result.is_a?(TaskerCore::Children) } }
+  end
+end
+
+# Many in one call, of which now and then one is to be tried again.
+class Many < TaskerCore::BulkHandler
+  batch 10, within: "50ms"
+
+  def call(steps)
+    steps.map { |step| rand < 0.1 ? TaskerCore::RetryableError.new("as it was told") : Work.new.call(step) }
   end
 end
 

@@ -1,6 +1,6 @@
-//! The work: mixed graphs, some under limits, some of whose steps are other tasks or wait for signals, with retries, timeouts, refusals, a step that kills its workers, and transfers that move money.
+//! The work: mixed graphs, some under limits, some of whose steps are other tasks, wait for signals or are handled together, some of which only one is at a time, with retries, timeouts, refusals, a step that kills its workers, and transfers that move money.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use tasker::{Db, Template};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-const TEMPLATES: [&str; 12] = [
+const TEMPLATES: [&str; 14] = [
     "{ name: linear, namespace: work, steps: [
         { name: a, handler: Work }, { name: b, handler: Work, depends_on: [a] }, { name: c, handler: Work, depends_on: [b] },
         { name: d, handler: Work, depends_on: [c] }] }",
@@ -32,6 +32,11 @@ const TEMPLATES: [&str; 12] = [
     "{ name: signalled, namespace: work, steps: [
         { name: a, handler: Work }, { name: told, wait: go, depends_on: [a] }, { name: paid, wait: { key: $.input.order }, depends_on: [a] },
         { name: z, handler: Work, depends_on: [told, paid] }] }",
+    "{ name: single, namespace: work, unique: { by: $.input.from, while: live }, steps: [{ name: a, handler: Work }, { name: b, handler: Work, depends_on: [a] }] }",
+    "{ name: together, namespace: work, steps: [
+        { name: a, handler: Many, retry: { max_attempts: 100, base: 0.05, max: 1 } },
+        { name: parts, each: { over: $.input.parts, handler: Many, input: { cents: $item } }, depends_on: [a],
+          retry: { max_attempts: 100, base: 0.05, max: 1 } }] }",
     // Long enough to be under way when a worker that was frozen past its lease comes back.
     "{ name: long, namespace: work, steps: [{ name: a, handler: Work, config: { ms: 2500 } }, { name: b, handler: Work, depends_on: [a] }] }",
     "{ name: retrying, namespace: work, steps: [
@@ -98,7 +103,8 @@ pub(crate) type Mix = fn(&mut Rng) -> &'static str;
 pub(crate) fn anything(random: &mut Rng) -> &'static str {
     match random.u8(..100) {
         0..=3 => "long",
-        4..=19 => "linear",
+        4..=13 => "linear",
+        14..=19 => "together",
         20..=27 => "family",
         28..=37 => "signalled",
         38..=45 => "diamond",
@@ -108,6 +114,7 @@ pub(crate) fn anything(random: &mut Rng) -> &'static str {
         66..=69 => "refused",
         70 => "poison",
         71..=78 => "returned",
+        79..=83 => "single",
         _ => "transfer",
     }
 }
@@ -155,7 +162,7 @@ async fn submit(db: Db, mut random: Rng, mix: Mix, stop: CancellationToken) -> H
     let submitter = Submitter::new(db.clone());
     let mut senders = JoinSet::new();
     let mut accepted = HashMap::new();
-    let mut poisons = 0;
+    let (mut poisons, mut known) = (0, HashSet::new());
     while !stop.is_cancelled() {
         let template = match mix(&mut random) {
             "poison" if poisons == POISONS => continue,
@@ -171,7 +178,7 @@ async fn submit(db: Db, mut random: Rng, mix: Mix, stop: CancellationToken) -> H
             .map(|n| {
                 let from = random.i64(1..=ACCOUNTS);
                 let mut input = json!({ "from": from, "to": 1 + from % ACCOUNTS, "cents": random.u32(1..50), "ms": random.u32(0..20) });
-                if ["family", "returned"].contains(&template) {
+                if ["family", "returned", "together"].contains(&template) {
                     input["parts"] = json!((0..random.u32(0..15)).collect::<Vec<_>>());
                 }
                 if template == "signalled" {
@@ -190,15 +197,13 @@ async fn submit(db: Db, mut random: Rng, mix: Mix, stop: CancellationToken) -> H
         // Whether a call that broke was accepted nobody knows; with the same keys it is harmless to ask again.
         let submitted = until_done(|| submitter.submit(template, None, &tasks)).await;
         if template == "signalled" {
-            for task in submitted {
+            for task in &submitted {
                 senders.spawn(send(db.clone(), Addressee::Task(task.id), "go", random.u64(0..2_000)));
             }
         }
-        accepted.extend(
-            tasks
-                .into_iter()
-                .map(|task| (format!("{template}/{}", task.key.unwrap()), template)),
-        );
+        // One that is like a task that there is, is that one.
+        let new = tasks.into_iter().zip(submitted).filter(|(_, task)| known.insert(task.id));
+        accepted.extend(new.map(|(task, _)| (format!("{template}/{}", task.key.unwrap()), template)));
         tokio::time::sleep(Duration::from_millis(random.u64(20..150))).await;
     }
     senders.join_all().await;

@@ -5,9 +5,10 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use serde_json::{json, Value};
 use tasker::engine::fail::Failure;
-use tasker::worker::{Handlers, Step, Worker, WorkerConfig};
+use tasker::worker::{Bulk, Handlers, Step, Worker, WorkerConfig};
 use tasker::Db;
 use tokio::signal::unix::{signal, SignalKind};
 
@@ -31,11 +32,24 @@ pub(crate) fn run(url: &str) {
             std::process::exit(3)
         };
         let worker = Arc::new(worker);
-        worker.handle_with(Handlers::default().with("Work", work));
+        let together = Bulk {
+            batch: 10,
+            within: Duration::from_millis(50),
+        };
+        worker.handle_with(Handlers::default().with("Work", work).with_bulk("Many", together, many));
         term.recv().await;
         worker.shutdown(Duration::from_secs(5)).await;
     });
     std::process::exit(0);
+}
+
+/// Now and then, one of them is to be tried again.
+async fn many(steps: Vec<Arc<Step>>) -> Vec<Result<Value, Failure>> {
+    join_all(steps.into_iter().map(async |step| match fastrand::u8(..10) {
+        0 => Err(Failure::retryable("NotYet", "as it was told")),
+        _ => work(step).await,
+    }))
+    .await
 }
 
 async fn work(step: Arc<Step>) -> Result<Value, Failure> {

@@ -53,7 +53,8 @@ const TEMPLATES: [&str; 14] = [
         { name: move, handler: Transfer, transactional: true, retry: { max_attempts: 100, base: 0.05, max: 1 } },
         { name: receipt, handler: Work, namespace: work, depends_on: [move] }] }",
     "{ name: returned, namespace: bank, on_failure: undo, steps: [
-        { name: move, handler: Transfer, transactional: true, undo: Transfer, retry: { max_attempts: 100, base: 0.05, max: 1 } },
+        { name: move, handler: Transfer, transactional: true, retry: { max_attempts: 100, base: 0.05, max: 1 },
+          undo: { handler: Transfer, retry: { max_attempts: 100, base: 0.05, max: 1 } } },
         { name: parts, each: { over: $.input.parts, handler: Work, input: { ms: $.input.ms, part: $item } }, undo: Work, namespace: work,
           depends_on: [move], retry: { max_attempts: 100, base: 0.05, max: 1 } },
         { name: check, handler: Work, namespace: work, depends_on: [parts], config: { refuse: true } }] }",

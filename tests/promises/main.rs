@@ -27,6 +27,7 @@ mod failures;
 mod family_properties;
 mod forks;
 mod health;
+mod kind_properties;
 mod large;
 mod leases;
 mod limits;

@@ -186,7 +186,9 @@ async fn main() {
     }
     if wanted("fanout") {
         report.section("Steps whose work is other tasks, handlers in rust", &fanout::COLUMNS);
-        fanout::measure(&site, languages[0], |name, figures| report.row(name, figures)).await;
+        fanout::measure(&site, languages[0], options.runs, |name, figures| report.row(name, figures)).await;
+        report.section("A task of another namespace beside these, handlers in ruby", &fanout::BESIDE);
+        fanout::beside(&site, options.ruby_threads, |name, figures| report.row(name, figures)).await;
     }
     if wanted("scaling") {
         report.section("A simulated day of an autoscaler", &scaling::COLUMNS);

@@ -12,8 +12,10 @@ use crate::db::{self, channel, Db, Wake};
 use crate::engine::children::{move_children, Moved};
 use crate::health::{Beat, Beats};
 
-/// How many are created in one transaction.
-const SLICE: i32 = 1_000;
+/// How many are created, and counted, in one transaction: as many as it takes [`TIME`] for, within these bounds. Some cost a hundredth of what others do.
+const SLICES: RangeInclusive<i32> = 50..=1_000;
+/// How long that transaction takes, in the main: others wait for what it has locked.
+const TIME: RangeInclusive<Duration> = Duration::from_millis(60)..=Duration::from_millis(150);
 /// Under load, many that end are counted together: between two times it rests twice as long as the first one took, within these bounds.
 const REST: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_millis(50);
 /// The loop that looks for what is due looks for children, too, and says so.
@@ -38,10 +40,12 @@ impl Children {
 
     pub(super) async fn run(mut self, stop: CancellationToken) {
         let mut backoff = Backoff::default();
+        let mut slice = *SLICES.end();
         while !stop.is_cancelled() {
             let began = Instant::now();
-            let moved = move_children(&self.db, SLICE).await;
+            let moved = move_children(&self.db, slice).await;
             let took = began.elapsed();
+            slice = next_slice(slice, took);
             self.beat.note(&moved);
             let wait = async {
                 match moved {
@@ -64,5 +68,27 @@ impl Children {
             };
             tokio::select! { () = stop.cancelled() => {}, () = wait => {} }
         }
+    }
+}
+
+/// After so many took that long.
+fn next_slice(slice: i32, took: Duration) -> i32 {
+    let next = match took {
+        took if took > *TIME.end() => slice / 2,
+        took if took < *TIME.start() => slice * 2,
+        _ => slice,
+    };
+    next.clamp(*SLICES.start(), *SLICES.end())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slice_is_halved_while_it_takes_too_long_and_grows_again() {
+        let after = |slice, ms| next_slice(slice, Duration::from_millis(ms));
+        assert_eq!((after(1_000, 300), after(500, 160), after(250, 75)), (500, 250, 250));
+        assert_eq!((after(250, 10), after(1_000, 10), after(60, 500)), (500, 1_000, 50));
     }
 }

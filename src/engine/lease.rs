@@ -86,7 +86,15 @@ pub struct LeasedStep {
     pub(crate) shared: bool,
 }
 
+/// A step whose lease ran out this often is a suspect. Once happens to all that a worker held when it was killed.
+const SUSPICIOUS: i32 = 2;
+
 impl LeasedStep {
+    /// Whether it may take its worker down.
+    pub(crate) fn is_suspect(&self) -> bool {
+        self.crashes >= SUSPICIOUS
+    }
+
     pub(crate) fn lease(&self) -> Lease {
         Lease {
             msg_id: self.msg_id,

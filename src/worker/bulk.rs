@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
-use super::suspects::is_suspect;
 use super::Step;
 use crate::engine::lease::LeasedStep;
 
@@ -60,7 +59,7 @@ impl Gathering {
     /// None: its handler has it alone. So has any handler a suspect: what may take the worker down is beside nothing.
     fn rule(&self, leased: &LeasedStep) -> Option<Bulk> {
         let rules = self.rules.read().unwrap_or_else(PoisonError::into_inner);
-        rules.get(&leased.handler).filter(|_| !is_suspect(leased)).copied()
+        rules.get(&leased.handler).filter(|_| !leased.is_suspect()).copied()
     }
 
     /// How many of its kind one call has.

@@ -8,7 +8,6 @@ use tokio::sync::broadcast;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::buffer::Buffer;
-use super::suspects::is_suspect;
 use super::{log_step, Shared, Step};
 use crate::backoff::Backoff;
 use crate::db::{self, channel, Wake};
@@ -196,7 +195,7 @@ async fn accept(shared: &Arc<Shared>, queue: usize, outlets: &Outlets, leased: L
         return bury(shared, &step, "payload_too_large", Failure::permanent("PayloadTooLarge", message)).await;
     }
     let kills = step.leased.kills;
-    if !is_suspect(&step.leased) {
+    if !step.leased.is_suspect() {
         outlets.buffer.add(step);
     } else if kills < shared.live.worker(|config| config.max_crashes) as i32 {
         shared.waiting.add();

@@ -10,14 +10,7 @@ use tokio::sync::Mutex;
 
 use super::buffer::Buffer;
 use super::{log_step, Shared, Step};
-use crate::engine::lease::{begin_suspect, LeasedStep};
-
-/// A step whose lease ran out this often is a suspect. Once happens to all that a worker held when it was killed.
-const SUSPICIOUS: i32 = 2;
-
-pub(super) fn is_suspect(leased: &LeasedStep) -> bool {
-    leased.crashes >= SUSPICIOUS
-}
+use crate::engine::lease::begin_suspect;
 
 /// How many suspects are held that have not begun.
 #[derive(Debug, Default)]

@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde_json::{json, Value};
 use tasker::engine::submit::{NewTask, Submitter};
 
-use crate::site::{now, stop, Language, Place, Site};
-use crate::throughput::Shape;
+use crate::site::{now, stop, Language, Place, Site, NAMESPACE};
+use crate::throughput::{fill, Shape};
 
 const ROUNDS: usize = 300;
 /// Not measured: connections are made, statements prepared.
@@ -75,18 +75,27 @@ pub(crate) async fn rounds_at(place: &Place) -> (Vec<f64>, Vec<f64>) {
     (began, ended)
 }
 
-/// (name, figure) of an orchestrator and a Ruby worker that have nothing to do: statements a second and process, and megabytes.
-pub(crate) async fn idle(site: &Site, threads: usize) -> Vec<(&'static str, Value)> {
+/// (name, figure) of an orchestrator and a Ruby worker that have nothing to do, while so many tasks sleep: statements a second and process, and megabytes.
+pub(crate) async fn idle(site: &Site, threads: usize, asleep: usize) -> Vec<(&'static str, Value)> {
     const SECONDS: u64 = 20;
-    let place: Place = site.place(&[Shape::Jobs.template()]).await;
+    let nap = json!({ "name": "flow", "namespace": NAMESPACE, "steps": [{ "name": "nap", "sleep": "14d" }] });
+    let place: Place = site.place(&[nap.to_string()]).await;
+    fill(&place, asleep).await;
     let (mut orchestrator, mut worker) = (place.serve(&[]), place.ruby(threads, &[]));
+    let awake = "SELECT EXISTS (SELECT FROM tasker.tasks WHERE started_at IS NULL)";
+    while sqlx::query_scalar(awake).fetch_one(&place.pool).await.expect("asks") {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    place.settle().await;
     let mut bare = Command::new("ruby").args(["-e", "sleep"]).spawn().expect("ruby runs");
     tokio::time::sleep(Duration::from_secs(10)).await;
-    let before = place.costs().await.0;
+    let (statements, time) = (place.costs().await.0, place.time().await);
     tokio::time::sleep(Duration::from_secs(SECONDS)).await;
-    let queries = place.costs().await.0 - before - 1.0;
+    let time = place.time().await - time;
+    let statements = place.costs().await.0 - statements - 3.0;
     let figures = vec![
-        ("queries a second, each process", json!(queries / SECONDS as f64 / 2.0)),
+        ("statements a second, each process", json!(statements / SECONDS as f64 / 2.0)),
+        ("their time in a second, ms", json!(time / SECONDS as f64)),
         ("orchestrator, MB", json!(megabytes(&orchestrator))),
         ("Ruby worker above bare Ruby, MB", json!(megabytes(&worker) - megabytes(&bare))),
     ];

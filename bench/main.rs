@@ -211,9 +211,11 @@ async fn main() {
         }
     }
     if wanted("idle") {
-        report.section("Idle, after 10 s", &["figure"]);
-        for (name, figure) in latency::idle(&site, options.ruby_threads).await {
-            report.row(name, &[figure]);
+        report.section("Idle, after 10 s", &["nothing there", "a million asleep"]);
+        let empty = latency::idle(&site, options.ruby_threads, 0).await;
+        let asleep = latency::idle(&site, options.ruby_threads, 1_000_000).await;
+        for ((name, figure), (_, beside)) in empty.into_iter().zip(asleep) {
+            report.row(name, &[figure, beside]);
         }
     }
     if options.only.as_deref() == Some("memory") {

@@ -346,6 +346,17 @@ impl Place {
         .expect("the statistics")
     }
 
+    /// How long the statements of tasker took since the database was made, in ms.
+    pub(crate) async fn time(&self) -> f64 {
+        sqlx::query_scalar(
+            "SELECT sum(s.total_exec_time) FROM pg_stat_statements s JOIN pg_database d ON d.oid = s.dbid
+             WHERE d.datname = current_database() AND s.query ~ 'tasker\\.\\w+\\('",
+        )
+        .fetch_one(&self.pool)
+        .await
+        .expect("the statistics")
+    }
+
     pub(crate) async fn leave(self) {
         self.db.close().await;
         self.pool.close().await;

@@ -81,7 +81,7 @@ pub(crate) async fn check(pool: &PgPool, accepted: &HashMap<String, &'static str
 }
 
 /// Each returns what must not be.
-const QUERIES: [(&str, &str); 16] = [
+const QUERIES: [(&str, &str); 17] = [
     (
         "tasks that ended otherwise than they must",
         "SELECT t.id || ' ' || tp.name || ' ' || t.state FROM tasker.tasks t JOIN tasker.templates tp ON tp.id = t.template_id
@@ -108,6 +108,13 @@ const QUERIES: [(&str, &str); 16] = [
          JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = s.step
          JOIN tasker.steps p ON p.task_id = s.task_id AND p.step = ANY (ts.parents)
          WHERE p.state <> 'complete' OR s.started_at < p.finished_at",
+    ),
+    (
+        "steps that did not wait for their time",
+        "SELECT t.id::text FROM tasker.tasks t JOIN tasker.templates tp ON tp.id = t.template_id AND tp.name = 'sleepy'
+         JOIN tasker.steps a ON a.task_id = t.id AND a.step = 0 JOIN tasker.steps nap ON nap.task_id = t.id AND nap.step = 1
+         JOIN tasker.steps b ON b.task_id = t.id AND b.step = 2
+         WHERE nap.finished_at < a.finished_at + interval '500 ms' OR b.started_at < nap.finished_at + interval '300 ms'",
     ),
     (
         "tasks that began before another was complete, of which there may be one at a time",

@@ -1,4 +1,4 @@
-//! The work: mixed graphs, some under limits, some of whose steps are other tasks, wait for signals or are handled together, some of which only one is at a time, with retries, timeouts, refusals, a step that kills its workers, and transfers that move money.
+//! The work: mixed graphs, some under limits, some of whose steps are other tasks, wait for signals or for their time, or are handled together, some of which only one is at a time, with retries, timeouts, refusals, a step that kills its workers, and transfers that move money.
 
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
@@ -17,7 +17,7 @@ use tasker::{Db, Template};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-const TEMPLATES: [&str; 14] = [
+const TEMPLATES: [&str; 15] = [
     "{ name: linear, namespace: work, steps: [
         { name: a, handler: Work }, { name: b, handler: Work, depends_on: [a] }, { name: c, handler: Work, depends_on: [b] },
         { name: d, handler: Work, depends_on: [c] }] }",
@@ -33,6 +33,8 @@ const TEMPLATES: [&str; 14] = [
         { name: a, handler: Work }, { name: told, wait: go, depends_on: [a] }, { name: paid, wait: { key: $.input.order }, depends_on: [a] },
         { name: z, handler: Work, depends_on: [told, paid] }] }",
     "{ name: single, namespace: work, unique: { by: $.input.from, while: live }, steps: [{ name: a, handler: Work }, { name: b, handler: Work, depends_on: [a] }] }",
+    "{ name: sleepy, namespace: work, steps: [
+        { name: a, handler: Work }, { name: nap, sleep: 500ms, depends_on: [a] }, { name: b, handler: Work, depends_on: [nap], delay: 300ms }] }",
     "{ name: together, namespace: work, steps: [
         { name: a, handler: Many, retry: { max_attempts: 100, base: 0.05, max: 1 } },
         { name: parts, each: { over: $.input.parts, handler: Many, input: { cents: $item } }, depends_on: [a],
@@ -104,7 +106,8 @@ pub(crate) type Mix = fn(&mut Rng) -> &'static str;
 pub(crate) fn anything(random: &mut Rng) -> &'static str {
     match random.u8(..100) {
         0..=3 => "long",
-        4..=13 => "linear",
+        4..=8 => "linear",
+        9..=13 => "sleepy",
         14..=19 => "together",
         20..=27 => "family",
         28..=37 => "signalled",

@@ -138,10 +138,6 @@ async fn each_step_of_a_call_has_an_outcome_of_its_own() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_that_panics_takes_too_long_or_returns_too_little_fails_each_of_its_steps() {
     World::with(async |world| {
-        let steps = "[{ name: find, handler: Geocode, timeout: 100ms, retry: { max_attempts: 1 } }]";
-        world
-            .register(&format!("{{ name: geocode, namespace: here, steps: {steps} }}"))
-            .await;
         let worker = Arc::new(Worker::start(&world.db, one_at_a_time()).await.unwrap());
         let bulk = Bulk { batch: 3, within: LONG };
         worker.handle_with(Handlers::default().with_bulk("Geocode", bulk, |steps: Vec<Arc<Step>>| async move {
@@ -152,6 +148,11 @@ async fn a_call_that_panics_takes_too_long_or_returns_too_little_fails_each_of_i
             }
         }));
         for (numbers, class) in [(0..3, "Panic"), (3..6, "Timeout"), (6..9, "WrongNumberOfOutcomes")] {
+            let timeout = if class == "Timeout" { "timeout: 100ms, " } else { "" };
+            let steps = format!("[{{ name: find, handler: Geocode, {timeout}retry: {{ max_attempts: 1 }} }}]");
+            world
+                .register(&format!("{{ name: geocode, namespace: here, steps: {steps} }}"))
+                .await;
             let tasks = addresses(world, numbers).await;
             assert_eq!(ends(world, &tasks).await, [("blocked".into(), 3)].into());
             for task in tasks {

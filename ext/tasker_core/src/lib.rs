@@ -121,9 +121,9 @@ fn seconds(text: String) -> Option<f64> {
 }
 
 /// The workers of this host: process id, and what has failed there.
-fn local_workers() -> Vec<(String, Vec<String>)> {
-    let answers = waiting::without_gvl(|| local::ask(Some(member::Kind::Worker), Level::Live), None).unwrap_or_default();
-    answers.into_iter().map(|a| (a.pid.clone(), a.failures())).collect()
+fn local_workers(ruby: &Ruby) -> Result<Vec<(String, Vec<String>)>, Error> {
+    let answers = waiting::run_without_gvl(ruby, || local::ask(Some(member::Kind::Worker), Level::Live))?;
+    Ok(answers.into_iter().map(|a| (a.pid.clone(), a.failures())).collect())
 }
 
 /// Pushes what has not been pushed yet of metrics and traces; waits for that no longer than some seconds.
@@ -145,5 +145,5 @@ fn run_command(ruby: &Ruby, arguments: Vec<String>, file: Value) -> Result<i32, 
         Some(settings) => tasker::cli::run_embedded(arguments, settings),
         None => tasker::cli::run(arguments),
     };
-    Ok(waiting::without_gvl(run, None).unwrap_or(1))
+    waiting::run_without_gvl(ruby, run)
 }

@@ -16,7 +16,7 @@ use crate::runtime::runtime;
 
 /// Runs `work` without the GVL. `unblock` is called, from another thread, when Ruby wants this one back. None: Ruby wanted it back
 /// before `work` could begin.
-pub(crate) fn without_gvl<F, R>(work: F, unblock: Option<&(dyn Fn() + Sync)>) -> Option<R>
+fn without_gvl<F, R>(work: F, unblock: Option<&(dyn Fn() + Sync)>) -> Option<R>
 where
     F: FnOnce() -> R,
 {
@@ -53,6 +53,18 @@ where
         Ok(result) => Some(result),
         // magnus turns it into a Ruby exception at the boundary.
         Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+/// Runs `work` without the GVL, to its end. Err is the Ruby exception that was on its way before it could begin.
+pub(crate) fn run_without_gvl<R>(ruby: &Ruby, work: impl FnOnce() -> R) -> Result<R, Error> {
+    let mut work = Some(work);
+    loop {
+        // It is taken when it begins.
+        if let Some(Some(result)) = without_gvl(|| work.take().map(|work| work()), None) {
+            return Ok(result);
+        }
+        check_interrupts(ruby)?;
     }
 }
 

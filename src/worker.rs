@@ -125,6 +125,16 @@ impl Shared {
             .note_activity(&self.namespaces[queue], completed as u64, failed as u64, time);
     }
 
+    /// Others may have these steps of a queue.
+    async fn release(&self, queue: usize, leases: &[Lease]) {
+        if leases.is_empty() {
+            return;
+        }
+        if let Err(error) = release_steps(&self.db, &self.queues[queue], leases).await {
+            tracing::warn!(%error, "could not hand steps back, their leases will run out");
+        }
+    }
+
     /// How many steps of a queue this worker may go on with by itself when its reports make them ready: as many as it has free handlers that no
     /// other queue waits for.
     fn room_for_next(&self, queue: usize) -> i32 {
@@ -386,14 +396,9 @@ impl Worker {
     }
 
     async fn hand_back(&self, steps: Vec<(usize, Arc<LeasedStep>)>) {
-        for (queue, name) in self.shared.queues.iter().enumerate() {
+        for queue in 0..self.shared.queues.len() {
             let leases: Vec<Lease> = steps.iter().filter(|(q, _)| *q == queue).map(|(_, step)| step.lease()).collect();
-            if leases.is_empty() {
-                continue;
-            }
-            if let Err(error) = release_steps(&self.shared.db, name, &leases).await {
-                tracing::warn!(%error, "could not hand steps back, their leases will run out");
-            }
+            self.shared.release(queue, &leases).await;
             self.shared.held.remove(queue, &leases);
         }
     }

@@ -12,7 +12,7 @@ use super::{log_step, Shared, Step};
 use crate::backoff::Backoff;
 use crate::db::{self, channel, Wake};
 use crate::engine::fail::{fail_steps, Failure};
-use crate::engine::lease::{give_up_unreadable, lease_steps, release_steps, Lease, LeasedStep};
+use crate::engine::lease::{give_up_unreadable, lease_steps, Lease, LeasedStep};
 use crate::engine::payload::MAX_RESULTS_BYTES;
 use crate::engine::trace::tell_claims;
 use crate::health::Beat;
@@ -81,7 +81,7 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
                 Err(error) => failure = Some(error),
             }
         }
-        accepted.return_others(&shared, name).await;
+        shared.release(queue, &accepted.others).await;
         shared.turns.leased(handlers);
         shared.held.look_again();
         let wait = match failure {
@@ -145,16 +145,6 @@ impl Accepted {
         }
         takes
     }
-
-    /// Other workers may have them.
-    async fn return_others(&self, shared: &Shared, queue: &str) {
-        if self.others.is_empty() {
-            return;
-        }
-        if let Err(error) = release_steps(&shared.db, queue, &self.others).await {
-            tracing::warn!(%error, "could not hand steps back, their leases will run out");
-        }
-    }
 }
 
 /// What PostgreSQL cannot hand to a worker must not stand in the way of the rest.
@@ -166,8 +156,8 @@ async fn give_up(shared: &Shared, queue: usize, limit: i32) {
     }
 }
 
-/// For how many handlers to lease. Waits until it is worth leasing, for any room when nothing of this queue waits for a handler, for a quarter of the buffer when something does; and
-/// until it is this queue's turn.
+/// For how many handlers to lease. Waits until it is worth leasing, for any room when nothing of this queue waits for a handler, for a quarter of the
+/// buffer when something does; and until it is this queue's turn.
 async fn room(shared: &Shared, queue: usize) -> usize {
     let check = || {
         let (concurrency, prefetch) = shared.live.worker(|config| (config.concurrency, config.max_prefetch));

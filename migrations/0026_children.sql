@@ -34,6 +34,27 @@ BEGIN
 END
 $$;
 
+-- Of these elements those from p_from to p_until - 1. A path that has nothing but names is followed in the input, or the result, that it begins with: to put
+-- a list of 100,000 elements into one value takes 30 ms, and this is asked for each slice.
+CREATE FUNCTION tasker.slice_of_items(p_task tasker.tasks, p_step smallint, p_spawn jsonb, p_from int, p_until int) RETURNS jsonb
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_names text[] := regexp_match(p_spawn ->> 'over', '^\$\.(?:input|results\.(\w+))((?:\.\w+)*)$');
+    v_slice text := format('[%s to %s]', p_from, p_until - 1);
+    v_about jsonb;
+BEGIN
+    IF v_names IS NULL THEN
+        RETURN jsonb_path_query_array(tasker.items_of(p_spawn, tasker.seen_by(p_task.id, p_step)), ('$' || v_slice)::jsonpath);
+    ELSIF v_names[1] IS NULL THEN
+        v_about := p_task.input;
+    ELSE
+        SELECT s.result INTO v_about FROM tasker.template_steps ts JOIN tasker.steps s ON s.task_id = p_task.id AND s.step = ts.step
+        WHERE ts.version_id = p_task.version_id AND ts.name = v_names[1];
+    END IF;
+    RETURN jsonb_path_query_array(v_about, ('$' || v_names[2] || v_slice)::jsonpath, '{}', true);
+END
+$$;
+
 -- The input of a child. Without input in p_spawn: of each the element, as {item: …} where it is no object, or {items: […]} where they come in batches;
 -- of a workflow its parent's. Else what its path finds, or of each of its names what the path there finds ($item and $index are the element and its
 -- number).
@@ -146,7 +167,7 @@ $$;
 -- cannot; null: it has.
 -- Locks: the caller's, who has that of the task; then it creates rows.
 CREATE FUNCTION tasker.create_children(
-    p_task tasker.tasks, p_fan_out tasker.fan_outs, p_spawn jsonb, p_seen jsonb, p_items jsonb, p_until int, p_first int DEFAULT 0
+    p_task tasker.tasks, p_fan_out tasker.fan_outs, p_spawn jsonb, p_seen jsonb, p_items jsonb, p_until int, p_first int
 ) RETURNS text
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -171,6 +192,16 @@ BEGIN
 END
 $$;
 
+-- A step cannot have the children that it is to have.
+-- Locks: the caller's, who has that of the task; then those of kill_step.
+CREATE FUNCTION tasker.refuse_fan_out(p_task uuid, p_step smallint, p_reason text, p_problem text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    UPDATE tasker.fan_outs f SET look_at = NULL WHERE f.task_id = p_task AND f.step = p_step;
+    PERFORM tasker.kill_step(p_task, p_step, p_reason, p_problem);
+END
+$$;
+
 -- Does what is to be done about the children of one step: creates at most p_room of them; or, where nobody waits for them any more, cancels as many.
 -- Returns how many. Locks: the caller's, who has that of the task; then those of cancel_tasks, for its children.
 CREATE FUNCTION tasker.move_fan_out(p_task uuid, p_step smallint, p_room int) RETURNS int
@@ -182,6 +213,7 @@ DECLARE
     v_seen    jsonb;
     v_items   jsonb;
     v_fan_out tasker.fan_outs;
+    v_batch   int;
     v_until   int;
     v_begun   record;
     v_reason  text;
@@ -191,6 +223,7 @@ BEGIN
     SELECT * INTO v_fan_out FROM tasker.fan_outs f WHERE f.task_id = p_task AND f.step = p_step;
     SELECT s.state, ts.spawn INTO v_state, v_spawn FROM tasker.steps s
     JOIN tasker.template_steps ts ON ts.version_id = v_task.version_id AND ts.step = p_step WHERE s.task_id = p_task AND s.step = p_step;
+    v_batch := coalesce((v_spawn ->> 'batch')::int, 1);
 
     IF v_task.state = 'undoing' THEN
         RETURN tasker.undo_children(v_task, p_step, p_room);
@@ -204,9 +237,11 @@ BEGIN
         WHERE f.task_id = p_task AND f.step = p_step;
         RETURN v_until - v_fan_out.cancelled;
     ELSIF v_state = 'waiting' THEN
-        v_seen := tasker.seen_by(p_task, p_step);
-        v_items := tasker.items_of(v_spawn, v_seen);
+        IF v_fan_out.version_id IS NULL OR v_spawn ?| '{pages, input}' THEN
+            v_seen := tasker.seen_by(p_task, p_step);
+        END IF;
         IF v_fan_out.version_id IS NULL THEN
+            v_items := tasker.items_of(v_spawn, v_seen);
             SELECT * INTO v_begun FROM tasker.begin_fan_out(v_task, v_spawn, v_seen, v_items, v_fan_out);
             v_fan_out := v_begun.p_fan_out;
             v_reason := v_begun.reason;
@@ -220,11 +255,11 @@ BEGIN
         END IF;
         v_until := least(v_fan_out.total, v_fan_out.created + p_room, v_fan_out.at_once + v_fan_out.ended + v_fan_out.dead);
         IF v_problem IS NULL AND v_until > v_fan_out.created THEN
-            v_problem := tasker.create_children(v_task, v_fan_out, v_spawn, v_seen, v_items, v_until);
+            v_items := coalesce(v_items, tasker.slice_of_items(v_task, p_step, v_spawn, v_fan_out.created * v_batch, v_until * v_batch));
+            v_problem := tasker.create_children(v_task, v_fan_out, v_spawn, v_seen, v_items, v_until, v_fan_out.created);
         END IF;
         IF v_problem IS NOT NULL THEN
-            UPDATE tasker.fan_outs f SET look_at = NULL WHERE f.task_id = p_task AND f.step = p_step;
-            PERFORM tasker.kill_step(p_task, p_step, coalesce(v_reason, 'bad_input'), v_problem);
+            PERFORM tasker.refuse_fan_out(p_task, p_step, coalesce(v_reason, 'bad_input'), v_problem);
             RETURN 1;
         END IF;
     END IF;
@@ -238,33 +273,38 @@ END
 $$;
 
 -- Looks at the steps whose children are to be created, or cancelled, those first that have waited longest; for p_limit children at most.
--- Returns for how many (at least 1 where there are any), and whether there may be more.
+-- Returns for how many (at least 1 where there are any), whether there may be more, and which tasks it created whose template has an input_schema: the
+-- caller checks their inputs before it commits, and refuses them (refuse_children) after it has rolled back.
 -- Locks: the tasks in id order, skipping those that somebody else has; then those of move_fan_out.
-CREATE FUNCTION tasker.move_fan_outs(p_limit int, OUT moved int, OUT more boolean)
+CREATE FUNCTION tasker.move_fan_outs(p_limit int, OUT moved int, OUT more boolean, OUT unchecked uuid[])
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_tasks uuid[];
     v_held  uuid[];
     v_task  uuid;
     v_step  smallint;
+    v_created int;
     v_seen_tasks uuid[] := '{}';
     v_seen_steps smallint[] := '{}';
+    v_seen_created int[] := '{}';
     v_namespaces int[];
 BEGIN
     moved := 0;
+    unchecked := '{}';
     SELECT array_agg(d.task_id), count(*) = 200 INTO v_tasks, more
     FROM (SELECT f.task_id FROM tasker.fan_outs f WHERE f.look_at <= clock_timestamp() ORDER BY f.look_at LIMIT 200) AS d;
     IF v_tasks IS NOT NULL THEN
         v_held := ARRAY(SELECT t.id FROM tasker.tasks t WHERE t.id = ANY (v_tasks) ORDER BY t.id FOR NO KEY UPDATE SKIP LOCKED);
         DELETE FROM tasker.fan_outs f WHERE f.task_id = ANY (v_tasks) AND NOT EXISTS (SELECT FROM tasker.tasks t WHERE t.id = f.task_id);
-        FOR v_task, v_step IN
-            SELECT f.task_id, f.step FROM tasker.fan_outs f
+        FOR v_task, v_step, v_created IN
+            SELECT f.task_id, f.step, f.created FROM tasker.fan_outs f
             WHERE f.task_id = ANY (v_held) AND f.look_at <= clock_timestamp() ORDER BY f.look_at
         LOOP
             EXIT WHEN moved >= p_limit;
             moved := moved + tasker.move_fan_out(v_task, v_step, p_limit - moved);
             v_seen_tasks := v_seen_tasks || v_task;
             v_seen_steps := v_seen_steps || v_step;
+            v_seen_created := v_seen_created || v_created;
         END LOOP;
         more := more OR moved >= p_limit;
         moved := greatest(moved, 1);
@@ -275,7 +315,36 @@ BEGIN
             WHERE f.task_id = ANY (v_seen_tasks) AND f.created > 0);
         PERFORM tasker.wake_namespaces(v_namespaces);
         PERFORM tasker.notify('tasker_tasks', n.name) FROM tasker.namespaces n WHERE n.id = ANY (v_namespaces);
+        unchecked := ARRAY(
+            SELECT c.id FROM unnest(v_seen_tasks, v_seen_steps, v_seen_created) AS p(task, step, created)
+            CROSS JOIN LATERAL (SELECT version_id FROM tasker.fan_outs WHERE task_id = p.task AND step = p.step AND created > p.created OFFSET 0) AS f
+            JOIN tasker.template_versions tv ON tv.id = f.version_id AND tv.definition ? 'input_schema'
+            CROSS JOIN LATERAL (
+                SELECT id FROM tasker.tasks WHERE parent_id = p.task AND parent_step = p.step AND item >= p.created OFFSET 0) AS c);
     END IF;
+END
+$$;
+
+-- What is to be checked of these tasks, which are children, by step and in the order of their elements: their inputs, as JSON, against the input_schema
+-- of their version.
+CREATE FUNCTION tasker.unchecked_inputs(p_tasks uuid[])
+RETURNS TABLE (task uuid, step smallint, item int, version int, template text, input text)
+LANGUAGE sql STABLE BEGIN ATOMIC
+    SELECT t.parent_id, t.parent_step, t.item, t.version_id, n.name || '/' || tp.name, t.input::text
+    FROM tasker.tasks t JOIN tasker.templates tp ON tp.id = t.template_id JOIN tasker.namespaces n ON n.id = tp.namespace_id
+    WHERE t.id = ANY (p_tasks) ORDER BY t.parent_id, t.parent_step, t.item;
+END;
+
+-- These steps cannot have the children that they are to have, for these reasons.
+-- Locks: the tasks in id order, then those of kill_step.
+CREATE FUNCTION tasker.refuse_children(p_tasks uuid[], p_steps smallint[], p_problems text[]) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM 1 FROM tasker.tasks t WHERE t.id = ANY (p_tasks) ORDER BY t.id FOR NO KEY UPDATE;
+    PERFORM tasker.refuse_fan_out(r.task, r.step, 'bad_input', r.problem)
+    FROM unnest(p_tasks, p_steps, p_problems) AS r(task, step, problem)
+    JOIN tasker.steps s ON s.task_id = r.task AND s.step = r.step AND s.state = 'waiting'
+    JOIN tasker.tasks t ON t.id = r.task AND t.state IN ('running', 'blocked', 'failed');
 END
 $$;
 

@@ -20,8 +20,8 @@ LANGUAGE sql IMMUTABLE BEGIN ATOMIC
         ('tasker_operate', '{alert_delivered, alerting_namespaces, begin_due_tasks, cancel_tasks, end_sleeps, change_configuration, check_alerts, children_due, claim_tasks,
                              damaged_namespaces, delete_dead_letters, delete_schedule, due_schedules, fire_schedule, forget_ticks, pause, pause_schedule, pause_tasks, prioritize_tasks, put_schedule, put_schedules, schedules_due, trigger_schedule, enqueue_due_retries, expire_members, expire_tasks, expired_dead_letters, find_broken_queues, find_dead_letters,
                              fork_task, forget_activity, forget_letterless, forget_limits, forget_members, forget_pauses, forget_signals, forget_uniques, grant_permits, match_signals, measure_pressure,
-                             move_fan_outs, move_marks, note_traffic, reconcile, repair_queue, replay_dead_letters, reset_breakers, restore_queue, resume, resume_tasks,
-                             settle_dead_letters, signals_due, take_alert, tally_children, try_broken_queues, wake_expired_leases}')
+                             move_fan_outs, move_marks, note_traffic, reconcile, refuse_children, repair_queue, replay_dead_letters, reset_breakers, restore_queue, resume, resume_tasks,
+                             settle_dead_letters, signals_due, take_alert, tally_children, try_broken_queues, unchecked_inputs, wake_expired_leases}')
     ) AS r(role, functions), unnest(r.functions) AS f(name);
 END;
 

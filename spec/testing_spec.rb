@@ -112,6 +112,18 @@ RSpec.describe TaskerCore::Testing do
       expect(wrong.steps.first.errors.first[:message]).to match(/\$\.input\.lines finds a value that is none: expected one array/)
     end
 
+    it "gives no child an input that its workflow's input_schema does not accept" do
+      fine = handler { |_| 1 }
+      line = workflow do
+        input_schema required: ["sku"]
+        step :reserve, fine
+      end
+      order = workflow { each :lines, line, over: "$.input.lines" }
+      task = TaskerCore.enqueue(order, { lines: [{ sku: "A" }, {}] })
+      expect(task.status).to eq("blocked")
+      expect(task.steps.first.errors.first[:message]).to match(/task 1: the input does not satisfy the input_schema of .*"sku" is a required/)
+    end
+
     it "ends a task that a handler discards" do
       discards = handler { |_| raise TaskerCore::DiscardError, "the account is gone" }
       fine = handler { |_| 1 }

@@ -94,9 +94,9 @@ module TaskerCore
     # key.
     # @param from [Symbol, nil] the first step that is done again: what was complete beside it, and before it, is taken over with its
     #   results; nil: all is done again
-    # @param input [Hash, nil] in place of its input; it is not checked against the workflow's input_schema
+    # @param input [Hash, nil] in place of its input; checked against its workflow's input_schema
     # @return [Task] which says of what it is a fork (+to_h[:forked_from]+), as this one says which forks it has (+to_h[:forks]+)
-    # @raise [InvalidInput] when it has not ended, or what it did was undone
+    # @raise [InvalidInput] when it has not ended, what it did was undone, or the input is not acceptable
     # @raise [NotFound] when it has no such step
     def fork(from: nil, input: nil) = Task.new(@client, @client.native.fork(@id, from&.to_s, input && Native.to_json(input)))
 

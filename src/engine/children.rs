@@ -1,11 +1,16 @@
 //! Children: tasks that do the work of another task's step (see `migrations/0026_children.sql`).
 
+use std::collections::hash_map::Entry;
+use std::collections::HashMap;
+
 use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::Value;
+use sqlx::{Executor, PgConnection};
 use uuid::Uuid;
 
-use crate::db::Db;
+use super::schema::{problem_of_input, read_schema};
+use crate::db::{answered, Db};
 use crate::error::Result;
 
 /// What was to be done about children.
@@ -19,17 +24,63 @@ pub(crate) enum Moved {
     Much,
 }
 
+/// How many inputs are in memory while they are checked: each may have a mebibyte.
+const CHECKED_AT_ONCE: usize = 50;
+
 /// Counts the children that have ended or died of at most `limit` tasks, and creates, or cancels, at most `limit` of them. What somebody else is at is left.
+/// A step whose children would have an input that their template's `input_schema` does not accept gets none of them, and is dead.
 pub(crate) async fn move_children(db: &Db, limit: i32) -> Result<Moved> {
-    let sql = "SELECT t.tallied >= $1 OR m.more, t.tallied + m.moved > 0
+    super::again_on_conflict(|| async { Ok(db.pool().within(async |session| move_in(session, limit).await).await?) }).await
+}
+
+async fn move_in(session: &mut PgConnection, limit: i32) -> Result<Moved, sqlx::Error> {
+    let sql = "SELECT t.tallied >= $1 OR m.more, t.tallied + m.moved > 0, m.unchecked
                FROM tasker.tally_children($1) AS t(tallied), tasker.move_fan_outs($1) AS m";
-    let (more, any): (bool, bool) =
-        super::again_on_conflict(|| async { Ok(sqlx::query_as(sql).bind(limit).fetch_one(db.pool()).await?) }).await?;
+    answered(session.execute("SAVEPOINT unmoved")).await?;
+    let query = sqlx::query_as(sql).bind(limit);
+    let (more, any, unchecked): (bool, bool, Vec<Uuid>) = answered(query.fetch_one(&mut *session)).await?;
+    let refused = find_refused(session, &unchecked).await?;
+    if !refused.is_empty() {
+        answered(session.execute("ROLLBACK TO unmoved")).await?;
+        refuse(session, refused).await?;
+        return Ok(Moved::Much);
+    }
     Ok(match (more, any) {
         (true, _) => Moved::Much,
         (false, true) => Moved::Something,
         (false, false) => Moved::Nothing,
     })
+}
+
+/// What is wrong with the input of the first child of a step that its template does not accept.
+async fn find_refused(session: &mut PgConnection, unchecked: &[Uuid]) -> Result<HashMap<(Uuid, i16), String>, sqlx::Error> {
+    type Row = (Uuid, i16, i32, i32, String, String);
+    let mut schemas = HashMap::new();
+    let mut refused = HashMap::new();
+    for tasks in unchecked.chunks(CHECKED_AT_ONCE) {
+        let query = sqlx::query_as("SELECT task, step, item, version, template, input FROM tasker.unchecked_inputs($1)").bind(tasks);
+        let inputs: Vec<Row> = answered(query.fetch_all(&mut *session)).await?;
+        for (task, step, item, version, template, input) in inputs {
+            if let Entry::Vacant(unknown) = schemas.entry(version) {
+                unknown.insert(answered(read_schema(&mut *session, version)).await?);
+            }
+            let problem = schemas[&version]
+                .as_ref()
+                .and_then(|schema| problem_of_input(schema, &template, &input));
+            if let Some(problem) = problem {
+                refused.entry((task, step)).or_insert_with(|| format!("task {item}: {problem}"));
+            }
+        }
+    }
+    Ok(refused)
+}
+
+async fn refuse(session: &mut PgConnection, refused: HashMap<(Uuid, i16), String>) -> Result<(), sqlx::Error> {
+    let (steps, problems): (Vec<(Uuid, i16)>, Vec<String>) = refused.into_iter().unzip();
+    let (tasks, steps): (Vec<Uuid>, Vec<i16>) = steps.into_iter().unzip();
+    let query = sqlx::query("SELECT tasker.refuse_children($1, $2, $3)");
+    answered(query.bind(tasks).bind(steps).bind(problems).execute(session)).await?;
+    Ok(())
 }
 
 /// What became of one task that is part of another's step.

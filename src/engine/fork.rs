@@ -5,22 +5,40 @@ use sqlx::types::Json;
 use uuid::Uuid;
 
 use super::payload::check_payload;
+use super::schema::{problem_of_input, read_schema};
 use crate::db::Db;
 use crate::error::{Error, Result};
 
 /// Creates the fork of a task, and returns its id: of the same version, with its input (or this one), priority and tags, without its key. What was complete
-/// beside the step `from`, and before it, is taken over with its results; None: all is done again. The input is not checked against the
-/// `input_schema`.
+/// beside the step `from`, and before it, is taken over with its results; None: all is done again.
 ///
-/// Errors: [`Error::NotFound`] for an unknown task or step; [`Error::Invalid`] for one that has not ended, or that was undone;
-/// [`Error::TooLarge`].
+/// Errors: [`Error::NotFound`] for an unknown task or step; [`Error::Invalid`] for one that has not ended, or that was undone, and for an input that its
+/// `input_schema` does not accept; [`Error::TooLarge`].
 pub async fn fork_task(db: &Db, task: Uuid, from: Option<&str>, input: Option<&Value>) -> Result<Uuid> {
     if let Some(input) = input {
         if !input.is_object() {
             return Err(Error::Invalid("the input must be a JSON object".into()));
         }
-        check_payload("the input", &input.to_string())?;
+        let json = input.to_string();
+        check_payload("the input", &json)?;
+        check_input(db, task, &json).await?;
     }
     let query = sqlx::query_scalar("SELECT tasker.fork_task($1, $2, $3)").bind(task).bind(from);
     Ok(query.bind(input.map(Json)).fetch_one(db.pool()).await?)
+}
+
+/// Against the `input_schema` of the task's version.
+async fn check_input(db: &Db, task: Uuid, input: &str) -> Result<()> {
+    let query = sqlx::query_scalar("SELECT tasker.read_task($1)").bind(task);
+    let found: Option<Value> = query.fetch_one(db.pool()).await?;
+    let found = found.ok_or_else(|| Error::NotFound(format!("no task {task}")))?;
+    let text = |name: &str| found[name].as_str().unwrap_or_default();
+    let template = format!("{}/{}", text("namespace"), text("template"));
+    let query = sqlx::query_scalar("SELECT id FROM tasker.find_template($1, $2)");
+    let version: i32 = query.bind(&template).bind(text("version")).fetch_one(db.pool()).await?;
+    let schema = read_schema(db.pool(), version).await?;
+    match schema.and_then(|schema| problem_of_input(&schema, &template, input)) {
+        Some(problem) => Err(Error::Invalid(problem)),
+        None => Ok(()),
+    }
 }

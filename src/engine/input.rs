@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::payload::{check_payload, has_nul};
 use super::read::list_templates;
-use super::schema::{problems_of, validator};
+use super::schema::{problem_of_input, read_schema, validator};
 use crate::db::Db;
 use crate::error::{Error, Result};
 use crate::template::{Priority, Template, Unique};
@@ -135,15 +135,8 @@ impl Templates {
     }
 
     async fn read(&self, id: i32, name: String) -> Result<Version> {
-        let schema: Option<Value> = sqlx::query_scalar("SELECT tasker.input_schema($1)")
-            .bind(id)
-            .fetch_one(self.db.pool())
-            .await?;
-        Ok(Version {
-            id,
-            name,
-            schema: schema.as_ref().map(validator).transpose()?,
-        })
+        let schema = read_schema(self.db.pool(), id).await?;
+        Ok(Version { id, name, schema })
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -207,11 +200,6 @@ impl Version {
         if has_nul(text) {
             return Some("the input contains the character U+0000, which PostgreSQL cannot store".into());
         }
-        let schema = self.schema.as_ref()?;
-        let input: Value = match serde_json::from_str(text) {
-            Ok(input) => input,
-            Err(error) => return Some(format!("the input is not JSON: {error}")),
-        };
-        problems_of(schema, &input).map(|problems| format!("the input does not satisfy the input_schema of {template}: {problems}"))
+        problem_of_input(self.schema.as_ref()?, template, text)
     }
 }

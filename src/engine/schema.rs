@@ -2,6 +2,7 @@
 
 use jsonschema::{ValidationError, Validator};
 use serde_json::Value;
+use sqlx::PgExecutor;
 
 use crate::error::{Error, Result};
 use crate::telemetry;
@@ -19,6 +20,24 @@ pub(super) fn problems_of(schema: &Validator, value: &Value) -> Option<String> {
     };
     let problems: Vec<String> = schema.iter_errors(value).take(10).map(problem).collect();
     (!problems.is_empty()).then(|| problems.join("; "))
+}
+
+/// The input_schema of a version, if it has one. Errors: those of the database.
+pub(super) async fn read_schema<'e>(session: impl PgExecutor<'e>, version: i32) -> Result<Option<Validator>, sqlx::Error> {
+    let query = sqlx::query_scalar("SELECT tasker.input_schema($1)").bind(version);
+    let schema: Option<Value> = query.fetch_one(session).await?;
+    // It was checked when its template was registered.
+    Ok(schema.and_then(|schema| validator(&schema).ok()))
+}
+
+/// What is wrong with the input of a task of this template, which is JSON. None: nothing.
+pub(super) fn problem_of_input(schema: &Validator, template: &str, input: &str) -> Option<String> {
+    match serde_json::from_str(input) {
+        Ok(input) => {
+            problems_of(schema, &input).map(|problems| format!("the input does not satisfy the input_schema of {template}: {problems}"))
+        }
+        Err(error) => Some(format!("the input is not JSON: {error}")),
+    }
 }
 
 /// The longest value that an error quotes, in characters.

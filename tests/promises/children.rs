@@ -289,6 +289,71 @@ steps:
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_input_that_the_childs_workflow_does_not_accept_is_a_dead_letter_that_says_which() {
+    let line = |least: i32| {
+        format!(
+            "
+name: line
+namespace: here
+input_schema: {{ type: object, required: [units], properties: {{ units: {{ type: integer, minimum: {least} }} }} }}
+steps: [{{ name: reserve, handler: squared }}]
+"
+        )
+    };
+    let order = "
+name: order
+namespace: here
+steps: [{ name: lines, each: { over: $.input.lines, workflow: line } }]
+";
+    let single = "
+name: single
+namespace: here
+steps: [{ name: line, workflow: line, input: { units: $.input.count } }]
+";
+    World::with(async |world| {
+        for template in [&line(1), order, single] {
+            world.register(template).await;
+        }
+        let crew = Crew::start(world, Handlers::default().with("squared", |_| async { Ok(json!(null)) })).await;
+        let mut lines = vec![json!({ "units": 1 }); 120];
+        lines[107] = json!({ "units": 0 });
+        let task = world.submit("order", json!({ "lines": lines })).await;
+        let lone = world.submit("single", json!({})).await;
+        assert_eq!(
+            (end_of(world, task).await, end_of(world, lone).await),
+            ("blocked".into(), "blocked".into())
+        );
+        let mut said: Vec<(Value, Value)> = world
+            .dead_letters("here")
+            .await
+            .into_iter()
+            .map(|letter| (letter["reason"].clone(), letter["errors"][0]["message"].clone()))
+            .collect();
+        said.sort_by_key(|(_, message)| message.to_string());
+        let problem = |text: &str| (json!("bad_input"), json!(text));
+        assert_eq!(
+            said,
+            [
+                problem("task 0: the input does not satisfy the input_schema of here/line: /units: null is not of type \"integer\""),
+                problem("task 107: the input does not satisfy the input_schema of here/line: /units: 0 is less than the minimum of 1"),
+            ]
+        );
+        assert_eq!(
+            world.count("SELECT count(*) FROM tasker.tasks WHERE parent_id IS NOT NULL").await,
+            0
+        );
+
+        world.register(&line(0)).await;
+        world.replay_all("here").await;
+        world
+            .until_true(&format!("state = 'complete' FROM tasker.tasks WHERE id = '{task}'"))
+            .await;
+        crew.end().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn children_that_end_together_complete_their_parent_once() {
     World::with(async |world| {
         world.register(ORDER).await;
@@ -378,6 +443,9 @@ async fn postgresql_and_the_library_give_children_the_same_inputs() {
         for (n, each) in [
             "over: $.input.lines, handler: h",
             "over: $.input.none, handler: h",
+            "over: $.input.lines, handler: h, batch: 2",
+            "over: '$.\"input\".lines', handler: h",
+            "over: $.results.up, handler: h",
             "over: '$.input.lines[*]', handler: h, batch: 3",
             "over: '$.results.up.rows[*] ? (@.n > 2)', handler: h",
             "over: $.results.up.rows, handler: h, input: { order: $.input.id, row: $item.n, at: $index, gone: $.input.gone }",
@@ -398,7 +466,7 @@ async fn postgresql_and_the_library_give_children_the_same_inputs() {
             world.claim().await;
             let up: Vec<_> = world.lease("here_queue", 100).await.into_iter().filter(|step| step.name == "up").collect();
             world.complete(&up, &seen["results"]["up"].to_string()).await;
-            world.move_children(100).await;
+            while world.move_children(1).await.1 > 0 {}
             let made = format!("SELECT coalesce(jsonb_agg(input ORDER BY item), '[]')::text FROM tasker.tasks WHERE parent_id = '{task}'");
             let made: Value = serde_json::from_str(&world.text(&made).await).unwrap();
             match inputs(&template.steps[1].kind, &seen, None) {

@@ -14,6 +14,7 @@ const ORDER: &str = "
 name: order
 namespace: here
 tags: { customer: $.input.customer }
+input_schema: { properties: { lines: { type: array } } }
 steps:
   - { name: check, handler: h, undo: u }
   - { name: lines, each: { over: $.input.lines, handler: h }, depends_on: [check] }
@@ -146,6 +147,16 @@ async fn what_cannot_be_forked_says_so_and_an_operator_forks_from_the_command_li
             fork_task(&world.db, task, None, Some(&json!([]))).await,
             Err(Error::Invalid(_))
         ));
+        let wrong = fork_task(&world.db, task, None, Some(&json!({ "lines": 1 }))).await;
+        assert!(
+            matches!(&wrong, Err(Error::Invalid(problem)) if problem.contains("input_schema of here/order: /lines: ")),
+            "{wrong:?}"
+        );
+        let wrong = fork_task(&world.db, unknown, None, Some(&json!({}))).await;
+        assert!(
+            matches!(&wrong, Err(Error::NotFound(problem)) if problem.contains("no task")),
+            "{wrong:?}"
+        );
         let forked = json_of(&world.url, &["task", "fork", &task.to_string(), "--from", "lines", "--json"]);
         let fork: Uuid = forked["id"].as_str().unwrap().parse().unwrap();
         assert_eq!(forked["forked_from"], json!(task));

@@ -345,7 +345,7 @@ module TaskerCore
         read_pages(task, step, impatient, create) if step.pages
         step.children&.each { |child| run(child, impatient: impatient) if child.due? }
         step.settle
-      rescue NotFound => e
+      rescue NotFound, InvalidInput => e
         step.fail({ class: "TaskerError", message: e.message, permanent: true })
       end
 
@@ -371,11 +371,19 @@ module TaskerCore
       end
 
       def create_child(task, step, input, item)
-        template = step.definition[:workflow] || step.definition.dig(:each, :workflow)
-        template = template ? template(template) : part(task, step.definition, nil, step.definition.dig(:each, :handler))
+        workflow = step.definition[:workflow] || step.definition.dig(:each, :workflow)
+        template = workflow ? accepting(template(workflow), input, item) : part(task, step.definition, nil, step.definition.dig(:each, :handler))
         child = TaskRun.new(template, input, @signals, @pauses, priority: task.priority, tags: task.tags, above: task,
                                                                 parent: { task: task.id, step: step.name, item: item })
         @tasks[child.id] = child
+      end
+
+      # The template, if its input_schema accepts the input of this child.
+      def accepting(template, input, item)
+        Native.check_tasks(template[:source], template[:origin], [[JSON.parse(input), nil, nil, nil, nil, nil]])
+        template
+      rescue InvalidInput => e
+        raise InvalidInput, "task #{item}: #{e.message}"
       end
 
       # The template of the tasks that do the work of a step that names a handler for them.

@@ -186,22 +186,22 @@ $$;
 CREATE FUNCTION tasker.begin_due_tasks(p_limit int, OUT begun int, OUT next_due timestamptz)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
+    v_due        uuid[];
     v_namespaces int[];
 BEGIN
-    WITH due AS MATERIALIZED (
-        SELECT t.id FROM tasker.tasks t WHERE t.due_at <= clock_timestamp() ORDER BY t.due_at LIMIT p_limit FOR NO KEY UPDATE SKIP LOCKED
-    ), begun AS (
-        UPDATE tasker.tasks t
-        SET state = 'pending', claim_order = clock_timestamp() - t.priority * tasker.aging(), due_at = NULL
-        FROM due WHERE t.id = due.id
-        RETURNING t.namespace_id
-    )
-    SELECT array_agg(b.namespace_id) INTO v_namespaces FROM begun b;
-    begun := coalesce(cardinality(v_namespaces), 0);
+    v_due := ARRAY(SELECT t.id FROM tasker.tasks t WHERE t.due_at <= clock_timestamp() ORDER BY t.due_at LIMIT p_limit FOR NO KEY UPDATE SKIP LOCKED);
+    begun := cardinality(v_due);
     IF begun > 0 THEN
+        WITH begun AS (
+            UPDATE tasker.tasks t
+            SET state = 'pending', claim_order = clock_timestamp() - t.priority * tasker.aging(), due_at = NULL
+            WHERE t.id = ANY (v_due)
+            RETURNING t.namespace_id
+        )
+        SELECT array_agg(b.namespace_id) INTO v_namespaces FROM begun b;
         PERFORM tasker.wake_namespaces(v_namespaces);
+        PERFORM tasker.notify('tasker_tasks', n.name) FROM tasker.namespaces n WHERE n.id = ANY (v_namespaces);
     END IF;
-    PERFORM tasker.notify('tasker_tasks', n.name) FROM tasker.namespaces n WHERE n.id = ANY (v_namespaces);
     SELECT min(t.due_at) INTO next_due FROM tasker.tasks t WHERE t.due_at IS NOT NULL;
 END
 $$;

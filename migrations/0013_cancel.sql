@@ -199,7 +199,8 @@ BEGIN
     PERFORM tasker.forget_dead_children(v_tasks);
     UPDATE tasker.tasks t SET state = 'cancelling', finished_by = u.step
     FROM unnest(p_tasks, p_steps, p_states) AS u(task, step, state)
-    WHERE t.id = u.task AND u.state = 'complete' AND t.state IN ('running', 'blocked', 'paused');
+    CROSS JOIN LATERAL (SELECT ctid AS place FROM tasker.tasks WHERE id = u.task OFFSET 0) AS h
+    WHERE t.ctid = h.place AND u.state = 'complete' AND t.state IN ('running', 'blocked', 'paused');
     PERFORM tasker.end_cancelling(v_tasks);
     PERFORM tasker.advance_tasks(array_agg(u.task), array_agg(u.step)) FROM unnest(p_tasks, p_steps, p_states) AS u(task, step, state)
     JOIN tasker.tasks t ON t.id = u.task AND t.state = 'failed' WHERE u.state = 'complete' HAVING count(*) > 0;

@@ -181,7 +181,7 @@ BEGIN
         FROM again a WHERE s.task_id = a.task_id AND s.step = a.step
         RETURNING a.id, a.task_id, s.step, a.letter
     ), edited AS (
-        UPDATE tasker.tasks t SET input = p_input FROM scheduled c WHERE t.id = c.task_id AND p_input IS NOT NULL
+        UPDATE tasker.tasks t SET input = p_input WHERE p_input IS NOT NULL AND t.id = ANY (ARRAY(SELECT c.task_id FROM scheduled c))
     ), recorded AS (
         INSERT INTO tasker.dead_letter_actions (action, letter, task_id, step, who, why, details)
         SELECT 'replay', c.id, c.task_id, c.letter ->> 'step', p_who, p_why,

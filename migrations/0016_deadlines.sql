@@ -118,8 +118,11 @@ BEGIN
         look_at = CASE WHEN t.state IN ('waiting', 'pending', 'running', 'blocked') THEN
             least(CASE WHEN t.deadline_at > clock_timestamp() OR o.is_open THEN t.deadline_at END,
                   clock_timestamp() + tasker.shortest_limit(tv) / 4) END
-    FROM tasker.template_versions tv, unnest(v_due) AS d(id), LATERAL (SELECT tasker.is_open(d.id) AS is_open) AS o
-    WHERE t.id = d.id AND tv.id = t.version_id AND t.state <> 'cancelling';
+    FROM unnest(v_due) AS d(id)
+    CROSS JOIN LATERAL (SELECT ctid AS place, version_id FROM tasker.tasks WHERE id = d.id OFFSET 0) AS k
+    CROSS JOIN LATERAL (SELECT * FROM tasker.template_versions WHERE id = k.version_id OFFSET 0) AS tv
+    CROSS JOIN LATERAL (SELECT tasker.is_open(d.id) AS is_open) AS o
+    WHERE t.ctid = k.place AND t.state <> 'cancelling';
     IF cardinality(v_tasks) > 0 THEN
         PERFORM tasker.notify('tasker_cancelled', '');
     END IF;

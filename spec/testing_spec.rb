@@ -121,7 +121,7 @@ RSpec.describe TaskerCore::Testing do
       order = workflow { each :lines, line, over: "$.input.lines" }
       task = TaskerCore.enqueue(order, { lines: [{ sku: "A" }, {}] })
       expect(task.status).to eq("blocked")
-      expect(task.steps.first.errors.first[:message]).to match(/task 1: the input does not satisfy the input_schema of .*"sku" is a required/)
+      expect(task.steps.first.errors.first[:message]).to match(/task 1: the input does not satisfy .*: "sku" is a required/)
     end
 
     it "ends a task that a handler discards" do

@@ -198,6 +198,30 @@ async fn what_is_done_to_ten_of_many_steps_reads_no_others() {
 }
 
 #[tokio::test]
+async fn who_looks_for_what_is_due_reads_none_of_the_many_that_are_not() {
+    World::with(async |world| {
+        world.register(LINEAR).await;
+        let mut connection = session(world).await;
+        emptied(&mut connection).await;
+        let looks = ["begin_due_tasks", "end_sleeps", "enqueue_due_retries", "grant_permits", "tally_children", "move_fan_outs", "match_signals", "expire_tasks"]
+            .map(|function| (function, format!("SELECT count(*) FROM tasker.{function}(1000)")));
+        // Plans are made while there is nothing.
+        for (_, look) in &looks {
+            connection.execute(&**look).await.unwrap();
+        }
+        let create = "SELECT count(*) FROM tasker.create_tasks('linear', array_fill('{}'::jsonb, ARRAY[500]))";
+        connection.execute(create).await.unwrap();
+        let claim = format!("SELECT * FROM tasker.claim_tasks({}, NULL, 1000, 500)", world.orchestrator);
+        connection.execute(&*claim).await.unwrap();
+        for (function, look) in &looks {
+            let (_, rows) = rows_read(&mut connection, OURS, look).await;
+            assert!(rows < 20, "{rows} rows read by {function}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn reconciliation_reads_the_tasks_it_looks_at_and_no_others() {
     World::with(async |world| {
         world.register(LINEAR).await;

@@ -372,7 +372,8 @@ module TaskerCore
 
       def create_child(task, step, input, item)
         workflow = step.definition[:workflow] || step.definition.dig(:each, :workflow)
-        template = workflow ? accepting(template(workflow), input, item) : part(task, step.definition, nil, step.definition.dig(:each, :handler))
+        template = workflow && accepting(template(workflow), input, item)
+        template ||= part(task, step.definition, nil, step.definition.dig(:each, :handler))
         child = TaskRun.new(template, input, @signals, @pauses, priority: task.priority, tags: task.tags, above: task,
                                                                 parent: { task: task.id, step: step.name, item: item })
         @tasks[child.id] = child

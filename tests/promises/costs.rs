@@ -203,8 +203,17 @@ async fn who_looks_for_what_is_due_reads_none_of_the_many_that_are_not() {
         world.register(LINEAR).await;
         let mut connection = session(world).await;
         emptied(&mut connection).await;
-        let looks = ["begin_due_tasks", "end_sleeps", "enqueue_due_retries", "grant_permits", "tally_children", "move_fan_outs", "match_signals", "expire_tasks"]
-            .map(|function| (function, format!("SELECT count(*) FROM tasker.{function}(1000)")));
+        let looks = [
+            "begin_due_tasks",
+            "end_sleeps",
+            "enqueue_due_retries",
+            "grant_permits",
+            "tally_children",
+            "move_fan_outs",
+            "match_signals",
+            "expire_tasks",
+        ]
+        .map(|function| (function, format!("SELECT count(*) FROM tasker.{function}(1000)")));
         // Plans are made while there is nothing.
         for (_, look) in &looks {
             connection.execute(&**look).await.unwrap();

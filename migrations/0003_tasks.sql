@@ -141,6 +141,18 @@ CREATE INDEX waits_look ON tasker.waits (look_at) WHERE look_at IS NOT NULL;
 CREATE INDEX waits_open ON tasker.waits (since) WHERE since IS NOT NULL;
 CREATE INDEX waits_key ON tasker.waits (key, name) WHERE key IS NOT NULL AND since IS NOT NULL;
 
+-- Children whose dead letters were replayed, of steps that have no more than so many at once: they wait for room, in this order.
+CREATE TABLE tasker.held_replays (
+    parent_id   uuid NOT NULL,
+    parent_step smallint NOT NULL,
+    n           bigint GENERATED ALWAYS AS IDENTITY,
+    task_id     uuid NOT NULL UNIQUE,
+    -- which of its steps, and when they are due
+    steps       smallint[] NOT NULL,
+    due_at      timestamptz NOT NULL,
+    PRIMARY KEY (parent_id, parent_step, n)
+);
+
 -- Children that have ended or died, or live again, and are not counted yet: so many of that step. Whoever reports them waits for nobody.
 CREATE TABLE tasker.child_ends (
     task_id uuid NOT NULL,

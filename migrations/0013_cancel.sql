@@ -137,6 +137,7 @@ BEGIN
         PERFORM tasker.notify('tasker_due', '');
     END IF;
     PERFORM tasker.close_waits(p_tasks);
+    DELETE FROM tasker.held_replays h WHERE h.task_id = ANY (p_tasks);
 
     UPDATE tasker.tasks t SET look_at = clock_timestamp() + interval '1 second' WHERE t.id = ANY (p_tasks) AND t.state = 'cancelling';
     PERFORM tasker.finish_cancelled(p_tasks);

@@ -112,6 +112,8 @@ BEGIN
                 || CASE WHEN f.dead > 0 THEN ', of which some are dead' ELSE '' END
             WHEN s.state = 'waiting' AND f.dead > f.tolerated THEN f.dead || ' of ' || f.total || CASE f.dead WHEN 1 THEN ' tasks, which is dead' ELSE ' tasks, which are dead' END
             WHEN s.state = 'waiting' AND f.total IS NOT NULL THEN f.total + f.pages - f.ended - f.dead || ' of ' || f.total || ' tasks'
+            WHEN s.retry_at = 'infinity' AND EXISTS (SELECT FROM tasker.held_replays r WHERE r.task_id = p_task AND s.number = ANY (r.steps))
+                THEN 'room: its parent has no more than so many tasks at once'
             WHEN w.since IS NOT NULL THEN 'the signal ' || w.name || coalesce(' (key ' || w.key || ')', '') END, 'the queue ' || b.queue || ', which cannot be worked with: ' || b.why,
                                                 'a worker that has the handler ' || u.handler),
         'result', CASE WHEN coalesce(s.bytes, 0) <= p_bytes THEN s.result END, 'result_bytes', s.result_bytes,

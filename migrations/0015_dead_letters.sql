@@ -190,6 +190,7 @@ BEGIN
     )
     SELECT array_agg(c.id), array_agg(c.task_id), array_agg(c.step) INTO v_replayed, v_tasks, v_steps FROM scheduled c;
     PERFORM tasker.unblock_tasks(v_tasks);
+    PERFORM tasker.hold_replays(v_tasks, v_steps);
     PERFORM tasker.look_at_children(v_tasks, v_steps);
     UPDATE tasker.waits w SET name = NULL, since = NULL, look_at = clock_timestamp()
     FROM unnest(v_tasks, v_steps) AS a(task, step) WHERE w.task_id = a.task AND w.step = a.step AND w.place = '';

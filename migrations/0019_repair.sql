@@ -88,6 +88,7 @@ BEGIN
         CROSS JOIN LATERAL (SELECT queue FROM tasker.template_steps WHERE version_id = t.version_id AND step = h.step OFFSET 0) AS ts
         WHERE h.retry_at = 'infinity' AND NOT EXISTS (SELECT FROM tasker.broken_queues b WHERE b.queue = ts.queue)
           AND NOT EXISTS (SELECT FROM tasker.unhandled u WHERE u.version_id = t.version_id AND u.step = h.step AND NOT u.found)
+          AND NOT EXISTS (SELECT FROM tasker.held_replays r WHERE r.task_id = h.task_id AND h.step = ANY (r.steps))
         LIMIT p_limit FOR UPDATE OF h SKIP LOCKED));
     GET DIAGNOSTICS v_freed = ROW_COUNT;
     IF v_freed > 0 THEN

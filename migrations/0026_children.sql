@@ -192,6 +192,66 @@ BEGIN
 END
 $$;
 
+-- Of these steps, which were replayed, holds those back that are of children of which their parents have only so many at once: free_replays lets them go.
+-- One whose task is still blocked is not under way, and is not held.
+-- Locks: the caller's, who has those of the tasks.
+CREATE FUNCTION tasker.hold_replays(p_tasks uuid[], p_steps smallint[]) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_parents uuid[];
+    v_steps   smallint[];
+BEGIN
+    WITH held AS (
+        INSERT INTO tasker.held_replays AS r (parent_id, parent_step, task_id, steps, due_at)
+        SELECT t.parent_id, t.parent_step, a.task, array_agg(a.step), max(s.retry_at) FROM unnest(p_tasks, p_steps) AS a(task, step)
+        CROSS JOIN LATERAL (SELECT parent_id, parent_step FROM tasker.tasks WHERE id = a.task AND state = 'running' OFFSET 0) AS t
+        CROSS JOIN LATERAL (SELECT FROM tasker.fan_outs WHERE task_id = t.parent_id AND step = t.parent_step AND at_once IS NOT NULL OFFSET 0) AS f
+        CROSS JOIN LATERAL (SELECT FROM tasker.steps WHERE task_id = t.parent_id AND step = t.parent_step AND state = 'waiting' OFFSET 0) AS p
+        CROSS JOIN LATERAL (SELECT retry_at FROM tasker.steps WHERE task_id = a.task AND step = a.step AND state = 'waiting_retry' OFFSET 0) AS s
+        GROUP BY t.parent_id, t.parent_step, a.task ORDER BY max(s.retry_at), a.task
+        ON CONFLICT (task_id) DO UPDATE SET steps = r.steps || excluded.steps, due_at = greatest(r.due_at, excluded.due_at)
+        RETURNING r.parent_id, r.parent_step, r.task_id, r.steps
+    ), later AS (
+        UPDATE tasker.steps s SET retry_at = 'infinity'
+        FROM (SELECT k.place FROM held h CROSS JOIN unnest(h.steps) AS u(step)
+              CROSS JOIN LATERAL (SELECT ctid AS place FROM tasker.steps WHERE task_id = h.task_id AND step = u.step OFFSET 0) AS k) AS k
+        WHERE s.ctid = k.place AND s.state = 'waiting_retry'
+    )
+    SELECT array_agg(h.parent_id), array_agg(h.parent_step) INTO v_parents, v_steps FROM held h;
+    PERFORM tasker.note_children(v_parents, v_steps, 0, 0);
+END
+$$;
+
+-- Lets children go whose dead letters were replayed, as many as there is room for under what their step allows at once; all of them, where that does not
+-- wait for them any more (p_at_once null).
+-- Locks: the caller's, who has that of the parent; then steps that are held back.
+CREATE FUNCTION tasker.free_replays(p_fan_out tasker.fan_outs, p_at_once int) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_room int;
+BEGIN
+    -- Those that are replayed are counted in child_ends first.
+    SELECT CASE WHEN h.held > 0 THEN p_at_once - (p_fan_out.created + p_fan_out.pages - p_fan_out.ended - p_fan_out.dead - h.held
+               - coalesce((SELECT sum(c.ended + c.dead) FROM tasker.child_ends c WHERE c.task_id = p_fan_out.task_id AND c.step = p_fan_out.step), 0)) ELSE 0 END
+    INTO v_room
+    FROM (SELECT count(*) AS held FROM tasker.held_replays r WHERE r.parent_id = p_fan_out.task_id AND r.parent_step = p_fan_out.step) AS h;
+    IF v_room <= 0 THEN
+        RETURN;
+    END IF;
+    WITH freed AS (
+        DELETE FROM tasker.held_replays r WHERE r.n = ANY (ARRAY(
+            SELECT k.n FROM tasker.held_replays k WHERE k.parent_id = p_fan_out.task_id AND k.parent_step = p_fan_out.step ORDER BY k.n LIMIT v_room))
+          AND r.parent_id = p_fan_out.task_id AND r.parent_step = p_fan_out.step
+        RETURNING r.task_id, r.steps, r.due_at
+    )
+    UPDATE tasker.steps s SET retry_at = greatest(k.due_at, clock_timestamp())
+    FROM (SELECT k.place, f.due_at FROM freed f CROSS JOIN unnest(f.steps) AS u(step)
+          CROSS JOIN LATERAL (SELECT ctid AS place FROM tasker.steps WHERE task_id = f.task_id AND step = u.step AND retry_at = 'infinity' OFFSET 0) AS k) AS k
+    WHERE s.ctid = k.place AND s.state = 'waiting_retry';
+    PERFORM tasker.notify('tasker_due', '');
+END
+$$;
+
 -- A step cannot have the children that it is to have.
 -- Locks: the caller's, who has that of the task; then those of kill_step.
 CREATE FUNCTION tasker.refuse_fan_out(p_task uuid, p_step smallint, p_reason text, p_problem text) RETURNS void
@@ -227,7 +287,11 @@ BEGIN
 
     IF v_task.state = 'undoing' THEN
         RETURN tasker.undo_children(v_task, p_step, p_room);
-    ELSIF v_task.state NOT IN ('running', 'blocked', 'failed') OR v_state NOT IN ('waiting', 'dead') THEN
+    ELSIF v_task.state IN ('running', 'blocked', 'failed') AND v_state IN ('complete', 'dead') THEN
+        PERFORM tasker.free_replays(v_fan_out, NULL);
+        UPDATE tasker.fan_outs f SET look_at = NULL WHERE f.task_id = p_task AND f.step = p_step;
+        RETURN 0;
+    ELSIF v_task.state NOT IN ('running', 'blocked', 'failed') OR v_state <> 'waiting' THEN
         v_until := least(v_fan_out.created, v_fan_out.cancelled + p_room);
         PERFORM tasker.cancel_tasks(ARRAY(
             SELECT c.id FROM tasker.tasks c
@@ -236,7 +300,10 @@ BEGIN
         UPDATE tasker.fan_outs f SET cancelled = v_until, pages_read = f.pages, look_at = CASE WHEN v_until < f.created THEN clock_timestamp() END
         WHERE f.task_id = p_task AND f.step = p_step;
         RETURN v_until - v_fan_out.cancelled;
-    ELSIF v_state = 'waiting' THEN
+    ELSE
+        IF v_fan_out.at_once IS NOT NULL THEN
+            PERFORM tasker.free_replays(v_fan_out, v_fan_out.at_once);
+        END IF;
         IF v_fan_out.version_id IS NULL OR v_spawn ?| '{pages, input}' THEN
             v_seen := tasker.seen_by(p_task, p_step);
         END IF;
@@ -263,10 +330,10 @@ BEGIN
             RETURN 1;
         END IF;
     END IF;
-    v_until := coalesce(greatest(v_until, v_fan_out.created), v_fan_out.created);
+    v_until := greatest(v_until, v_fan_out.created);
     UPDATE tasker.fan_outs f
     SET version_id = v_fan_out.version_id, total = v_fan_out.total, at_once = v_fan_out.at_once, tolerated = v_fan_out.tolerated, created = v_until,
-        look_at = CASE WHEN v_state = 'waiting' AND v_until < least(v_fan_out.total, v_fan_out.at_once + f.ended + f.dead) THEN clock_timestamp() END
+        look_at = CASE WHEN v_until < least(v_fan_out.total, v_fan_out.at_once + f.ended + f.dead) THEN clock_timestamp() END
     WHERE f.task_id = p_task AND f.step = p_step;
     RETURN v_until - v_fan_out.created;
 END
@@ -371,7 +438,9 @@ BEGIN
     ), counted AS (
         UPDATE tasker.fan_outs f
         SET ended = f.ended + s.ended, dead = f.dead + s.dead,
-            look_at = CASE WHEN (f.created < f.total OR f.total IS NULL) AND f.cancelled = 0 THEN clock_timestamp() ELSE f.look_at END
+            look_at = CASE WHEN (f.created < f.total OR f.total IS NULL OR f.at_once IS NOT NULL AND EXISTS (
+                SELECT FROM tasker.held_replays r WHERE r.parent_id = f.task_id AND r.parent_step = f.step)) AND f.cancelled = 0
+                THEN clock_timestamp() ELSE f.look_at END
         -- By its place, which its key finds, as in complete_steps.
         FROM (SELECT k.ended, k.dead, h.place FROM (
                   SELECT task_id, step, sum(ended) AS ended, sum(dead) AS dead FROM taken GROUP BY task_id, step) AS k

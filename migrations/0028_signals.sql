@@ -93,9 +93,10 @@ BEGIN
     IF p_task IS NOT NULL THEN
         outcome := CASE WHEN EXISTS (SELECT FROM tasker.waits w WHERE w.task_id = p_task AND w.name = p_name AND w.since IS NOT NULL)
             THEN 'awaited' ELSE 'kept' END;
-        SELECT 'no step of ' || tp.name || ' waits for "' || p_name || '"' || coalesce(': its steps wait for ' || string_agg(DISTINCT ts.wait ->> 'signal', ', '), '')
+        SELECT 'no step of ' || tp.name || ' waits for "' || p_name || '"'
+               || coalesce(': its steps wait for ' || string_agg(DISTINCT ts.wait ->> 'signal', ', '), ', unless a handler does')
         INTO note FROM tasker.templates tp LEFT JOIN tasker.template_steps ts ON ts.version_id = v_task.version_id AND ts.wait IS NOT NULL
-        WHERE tp.id = v_task.template_id GROUP BY tp.name HAVING coalesce(bool_and(ts.wait ->> 'signal' <> p_name), true);
+        WHERE tp.id = v_task.template_id AND outcome = 'kept' GROUP BY tp.name HAVING coalesce(bool_and(ts.wait ->> 'signal' <> p_name), true);
     ELSE
         outcome := CASE WHEN EXISTS (SELECT FROM tasker.waits w WHERE w.key = p_key AND w.name = p_name AND w.since IS NOT NULL)
             THEN 'awaited' ELSE 'kept' END;

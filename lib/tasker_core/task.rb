@@ -29,6 +29,9 @@ module TaskerCore
       @created = created
     end
 
+    # @api private
+    def inspect = "#<#{self.class} #{@id}>"
+
     # @return [Boolean] false when the idempotency key was known, and this is the earlier task
     def created? = @created
 

@@ -1,11 +1,12 @@
 //! Children: steps whose work is other tasks, as many as a list has elements that is known only at run time.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{json, Value};
+use tasker::engine::cancel::cancel_tasks;
 use tasker::engine::children::Page;
 use tasker::engine::fail::Failure;
 use tasker::engine::read::wait_for_end;
@@ -204,14 +205,18 @@ async fn no_more_children_are_under_way_than_the_step_allows() {
             .register(&ORDER.replace("handler: reserve }", "handler: reserve, limit: 3 }"))
             .await;
         let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-        let (running, peak) = (now.clone(), most.clone());
+        let (running, peak, down) = (now.clone(), most.clone(), Arc::new(AtomicBool::new(false)));
+        let is_down = down.clone();
         let slow = Handlers::default().with("reserve", move |_| {
-            let (running, peak) = (running.clone(), peak.clone());
+            let (running, peak, down) = (running.clone(), peak.clone(), is_down.clone());
             async move {
                 peak.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                 tokio::time::sleep(Duration::from_millis(3)).await;
                 running.fetch_sub(1, Ordering::SeqCst);
-                Ok(json!(1))
+                match down.load(Ordering::SeqCst) {
+                    true => Err(Failure::permanent("Down", "nobody answers")),
+                    false => Ok(json!(1)),
+                }
             }
         });
         let only =
@@ -221,7 +226,61 @@ async fn no_more_children_are_under_way_than_the_step_allows() {
         let task = world.submit("only", json!({ "lines": vec![json!({}); 60] })).await;
         assert_eq!(end_of(world, task).await, "complete");
         assert_eq!(most.load(Ordering::SeqCst), 3);
+
+        down.store(true, Ordering::SeqCst);
+        let task = world.submit("only", json!({ "lines": vec![json!({}); 60] })).await;
+        world
+            .until_true(&format!("dead = 60 FROM tasker.fan_outs WHERE task_id = '{task}'"))
+            .await;
+        down.store(false, Ordering::SeqCst);
+        world.replay_all("here").await;
+        world
+            .until_true(&format!("state = 'complete' FROM tasker.tasks WHERE id = '{task}'"))
+            .await;
+        assert_eq!(most.load(Ordering::SeqCst), 3, "those that are replayed wait for room, too");
+        assert_eq!(world.count("SELECT count(*) FROM tasker.held_replays").await, 0);
         crew.end().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replayed_child_that_waits_for_room_says_so_and_can_be_cancelled() {
+    World::with(async |world| {
+        let only = "name: only\nnamespace: here\nsteps:\n  - { name: all, each: { over: $.input.lines, handler: h, limit: 1 } }\n";
+        world.register(only).await;
+        let task = world.submit("only", json!({ "lines": [1, 2, 3] })).await;
+        world.claim().await;
+        for _ in 0..3 {
+            world.move_children(10).await;
+            world.claim().await;
+            let leased = world.lease("here_queue", 10).await;
+            assert_eq!(leased.len(), 1);
+            world.fail(&leased[0], "no", true, None).await;
+        }
+        world.move_children(10).await;
+        world.replay_all("here").await;
+        world.move_children(10).await;
+        let held = "SELECT task_id::text FROM tasker.held_replays ORDER BY n";
+        assert_eq!(world.count("SELECT count(*) FROM tasker.held_replays").await, 2);
+        let first: Uuid = world.text(held).await.parse().unwrap();
+        let said = world.task(first).await["steps"][0]["waits_for"].clone();
+        assert_eq!(said, "room: its parent has no more than so many tasks at once");
+        cancel_tasks(&world.db, &[first]).await.unwrap();
+        assert_eq!(world.count("SELECT count(*) FROM tasker.held_replays").await, 1);
+
+        let mut ran = 0;
+        while ran < 2 {
+            world.move_children(10).await;
+            world.enqueue_due_retries().await;
+            let leased = world.lease("here_queue", 10).await;
+            assert_eq!(leased.len(), 1);
+            world.complete(&leased, "1").await;
+            ran += leased.len();
+        }
+        world.move_children(10).await;
+        let counts = json!({ "total": 3, "created": 3, "ended": 2, "dead": 1, "tolerated": 0 });
+        assert_eq!(world.task(task).await["steps"][0]["children"], counts);
     })
     .await;
 }

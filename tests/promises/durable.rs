@@ -10,7 +10,7 @@ use tasker::engine::cancel::cancel_tasks;
 use tasker::engine::fail::Failure;
 use tasker::engine::memories::{read_values, Awaited};
 use tasker::engine::read::wait_for_end;
-use tasker::engine::signals::{self, Addressee, Signal};
+use tasker::engine::signals::{self, Addressee, Sent, Signal};
 use tasker::orchestrator::{Orchestrator, OrchestratorConfig};
 use tasker::worker::{Handlers, Step};
 use uuid::Uuid;
@@ -41,7 +41,7 @@ where
     seen
 }
 
-async fn say(world: &World, to: Addressee, name: &str, payload: Value) {
+async fn say(world: &World, to: Addressee, name: &str, payload: Value) -> Sent {
     let signal = Signal {
         to,
         name: name.into(),
@@ -49,7 +49,7 @@ async fn say(world: &World, to: Addressee, name: &str, payload: Value) {
         id: None,
         keep: None,
     };
-    signals::send(&world.db, &signal).await.unwrap();
+    signals::send(&world.db, &signal).await.unwrap()
 }
 
 fn awaited(signal: &str) -> Awaited {
@@ -90,6 +90,9 @@ async fn a_handler_that_sleeps_waits_and_fails_does_each_block_once_and_uses_one
             }
         };
         let seen = run(world, ONE_STEP, handler, async |task| {
+            let wrong = say(world, Addressee::Task(task), "aproved", json!("Ann")).await;
+            let hint = "no step of durable waits for \"aproved\", unless a handler does";
+            assert_eq!((wrong.outcome.as_str(), wrong.note.as_deref()), ("kept", Some(hint)));
             say(world, Addressee::Task(task), "approved", json!("Ann")).await;
             world
                 .until_true("EXISTS (SELECT FROM tasker.waits JOIN tasker.steps s USING (task_id, step) WHERE place = 'wait/approved/2' AND s.state = 'waiting')")
@@ -99,7 +102,8 @@ async fn a_handler_that_sleeps_waits_and_fails_does_each_block_once_and_uses_one
                 (&seen["state"], &seen["steps"][0]["waits_for"]),
                 (&json!("waiting"), &json!("the signal approved"))
             );
-            say(world, Addressee::Task(task), "approved", json!("Bob")).await;
+            let sent = say(world, Addressee::Task(task), "approved", json!("Bob")).await;
+            assert_eq!((sent.outcome.as_str(), sent.note), ("awaited", None));
         })
         .await;
         assert_eq!(seen["state"], "complete");

@@ -99,4 +99,15 @@ RSpec.describe "documentation" do
       expect(blocks.map { |block| RubyVM::InstructionSequence.compile(block) }.size).to eq(blocks.size)
     end
   end
+
+  quotes = Dir[File.join(root, "docs/*.md")].flat_map do |file|
+    File.read(file).scan(%r{^```ruby\n# (examples/\S+)\n(.*?)^```}m).map { |example, quote| [file, example, quote] }
+  end
+
+  quotes.each do |file, example, quote|
+    it "quotes #{example} in #{File.basename(file)} as it is: #{quote.lines.first.strip}" do
+      unindented = File.read(File.join(root, example)).gsub(/^ +/, "")
+      expect(unindented).to include(quote.gsub(/^ +/, ""))
+    end
+  end
 end

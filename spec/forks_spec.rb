@@ -15,6 +15,7 @@ RSpec.describe "forks" do
       step.name == :charge ? step.results[:lines].to_a.size : step.context
     end
     workflow do
+      input_schema required: ["lines"]
       step :check, works
       each :lines, works, over: "$.input.lines", after: :check
       step :charge, works, after: :lines, retry: { max_attempts: 1 }
@@ -54,6 +55,7 @@ RSpec.describe "forks" do
       expect { waits.fork }.to raise_error(TaskerCore::InvalidInput, /is waiting.*cancel it first/m)
       waits.cancel
       expect { waits.fork(from: :chek) }.to raise_error(TaskerCore::NotFound, /has no step chek/)
+      expect { waits.fork(input: {}) }.to raise_error(TaskerCore::InvalidInput, /input_schema .*"lines" is a required/)
     end
     check.call
     TaskerCore::Testing.fake!(&check)

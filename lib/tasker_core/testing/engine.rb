@@ -1,6 +1,7 @@
 # frozen_string_literal: true
 
 require_relative "executor"
+require_relative "fan_out"
 require_relative "pauses"
 require_relative "schedules"
 require_relative "signals"
@@ -15,6 +16,8 @@ module TaskerCore
     # Stands for the core: answers what Native::Client and Native::Worker answer, out of memory.
     # @api private
     class Engine
+      include FanOut
+
       def initialize
         @lock = Monitor.new
         @templates = {}
@@ -90,6 +93,7 @@ module TaskerCore
         raise InvalidInput, "task #{id} is #{state}; cancel it first" unless [*Task::ENDED, "blocked"].include?(state)
         raise InvalidInput, "what task #{id} did was undone" if from && other.undone?
 
+        accepting(other.template, input) if input
         tags = input ? nil : other.tags
         fork = TaskRun.new(other.template, input || other.input, @signals, @pauses, priority: other.priority, tags: tags)
         fork.take_over(other, from)
@@ -210,6 +214,13 @@ module TaskerCore
         raise InvalidInput, "several namespaces have a template #{name}: name one, as namespace/#{name}" if found.size > 1
 
         found.first
+      end
+
+      # The template, if its input_schema accepts this input.
+      # @raise [InvalidInput]
+      def accepting(template, input)
+        Native.check_tasks(template[:source], template[:origin], [[JSON.parse(input), nil, nil, nil, nil, nil]])
+        template
       end
 
       # @return [String] namespace/name
@@ -336,62 +347,6 @@ module TaskerCore
         others.first(handler.batch_size - 1)
       rescue UnknownHandler
         []
-      end
-
-      # Has other tasks do it.
-      def fan_out(task, step, impatient)
-        create = ->(input, item) { create_child(task, step, input, item) }
-        step.spawn(task.input, &create) unless step.children || step.pages
-        read_pages(task, step, impatient, create) if step.pages
-        step.children&.each { |child| run(child, impatient: impatient) if child.due? }
-        step.settle
-      rescue NotFound, InvalidInput => e
-        step.fail({ class: "TaskerError", message: e.message, permanent: true })
-      end
-
-      # One page after the other, as far as they end.
-      def read_pages(task, step, impatient, create)
-        loop do
-          given = step.page || step.next_page(task.input) or break
-          step.page ||= page(task, step, given)
-          run(step.page, impatient: impatient) if step.page.due?
-          break unless step.page.ended?
-
-          step.spawn(task.input, step.read_page, &create)
-          break if step.dead?
-        end
-      end
-
-      def page(task, step, input)
-        number = (step.children&.size || 0) + 1
-        template = part(task, step.definition, "pages", step.pages)
-        child = TaskRun.new(template, input, @signals, @pauses, priority: task.priority, tags: task.tags, above: task,
-                                                                parent: { task: task.id, step: step.name, item: -number })
-        @tasks[child.id] = child
-      end
-
-      def create_child(task, step, input, item)
-        workflow = step.definition[:workflow] || step.definition.dig(:each, :workflow)
-        template = workflow && accepting(template(workflow), input, item)
-        template ||= part(task, step.definition, nil, step.definition.dig(:each, :handler))
-        child = TaskRun.new(template, input, @signals, @pauses, priority: task.priority, tags: task.tags, above: task,
-                                                                parent: { task: task.id, step: step.name, item: item })
-        @tasks[child.id] = child
-      end
-
-      # The template, if its input_schema accepts the input of this child.
-      def accepting(template, input, item)
-        Native.check_tasks(template[:source], template[:origin], [[JSON.parse(input), nil, nil, nil, nil, nil]])
-        template
-      rescue InvalidInput => e
-        raise InvalidInput, "task #{item}: #{e.message}"
-      end
-
-      # The template of the tasks that do the work of a step that names a handler for them.
-      def part(task, step, kind, handler)
-        only = step.except(:each, :if, :delay, *(:undo if kind)).merge(handler: handler, parents: [])
-        name = [task.template[:definition][:name], step[:name], kind].compact.join(".")
-        { definition: { name: name, namespace: step[:namespace], steps: [only], on_failure: "block" }, version: task.template[:version] }
       end
     end
   end

@@ -70,6 +70,9 @@ DECLARE
     v_runs     boolean[];
     v_leases   int[];
 BEGIN
+    -- Before any of its steps, as free_replays does.
+    DELETE FROM tasker.held_replays h
+    WHERE h.task_id = ANY (p_tasks) AND EXISTS (SELECT FROM tasker.tasks t WHERE t.id = h.task_id AND t.state = 'cancelling');
     -- Without a message, or with one that nobody can look at: whoever had it may have begun.
     -- A step whose work is other tasks is cancelling as long as these are.
     SELECT coalesce(array_agg(s.task_id), '{}'), coalesce(array_agg(s.step), '{}'),
@@ -137,7 +140,6 @@ BEGIN
         PERFORM tasker.notify('tasker_due', '');
     END IF;
     PERFORM tasker.close_waits(p_tasks);
-    DELETE FROM tasker.held_replays h WHERE h.task_id = ANY (p_tasks);
 
     UPDATE tasker.tasks t SET look_at = clock_timestamp() + interval '1 second' WHERE t.id = ANY (p_tasks) AND t.state = 'cancelling';
     PERFORM tasker.finish_cancelled(p_tasks);

@@ -27,7 +27,7 @@ const TEMPLATES: [&str; 15] = [
     "FAN",
     "{ name: family, namespace: work, steps: [
         { name: a, handler: Work },
-        { name: parts, each: { over: $.input.parts, handler: Work, input: { ms: $.input.ms, part: $item } }, depends_on: [a] },
+        { name: parts, each: { over: $.input.parts, handler: Work, limit: 3, input: { ms: $.input.ms, part: $item } }, depends_on: [a] },
         { name: whole, workflow: linear, depends_on: [a] }, { name: z, handler: Work, depends_on: [parts, whole] }] }",
     "{ name: signalled, namespace: work, steps: [
         { name: a, handler: Work }, { name: told, wait: go, depends_on: [a] }, { name: paid, wait: { key: $.input.order }, depends_on: [a] },

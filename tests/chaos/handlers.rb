@@ -27,7 +27,8 @@ class Work < TaskerCore::StepHandler
     raise TaskerCore::PermanentError, "as it was told" if step.config[:refuse]
     raise "as it was told" if step.attempt < step.config.fetch(:fail_before, 0)
 
-    { run: run, seen: step.results.transform_values { |result| result[:run] unless result.is_a?(TaskerCore::Children) } }
+    # Children are none, nor is what a sleep returns.
+    { run: run, seen: step.results.transform_values { |result| result[:run] if result.is_a?(Hash) } }
   end
 end
 

@@ -230,7 +230,9 @@ async fn no_more_children_are_under_way_than_the_step_allows() {
         down.store(true, Ordering::SeqCst);
         let task = world.submit("only", json!({ "lines": vec![json!({}); 60] })).await;
         world
-            .until_true(&format!("dead = 60 FROM tasker.fan_outs WHERE task_id = '{task}'"))
+            .until_true(&format!(
+                "EXISTS (SELECT FROM tasker.fan_outs WHERE task_id = '{task}' AND dead = 60)"
+            ))
             .await;
         down.store(false, Ordering::SeqCst);
         world.replay_all("here").await;

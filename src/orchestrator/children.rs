@@ -13,7 +13,9 @@ use crate::engine::children::{move_children, Moved};
 use crate::health::{Beat, Beats};
 
 /// How many are created, and counted, in one transaction: as many as it takes [`TIME`] for, within these bounds. Some cost a hundredth of what others do.
-const SLICES: RangeInclusive<i32> = 50..=4_000;
+const SLICES: RangeInclusive<i32> = 50..=2_000;
+/// How many in the first one.
+const FIRST: i32 = 500;
 /// How long that transaction takes, in the main: others wait for what it has locked.
 const TIME: RangeInclusive<Duration> = Duration::from_millis(60)..=Duration::from_millis(150);
 /// Under load, many that end are counted together: between two times it rests twice as long as the first one took, within these bounds.
@@ -40,7 +42,7 @@ impl Children {
 
     pub(super) async fn run(mut self, stop: CancellationToken) {
         let mut backoff = Backoff::default();
-        let mut slice = *SLICES.end();
+        let mut slice = FIRST;
         while !stop.is_cancelled() {
             let began = Instant::now();
             let moved = move_children(&self.db, slice).await;
@@ -89,6 +91,6 @@ mod tests {
     fn a_slice_is_halved_while_it_takes_too_long_and_grows_again() {
         let after = |slice, ms| next_slice(slice, Duration::from_millis(ms));
         assert_eq!((after(1_000, 300), after(500, 160), after(250, 75)), (500, 250, 250));
-        assert_eq!((after(250, 10), after(4_000, 10), after(60, 500)), (500, 4_000, 50));
+        assert_eq!((after(250, 10), after(2_000, 10), after(60, 500)), (500, 2_000, 50));
     }
 }

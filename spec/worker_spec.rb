@@ -142,7 +142,7 @@ RSpec.describe TaskerCore::Worker do
       orchestrator = start_orchestrator
       native = TaskerCore::Native::Worker.start(TaskerCore.client.native, { worker: { namespaces: [namespace] } }, nil)
       Thread.new { native.next(30.0).nil? and raise "no step" }.join
-      Timeout.timeout(30) { GC.start && sleep(0.05) until task.status == "blocked" }
+      Timeout.timeout(120) { GC.start && sleep(0.05) until task.status == "blocked" }
       expect(task.steps.first.errors.first[:message]).to eq("the handler failed, and how cannot be described")
     ensure
       native&.shutdown(0.0)
@@ -220,7 +220,7 @@ RSpec.describe TaskerCore::Worker do
       5.times do
         TaskerCore.enqueue_all(flow, Array.new(300) { {} }).each { |task| task.wait(timeout: 120) }
         meeting = TaskerCore.enqueue_all(flow, Array.new(6) { { meet: true } })
-        Timeout.timeout(30) { 6.times { arrived.pop } }
+        Timeout.timeout(120) { 6.times { arrived.pop } }
         6.times { go_on << true }
         expect(meeting.map { |task| task.wait(timeout: 120) }).to all(eq("complete"))
       end
@@ -237,7 +237,7 @@ RSpec.describe TaskerCore::Worker do
       end
       task = TaskerCore.enqueue(flow)
       letters = nil
-      Timeout.timeout(30) { sleep(0.02) until (letters = TaskerCore::DLQ.list(task: task.id)).size == 2 }
+      Timeout.timeout(120) { sleep(0.02) until (letters = TaskerCore::DLQ.list(task: task.id)).size == 2 }
       expect(letters.to_h { |letter| [letter[:step], [letter[:reason], letter[:errors].last[:class]]] }).to eq(
         "too_much" => %w[payload_too_large TaskerCore::PermanentError], "mistaken" => %w[attempts_exhausted NameError]
       )
@@ -294,7 +294,7 @@ RSpec.describe TaskerCore::Worker do
       # Enqueued by a newer version of the code, as it were.
       flow = workflow { step :later, "LoadedLater" }
       task = TaskerCore.enqueue(flow)
-      Timeout.timeout(30) { sleep(0.02) until task.steps.first.waits_for == "a worker that has the handler LoadedLater" }
+      Timeout.timeout(120) { sleep(0.02) until task.steps.first.waits_for == "a worker that has the handler LoadedLater" }
       known = workflow { step :known, "Known" }
       expect(TaskerCore.enqueue(known).wait(timeout: 120)).to eq("complete")
       expect(task.steps.first.to_h).to include(state: "waiting", attempt: 0, errors: [])

@@ -189,7 +189,8 @@ DECLARE
     v_due        uuid[];
     v_namespaces int[];
 BEGIN
-    v_due := ARRAY(SELECT t.id FROM tasker.tasks t WHERE t.due_at <= clock_timestamp() ORDER BY t.due_at LIMIT p_limit FOR NO KEY UPDATE SKIP LOCKED);
+    -- SELECT: else each of those that wait is compared with a time of its own, and a million of them take 0.3 s. So in all looks for what is due.
+    v_due := ARRAY(SELECT t.id FROM tasker.tasks t WHERE t.due_at <= (SELECT clock_timestamp()) ORDER BY t.due_at LIMIT p_limit FOR NO KEY UPDATE SKIP LOCKED);
     begun := cardinality(v_due);
     IF begun > 0 THEN
         WITH begun AS (
@@ -220,7 +221,7 @@ BEGIN
     END IF;
     WITH due AS MATERIALIZED (
         SELECT s.ctid AS place FROM tasker.steps s
-        WHERE s.retry_at <= clock_timestamp() ORDER BY s.retry_at LIMIT p_limit
+        WHERE s.retry_at <= (SELECT clock_timestamp()) ORDER BY s.retry_at LIMIT p_limit
         FOR UPDATE SKIP LOCKED
     ), again AS (
         UPDATE tasker.steps s

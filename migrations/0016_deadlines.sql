@@ -29,7 +29,7 @@ DECLARE
 BEGIN
     SELECT array_agg(d.id) INTO v_due FROM (
         SELECT t.id FROM tasker.tasks t
-        WHERE t.look_at <= clock_timestamp() AND NOT EXISTS (
+        WHERE t.look_at <= (SELECT clock_timestamp()) AND NOT EXISTS (
             SELECT FROM tasker.broken_queues b JOIN tasker.template_steps ts ON ts.queue = b.queue WHERE ts.version_id = t.version_id)
         ORDER BY t.look_at LIMIT p_limit
         FOR NO KEY UPDATE SKIP LOCKED) AS d;

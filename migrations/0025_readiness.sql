@@ -71,7 +71,7 @@ DECLARE
 BEGIN
     SELECT array_agg(d.task_id), array_agg(d.step) INTO v_tasks, v_steps
     FROM (SELECT s.task_id, s.step FROM tasker.steps s
-          WHERE s.wakes_at <= clock_timestamp() ORDER BY s.wakes_at LIMIT p_limit) AS d;
+          WHERE s.wakes_at <= (SELECT clock_timestamp()) ORDER BY s.wakes_at LIMIT p_limit) AS d;
     IF v_tasks IS NULL THEN
         RETURN 0;
     END IF;

@@ -359,7 +359,7 @@ BEGIN
     moved := 0;
     unchecked := '{}';
     SELECT array_agg(d.task_id), count(*) = 200 INTO v_tasks, more
-    FROM (SELECT f.task_id FROM tasker.fan_outs f WHERE f.look_at <= clock_timestamp() ORDER BY f.look_at LIMIT 200) AS d;
+    FROM (SELECT f.task_id FROM tasker.fan_outs f WHERE f.look_at <= (SELECT clock_timestamp()) ORDER BY f.look_at LIMIT 200) AS d;
     IF v_tasks IS NOT NULL THEN
         v_held := ARRAY(SELECT t.id FROM tasker.tasks t WHERE t.id = ANY (v_tasks) ORDER BY t.id FOR NO KEY UPDATE SKIP LOCKED);
         DELETE FROM tasker.fan_outs f WHERE f.task_id = ANY (v_tasks) AND NOT EXISTS (SELECT FROM tasker.tasks t WHERE t.id = f.task_id);

@@ -259,9 +259,9 @@ DECLARE
 BEGIN
     PERFORM tasker.await_turn('tasker.turn_signals');
     v_new := ARRAY(SELECT s.id FROM tasker.signals s WHERE s.is_new ORDER BY s.id LIMIT p_limit);
-    DELETE FROM tasker.waits w WHERE w.look_at <= clock_timestamp() AND NOT EXISTS (SELECT FROM tasker.tasks t WHERE t.id = w.task_id);
+    DELETE FROM tasker.waits w WHERE w.look_at <= (SELECT clock_timestamp()) AND NOT EXISTS (SELECT FROM tasker.tasks t WHERE t.id = w.task_id);
     v_tasks := ARRAY(SELECT DISTINCT c.task_id FROM (
-        (SELECT w.task_id FROM tasker.waits w WHERE w.look_at <= clock_timestamp() ORDER BY w.look_at LIMIT p_limit)
+        (SELECT w.task_id FROM tasker.waits w WHERE w.look_at <= (SELECT clock_timestamp()) ORDER BY w.look_at LIMIT p_limit)
         UNION ALL
         (SELECT w.task_id FROM unnest(v_new) AS n(id)
          CROSS JOIN LATERAL (SELECT * FROM tasker.signals WHERE id = n.id OFFSET 0) AS s

@@ -136,7 +136,7 @@ CREATE FUNCTION tasker.due_schedules(p_limit int)
 RETURNS TABLE (id bigint, name text, revision int, definition jsonb, since timestamptz, next_at timestamptz, now timestamptz)
 LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT s.id, s.name, s.revision, s.definition, s.since, s.next_at, clock_timestamp() FROM tasker.schedules s
-    WHERE s.look_at <= clock_timestamp() ORDER BY s.look_at LIMIT p_limit;
+    WHERE s.look_at <= (SELECT clock_timestamp()) ORDER BY s.look_at LIMIT p_limit;
 END;
 
 -- When there is something to do about any schedule; null: never.

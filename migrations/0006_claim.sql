@@ -203,7 +203,7 @@ BEGIN
         PERFORM tasker.wake_namespaces(v_namespaces);
         PERFORM tasker.notify('tasker_tasks', n.name) FROM tasker.namespaces n WHERE n.id = ANY (v_namespaces);
     END IF;
-    SELECT min(t.due_at) INTO next_due FROM tasker.tasks t WHERE t.due_at IS NOT NULL;
+    SELECT t.due_at INTO next_due FROM tasker.tasks t WHERE t.due_at IS NOT NULL ORDER BY t.due_at LIMIT 1;
 END
 $$;
 
@@ -233,8 +233,8 @@ BEGIN
     IF enqueued > 0 THEN
         PERFORM tasker.seek_permits(v_tasks, v_steps);
     END IF;
-    next_due := least((SELECT min(s.retry_at) FROM tasker.steps s WHERE s.retry_at < 'infinity'),
-                      (SELECT min(s.wakes_at) FROM tasker.steps s WHERE s.wakes_at < 'infinity'));
+    next_due := least((SELECT s.retry_at FROM tasker.steps s WHERE s.retry_at < 'infinity' ORDER BY s.retry_at LIMIT 1),
+                      (SELECT s.wakes_at FROM tasker.steps s WHERE s.wakes_at < 'infinity' ORDER BY s.wakes_at LIMIT 1));
 END
 $$;
 

@@ -212,7 +212,7 @@ BEGIN
     CROSS JOIN LATERAL tasker.look_again(l, d.key) AS again(at)
     WHERE again.at IS NOT NULL AND EXISTS (
         SELECT FROM tasker.permits p WHERE p.limit_id = d.limit_id AND p.key = d.key AND p.granted_at IS NULL);
-    SELECT min(e.at) INTO next_due FROM tasker.limit_events e;
+    SELECT e.at INTO next_due FROM tasker.limit_events e ORDER BY e.at LIMIT 1;
 END
 $$;
 

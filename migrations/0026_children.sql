@@ -457,7 +457,8 @@ $$;
 -- When there is something to do about anybody's children; null: it is not known.
 CREATE FUNCTION tasker.children_due() RETURNS timestamptz
 LANGUAGE sql STABLE BEGIN ATOMIC
-    SELECT CASE WHEN EXISTS (SELECT FROM tasker.child_ends) THEN now() ELSE (SELECT min(f.look_at) FROM tasker.fan_outs f WHERE f.look_at IS NOT NULL) END;
+    SELECT CASE WHEN EXISTS (SELECT FROM tasker.child_ends) THEN now() 
+        ELSE (SELECT f.look_at FROM tasker.fan_outs f WHERE f.look_at IS NOT NULL ORDER BY f.look_at LIMIT 1) END;
 END;
 
 -- What the counts of these steps' children mean for their tasks: a step is complete when all have ended, but for those that may be dead; a task is

@@ -294,7 +294,7 @@ $$;
 CREATE FUNCTION tasker.signals_due() RETURNS timestamptz
 LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT CASE WHEN EXISTS (SELECT FROM tasker.signals s WHERE s.is_new) THEN now()
-           ELSE (SELECT min(w.look_at) FROM tasker.waits w WHERE w.look_at IS NOT NULL) END;
+           ELSE (SELECT w.look_at FROM tasker.waits w WHERE w.look_at IS NOT NULL ORDER BY w.look_at LIMIT 1) END;
 END;
 
 -- Forgets at most p_limit signals whose time is over, and counts those that nobody has had. One to a task that has not ended is kept on.

@@ -141,7 +141,7 @@ END;
 
 -- When there is something to do about any schedule; null: never.
 CREATE FUNCTION tasker.schedules_due() RETURNS timestamptz
-LANGUAGE sql STABLE BEGIN ATOMIC SELECT min(s.look_at) FROM tasker.schedules s WHERE s.look_at IS NOT NULL; END;
+LANGUAGE sql STABLE BEGIN ATOMIC SELECT s.look_at FROM tasker.schedules s WHERE s.look_at IS NOT NULL ORDER BY s.look_at LIMIT 1; END;
 
 -- The tasks of a schedule that run, or are about to.
 CREATE FUNCTION tasker.running_ticks(p_schedule bigint) RETURNS uuid[]

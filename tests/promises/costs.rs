@@ -222,6 +222,12 @@ async fn who_looks_for_what_is_due_reads_none_of_the_many_that_are_not() {
         connection.execute(create).await.unwrap();
         let claim = format!("SELECT * FROM tasker.claim_tasks({}, NULL, 1000, 500)", world.orchestrator);
         connection.execute(&*claim).await.unwrap();
+        for later in [
+            "UPDATE tasker.tasks SET due_at = now() + interval '1 day', look_at = now() + interval '1 day'",
+            "UPDATE tasker.steps SET retry_at = now() + interval '1 day', wakes_at = now() + interval '1 day'",
+        ] {
+            connection.execute(later).await.unwrap();
+        }
         for (function, look) in &looks {
             let (_, rows) = rows_read(&mut connection, OURS, look).await;
             assert!(rows < 20, "{rows} rows read by {function}");

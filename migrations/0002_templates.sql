@@ -47,7 +47,7 @@ CREATE TABLE tasker.template_steps (
     queue        text NOT NULL,
     parents      smallint[] NOT NULL,
     children     smallint[] NOT NULL,
-    -- whose effect it takes back (see 0031_undo.sql): its children are those that do so after it; null: nobody's
+    -- whose effect it takes back (see 0032_undo.sql): its children are those that do so after it; null: nobody's
     undoes       smallint,
     -- where it is not true, the step is skipped (see 0025_readiness.sql); null: it runs
     condition    jsonpath,
@@ -55,7 +55,7 @@ CREATE TABLE tasker.template_steps (
     delay        interval,
     -- of which tasks, where its work is other tasks: {template, version, over, input, limit, batch, tolerate} (see 0026_children.sql)
     spawn        jsonb,
-    -- for which signal, where it waits for one: {signal, key, timeout, on_timeout, assignees, due}, with seconds (see 0028_signals.sql)
+    -- for which signal, where it waits for one: {signal, key, timeout, on_timeout, assignees, due}, with seconds (see 0029_signals.sql)
     wait         jsonb,
     -- the names of those before it that are each of many tasks; null: none is
     fan_outs     text[],

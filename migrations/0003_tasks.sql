@@ -35,7 +35,7 @@ CREATE TABLE tasker.tasks (
     finished_by  smallint,
     -- what it is to be once it is undone, and what it is then; null: nobody wants it undone
     undo_as      tasker.task_state,
-    -- which task it is a fork of (see 0034_forks.sql); null: of none
+    -- which task it is a fork of (see 0035_forks.sql); null: of none
     forked_from  uuid
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX tasks_claim ON tasker.tasks (namespace_id, priority, claim_order) WHERE claim_order IS NOT NULL;
@@ -116,11 +116,11 @@ CREATE TABLE tasker.fan_outs (
 ) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX fan_outs_look ON tasker.fan_outs (look_at) WHERE look_at IS NOT NULL;
 
--- What steps wait for that somebody says (see 0028_signals.sql); each stays, since it knows which signal its task has had.
+-- What steps wait for that somebody says (see 0029_signals.sql); each stays, since it knows which signal its task has had.
 CREATE TABLE tasker.waits (
     task_id      uuid NOT NULL,
     step         smallint NOT NULL,
-    -- which of a handler's waits it is (see 0029_memories.sql); '': the step is nothing else
+    -- which of a handler's waits it is (see 0030_memories.sql); '': the step is nothing else
     place        text NOT NULL DEFAULT '',
     -- the signal's name, and by which key it may come beside the task's id (null: by none); no name: it was not looked at yet
     name         text,
@@ -318,7 +318,7 @@ $$;
 -- p_priorities: low, normal, high, urgent; null means the template's.
 -- p_tags (may be null, as may each): by which they can be found; above those that their template finds in the input.
 -- p_checked: the version that the inputs were checked against, if the caller has only remembered it.
--- p_uniques (may be null, as may each): in place of the template's rule, of which tasks there is one at a time (see 0032_unique.sql). Another one that
+-- p_uniques (may be null, as may each): in place of the template's rule, of which tasks there is one at a time (see 0033_unique.sql). Another one that
 -- is there may be returned instead of a new one.
 -- Errors: TK002, TK003 (see find_template), TK004 bad argument, TK005 the version is another by now than was checked, TK006 an input is too large,
 -- TK007 (see throttle), TK010 (see settle_uniques). input_schema is enforced by the libraries and the CLI, not here.

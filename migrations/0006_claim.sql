@@ -6,7 +6,7 @@ CREATE TYPE tasker.taker AS (queue text, worker int, room int, lease interval);
 -- Sends one message per step, in a batch per queue, and creates the steps' rows. The primary key refuses a step a second life.
 -- A message carries identity only: task, step, attempt. The row holds the rest.
 -- Steps under a limit seek its permit instead (see 0007_limits.sql); those of a queue that cannot be worked with, or that are
--- paused (see 0033_pauses.sql), are held back.
+-- paused (see 0034_pauses.sql), are held back.
 -- Returns the messages that p_taker has now: they come into the queue as if it had leased them there.
 CREATE FUNCTION tasker.enqueue_steps(p_tasks uuid[], p_steps smallint[], p_queues text[], p_taker tasker.taker DEFAULT NULL)
 RETURNS tasker.leased_message[]

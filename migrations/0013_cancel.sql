@@ -18,7 +18,7 @@ END;
 
 -- Cancels the tasks that have not ended, and has their children cancelled (see move_fan_out). Returns those it cancelled. A child that is cancelled is
 -- dead for its parent: nobody has its result.
--- With p_undo what they did is undone then (see 0031_undo.sql), also of those that have ended, but for children: theirs is undone with their parent's.
+-- With p_undo what they did is undone then (see 0032_undo.sql), also of those that have ended, but for children: theirs is undone with their parent's.
 -- Locks: the tasks in id order; then those of end_cancelling.
 CREATE FUNCTION tasker.cancel_tasks(p_tasks uuid[], p_undo boolean DEFAULT false) RETURNS SETOF uuid
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$

@@ -1,7 +1,7 @@
 -- Reading: what operators and clients see. Three states are not stored but seen: a task waits (not only for its time) when all that is left of
 -- it waits for a retry, or sleeps, it is paused while it would otherwise go on, and a step is in progress while its message is leased.
 
--- The pause of a task, or of its namespace (see 0033_pauses.sql); null: it is not paused, or has ended.
+-- The pause of a task, or of its namespace (see 0034_pauses.sql); null: it is not paused, or has ended.
 CREATE FUNCTION tasker.read_pause(p_task tasker.tasks) RETURNS jsonb
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE

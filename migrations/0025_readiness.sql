@@ -1,6 +1,6 @@
 -- Readiness: what becomes of a step when it is ready, where it is not simply sent. One whose condition is not true, or of which no predecessor ran, is
 -- skipped, and with it what depends on nothing else; one with a delay waits first; one that sleeps only waits; one whose work is other tasks waits for
--- these (see 0026_children.sql), and one that is for a signal for that (see 0028_signals.sql).
+-- these (see 0026_children.sql), and one that is for a signal for that (see 0029_signals.sql).
 
 -- Of steps that are ready, those that are to be sent now. The others are skipped, and returned as such, or wait for their time.
 -- Locks: the caller's, who has those of their tasks; then it creates rows.

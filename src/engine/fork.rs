@@ -1,4 +1,4 @@
-//! Forks: a task that has ended, or is blocked, run again from a step on, as another task (`migrations/0034_forks.sql`).
+//! Forks: a task that has ended, or is blocked, run again from a step on, as another task (`migrations/0035_forks.sql`).
 
 use serde_json::Value;
 use sqlx::types::Json;

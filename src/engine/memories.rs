@@ -1,4 +1,4 @@
-//! What handlers leave while they run: for their own next run, and for others to read (see `migrations/0029_memories.sql`).
+//! What handlers leave while they run: for their own next run, and for others to read (see `migrations/0030_memories.sql`).
 
 use std::time::Duration;
 

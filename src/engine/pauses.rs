@@ -1,4 +1,4 @@
-//! Pauses: what runs ends, and nothing new begins (`migrations/0033_pauses.sql`).
+//! Pauses: what runs ends, and nothing new begins (`migrations/0034_pauses.sql`).
 
 use std::str::FromStr;
 

@@ -1,4 +1,4 @@
-//! Schedules: tasks that begin at their times, each once (see `migrations/0030_schedules.sql`). Which times these are [`crate::schedule`] says.
+//! Schedules: tasks that begin at their times, each once (see `migrations/0031_schedules.sql`). Which times these are [`crate::schedule`] says.
 
 use std::time::Duration;
 

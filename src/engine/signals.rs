@@ -1,4 +1,4 @@
-//! Signals: what somebody says to a task that is under way (see `migrations/0028_signals.sql`).
+//! Signals: what somebody says to a task that is under way (see `migrations/0029_signals.sql`).
 
 use std::time::Duration;
 

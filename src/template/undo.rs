@@ -1,4 +1,4 @@
-//! Undo: what takes back a step's effect, and in which order (`migrations/0031_undo.sql`).
+//! Undo: what takes back a step's effect, and in which order (`migrations/0032_undo.sql`).
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Unique tasks: of which there is one at a time (`migrations/0032_unique.sql`).
+//! Unique tasks: of which there is one at a time (`migrations/0033_unique.sql`).
 
 use std::time::Duration;
 

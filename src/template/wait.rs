@@ -1,5 +1,5 @@
 //! Waits: steps that are complete when somebody sends a signal. What is here is what a template says of them, and for tasks in memory what PostgreSQL
-//! does with it (`migrations/0028_signals.sql`).
+//! does with it (`migrations/0029_signals.sql`).
 
 use std::fmt;
 use std::time::Duration;

@@ -10,6 +10,7 @@ mod bulk;
 mod bulk_handlers;
 mod cancelling;
 mod capacity;
+mod child_workflows;
 mod children;
 mod collector;
 mod command_line;

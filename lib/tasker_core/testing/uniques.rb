@@ -2,7 +2,7 @@
 
 module TaskerCore
   module Testing
-    # Which tasks in memory are the same, as the core's migrations/0032_unique.sql has it.
+    # Which tasks in memory are the same, as the core's migrations/0033_unique.sql has it.
     # @api private
     class Uniques
       def initialize

@@ -3,6 +3,7 @@
 //! Exit codes: 0 done; 1 refused, or the task ended otherwise than complete; 2 wrong usage; 3 the database or the configuration is not as it
 //! must be; 4 what was named does not exist; 130 stopped by a second signal.
 
+mod api;
 mod bulk;
 mod config;
 mod dev;
@@ -18,6 +19,7 @@ mod serve;
 mod signal;
 mod task;
 mod template;
+mod token;
 
 use std::ffi::OsString;
 use std::io::{Read, Write};
@@ -83,6 +85,12 @@ enum Command {
     /// Check, register, show and list templates
     #[command(subcommand)]
     Template(template::Template),
+    /// Print what the API can do
+    #[command(subcommand)]
+    Api(api::Api),
+    /// Create, list and revoke the tokens by which others use the API
+    #[command(subcommand)]
+    Token(token::Token),
     /// Run a Ruby worker (with the command of the gem tasker_core)
     #[command(disable_help_flag = true)]
     Worker {
@@ -211,6 +219,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> i32 {
             Command::Pauses(pauses) => pauses.run().await,
             Command::Namespace(namespace) => namespace.run().await,
             Command::Template(template) => template.run().await,
+            Command::Api(api) => api.run(),
+            Command::Token(token) => token.run().await,
             Command::Worker { .. } => Err(Error::Config(
                 "Ruby workers are run by the command of the gem: gem install tasker_core, then `tasker worker` from there".into(),
             )),

@@ -213,6 +213,17 @@ impl Db {
         })
     }
 
+    /// The same database through other connections, which are made when they are needed: `connections` at most, and one more for what is asked on that of
+    /// the probes. Whoever uses these takes none from the others.
+    pub fn apart(&self, connections: u32) -> Db {
+        Db {
+            pool: pool(&self.options, connections, &self.refusal),
+            probes: pool(&self.options, 1, &self.refusal),
+            waits: Arc::default(),
+            ..self.clone()
+        }
+    }
+
     /// The pool, for [`crate::engine`]: no call through it waits for ever.
     pub(crate) fn pool(&self) -> Bounded<'_> {
         self.bounded(&self.pool)

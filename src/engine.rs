@@ -5,6 +5,7 @@
 //! task. The fleet as a whole is in `fleet`, and what it is told in [`configuration`]. How large things may be is in [`payload`].
 
 pub(crate) mod alerts;
+pub mod audit;
 pub mod backpressure;
 pub mod bulk;
 pub mod cancel;
@@ -32,6 +33,7 @@ pub mod schedules;
 mod schema;
 pub mod signals;
 pub mod submit;
+pub mod tokens;
 pub mod trace;
 pub mod unhandled;
 

@@ -63,6 +63,7 @@
 //! # }
 //! ```
 
+pub mod api;
 mod backoff;
 pub mod cli;
 pub mod config;

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use serde_json::{json, Value};
 
 use super::{listing, print, say, table, By, Connection};
-use crate::config::distributed::{self, Version};
+use crate::config::distributed::{self, Place, Version};
 use crate::config::{self, drift, schema, Effective, Problem};
 use crate::engine::configuration::coordinator;
 use crate::engine::{fleet, limits};
@@ -115,20 +115,17 @@ pub(super) struct Of {
 }
 
 impl Of {
-    /// Where in the overrides.
-    fn path<'a>(&'a self, setting: &'a str) -> Vec<&'a str> {
-        let of: Vec<&str> = match (self.namespace.as_deref(), self.instance.as_deref()) {
-            (Some("*"), _) => vec!["namespace_defaults"],
-            (Some(namespace), _) => vec!["namespaces", namespace],
-            (_, Some(instance)) => vec!["instances", instance],
-            _ => Vec::new(),
-        };
-        of.into_iter().chain(setting.split('.')).collect()
+    fn place(&self) -> Place<'_> {
+        match (self.namespace.as_deref(), self.instance.as_deref()) {
+            (Some(namespace), _) => Place::Namespace(namespace),
+            (_, Some(instance)) => Place::Instance(instance),
+            _ => Place::Everywhere,
+        }
     }
 
     async fn set(&self, setting: &str, value: &Value, by: By, connection: &Connection) -> Result<i32> {
         change(connection, by, |overrides| {
-            distributed::set(overrides, &self.path(setting), value.clone());
+            distributed::set(overrides, &self.place().path(setting), value.clone());
             Ok(())
         })
         .await

@@ -48,7 +48,7 @@ impl Dev {
             None => {
                 let local = self.options.local(&Connection { database_url: None })?;
                 let settings = local.with(0, &json!({}))?.settings;
-                let server = serve::bind(&settings).await?;
+                let doors = serve::Doors::bind(&settings).await?;
                 let was_running = postgres.is_running();
                 let url = postgres.start().await?;
                 let db = Db::connect(&url, settings.connections).await?;
@@ -57,7 +57,7 @@ impl Dev {
                     "PostgreSQL: {url}\nCtrl-C stops everything; the data stays in {}",
                     self.folder.display()
                 ));
-                let served = serve::serve(db, server, local).await;
+                let served = serve::serve(db, doors, local).await;
                 if !was_running {
                     postgres.stop()?;
                 }

@@ -9,13 +9,14 @@ use tokio::signal::unix::{signal, SignalKind};
 use tokio_util::sync::CancellationToken;
 
 use super::Connection;
+use crate::api::Api;
 use crate::config::distributed::Configuration;
 use crate::config::{Local, Settings};
 use crate::db::Db;
 use crate::engine::configuration::coordinator;
 use crate::engine::member::Kind;
 use crate::error::{Error, Result};
-use crate::http::Server;
+use crate::http::{Door, Server};
 use crate::orchestrator::Orchestrator;
 use crate::telemetry;
 
@@ -50,17 +51,23 @@ pub(super) struct Options {
     connections: Option<u32>,
 }
 
-/// Where an orchestrator answers when nothing else is said.
+/// Where an orchestrator answers when nothing else is said: probes, and the API.
 const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8470);
+const API: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8480);
+
+/// Where a process answers, before it has joined anything: an address in use should not cost a membership.
+pub(super) struct Doors {
+    probes: Server,
+    api: Option<Door>,
+}
 
 impl Serve {
     pub(super) async fn run(self) -> Result<i32> {
         let local = self.options.local(&self.connection)?;
         let settings = local.with(0, &json!({}))?.settings;
-        // The address first: a port in use should not cost a membership.
-        let server = bind(&settings).await?;
+        let doors = Doors::bind(&settings).await?;
         let db = self.connection.connect(&local, settings.connections).await?;
-        serve(db, server, local).await
+        serve(db, doors, local).await
     }
 }
 
@@ -86,33 +93,46 @@ impl Options {
     }
 }
 
-pub(super) async fn bind(settings: &Settings) -> Result<Server> {
-    match settings.orchestrator.listen {
-        Some(address) => Server::bind(Some(address), Kind::Orchestrator).await,
-        None => Server::bind_from(LISTEN, Kind::Orchestrator).await,
+impl Doors {
+    pub(super) async fn bind(settings: &Settings) -> Result<Doors> {
+        let probes = match settings.orchestrator.listen {
+            Some(address) => Server::bind(Some(address), Kind::Orchestrator).await?,
+            None => Server::bind_from(LISTEN, Kind::Orchestrator).await?,
+        };
+        let api = match settings.api.enabled {
+            true => Some(Door::bind(settings.api.listen, API).await?),
+            false => None,
+        };
+        Ok(Doors { probes, api })
     }
 }
 
 /// Runs until SIGTERM or SIGINT.
-pub(super) async fn serve(db: Db, server: Server, local: Local) -> Result<i32> {
+pub(super) async fn serve(db: Db, doors: Doors, local: Local) -> Result<i32> {
     let mut stopping = StopSignals::new()?;
-    let coordinator = coordinator(&db, &local.with(0, &json!({}))?.settings).await?;
-    let (configuration, live) = Configuration::start(local, coordinator).await?;
+    let settings = local.with(0, &json!({}))?.settings;
+    let coordinator = coordinator(&db, &settings).await?;
+    let (configuration, live) = Configuration::start(local, coordinator.clone()).await?;
     let stop = CancellationToken::new();
     let following = tokio::spawn(configuration.run(stop.clone(), telemetry::take_over));
     let orchestrator = Orchestrator::start(&db, live).await?;
-    let serving = server.start(orchestrator.health().clone());
+    let probed = doors.probes.start(orchestrator.health().clone());
+    let apart = db.apart(settings.api.connections);
+    let api = Api::new(&apart, coordinator, settings.api.trust_loopback);
+    let asked = doors.api.map(|door| door.open(api.router())).unwrap_or_default();
 
     let given_up = tokio::select! {
         () = stopping.next() => None,
         why = orchestrator.health().given_up() => Some(why),
     };
     let finish = async {
+        asked.stop().await;
         orchestrator.shutdown().await;
         stop.cancel();
         following.await.ok();
-        serving.stop().await;
+        probed.stop().await;
         db.close().await;
+        apart.close().await;
     };
     tokio::select! {
         () = finish => given_up.map_or(Ok(0), |why| Err(Error::GivenUp(why))),

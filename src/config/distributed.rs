@@ -156,6 +156,30 @@ pub async fn change(
     Err(Error::Stale("the configuration is being changed by others".into()))
 }
 
+/// For whom something is set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place<'p> {
+    /// All processes.
+    Everywhere,
+    /// The rules of a namespace; `*`: of all that have none of their own.
+    Namespace(&'p str),
+    /// The processes with this ORCHESTRATOR_ID, or on this host.
+    Instance(&'p str),
+}
+
+impl<'p> Place<'p> {
+    /// Where the overrides have a setting, such as `orchestrator.batch`.
+    pub fn path(self, setting: &'p str) -> Vec<&'p str> {
+        let place = match self {
+            Place::Everywhere => Vec::new(),
+            Place::Namespace("*") => vec!["namespace_defaults"],
+            Place::Namespace(namespace) => vec!["namespaces", namespace],
+            Place::Instance(instance) => vec!["instances", instance],
+        };
+        place.into_iter().chain(setting.split('.')).collect()
+    }
+}
+
 /// Sets what is at `path` (null: unsets it).
 pub fn set(overrides: &mut Value, path: &[&str], value: Value) {
     let mut at = overrides;

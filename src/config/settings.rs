@@ -44,6 +44,8 @@ pub struct Settings {
     pub orchestrator: OrchestratorConfig,
     /// How `tasker worker` works.
     pub worker: WorkerConfig,
+    /// How `tasker serve` answers others than probes (docs/api.md).
+    pub api: ApiConfig,
     /// Tasks that begin at their times, by name: `nightly: { workflow: reports/nightly, cron: "0 3 * * *" }` (docs/schedules.md). An orchestrator that starts takes
     /// them over from its file, and deletes those that the file had before; where it has none at all, nothing is changed.
     #[schemars(extend("x-restart" = true))]
@@ -62,6 +64,7 @@ impl Default for Settings {
             health: HealthConfig::default(),
             orchestrator: OrchestratorConfig::default(),
             worker: WorkerConfig::default(),
+            api: ApiConfig::default(),
             schedules: None,
         }
     }
@@ -243,6 +246,35 @@ impl Default for WorkerConfig {
             poll: Duration::from_secs(1),
             grace: Duration::from_secs(25),
             max_crashes: 5,
+        }
+    }
+}
+
+/// How the API answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ApiConfig {
+    /// Whether `tasker serve` has the REST API.
+    #[schemars(extend("x-restart" = true))]
+    pub enabled: bool,
+    /// Where the API answers.
+    #[schemars(with = "Option<String>", extend("x-restart" = true, "x-default" = "127.0.0.1:8480, or the next that is free"))]
+    pub listen: Option<SocketAddr>,
+    /// Whether programs of the same host need no token for the API.
+    #[schemars(extend("x-restart" = true))]
+    pub trust_loopback: bool,
+    /// The API's database connections at most, beside those of the orchestrator: made when they are needed.
+    #[schemars(range(min = 1, max = 1000), extend("x-restart" = true))]
+    pub connections: u32,
+}
+
+impl Default for ApiConfig {
+    fn default() -> Self {
+        ApiConfig {
+            enabled: true,
+            listen: None,
+            trust_loopback: true,
+            connections: 4,
         }
     }
 }

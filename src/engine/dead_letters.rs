@@ -204,8 +204,11 @@ pub async fn replay(db: &Db, ids: &[String], how: &Replay, by: &By) -> Result<Ve
     if let Some(input) = &how.input {
         check_payload("the input", &input.to_string())?;
     }
-    if how.per_second.is_some_and(|rate| !rate.is_finite() || rate <= 0.0) || how.max_attempts == Some(0) {
-        return Err(Error::Invalid("per_second and max_attempts must be more than 0".into()));
+    if how.per_second.is_some_and(|rate| !rate.is_finite() || rate <= 0.0) {
+        return Err(Error::Invalid("per_second must be more than 0".into()));
+    }
+    if how.max_attempts.is_some_and(|attempts| !(1..=1_000).contains(&attempts)) {
+        return Err(Error::Invalid("max_attempts must be 1 to 1000".into()));
     }
     let mut replayed: Vec<String> = Vec::new();
     for batch in batches(ids)? {

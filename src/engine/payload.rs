@@ -60,7 +60,7 @@ fn digits_left_out(json: &str) -> std::result::Result<usize, &str> {
 }
 
 /// Whether a string in this JSON has the character U+0000; a backslash that is itself escaped begins no escape.
-pub(super) fn has_nul(json: &str) -> bool {
+pub(crate) fn has_nul(json: &str) -> bool {
     let backslashes = |at: usize| json[..at].bytes().rev().take_while(|byte| *byte == b'\\').count();
     json.match_indices("\\u0000").any(|(at, _)| backslashes(at) % 2 == 0)
 }

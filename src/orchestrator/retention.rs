@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::rounds::Round;
 use crate::db::Db;
 use crate::engine::dead_letters::{self, By};
-use crate::engine::{limits, member, pauses, schedules, signals, submit};
+use crate::engine::{audit, limits, member, pauses, schedules, signals, submit};
 use crate::error::Result;
 
 /// How long it is known who a member was that left.
@@ -13,6 +13,9 @@ const MEMBERS: Duration = Duration::from_secs(30 * 86_400);
 
 /// How long it is known what became of a schedule's times.
 const TICKS: Duration = Duration::from_secs(90 * 86_400);
+
+/// How long it is known who changed what.
+const CHANGES: Duration = Duration::from_secs(365 * 86_400);
 
 pub(super) struct Retention {
     db: Db,
@@ -43,6 +46,7 @@ impl Round for Retention {
             tracing::info!(forgotten, "members that left a month ago are forgotten");
         }
         schedules::forget(&self.db, TICKS).await?;
+        audit::forget(&self.db, CHANGES).await?;
         let unclaimed = signals::forget(&self.db).await?;
         if unclaimed > 0 {
             tracing::warn!(

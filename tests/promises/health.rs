@@ -25,6 +25,7 @@ const ONE_STEP: &str = "name: one\nnamespace: here\nsteps:\n  - { name: only, ha
 pub(crate) struct Serve {
     process: Child,
     address: String,
+    api: String,
     run_dir: TempDir,
 }
 
@@ -36,6 +37,7 @@ impl Serve {
             .args(arguments)
             .env("DATABASE_URL", url)
             .env("TASKER_RUN_DIR", run_dir.path())
+            .env("TASKER__API__LISTEN", "127.0.0.1:0")
             .env_remove("NAMESPACE")
             .envs(environment.iter().copied())
             .stderr(Stdio::piped())
@@ -43,19 +45,26 @@ impl Serve {
             .expect("starts");
         let mut log = BufReader::new(process.stderr.take().expect("its log")).lines();
         let mut said = Vec::new();
-        let address = log
-            .by_ref()
-            .map(|line| line.expect("text"))
-            .find_map(|line| match line.split_once("address=") {
-                Some((_, address)) => Some(address.to_owned()),
-                None => {
-                    said.push(line);
-                    None
-                }
-            })
-            .unwrap_or_else(|| panic!("it does not say where it listens: {said:?}"));
+        let mut address = || {
+            log.by_ref()
+                .map(|line| line.expect("text"))
+                .find_map(|line| match line.split_once("address=") {
+                    Some((_, address)) => Some(address.to_owned()),
+                    None => {
+                        said.push(line);
+                        None
+                    }
+                })
+                .unwrap_or_else(|| panic!("it does not say where it listens: {said:?}"))
+        };
+        let (address, api) = (address(), address());
         std::thread::spawn(move || log.for_each(drop));
-        Serve { process, address, run_dir }
+        Serve {
+            process,
+            address,
+            api,
+            run_dir,
+        }
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -64,6 +73,10 @@ impl Serve {
 
     pub(crate) fn address(&self) -> &str {
         &self.address
+    }
+
+    pub(crate) fn api(&self) -> &str {
+        &self.api
     }
 
     pub(crate) fn get(&self, path: &str) -> (u16, Value) {

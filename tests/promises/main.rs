@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod api;
+mod api_access;
+mod api_conformance;
 mod backpressure;
 mod breakers;
 mod broken_parts;

@@ -1,0 +1,136 @@
+//! The REST API, under `/api/v1`: the verbs of the engine as resources, who may use them, and what was changed by whom. No SQL.
+//!
+//! `docs/api.md` is its guide, and [`document`] its OpenAPI 3.1 document, made from the handlers.
+
+mod access;
+mod audit;
+mod configuration;
+mod dead_letters;
+mod extract;
+mod fleet;
+mod listed;
+mod openapi;
+mod problem;
+mod schedules;
+mod signals;
+mod steering;
+mod tasks;
+mod templates;
+mod tokens;
+
+use std::sync::Arc;
+
+use axum::extract::DefaultBodyLimit;
+use axum::http::StatusCode;
+use axum::routing::get;
+use axum::{Json, Router};
+use utoipa::openapi::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::config::distributed::ConfigurationCoordinator;
+use crate::db::Db;
+use crate::engine::submit::Submitter;
+use problem::Problem;
+
+/// The largest body: a thousand tasks of four kilobytes, or one with an input of a mebibyte.
+const MAX_BODY_BYTES: usize = 4 << 20;
+
+/// What the API works with.
+#[derive(Debug, Clone)]
+pub struct Api {
+    db: Db,
+    submitter: Submitter,
+    coordinator: Arc<dyn ConfigurationCoordinator>,
+    /// Whether who is on the same host needs no token.
+    trusts_loopback: bool,
+}
+
+impl Api {
+    /// Of this database. With `trusts_loopback`, programs of the same host need no token.
+    pub fn new(db: &Db, coordinator: Arc<dyn ConfigurationCoordinator>, trusts_loopback: bool) -> Api {
+        Api {
+            db: db.clone(),
+            submitter: Submitter::new(db.clone()),
+            coordinator,
+            trusts_loopback,
+        }
+    }
+
+    /// What answers requests; those over a network have their client's address as [`axum::extract::ConnectInfo`].
+    pub fn router(self) -> Router {
+        let (router, document) = routes().split_for_parts();
+        let document = Arc::new(openapi::complete(document));
+        router
+            .route("/api/v1/openapi.json", get(move || async move { Json((*document).clone()) }))
+            .fallback(|| async { Problem::not_found("there is no such resource: GET /api/v1/openapi.json has those that there are") })
+            .method_not_allowed_fallback(|| async {
+                Problem::new(
+                    StatusCode::METHOD_NOT_ALLOWED,
+                    "this resource has no such method: GET /api/v1/openapi.json has those that it has",
+                )
+            })
+            .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+            .with_state(self)
+    }
+}
+
+fn routes() -> OpenApiRouter<Api> {
+    let tasks = OpenApiRouter::new()
+        .routes(routes!(tasks::create, tasks::list))
+        .routes(routes!(tasks::show))
+        .routes(routes!(tasks::wait))
+        .routes(routes!(tasks::children))
+        .routes(routes!(tasks::values))
+        .routes(routes!(steering::cancel))
+        .routes(routes!(steering::pause))
+        .routes(routes!(steering::resume))
+        .routes(routes!(steering::replay))
+        .routes(routes!(steering::prioritize))
+        .routes(routes!(steering::fork))
+        .routes(routes!(signals::send, signals::list))
+        .routes(routes!(signals::waits));
+    let dead_letters = OpenApiRouter::new()
+        .routes(routes!(dead_letters::list))
+        .routes(routes!(dead_letters::groups))
+        .routes(routes!(dead_letters::show))
+        .routes(routes!(dead_letters::replay))
+        .routes(routes!(dead_letters::resolve))
+        .routes(routes!(dead_letters::skip))
+        .routes(routes!(dead_letters::discard));
+    let schedules = OpenApiRouter::new()
+        .routes(routes!(schedules::list))
+        .routes(routes!(schedules::show, schedules::put, schedules::delete))
+        .routes(routes!(schedules::pause))
+        .routes(routes!(schedules::resume))
+        .routes(routes!(schedules::trigger))
+        .routes(routes!(schedules::backfill));
+    let fleet = OpenApiRouter::new()
+        .routes(routes!(templates::list))
+        .routes(routes!(templates::show))
+        .routes(routes!(fleet::namespaces))
+        .routes(routes!(fleet::queues))
+        .routes(routes!(fleet::members))
+        .routes(routes!(fleet::limits))
+        .routes(routes!(fleet::reset))
+        .routes(routes!(fleet::pauses, fleet::pause))
+        .routes(routes!(fleet::resume));
+    let settings = OpenApiRouter::new()
+        .routes(routes!(configuration::show))
+        .routes(routes!(configuration::versions))
+        .routes(routes!(configuration::drift))
+        .routes(routes!(configuration::set))
+        .routes(routes!(configuration::rollback))
+        .routes(routes!(tokens::list, tokens::create))
+        .routes(routes!(tokens::revoke))
+        .routes(routes!(audit::list));
+    let all = [dead_letters, schedules, fleet, settings]
+        .into_iter()
+        .fold(tasks, OpenApiRouter::merge);
+    OpenApiRouter::new().nest("/api/v1", all)
+}
+
+/// The API as an OpenAPI 3.1 document.
+pub fn document() -> OpenApi {
+    openapi::complete(routes().split_for_parts().1)
+}

@@ -1,0 +1,210 @@
+//! Who asks, and what they may do.
+
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
+
+use axum::extract::{ConnectInfo, FromRequestParts};
+use axum::http::header::{AUTHORIZATION, FORWARDED, HOST, ORIGIN};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode, Uri};
+
+use super::problem::{Outcome, Problem};
+use super::Api;
+use crate::config::distributed::Author;
+use crate::engine::audit::{self, Change};
+use crate::engine::dead_letters::By;
+use crate::engine::tokens::{find_holder, Holder, Role, PREFIX};
+
+/// Who asks.
+#[derive(Debug, Clone)]
+pub(super) struct Caller {
+    holder: Holder,
+    address: Option<IpAddr>,
+}
+
+/// An extractor: who asks, refused where they may do less than the role that is [`Role::ALL`]'s with this number.
+pub(super) struct As<const ROLE: usize>(pub(super) Caller);
+
+pub(super) type Submitter = As<{ Role::Submitter as usize }>;
+pub(super) type Reader = As<{ Role::Reader as usize }>;
+pub(super) type Operator = As<{ Role::Operator as usize }>;
+pub(super) type Admin = As<{ Role::Admin as usize }>;
+
+impl<const ROLE: usize> FromRequestParts<Api> for As<ROLE> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Outcome<Self> {
+        let caller = Caller::of(parts, api).await?;
+        caller.has_role(Role::ALL[ROLE])?;
+        Ok(As(caller))
+    }
+}
+
+impl Caller {
+    async fn of(parts: &Parts, api: &Api) -> Outcome<Caller> {
+        let address = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|client| client.0.ip());
+        check_url(&parts.uri)?;
+        let unknown = || {
+            Problem::new(
+                StatusCode::UNAUTHORIZED,
+                "expected a header Authorization: Bearer TOKEN, with a token that counts (tasker token create)",
+            )
+        };
+        let Some(given) = parts.headers.get(AUTHORIZATION) else {
+            let is_local = api.trusts_loopback && is_of_this_host(&parts.headers, address);
+            return if is_local { Ok(Caller::local(address)) } else { Err(unknown()) };
+        };
+        let token = given
+            .to_str()
+            .ok()
+            .and_then(|given| given.strip_prefix("Bearer "))
+            .ok_or_else(unknown)?;
+        let holder = find_holder(&api.db, token.trim()).await?.ok_or_else(unknown)?;
+        Ok(Caller { holder, address })
+    }
+
+    fn local(address: Option<IpAddr>) -> Caller {
+        let holder = Holder {
+            name: "local".into(),
+            role: Role::Admin,
+            namespaces: None,
+        };
+        Caller { holder, address }
+    }
+
+    fn has_role(&self, role: Role) -> Outcome<()> {
+        match self.holder.role >= role {
+            true => Ok(()),
+            false => Err(self.forbidden(&format!("is of the role {}: this takes {}", self.holder.role.name(), role.name()))),
+        }
+    }
+
+    fn forbidden(&self, why: &str) -> Problem {
+        Problem::new(StatusCode::FORBIDDEN, format!("the token {} {why}", self.holder.name))
+    }
+
+    /// Whether it is one of some namespaces only.
+    pub(super) fn is_bounded(&self) -> bool {
+        self.holder.namespaces.is_some()
+    }
+
+    /// Refuses a submitter of other namespaces.
+    pub(super) fn may_submit_to(&self, namespace: Option<&str>) -> Outcome<()> {
+        match &self.holder.namespaces {
+            Some(names) if !namespace.is_some_and(|namespace| names.iter().any(|name| name == namespace)) => {
+                Err(self.forbidden(&format!("is for {}, and for nothing else", names.join(", "))))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// As it is recorded with what is done to tasks.
+    pub(super) fn by(&self, why: Option<&str>) -> By {
+        By {
+            who: self.holder.name.clone(),
+            why: why.map(str::to_owned),
+        }
+    }
+
+    /// As it is recorded with a version of the configuration.
+    pub(super) fn author(&self, why: Option<&str>) -> Author {
+        Author {
+            who: self.holder.name.clone(),
+            why: why.map(str::to_owned),
+        }
+    }
+
+    /// Does what is recorded before, and then what became of it; `object` is what came of it, where that was not known.
+    pub(super) async fn change<T>(
+        &self,
+        api: &Api,
+        change: Change<'_>,
+        doing: impl Future<Output = Outcome<T>>,
+        object: impl FnOnce(&T) -> Option<String>,
+    ) -> Outcome<T> {
+        let change = Change {
+            who: &self.holder.name,
+            via: "api",
+            address: self.address,
+            ..change
+        };
+        let number = audit::begin(&api.db, &change).await?;
+        let done = doing.await;
+        let (error, object) = match &done {
+            Ok(done) => (None, object(done)),
+            Err(problem) => (Some(problem.detail()), None),
+        };
+        audit::end(&api.db, number, error, object.as_deref()).await?;
+        done
+    }
+}
+
+fn check_url(url: &Uri) -> Outcome<()> {
+    if url.query().is_some_and(|query| query.contains(PREFIX)) {
+        return Err(Problem::bad_request(
+            "a token does not belong in a URL, which logs keep: revoke it, and send another in the header Authorization",
+        ));
+    }
+    match url.to_string().contains("%00") {
+        true => Err(Problem::bad_request(
+            "the URL contains the character U+0000, which PostgreSQL cannot store",
+        )),
+        false => Ok(()),
+    }
+}
+
+/// Whether it is a program of this host that asks, for itself: not a proxy for others, not a page of another site in a browser of this host, and not one
+/// whose site's name leads here.
+fn is_of_this_host(headers: &HeaderMap, address: Option<IpAddr>) -> bool {
+    let is_loopback = address.is_some_and(|address| address.to_canonical().is_loopback());
+    let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or_default());
+    let origin = text(ORIGIN).map(|origin| origin.split_once("://").map_or(origin, |(_, host)| host));
+    is_loopback && !is_forwarded(headers) && is_local_name(text(HOST).unwrap_or_default()) && origin.is_none_or(is_local_name)
+}
+
+fn is_forwarded(headers: &HeaderMap) -> bool {
+    let is_a_proxys = |name: &str| name.starts_with("x-forwarded-") || matches!(name, "x-real-ip" | "via");
+    headers.contains_key(FORWARDED) || headers.keys().any(|name| is_a_proxys(name.as_str()))
+}
+
+fn is_local_name(host: &str) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.chars().all(|c| c.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let name = name.trim_start_matches('[').trim_end_matches(']');
+    name == "localhost" || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn headers(of: &[(&'static str, &str)]) -> HeaderMap {
+        of.iter()
+            .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
+            .collect()
+    }
+
+    #[test]
+    fn a_request_by_another_name_or_for_somebody_else_is_not_one_of_this_host() {
+        let here = "127.0.0.1".parse().ok();
+        for host in ["localhost", "localhost:8471", "127.0.0.1:8471", "[::1]:8471", "[::1]"] {
+            assert!(is_of_this_host(&headers(&[("host", host)]), here), "{host}");
+            assert!(!is_of_this_host(&headers(&[("host", host)]), "10.0.0.1".parse().ok()), "{host}");
+        }
+        for host in ["", "evil.example", "localhost.evil.example:8471", "10.0.0.1:8471"] {
+            assert!(!is_of_this_host(&headers(&[("host", host)]), here), "{host}");
+        }
+        for header in ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via"] {
+            assert!(
+                !is_of_this_host(&headers(&[("host", "localhost"), (header, "1.2.3.4")]), here),
+                "{header}"
+            );
+        }
+        let from = |origin| is_of_this_host(&headers(&[("host", "localhost:8471"), ("origin", origin)]), here);
+        assert!(from("http://localhost:8471"));
+        assert!(!from("https://evil.example") && !from("null"));
+    }
+}

@@ -1,0 +1,249 @@
+//! Dead letters: looking at them, and what an operator does about them.
+
+use std::future::Future;
+
+use axum::extract::State;
+use axum::Json;
+use serde::{Deserialize, Serialize};
+use serde_json::{json, Value};
+use utoipa::{IntoParams, ToSchema};
+
+use super::access::{As, Caller, Operator, Reader};
+use super::extract::{Asked, Body, Part};
+use super::listed::{limit, Listed};
+use super::problem::{ChangeRefused, Outcome, Problem, ReadRefused};
+use super::Api;
+use crate::engine::audit::Change;
+use crate::engine::dead_letters::{self, Filter, Replay};
+
+/// Which dead letters
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct LettersAsked {
+    namespace: Option<String>,
+    /// The template's name
+    template: Option<String>,
+    handler: Option<String>,
+    /// Such as attempts_exhausted, permanent_error, timeout or deadline
+    reason: Option<String>,
+    /// The class of the last error
+    class: Option<String>,
+    /// The task's id
+    task: Option<uuid::Uuid>,
+    /// Seconds since it died, at least
+    #[param(minimum = 0)]
+    older_than: Option<f64>,
+    /// Seconds since it died, at most
+    #[param(minimum = 0)]
+    newer_than: Option<f64>,
+    /// `next` of the page before
+    cursor: Option<String>,
+    /// How many at most
+    #[param(minimum = 1, maximum = 1000, default = 100)]
+    limit: Option<i32>,
+}
+
+impl LettersAsked {
+    fn filter(self) -> Outcome<Filter> {
+        for (name, age) in [("older_than", self.older_than), ("newer_than", self.newer_than)] {
+            if age.is_some_and(|age| !(0.0..=1e9).contains(&age)) {
+                return Err(Problem::bad_request(format!("{name}: expected seconds, 0 to 1000000000")));
+            }
+        }
+        Ok(Filter {
+            namespace: self.namespace,
+            template: self.template,
+            handler: self.handler,
+            reason: self.reason,
+            class: self.class,
+            task: self.task.map(|task| task.to_string()),
+            older_than: self.older_than,
+            newer_than: self.newer_than,
+            before: self.cursor,
+            ..Filter::default()
+        })
+    }
+}
+
+/// List dead letters
+///
+/// The newest first, without what is large. It takes the role reader.
+#[utoipa::path(get, path = "/dead-letters", tag = "dead letters", params(LettersAsked), responses(
+    (status = 200, description = "A page of dead letters", body = Listed, example = json!({ "items": [{
+        "id": "fulfillment/7", "task": "0195f1c2-7d6a-7c3e-9f53-6b8f3f0c1a2b", "template": "order_fulfillment", "step": "charge",
+        "reason": "permanent_error", "errors": [{ "class": "CardDeclined", "message": "no funds" }] }], "next": null })),
+    ReadRefused))]
+pub(super) async fn list(State(api): State<Api>, _: Reader, Asked(asked): Asked<LettersAsked>) -> Outcome<Json<Listed>> {
+    let limit = limit(asked.limit)?;
+    let letters = dead_letters::list(&api.db, &asked.filter()?, limit).await?;
+    Ok(Json(Listed::page(letters, limit, "id")))
+}
+
+/// List groups of dead letters
+///
+/// By namespace, template, step, reason and class of error, the largest first; `cursor` does not count. It takes the role reader.
+#[utoipa::path(get, path = "/dead-letters/groups", tag = "dead letters", params(LettersAsked), responses(
+    (status = 200, description = "The groups", body = Listed, example = json!({ "items": [{
+        "namespace": "fulfillment", "template": "order_fulfillment", "step": "charge", "reason": "permanent_error", "class": "CardDeclined",
+        "count": 12, "example": "fulfillment/7" }], "next": null })),
+    ReadRefused))]
+pub(super) async fn groups(State(api): State<Api>, _: Reader, Asked(asked): Asked<LettersAsked>) -> Outcome<Json<Listed>> {
+    let limit = limit(asked.limit)?;
+    let filter = Filter {
+        before: None,
+        ..asked.filter()?
+    };
+    let mut groups = dead_letters::groups(&api.db, &filter).await?;
+    groups.truncate(usize::try_from(limit).unwrap_or_default());
+    Ok(Json(Listed::whole(groups)))
+}
+
+/// Show a dead letter
+///
+/// Whole: with the task's input, all errors, and the results of the steps before it. It takes the role reader.
+#[utoipa::path(get, path = "/dead-letters/{namespace}/{number}", tag = "dead letters",
+    params(("namespace" = String, Path, description = "The first part of its id"), ("number" = i64, Path, description = "The second part of its id")),
+    responses((status = 200, description = "The letter", body = Object, example = json!({
+        "id": "fulfillment/7", "task": "0195f1c2-7d6a-7c3e-9f53-6b8f3f0c1a2b", "step": "charge", "reason": "permanent_error", "input": { "order_id": 42 } })),
+    ReadRefused))]
+pub(super) async fn show(State(api): State<Api>, _: Reader, Part((namespace, number)): Part<(String, i64)>) -> Outcome<Json<Value>> {
+    Ok(Json(dead_letters::show(&api.db, &format!("{namespace}/{number}")).await?))
+}
+
+/// Which dead letters, by their ids
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({ "ids": ["fulfillment/7"], "why": "the bank answers again" }))]
+pub(super) struct Letters {
+    /// Each namespace/number
+    #[schema(min_items = 1, max_items = 1000)]
+    ids: Vec<String>,
+    /// For those who read the record
+    why: Option<String>,
+}
+
+/// Those to which it was done
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(example = json!({ "ids": ["fulfillment/7"] }))]
+pub(super) struct LettersDone {
+    /// The others are not there any more, their tasks have ended, or they are no step's
+    ids: Vec<String>,
+}
+
+const MAX_LETTERS: usize = 1_000;
+
+async fn act(
+    api: &Api,
+    caller: &Caller,
+    letters: &Letters,
+    verb: &'static str,
+    doing: impl Future<Output = Outcome<Vec<String>>>,
+) -> Outcome<Json<LettersDone>> {
+    if !(1..=MAX_LETTERS).contains(&letters.ids.len()) {
+        return Err(Problem::invalid(format!("ids: expected 1 to {MAX_LETTERS}")));
+    }
+    let change = Change {
+        action: verb,
+        object: letters.ids.first().filter(|_| letters.ids.len() == 1).map(String::as_str),
+        why: letters.why.as_deref(),
+        details: Some(json!({ "ids": letters.ids })),
+        ..Change::default()
+    };
+    let ids = caller.change(api, change, doing, |_| None).await?;
+    Ok(Json(LettersDone { ids }))
+}
+
+/// How to replay which dead letters
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({ "ids": ["fulfillment/7"], "why": "the bank answers again" }))]
+pub(super) struct ReplayLetters {
+    /// Each namespace/number
+    #[schema(min_items = 1, max_items = 1000)]
+    ids: Vec<String>,
+    /// In place of the tasks' input
+    #[schema(value_type = Option<Object>)]
+    input: Option<Value>,
+    /// In place of the steps' own
+    #[schema(minimum = 1, maximum = 1000)]
+    max_attempts: Option<u16>,
+    /// How many begin in a second; none: all at once
+    per_second: Option<f64>,
+    /// For those who read the record
+    why: Option<String>,
+}
+
+/// Replay dead letters
+///
+/// Their steps start over. It takes the role operator.
+#[utoipa::path(post, path = "/dead-letters/replay", tag = "dead letters", request_body = ReplayLetters, responses(
+    (status = 200, description = "Those that were replayed", body = LettersDone, example = json!({ "ids": ["fulfillment/7"] })), ChangeRefused))]
+pub(super) async fn replay(State(api): State<Api>, As(caller): Operator, Body(given): Body<ReplayLetters>) -> Outcome<Json<LettersDone>> {
+    let how = Replay {
+        input: given.input,
+        max_attempts: given.max_attempts,
+        per_second: given.per_second,
+    };
+    let letters = Letters {
+        ids: given.ids,
+        why: given.why,
+    };
+    let by = caller.by(letters.why.as_deref());
+    let replay = async { Ok(dead_letters::replay(&api.db, &letters.ids, &how, &by).await?) };
+    act(&api, &caller, &letters, "dead_letters.replay", replay).await
+}
+
+/// With what to resolve which dead letters
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({ "ids": ["fulfillment/7"], "result": { "charged": true }, "why": "charged by hand" }))]
+pub(super) struct Resolve {
+    /// Each namespace/number
+    #[schema(min_items = 1, max_items = 1000)]
+    ids: Vec<String>,
+    /// The result of the steps
+    result: Value,
+    /// For those who read the record
+    why: Option<String>,
+}
+
+/// Resolve dead letters
+///
+/// Their steps are complete with a result that is given; their tasks go on. It takes the role operator.
+#[utoipa::path(post, path = "/dead-letters/resolve", tag = "dead letters", request_body = Resolve, responses(
+    (status = 200, description = "Those that were resolved", body = LettersDone, example = json!({ "ids": ["fulfillment/7"] })), ChangeRefused))]
+pub(super) async fn resolve(State(api): State<Api>, As(caller): Operator, Body(given): Body<Resolve>) -> Outcome<Json<LettersDone>> {
+    let letters = Letters {
+        ids: given.ids,
+        why: given.why,
+    };
+    let by = caller.by(letters.why.as_deref());
+    let resolve = async { Ok(dead_letters::settle(&api.db, &letters.ids, Some(&given.result), &by).await?) };
+    act(&api, &caller, &letters, "dead_letters.resolve", resolve).await
+}
+
+/// Skip dead letters
+///
+/// Their steps end without a result; their tasks go on. It takes the role operator.
+#[utoipa::path(post, path = "/dead-letters/skip", tag = "dead letters", request_body = Letters, responses(
+    (status = 200, description = "Those that were skipped", body = LettersDone, example = json!({ "ids": ["fulfillment/7"] })), ChangeRefused))]
+pub(super) async fn skip(State(api): State<Api>, As(caller): Operator, Body(letters): Body<Letters>) -> Outcome<Json<LettersDone>> {
+    let by = caller.by(letters.why.as_deref());
+    let skip = async { Ok(dead_letters::settle(&api.db, &letters.ids, None, &by).await?) };
+    act(&api, &caller, &letters, "dead_letters.skip", skip).await
+}
+
+/// Discard dead letters
+///
+/// They are deleted, after being recorded whole; tasks that they blocked have failed. A reason is expected (`why`). It takes the role operator.
+#[utoipa::path(post, path = "/dead-letters/discard", tag = "dead letters", request_body = Letters, responses(
+    (status = 200, description = "Those that were discarded", body = LettersDone, example = json!({ "ids": ["fulfillment/7"] })), ChangeRefused))]
+pub(super) async fn discard(State(api): State<Api>, As(caller): Operator, Body(letters): Body<Letters>) -> Outcome<Json<LettersDone>> {
+    if letters.why.is_none() {
+        return Err(Problem::invalid("a dead letter is discarded for a reason: expected why"));
+    }
+    let by = caller.by(letters.why.as_deref());
+    let discard = async { Ok(dead_letters::discard(&api.db, &letters.ids, &by).await?) };
+    act(&api, &caller, &letters, "dead_letters.discard", discard).await
+}

@@ -1,0 +1,58 @@
+//! What requests say: bodies, parts of the path, queries. What cannot be read is a problem that says why.
+
+use axum::body::Bytes;
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::StatusCode;
+use axum::Json;
+use serde::de::DeserializeOwned;
+
+use super::problem::{Outcome, Problem};
+use crate::engine::payload::has_nul;
+
+/// The body: JSON. None at all is `{}`.
+pub(super) struct Body<T>(pub(super) T);
+
+/// A part of the path.
+#[derive(FromRequestParts)]
+#[from_request(via(Path), rejection(Problem))]
+pub(super) struct Part<T>(pub(super) T);
+
+/// The query.
+#[derive(FromRequestParts)]
+#[from_request(via(Query), rejection(Problem))]
+pub(super) struct Asked<T>(pub(super) T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Outcome<Body<T>> {
+        let media_type = request.headers().get(CONTENT_TYPE).cloned();
+        let bytes = Bytes::from_request(request, state)
+            .await
+            .map_err(|rejection| Problem::new(rejection.status(), rejection.body_text()))?;
+        if bytes.is_empty() {
+            return Ok(Body(Json::from_bytes(b"{}")?.0));
+        }
+        // Which no page of another site can send without being asked for its permission.
+        if !media_type.is_some_and(|found| is_json(found.to_str().unwrap_or_default())) {
+            return Err(Problem::new(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "expected a body of Content-Type: application/json",
+            ));
+        }
+        if std::str::from_utf8(&bytes).is_ok_and(has_nul) {
+            return Err(Problem::invalid(
+                "the body contains the character U+0000, which PostgreSQL cannot store",
+            ));
+        }
+        Ok(Body(Json::from_bytes(&bytes)?.0))
+    }
+}
+
+fn is_json(media_type: &str) -> bool {
+    media_type
+        .split(';')
+        .next()
+        .is_some_and(|of| of.trim().eq_ignore_ascii_case("application/json"))
+}

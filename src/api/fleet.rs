@@ -1,0 +1,184 @@
+//! What runs, and what holds it back: namespaces, queues, members, limits, pauses.
+
+use axum::extract::State;
+use axum::Json;
+use serde::{Deserialize, Serialize};
+use serde_json::{json, Value};
+use utoipa::ToSchema;
+
+use super::access::{As, Operator, Reader};
+use super::extract::{Asked, Body, Part};
+use super::listed::{limit, Listed, Paged};
+use super::problem::{ChangeRefused, Outcome, ReadRefused};
+use super::steering::Done;
+use super::Api;
+use crate::engine::audit::Change;
+use crate::engine::pauses::{self, Pausable};
+use crate::engine::{fleet, limits, namespaces};
+
+fn field(of: &Value, name: &str) -> String {
+    of[name].as_str().unwrap_or_default().to_owned()
+}
+
+/// List namespaces
+///
+/// By name, with their rules. It takes the role reader.
+#[utoipa::path(get, path = "/namespaces", tag = "fleet", params(Paged), responses(
+    (status = 200, description = "A page of namespaces", body = Listed, example = json!({ "items": [{ "name": "fulfillment", "max_attempts": 5 }], "next": null })),
+    ReadRefused))]
+pub(super) async fn namespaces(State(api): State<Api>, _: Reader, Asked(asked): Asked<Paged>) -> Outcome<Json<Listed>> {
+    let all = namespaces::list(&api.db).await?;
+    Ok(Json(Listed::of_all(all, asked.cursor.as_deref(), limit(asked.limit)?, |of| {
+        field(of, "name")
+    })))
+}
+
+/// List queues
+///
+/// By namespace: what waits, and for how long, who works there, how fast it goes, and how many are dead. It takes the role reader.
+#[utoipa::path(get, path = "/queues", tag = "fleet", params(Paged), responses(
+    (status = 200, description = "A page of queues", body = Listed, example = json!({ "items": [{
+        "namespace": "fulfillment", "queue": { "depth": 3 }, "workers": 2, "dead_letters": { "depth": 0 } }], "next": null })),
+    ReadRefused))]
+pub(super) async fn queues(State(api): State<Api>, _: Reader, Asked(asked): Asked<Paged>) -> Outcome<Json<Listed>> {
+    let mut fleet = fleet::fleet(&api.db).await?;
+    let all = fleet["namespaces"].as_object_mut().map(std::mem::take).unwrap_or_default();
+    let named = |(name, mut of): (String, Value)| {
+        of["namespace"] = json!(name);
+        of
+    };
+    let all = all.into_iter().map(named).collect();
+    Ok(Json(Listed::of_all(all, asked.cursor.as_deref(), limit(asked.limit)?, |of| {
+        field(of, "namespace")
+    })))
+}
+
+/// List members
+///
+/// The orchestrators and workers that are there, with what they last said of themselves. It takes the role reader.
+#[utoipa::path(get, path = "/members", tag = "fleet", params(Paged), responses(
+    (status = 200, description = "A page of members", body = Listed, example = json!({ "items": [{
+        "kind": "worker", "name": "web-1:4711", "namespaces": ["fulfillment"] }], "next": null })),
+    ReadRefused))]
+pub(super) async fn members(State(api): State<Api>, _: Reader, Asked(asked): Asked<Paged>) -> Outcome<Json<Listed>> {
+    let mut fleet = fleet::fleet(&api.db).await?;
+    let all = fleet["members"].as_array_mut().map(std::mem::take).unwrap_or_default();
+    let key = |of: &Value| format!("{}/{}", field(of, "kind"), field(of, "name"));
+    Ok(Json(Listed::of_all(all, asked.cursor.as_deref(), limit(asked.limit)?, key)))
+}
+
+/// List limits
+///
+/// By namespace and name: how many permits are granted, how many steps wait, and the circuit breakers that are not closed. It takes the role reader.
+#[utoipa::path(get, path = "/limits", tag = "fleet", params(Paged), responses(
+    (status = 200, description = "A page of limits", body = Listed, example = json!({ "items": [{
+        "namespace": "fulfillment", "name": "bank", "granted": 2, "waiting": 5, "breakers": [] }], "next": null })),
+    ReadRefused))]
+pub(super) async fn limits(State(api): State<Api>, _: Reader, Asked(asked): Asked<Paged>) -> Outcome<Json<Listed>> {
+    let all = limits::list(&api.db).await?;
+    let key = |of: &Value| format!("{}/{}", field(of, "namespace"), field(of, "name"));
+    Ok(Json(Listed::of_all(all, asked.cursor.as_deref(), limit(asked.limit)?, key)))
+}
+
+/// Which breakers
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({ "key": null, "why": "the bank answers again" }))]
+pub(super) struct ResetBreakers {
+    /// Only that of this key; none: all
+    key: Option<String>,
+    /// For those who read the record
+    why: Option<String>,
+}
+
+/// How many
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ClosedBreakers {
+    /// Breakers that were not closed, and are now
+    closed: i32,
+}
+
+/// Close the breakers of a limit
+///
+/// What waits for them goes on. It takes the role operator.
+#[utoipa::path(post, path = "/limits/{namespace}/{name}/reset", tag = "fleet",
+    params(("namespace" = String, Path, description = "Its namespace"), ("name" = String, Path, description = "Its name")), request_body = ResetBreakers,
+    responses((status = 200, description = "How many were not closed", body = ClosedBreakers, example = json!({ "closed": 1 })), ChangeRefused))]
+pub(super) async fn reset(
+    State(api): State<Api>,
+    As(caller): Operator,
+    Part((namespace, name)): Part<(String, String)>,
+    Body(given): Body<ResetBreakers>,
+) -> Outcome<Json<ClosedBreakers>> {
+    let object = format!("{namespace}/{name}");
+    let change = Change {
+        action: "limit.reset",
+        object: Some(&object),
+        why: given.why.as_deref(),
+        details: given.key.as_ref().map(|key| json!({ "key": key })),
+        ..Change::default()
+    };
+    let reset = async { Ok(limits::reset(&api.db, &namespace, &name, given.key.as_deref()).await?) };
+    let closed = caller.change(&api, change, reset, |_| None).await?;
+    Ok(Json(ClosedBreakers { closed }))
+}
+
+/// List pauses
+///
+/// Whatever is paused: by whom, why, and how many steps are held back. It takes the role reader.
+#[utoipa::path(get, path = "/pauses", tag = "fleet", params(Paged), responses(
+    (status = 200, description = "A page of pauses", body = Listed, example = json!({ "items": [{
+        "kind": "namespace", "name": "fulfillment", "who": "ada", "why": "the bank is away", "held": 12 }], "next": null })),
+    ReadRefused))]
+pub(super) async fn pauses(State(api): State<Api>, _: Reader, Asked(asked): Asked<Paged>) -> Outcome<Json<Listed>> {
+    let all = pauses::list(&api.db).await?;
+    let key = |of: &Value| format!("{}/{}", field(of, "kind"), field(of, "name"));
+    Ok(Json(Listed::of_all(all, asked.cursor.as_deref(), limit(asked.limit)?, key)))
+}
+
+/// What to pause, or to resume
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({ "kind": "namespace", "name": "fulfillment", "why": "the bank is away" }))]
+pub(super) struct Pausing {
+    #[schema(value_type = String, pattern = "^(task|template|namespace|handler)$")]
+    kind: Pausable,
+    /// The task's id, a template (namespace/name), a namespace, or a handler (namespace/handler)
+    name: String,
+    /// For those who read the record
+    why: Option<String>,
+}
+
+impl Pausing {
+    fn change<'c>(&'c self, action: &'c str) -> Change<'c> {
+        Change {
+            action,
+            object: Some(&self.name),
+            why: self.why.as_deref(),
+            ..Change::default()
+        }
+    }
+}
+
+/// Pause
+///
+/// Nothing new begins of a task, a template, a namespace or a handler; what runs ends. It takes the role operator.
+#[utoipa::path(post, path = "/pauses", tag = "fleet", request_body = Pausing, responses(
+    (status = 200, description = "Whether this call paused it", body = Done, example = json!({ "done": true })), ChangeRefused))]
+pub(super) async fn pause(State(api): State<Api>, As(caller): Operator, Body(what): Body<Pausing>) -> Outcome<Json<Done>> {
+    let by = caller.by(what.why.as_deref());
+    let pause = async { Ok(pauses::pause(&api.db, what.kind, &what.name, &by).await?) };
+    let done = caller.change(&api, what.change("pause"), pause, |_| None).await?;
+    Ok(Json(Done { done }))
+}
+
+/// Resume
+///
+/// What was paused goes on where it was. It takes the role operator.
+#[utoipa::path(post, path = "/pauses/resume", tag = "fleet", request_body = Pausing, responses(
+    (status = 200, description = "Whether it was paused", body = Done, example = json!({ "done": true })), ChangeRefused))]
+pub(super) async fn resume(State(api): State<Api>, As(caller): Operator, Body(what): Body<Pausing>) -> Outcome<Json<Done>> {
+    let resume = async { Ok(pauses::resume(&api.db, what.kind, &what.name).await?) };
+    let done = caller.change(&api, what.change("resume"), resume, |_| None).await?;
+    Ok(Json(Done { done }))
+}

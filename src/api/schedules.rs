@@ -1,0 +1,217 @@
+//! Schedules.
+
+use axum::extract::State;
+use axum::Json;
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::{json, Value};
+use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
+
+use super::access::{As, Caller, Operator, Reader};
+use super::extract::{Asked, Body, Part};
+use super::listed::{limit, Listed, Paged};
+use super::problem::{ChangeRefused, Outcome, Problem, ReadRefused};
+use super::steering::{Done, Reason};
+use super::Api;
+use crate::engine::audit::Change;
+use crate::engine::schedules;
+use crate::schedule::Schedule;
+
+/// How many of its next and last times a schedule shows.
+const TIMES: i32 = 10;
+
+/// List schedules
+///
+/// By name: with their definitions, next times, and what became of the last ones. It takes the role reader.
+#[utoipa::path(get, path = "/schedules", tag = "schedules", params(Paged), responses(
+    (status = 200, description = "A page of schedules", body = Listed, example = json!({ "items": [{
+        "name": "nightly", "template": "reports/nightly", "definition": { "cron": "0 3 * * *" }, "next_at": "2026-11-30T03:00:00Z" }], "next": null })),
+    ReadRefused))]
+pub(super) async fn list(State(api): State<Api>, _: Reader, Asked(asked): Asked<Paged>) -> Outcome<Json<Listed>> {
+    let all = schedules::list(&api.db).await?;
+    let name = |schedule: &Value| schedule["name"].as_str().unwrap_or_default().to_owned();
+    Ok(Json(Listed::of_all(all, asked.cursor.as_deref(), limit(asked.limit)?, name)))
+}
+
+/// Show a schedule
+///
+/// With its next times, and what became of the last ones. It takes the role reader.
+#[utoipa::path(get, path = "/schedules/{name}", tag = "schedules", params(("name" = String, Path, description = "Its name")), responses(
+    (status = 200, description = "The schedule", body = Object, example = json!({
+        "name": "nightly", "template": "reports/nightly", "definition": { "cron": "0 3 * * *" }, "next": ["2026-11-30T03:00:00Z"] })),
+    ReadRefused))]
+pub(super) async fn show(State(api): State<Api>, _: Reader, Part(name): Part<String>) -> Outcome<Json<Value>> {
+    Ok(Json(schedules::show(&api.db, &name, TIMES).await?))
+}
+
+/// A schedule to be created, or changed
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({ "template": "reports/nightly", "definition": { "cron": "0 3 * * *", "time_zone": "Europe/Berlin" } }))]
+pub(super) struct PutSchedule {
+    /// Of whose tasks: name, or namespace/name
+    template: String,
+    /// cron and time_zone, or every; jitter, overlap, catch_up, starts_at, ends_at, input, priority and version (docs/schedules.md)
+    #[schema(value_type = Object)]
+    definition: Value,
+    /// For those who read the record
+    why: Option<String>,
+}
+
+/// What became of it
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct SchedulePut {
+    /// created, changed or unchanged
+    outcome: String,
+}
+
+/// Create or change a schedule
+///
+/// Its old form never begins anything from then on. It takes the role operator.
+#[utoipa::path(put, path = "/schedules/{name}", tag = "schedules", params(("name" = String, Path, description = "Its name")), request_body = PutSchedule,
+    responses((status = 200, description = "What became of it", body = SchedulePut, example = json!({ "outcome": "created" })), ChangeRefused))]
+pub(super) async fn put(
+    State(api): State<Api>,
+    As(caller): Operator,
+    Part(name): Part<String>,
+    Body(given): Body<PutSchedule>,
+) -> Outcome<Json<SchedulePut>> {
+    let schedule = Schedule::parse(&given.definition).map_err(|problem| Problem::invalid(format!("definition: {problem}")))?;
+    let change = Change {
+        details: Some(json!({ "template": given.template, "definition": given.definition })),
+        ..named("schedule.put", &name, given.why.as_deref())
+    };
+    let put = async { Ok(schedules::put(&api.db, &name, &given.template, &schedule).await?) };
+    let outcome = caller.change(&api, change, put, |_| None).await?;
+    Ok(Json(SchedulePut { outcome }))
+}
+
+fn named<'c>(action: &'c str, name: &'c str, why: Option<&'c str>) -> Change<'c> {
+    Change {
+        action,
+        object: Some(name),
+        why,
+        ..Change::default()
+    }
+}
+
+/// Why
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Why {
+    /// For those who read the record
+    why: Option<String>,
+}
+
+/// Delete a schedule
+///
+/// What it began goes on. It takes the role operator.
+#[utoipa::path(delete, path = "/schedules/{name}", tag = "schedules", params(("name" = String, Path, description = "Its name"), Why), responses(
+    (status = 200, description = "It is deleted", body = Done, example = json!({ "done": true })), ChangeRefused))]
+pub(super) async fn delete(
+    State(api): State<Api>,
+    As(caller): Operator,
+    Part(name): Part<String>,
+    Asked(Why { why }): Asked<Why>,
+) -> Outcome<Json<Done>> {
+    let delete = async { Ok(schedules::delete(&api.db, &name).await?) };
+    caller
+        .change(&api, named("schedule.delete", &name, why.as_deref()), delete, |()| None)
+        .await?;
+    Ok(Json(Done { done: true }))
+}
+
+async fn pausing(api: &Api, caller: &Caller, name: &str, paused: bool, why: Option<&str>) -> Outcome<Json<Done>> {
+    let action = if paused { "schedule.pause" } else { "schedule.resume" };
+    let by = caller.by(why);
+    let pause = async { Ok(schedules::pause(&api.db, name, paused, &by.who, why).await?) };
+    caller.change(api, named(action, name, why), pause, |()| None).await?;
+    Ok(Json(Done { done: true }))
+}
+
+/// Pause a schedule
+///
+/// It begins nothing. It takes the role operator.
+#[utoipa::path(post, path = "/schedules/{name}/pause", tag = "schedules", params(("name" = String, Path, description = "Its name")),
+    request_body = Reason, responses((status = 200, description = "It is paused", body = Done, example = json!({ "done": true })), ChangeRefused))]
+pub(super) async fn pause(
+    State(api): State<Api>,
+    As(caller): Operator,
+    Part(name): Part<String>,
+    Body(Reason { why }): Body<Reason>,
+) -> Outcome<Json<Done>> {
+    pausing(&api, &caller, &name, true, why.as_deref()).await
+}
+
+/// Resume a schedule
+///
+/// What would have been meanwhile does not begin. It takes the role operator.
+#[utoipa::path(post, path = "/schedules/{name}/resume", tag = "schedules", params(("name" = String, Path, description = "Its name")),
+    request_body = Reason, responses((status = 200, description = "It goes on", body = Done, example = json!({ "done": true })), ChangeRefused))]
+pub(super) async fn resume(
+    State(api): State<Api>,
+    As(caller): Operator,
+    Part(name): Part<String>,
+    Body(Reason { why }): Body<Reason>,
+) -> Outcome<Json<Done>> {
+    pausing(&api, &caller, &name, false, why.as_deref()).await
+}
+
+/// The tasks that began
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct TasksBegan {
+    tasks: Vec<Uuid>,
+}
+
+/// Trigger a schedule
+///
+/// A task of it begins now, beside what runs. It takes the role operator.
+#[utoipa::path(post, path = "/schedules/{name}/trigger", tag = "schedules", params(("name" = String, Path, description = "Its name")),
+    request_body = Reason, responses((status = 201, description = "The task", body = TasksBegan, example = json!({
+        "tasks": ["0195f1c2-7d6a-7c3e-9f53-6b8f3f0c1a2b"] })), ChangeRefused))]
+pub(super) async fn trigger(
+    State(api): State<Api>,
+    As(caller): Operator,
+    Part(name): Part<String>,
+    Body(Reason { why }): Body<Reason>,
+) -> Outcome<(axum::http::StatusCode, Json<TasksBegan>)> {
+    let trigger = async { Ok(schedules::trigger(&api.db, &name).await?) };
+    let tasks = caller
+        .change(&api, named("schedule.trigger", &name, why.as_deref()), trigger, |_| None)
+        .await?;
+    Ok((axum::http::StatusCode::CREATED, Json(TasksBegan { tasks })))
+}
+
+/// Which times
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({ "from": "2026-11-01T00:00:00Z", "until": "2026-11-08T00:00:00Z" }))]
+pub(super) struct Backfill {
+    from: DateTime<Utc>,
+    until: DateTime<Utc>,
+    /// For those who read the record
+    why: Option<String>,
+}
+
+/// Catch up a schedule
+///
+/// A task begins for each of its times that lie back, beside what runs, but for those that have had one; 10,000 of them at most. It takes the role operator.
+#[utoipa::path(post, path = "/schedules/{name}/backfill", tag = "schedules", params(("name" = String, Path, description = "Its name")),
+    request_body = Backfill, responses((status = 201, description = "The tasks", body = TasksBegan, example = json!({
+        "tasks": ["0195f1c2-7d6a-7c3e-9f53-6b8f3f0c1a2b"] })), ChangeRefused))]
+pub(super) async fn backfill(
+    State(api): State<Api>,
+    As(caller): Operator,
+    Part(name): Part<String>,
+    Body(given): Body<Backfill>,
+) -> Outcome<(axum::http::StatusCode, Json<TasksBegan>)> {
+    let change = Change {
+        details: Some(json!({ "from": given.from, "until": given.until })),
+        ..named("schedule.backfill", &name, given.why.as_deref())
+    };
+    let backfill = async { Ok(schedules::backfill(&api.db, &name, given.from, given.until).await?) };
+    let tasks = caller.change(&api, change, backfill, |_| None).await?;
+    Ok((axum::http::StatusCode::CREATED, Json(TasksBegan { tasks })))
+}

@@ -1,0 +1,56 @@
+//! Templates and their versions.
+
+use axum::extract::State;
+use axum::Json;
+use serde::Deserialize;
+use serde_json::Value;
+use utoipa::IntoParams;
+
+use super::access::Reader;
+use super::extract::{Asked, Part};
+use super::listed::{limit, Listed, Paged};
+use super::problem::{Outcome, ReadRefused};
+use super::Api;
+use crate::engine::read;
+
+/// List templates
+///
+/// By namespace and name: each with its current version, and how many steps and versions it has. It takes the role reader.
+#[utoipa::path(get, path = "/templates", tag = "templates", params(Paged), responses(
+    (status = 200, description = "A page of templates", body = Listed, example = json!({ "items": [{
+        "namespace": "fulfillment", "name": "order_fulfillment", "version": "1.0", "steps": 4, "versions": 2 }], "next": null })),
+    ReadRefused))]
+pub(super) async fn list(State(api): State<Api>, _: Reader, Asked(asked): Asked<Paged>) -> Outcome<Json<Listed>> {
+    let all = read::list_templates(&api.db).await?;
+    let text = |template: &Value, field: &str| template[field].as_str().unwrap_or_default().to_owned();
+    let name = |template: &Value| format!("{}/{}", text(template, "namespace"), text(template, "name"));
+    Ok(Json(Listed::of_all(all, asked.cursor.as_deref(), limit(asked.limit)?, name)))
+}
+
+/// Which version
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Version {
+    /// None: the current one
+    version: Option<String>,
+}
+
+/// Show a template
+///
+/// Its definition, in its current version or another. It takes the role reader.
+#[utoipa::path(get, path = "/templates/{namespace}/{name}", tag = "templates",
+    params(("namespace" = String, Path, description = "Its namespace"), ("name" = String, Path, description = "Its name"), Version), responses(
+    (status = 200, description = "The definition", body = Object, example = json!({
+        "namespace": "fulfillment", "name": "order_fulfillment", "version": "1.0", "steps": [{ "name": "validate", "handler": "ValidateOrder" }] })),
+    ReadRefused))]
+pub(super) async fn show(
+    State(api): State<Api>,
+    _: Reader,
+    Part((namespace, name)): Part<(String, String)>,
+    Asked(asked): Asked<Version>,
+) -> Outcome<Json<Value>> {
+    Ok(Json(
+        read::read_template(&api.db, &format!("{namespace}/{name}"), asked.version.as_deref()).await?,
+    ))
+}

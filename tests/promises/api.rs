@@ -1,0 +1,533 @@
+//! The REST API, asked over HTTP: what each resource does.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{json, Value};
+use tasker::api::{document, Api};
+use tasker::engine::configuration::DatabaseCoordinator;
+use tasker::engine::fail::Failure;
+use tasker::engine::tokens::{create_token, Holder, NewToken, Role};
+use tasker::http::{Door, Serving};
+use tasker::orchestrator::{Orchestrator, OrchestratorConfig};
+use tasker::worker::{Handlers, Worker};
+
+use crate::world::World;
+
+/// The API of a world, and who asks it.
+pub(crate) struct Asked {
+    address: String,
+    token: Option<String>,
+    serving: Arc<Serving>,
+}
+
+/// An answer.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) media_type: String,
+    pub(crate) body: Value,
+}
+
+impl Asked {
+    /// Asks without a token.
+    pub(crate) async fn open(world: &World, trusts_loopback: bool) -> Asked {
+        let door = Door::bind("127.0.0.1:0".parse().ok(), ([127, 0, 0, 1], 0).into()).await.unwrap();
+        let address = door.address().unwrap().to_string();
+        let api = Api::new(&world.db, Arc::new(DatabaseCoordinator::new(&world.db)), trusts_loopback);
+        Asked {
+            address,
+            token: None,
+            serving: Arc::new(door.open(api.router())),
+        }
+    }
+
+    /// The same, asked with a new token of this role.
+    pub(crate) async fn by(&self, world: &World, role: Role, namespaces: &[&str]) -> Asked {
+        let namespaces = Some(namespaces.iter().map(|name| name.to_string()).collect()).filter(|names: &Vec<_>| !names.is_empty());
+        let holder = Holder {
+            name: format!("{}{}", role.name(), namespaces.iter().flatten().cloned().collect::<String>()),
+            role,
+            namespaces,
+        };
+        let token = create_token(&world.db, &NewToken { holder, expires_at: None }, "test")
+            .await
+            .unwrap();
+        self.with(&token)
+    }
+
+    pub(crate) fn with(&self, token: &str) -> Asked {
+        Asked {
+            address: self.address.clone(),
+            token: Some(token.to_owned()),
+            serving: self.serving.clone(),
+        }
+    }
+
+    /// Asks by METHOD PATH, with these headers beside the token, and this body.
+    pub(crate) fn send(&self, what: &str, headers: &[(&str, &str)], body: Option<&str>) -> Answer {
+        let (method, path) = what.split_once(' ').expect("a method and a path");
+        let mut request = ureq::http::Request::builder()
+            .method(method)
+            .uri(format!("http://{}/api/v1{path}", self.address));
+        if let Some(token) = &self.token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let agent = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .allow_non_standard_methods(true)
+            .timeout_global(Some(Duration::from_secs(60)))
+            .build()
+            .new_agent();
+        let answered = match body {
+            Some(body) => agent.run(request.body(body.to_owned()).unwrap()),
+            None => agent.run(request.body(()).unwrap()),
+        };
+        let mut answered = answered.unwrap_or_else(|error| panic!("{what}: {error}"));
+        let text = answered.body_mut().read_to_string().expect("a body");
+        Answer {
+            status: answered.status().as_u16(),
+            media_type: answered.headers()["content-type"].to_str().unwrap().to_owned(),
+            body: serde_json::from_str(&text).unwrap_or_else(|error| panic!("{what}: {error}: {text}")),
+        }
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Answer {
+        self.send(&format!("GET {path}"), &[], None)
+    }
+
+    pub(crate) fn post(&self, path: &str, body: Value) -> Answer {
+        self.send(
+            &format!("POST {path}"),
+            &[("content-type", "application/json")],
+            Some(&body.to_string()),
+        )
+    }
+
+    pub(crate) fn put(&self, path: &str, body: Value) -> Answer {
+        self.send(
+            &format!("PUT {path}"),
+            &[("content-type", "application/json")],
+            Some(&body.to_string()),
+        )
+    }
+
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    pub(crate) fn token(&self) -> &str {
+        self.token.as_deref().unwrap_or_default()
+    }
+
+    /// What it answers where that is to succeed.
+    fn done(&self, path: &str, body: Value) -> Value {
+        let answer = self.post(path, body);
+        assert!((200..300).contains(&answer.status), "{path}: {answer:?}");
+        answer.body
+    }
+
+    fn create(&self, template: &str, input: Value) -> String {
+        let created = self.done("/tasks", json!({ "template": template, "tasks": [{ "input": input }] }));
+        created["tasks"][0]["id"].as_str().unwrap().to_owned()
+    }
+}
+
+impl Answer {
+    /// It is a problem with this status that says so.
+    pub(crate) fn is_refused(&self, status: u16, says: &str) {
+        assert_eq!(self.status, status, "{self:?}");
+        assert_eq!(self.media_type, "application/problem+json");
+        assert_eq!(self.body["status"], status);
+        let detail = self.body["detail"].as_str().unwrap();
+        assert!(detail.contains(says), "{detail:?} does not say {says:?}");
+    }
+}
+
+pub(crate) const ORDER: &str = "
+name: order
+namespace: here
+input_schema: { type: object, properties: { card: { type: string } } }
+steps:
+  - { name: check, handler: check }
+  - { name: charge, handler: charge, depends_on: [check], retry: { max_attempts: 1 } }
+";
+
+/// Cards that are bad are declined.
+pub(crate) async fn crew(world: &World) -> (Arc<Worker>, Orchestrator) {
+    let handlers = Handlers::default()
+        .with("check", |_| async { Ok(json!({ "checked": true })) })
+        .with("charge", |step: Arc<tasker::worker::Step>| async move {
+            let input: Value = serde_json::from_str(&step.input().await?).unwrap();
+            match input["card"] == "bad" {
+                true => Err(Failure::permanent("CardDeclined", "no funds")),
+                false => Ok(json!({ "charged": true })),
+            }
+        });
+    let orchestrator = Orchestrator::start(&world.db, OrchestratorConfig::default()).await.unwrap();
+    (world.worker(handlers).await, orchestrator)
+}
+
+pub(crate) async fn leave((worker, orchestrator): (Arc<Worker>, Orchestrator)) {
+    worker.shutdown(Duration::from_secs(5)).await;
+    orchestrator.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_is_created_waited_for_listed_and_shown() {
+    World::with(async |world| {
+        world.register(ORDER).await;
+        let crew = crew(world).await;
+        let api = Asked::open(world, true).await;
+        let task = api.create("here/order", json!({ "card": "good" }));
+        assert_eq!(
+            api.get(&format!("/tasks/{task}/wait")).body,
+            json!({ "id": task, "state": "complete" })
+        );
+        let shown = api.get(&format!("/tasks/{task}")).body;
+        assert_eq!(
+            (&shown["state"], &shown["steps"][1]["result"]),
+            (&json!("complete"), &json!({ "charged": true }))
+        );
+
+        let tags = json!({ "template": "here/order", "tasks": [{ "tags": { "customer": "42" } }, { "tags": { "customer": "43" } }] });
+        let tagged = api.done("/tasks", tags)["tasks"][0]["id"].clone();
+        let found = api.get("/tasks?template=order&tag=customer=42&limit=5").body;
+        assert_eq!((found["items"].as_array().unwrap().len(), &found["items"][0]["id"]), (1, &tagged));
+
+        let mut seen = Vec::new();
+        let mut page = api.get("/tasks?limit=2").body;
+        loop {
+            seen.extend(page["items"].as_array().unwrap().iter().map(|task| task["id"].to_string()));
+            match page["next"].as_str() {
+                Some(next) => page = api.get(&format!("/tasks?limit=2&cursor={next}")).body,
+                None => break,
+            }
+        }
+        seen.dedup();
+        assert_eq!(seen.len(), 3, "each is on one page");
+        leave(crew).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_idempotency_key_is_the_same_task() {
+    World::with(async |world| {
+        world.register(ORDER).await;
+        let api = Asked::open(world, true).await;
+        let headers = [("content-type", "application/json"), ("idempotency-key", "order-42")];
+        let create = || api.send("POST /tasks", &headers, Some(r#"{"template":"order","tasks":[{}]}"#));
+        let (first, again) = (create(), create());
+        assert_eq!((first.status, again.status), (201, 201));
+        assert_eq!(first.body["tasks"][0]["id"], again.body["tasks"][0]["id"]);
+        assert_eq!(
+            (&first.body["tasks"][0]["created"], &again.body["tasks"][0]["created"]),
+            (&json!(true), &json!(false))
+        );
+        let several = api.send("POST /tasks", &headers, Some(r#"{"template":"order","tasks":[{},{}]}"#));
+        several.is_refused(400, "Idempotency-Key is for a single task");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_is_refused_with_what_was_expected() {
+    World::with(async |world| {
+        world.register(ORDER).await;
+        let api = Asked::open(world, true).await;
+        let nobody = "0195f1c2-7d6a-7c3e-9f53-6b8f3f0c1a2b";
+        let input = |input: Value| json!({ "template": "order", "tasks": [{ "input": input }] });
+        api.post("/tasks", input(json!({ "card": 7 })))
+            .is_refused(422, "/card: 7 is not of type \"string\"");
+        api.post("/tasks", input(json!({ "card": "\0" }))).is_refused(422, "U+0000");
+        api.post("/tasks", input(json!({ "card": "a".repeat(1 << 20) })))
+            .is_refused(413, "at most 1048576");
+        api.post("/tasks", json!({ "template": "orders", "tasks": [{}] }))
+            .is_refused(404, "no template orders");
+        api.post("/tasks", json!({ "template": "order", "tasks": [] }))
+            .is_refused(422, "expected 1 to 1000");
+        api.post("/tasks", json!({ "template": "order", "tasks": [{ "priority": "asap" }] }))
+            .is_refused(422, "unknown variant `asap`");
+        api.send("POST /tasks", &[("content-type", "application/json")], Some("{"))
+            .is_refused(400, "EOF");
+        api.send("POST /tasks", &[("content-type", "text/plain")], Some("{}"))
+            .is_refused(415, "application/json");
+        let large = format!("\"{}\"", "a".repeat(5 << 20));
+        api.send("POST /tasks", &[("content-type", "application/json")], Some(&large))
+            .is_refused(413, "length limit");
+        api.get("/tasks/7").is_refused(404, "an id is a UUID such as");
+        api.get(&format!("/tasks/{nobody}")).is_refused(404, nobody);
+        api.get(&format!("/tasks/{nobody}/steps/a/children")).is_refused(404, nobody);
+        api.post(&format!("/tasks/{nobody}/cancel"), json!({})).is_refused(404, nobody);
+        api.get("/tasks?limit=1001").is_refused(400, "1 to 1000");
+        api.get("/tasks?colour=red").is_refused(400, "unknown field `colour`");
+        api.get("/tasks?namespace=%00").is_refused(400, "U+0000");
+        api.get("/dead-letters?cursor=seven").is_refused(422, "expected namespace/number");
+        api.get("/orders").is_refused(404, "openapi.json");
+        api.send("DELETE /tasks", &[], None).is_refused(405, "no such method");
+        assert_eq!(world.count("SELECT count(*) FROM tasker.tasks").await, 0, "nothing is half done");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_cancels_pauses_prioritises_replays_and_forks_tasks() {
+    World::with(async |world| {
+        world.register(ORDER).await;
+        let api = Asked::open(world, true).await;
+        let done = |task: &str, verb: &str, body: Value| api.done(&format!("/tasks/{task}/{verb}"), body);
+        let (yes, no) = (json!({ "done": true }), json!({ "done": false }));
+        let task = api.create("order", json!({}));
+        assert_eq!(done(&task, "prioritize", json!({ "priority": "urgent" })), yes);
+        assert_eq!(done(&task, "pause", json!({ "why": "wait" })), yes);
+        let shown = api.get(&format!("/tasks/{task}")).body;
+        assert_eq!(
+            (&shown["state"], &shown["priority"], &shown["pause"]["why"]),
+            (&json!("paused"), &json!("urgent"), &json!("wait"))
+        );
+        assert_eq!(done(&task, "resume", json!({})), yes);
+        assert_eq!(
+            (done(&task, "cancel", json!({})), done(&task, "cancel", json!({}))),
+            (yes.clone(), no)
+        );
+
+        let crew = crew(world).await;
+        let task = api.create("order", json!({ "card": "bad" }));
+        assert_eq!(api.get(&format!("/tasks/{task}/wait")).body["state"], "blocked");
+        let fork = done(&task, "fork", json!({ "from": "charge", "input": { "card": "good" } }))["id"].clone();
+        assert_eq!(
+            api.get(&format!("/tasks/{}/wait", fork.as_str().unwrap())).body["state"],
+            "complete"
+        );
+        assert_eq!(done(&task, "replay", json!({ "input": { "card": "good" } })), yes);
+        world
+            .until_true(&format!("state = 'complete' FROM tasker.tasks WHERE id = '{task}'"))
+            .await;
+        leave(crew).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_are_grouped_shown_replayed_resolved_skipped_and_discarded() {
+    World::with(async |world| {
+        world.register(ORDER).await;
+        let crew = crew(world).await;
+        let api = Asked::open(world, true).await;
+        let tasks: Vec<String> = (0..4).map(|_| api.create("order", json!({ "card": "bad" }))).collect();
+        for task in &tasks {
+            assert_eq!(api.get(&format!("/tasks/{task}/wait")).body["state"], "blocked");
+        }
+        let groups = api.get("/dead-letters/groups").body;
+        assert_eq!(
+            (&groups["items"][0]["count"], &groups["items"][0]["class"]),
+            (&json!(4), &json!("CardDeclined"))
+        );
+        let letter = |task: &str| api.get(&format!("/dead-letters?task={task}")).body["items"][0]["id"].clone();
+        let id = letter(&tasks[0]);
+        let whole = api.get(&format!("/dead-letters/{}", id.as_str().unwrap())).body;
+        assert_eq!(
+            (&whole["input"], &whole["results"]["check"]),
+            (&json!({ "card": "bad" }), &json!({ "checked": true }))
+        );
+
+        let act = |verb: &str, mut body: Value, task: &str| {
+            body["ids"] = json!([letter(task)]);
+            api.post(&format!("/dead-letters/{verb}"), body)
+        };
+        let replayed = act("replay", json!({ "input": { "card": "good" }, "why": "another card" }), &tasks[0]);
+        assert_eq!(replayed.body, json!({ "ids": [id] }));
+        act("resolve", json!({ "result": { "charged": "by hand" } }), &tasks[1]);
+        act("skip", json!({}), &tasks[2]);
+        act("discard", json!({}), &tasks[3]).is_refused(422, "expected why");
+        act("discard", json!({ "why": "a test" }), &tasks[3]);
+        for (task, state) in tasks.iter().zip(["complete", "complete", "complete", "failed"]) {
+            world
+                .until_true(&format!("state = '{state}' FROM tasker.tasks WHERE id = '{task}'"))
+                .await;
+        }
+        assert_eq!(api.get("/dead-letters").body, json!({ "items": [], "next": null }));
+        leave(crew).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_ends_what_waits_for_it() {
+    World::with(async |world| {
+        let wait = "{ name: approval, wait: { signal: approved, assignees: [ada], schema: { type: object } } }";
+        world.register(&format!("name: asks\nnamespace: here\nsteps: [{wait}]\n")).await;
+        let crew = crew(world).await;
+        let api = Asked::open(world, true).await;
+        let task = api.create("asks", json!({}));
+        world.until_true("EXISTS (SELECT FROM tasker.waits WHERE since IS NOT NULL)").await;
+        let waits = api.get("/waits?assignee=ada").body;
+        assert_eq!(
+            (&waits["items"][0]["task"], &waits["items"][0]["step"]),
+            (&json!(task), &json!("approval"))
+        );
+        let signal = |payload: Value| json!({ "name": "approved", "task": task, "payload": payload, "id": "1" });
+        api.post("/signals", signal(json!(7)))
+            .is_refused(422, "7 is not of type \"object\"");
+        assert_eq!(api.post("/signals", signal(json!({ "yes": true }))).body["outcome"], "awaited");
+        assert_eq!(api.get(&format!("/tasks/{task}/wait")).body["state"], "complete");
+        assert_eq!(api.post("/signals", signal(json!({ "yes": true }))).body["outcome"], "duplicate");
+        assert_eq!(
+            api.get("/signals?name=approved").body["items"][0]["payload"],
+            json!({ "yes": true })
+        );
+        api.post("/signals", json!({ "name": "approved" }))
+            .is_refused(422, "expected a task, or a key");
+        leave(crew).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn schedules_are_created_paused_triggered_caught_up_and_deleted() {
+    World::with(async |world| {
+        world.register(ORDER).await;
+        let api = Asked::open(world, true).await;
+        let put = |definition: Value| api.put("/schedules/nightly", json!({ "template": "here/order", "definition": definition }));
+        put(json!({ "cron": "0 25 * * *" })).is_refused(422, "definition");
+        assert_eq!(put(json!({ "cron": "0 3 * * *" })).body, json!({ "outcome": "created" }));
+        assert_eq!(put(json!({ "cron": "0 3 * * *" })).body, json!({ "outcome": "unchanged" }));
+        assert_eq!(api.get("/schedules").body["items"][0]["name"], "nightly");
+        api.done("/schedules/nightly/pause", json!({ "why": "holidays" }));
+        assert_eq!(api.get("/schedules/nightly").body["paused"]["why"], "holidays");
+        api.done("/schedules/nightly/resume", json!({}));
+        assert_eq!(
+            api.done("/schedules/nightly/trigger", json!({}))["tasks"].as_array().unwrap().len(),
+            1
+        );
+        let week = json!({ "from": "2026-01-01T00:00:00Z", "until": "2026-01-08T00:00:00Z" });
+        assert_eq!(api.done("/schedules/nightly/backfill", week)["tasks"].as_array().unwrap().len(), 7);
+        assert_eq!(
+            api.send("DELETE /schedules/nightly?why=over", &[], None).body,
+            json!({ "done": true })
+        );
+        api.get("/schedules/nightly").is_refused(404, "no schedule nightly");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_fleet_is_seen_and_held_back() {
+    World::with(async |world| {
+        world.register(ORDER).await;
+        world
+            .set_rules("here", json!({ "limits": { "bank": { "concurrency": 2, "handler": "charge" } } }))
+            .await
+            .unwrap();
+        let crew = crew(world).await;
+        let api = Asked::open(world, true).await;
+        api.create("order", json!({}));
+        let first = |path: &str| api.get(path).body["items"][0].clone();
+        assert_eq!(first("/namespaces")["name"], "here");
+        assert_eq!(first("/queues")["namespace"], "here");
+        assert_eq!(first("/templates")["name"], "order");
+        assert_eq!(api.get("/templates/here/order").body["steps"][1]["name"], "charge");
+        api.get("/templates/here/order?version=9")
+            .is_refused(404, "no template here/order version 9");
+        assert_eq!(first("/limits")["name"], "bank");
+        assert_eq!(api.done("/limits/here/bank/reset", json!({})), json!({ "closed": 0 }));
+        api.post("/limits/here/banks/reset", json!({}))
+            .is_refused(404, "no limit here/banks");
+        let kinds: Vec<Value> = api.get("/members").body["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|of| of["kind"].clone())
+            .collect();
+        assert!(
+            kinds.contains(&json!("worker")) && kinds.contains(&json!("orchestrator")),
+            "{kinds:?}"
+        );
+        let here = json!({ "kind": "namespace", "name": "here", "why": "the bank is away" });
+        assert_eq!(api.done("/pauses", here.clone()), json!({ "done": true }));
+        assert_eq!(first("/pauses")["why"], "the bank is away");
+        assert_eq!(api.done("/pauses/resume", here), json!({ "done": true }));
+        leave(crew).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_configuration_is_changed_and_rolled_back() {
+    World::with(async |world| {
+        world.register(ORDER).await;
+        let api = Asked::open(world, true).await;
+        let set = |setting: &str, value: Value, namespace: Option<&str>| {
+            api.post(
+                "/configuration/set",
+                json!({ "setting": setting, "value": value, "namespace": namespace, "why": "more" }),
+            )
+        };
+        assert_eq!(set("orchestrator.batch", json!(100), None).body["version"], 1);
+        assert_eq!(
+            set("max_attempts", json!(9), Some("here")).body["overrides"]["namespaces"]["here"]["max_attempts"],
+            9
+        );
+        set("orchestrator.batch", json!(0), None).is_refused(422, "orchestrator.batch");
+        set("database_url", json!("postgres://x"), None).is_refused(422, "needs a restart");
+        assert_eq!(api.get("/namespaces").body["items"][0]["max_attempts"], 9);
+        let rolled_back = api.done("/configuration/rollback", json!({ "version": 1, "why": "fewer" }));
+        assert_eq!(
+            (&rolled_back["version"], &rolled_back["who"], &rolled_back["overrides"]),
+            (&json!(3), &json!("local"), &json!({ "orchestrator": { "batch": 100 } }))
+        );
+        api.post("/configuration/rollback", json!({ "version": 99 }))
+            .is_refused(404, "no version 99");
+        assert_eq!(api.get("/configuration").body["version"], 3);
+        assert_eq!(
+            api.get("/configuration/versions?limit=2").body["items"].as_array().unwrap().len(),
+            2
+        );
+        assert_eq!(api.get("/configuration/drift").body["items"], json!([]));
+    })
+    .await;
+}
+
+#[test]
+fn each_route_has_a_description_an_example_and_its_errors() {
+    let document = serde_json::to_value(document()).unwrap();
+    assert_eq!(document["openapi"], "3.1.0");
+    let mut routes = 0;
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for (method, route) in methods.as_object().unwrap() {
+            let name = format!("{method} {path}");
+            routes += 1;
+            for text in ["summary", "description"] {
+                assert!(route[text].as_str().is_some_and(|text| !text.is_empty()), "{name} has no {text}");
+            }
+            let described = route["description"].as_str().unwrap().replace('\n', " ");
+            assert!(described.contains("takes the role"), "{name} does not say who may");
+            let responses = route["responses"].as_object().unwrap();
+            let (good, bad): (Vec<_>, Vec<_>) = responses.iter().partition(|(status, _)| status.starts_with('2'));
+            assert_eq!(good.len(), 1, "{name}");
+            assert!(
+                !good[0].1["content"]["application/json"]["example"].is_null(),
+                "{name} has no example"
+            );
+            let expected = if method == "get" { 6 } else { 10 };
+            assert_eq!(bad.len(), expected, "{name}");
+            for (status, problem) in bad {
+                let content = &problem["content"]["application/problem+json"];
+                assert_eq!(content["schema"]["$ref"], "#/components/schemas/Problem", "{name} {status}");
+                assert_eq!(content["example"]["status"].to_string(), *status, "{name}");
+            }
+            for parameter in route["parameters"].as_array().into_iter().flatten() {
+                let described = !parameter["description"].is_null()
+                    || parameter["name"] == "namespace"
+                    || parameter["name"] == "handler"
+                    || parameter["name"] == "name";
+                assert!(described, "{name}: {} has no description", parameter["name"]);
+            }
+        }
+    }
+    assert!(routes > 40, "{routes} routes");
+}

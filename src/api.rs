@@ -6,6 +6,7 @@ mod access;
 mod audit;
 mod configuration;
 mod dead_letters;
+mod etag;
 mod extract;
 mod fleet;
 mod listed;
@@ -18,17 +19,21 @@ mod tasks;
 mod templates;
 mod tokens;
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
+use axum::middleware::from_fn;
 use axum::routing::get;
 use axum::{Json, Router};
+use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::config::distributed::ConfigurationCoordinator;
+pub use crate::config::ApiConfig;
 use crate::db::Db;
 use crate::engine::submit::Submitter;
 use problem::Problem;
@@ -42,18 +47,21 @@ pub struct Api {
     db: Db,
     submitter: Submitter,
     coordinator: Arc<dyn ConfigurationCoordinator>,
-    /// Whether who is on the same host needs no token.
     trusts_loopback: bool,
+    /// By the names of tokens.
+    rates: Arc<DefaultKeyedRateLimiter<String>>,
 }
 
 impl Api {
-    /// Of this database. With `trusts_loopback`, programs of the same host need no token.
-    pub fn new(db: &Db, coordinator: Arc<dyn ConfigurationCoordinator>, trusts_loopback: bool) -> Api {
+    /// Of this database.
+    pub fn new(db: &Db, coordinator: Arc<dyn ConfigurationCoordinator>, config: &ApiConfig) -> Api {
+        let rate = NonZeroU32::new(config.rate).unwrap_or(NonZeroU32::MIN);
         Api {
             db: db.clone(),
             submitter: Submitter::new(db.clone()),
             coordinator,
-            trusts_loopback,
+            trusts_loopback: config.trust_loopback,
+            rates: Arc::new(RateLimiter::keyed(Quota::per_second(rate))),
         }
     }
 
@@ -62,7 +70,10 @@ impl Api {
         let (router, document) = routes().split_for_parts();
         let document = Arc::new(openapi::complete(document));
         router
-            .route("/api/v1/openapi.json", get(move || async move { Json((*document).clone()) }))
+            .route(
+                "/api/v1/openapi.json",
+                get(move || async move { Json((*document).clone()) }).layer(from_fn(etag::tagged)),
+            )
             .fallback(|| async { Problem::not_found("there is no such resource: GET /api/v1/openapi.json has those that there are") })
             .method_not_allowed_fallback(|| async {
                 Problem::new(
@@ -105,10 +116,14 @@ fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(schedules::resume))
         .routes(routes!(schedules::trigger))
         .routes(routes!(schedules::backfill));
-    let fleet = OpenApiRouter::new()
+    let seldom_changed = OpenApiRouter::new()
         .routes(routes!(templates::list))
         .routes(routes!(templates::show))
         .routes(routes!(fleet::namespaces))
+        .routes(routes!(configuration::show))
+        .routes(routes!(configuration::versions))
+        .layer(from_fn(etag::tagged));
+    let fleet = OpenApiRouter::new()
         .routes(routes!(fleet::queues))
         .routes(routes!(fleet::members))
         .routes(routes!(fleet::limits))
@@ -116,15 +131,13 @@ fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(fleet::pauses, fleet::pause))
         .routes(routes!(fleet::resume));
     let settings = OpenApiRouter::new()
-        .routes(routes!(configuration::show))
-        .routes(routes!(configuration::versions))
         .routes(routes!(configuration::drift))
         .routes(routes!(configuration::set))
         .routes(routes!(configuration::rollback))
         .routes(routes!(tokens::list, tokens::create))
         .routes(routes!(tokens::revoke))
         .routes(routes!(audit::list));
-    let all = [dead_letters, schedules, fleet, settings]
+    let all = [dead_letters, schedules, seldom_changed, fleet, settings]
         .into_iter()
         .fold(tasks, OpenApiRouter::merge);
     OpenApiRouter::new().nest("/api/v1", all)

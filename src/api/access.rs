@@ -60,6 +60,7 @@ impl Caller {
             .and_then(|given| given.strip_prefix("Bearer "))
             .ok_or_else(unknown)?;
         let holder = find_holder(&api.db, token.trim()).await?.ok_or_else(unknown)?;
+        api.rates.check_key(&holder.name).map_err(|_| Problem::too_many(&holder.name))?;
         Ok(Caller { holder, address })
     }
 

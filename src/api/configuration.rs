@@ -26,6 +26,7 @@ use crate::error::Error;
 #[utoipa::path(get, path = "/configuration", tag = "configuration", responses(
     (status = 200, description = "The newest version", body = Object, example = json!({
         "version": 3, "at": "2026-11-29T10:00:00Z", "who": "ada", "why": "more at once", "overrides": { "worker": { "threads": 20 } } })),
+    (status = 304, description = "It is what the header If-None-Match names by its ETag"),
     ReadRefused))]
 pub(super) async fn show(State(api): State<Api>, _: Reader) -> Outcome<Json<Value>> {
     Ok(Json(json!(api.coordinator.get().await?)))
@@ -47,6 +48,7 @@ pub(super) struct Newest {
 #[utoipa::path(get, path = "/configuration/versions", tag = "configuration", params(Newest), responses(
     (status = 200, description = "The versions", body = Listed, example = json!({ "items": [{
         "version": 3, "at": "2026-11-29T10:00:00Z", "who": "ada", "why": "more at once", "overrides": { "worker": { "threads": 20 } } }], "next": null })),
+    (status = 304, description = "It is what the header If-None-Match names by its ETag"),
     ReadRefused))]
 pub(super) async fn versions(State(api): State<Api>, _: Reader, Asked(asked): Asked<Newest>) -> Outcome<Json<Listed>> {
     let versions = api.coordinator.history(limit(asked.limit)?.into()).await?;

@@ -25,6 +25,7 @@ fn field(of: &Value, name: &str) -> String {
 /// By name, with their rules. It takes the role reader.
 #[utoipa::path(get, path = "/namespaces", tag = "fleet", params(Paged), responses(
     (status = 200, description = "A page of namespaces", body = Listed, example = json!({ "items": [{ "name": "fulfillment", "max_attempts": 5 }], "next": null })),
+    (status = 304, description = "It is what the header If-None-Match names by its ETag"),
     ReadRefused))]
 pub(super) async fn namespaces(State(api): State<Api>, _: Reader, Asked(asked): Asked<Paged>) -> Outcome<Json<Listed>> {
     let all = namespaces::list(&api.db).await?;

@@ -59,6 +59,17 @@ impl Problem {
         Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
     }
 
+    /// More than a token's rate.
+    pub(super) fn too_many(token: &str) -> Problem {
+        Problem {
+            retry_after: Some(1),
+            ..Problem::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                format!("the token {token} makes too many requests (api.rate)"),
+            )
+        }
+    }
+
     pub(super) fn detail(&self) -> &str {
         &self.detail
     }
@@ -137,7 +148,7 @@ pub(super) enum ChangeRefused {}
 /// (status, what is wrong, an example of its detail)
 type Refusal = (u16, &'static str, &'static str);
 
-const READ: [Refusal; 6] = [
+const READ: [Refusal; 7] = [
     (
         400,
         "A parameter is not acceptable",
@@ -160,13 +171,18 @@ const READ: [Refusal; 6] = [
         "the input does not satisfy the input_schema of shop/order: /lines: [] has less than 1 item",
     ),
     (
+        429,
+        "Too many requests, or no tasks are taken for now",
+        "the token shop makes too many requests (api.rate)",
+    ),
+    (
         503,
         "The database is away",
         "cannot reach PostgreSQL at db:5432 (user tasker, database tasker): no answer within 10 s",
     ),
 ];
 
-const CHANGE: [Refusal; 4] = [
+const CHANGE: [Refusal; 3] = [
     (
         409,
         "It does not go with what is there, or was changed meanwhile",
@@ -178,7 +194,6 @@ const CHANGE: [Refusal; 4] = [
         "The body is not said to be application/json",
         "Expected request with `Content-Type: application/json`",
     ),
-    (429, "No tasks are taken for now", "the namespace shop takes no tasks for now"),
 ];
 
 impl IntoResponses for ReadRefused {

@@ -19,6 +19,7 @@ use crate::engine::read;
 #[utoipa::path(get, path = "/templates", tag = "templates", params(Paged), responses(
     (status = 200, description = "A page of templates", body = Listed, example = json!({ "items": [{
         "namespace": "fulfillment", "name": "order_fulfillment", "version": "1.0", "steps": 4, "versions": 2 }], "next": null })),
+    (status = 304, description = "It is what the header If-None-Match names by its ETag"),
     ReadRefused))]
 pub(super) async fn list(State(api): State<Api>, _: Reader, Asked(asked): Asked<Paged>) -> Outcome<Json<Listed>> {
     let all = read::list_templates(&api.db).await?;
@@ -43,6 +44,7 @@ pub(super) struct Version {
     params(("namespace" = String, Path, description = "Its namespace"), ("name" = String, Path, description = "Its name"), Version), responses(
     (status = 200, description = "The definition", body = Object, example = json!({
         "namespace": "fulfillment", "name": "order_fulfillment", "version": "1.0", "steps": [{ "name": "validate", "handler": "ValidateOrder" }] })),
+    (status = 304, description = "It is what the header If-None-Match names by its ETag"),
     ReadRefused))]
 pub(super) async fn show(
     State(api): State<Api>,

@@ -118,7 +118,7 @@ pub(super) async fn serve(db: Db, doors: Doors, local: Local) -> Result<i32> {
     let orchestrator = Orchestrator::start(&db, live).await?;
     let probed = doors.probes.start(orchestrator.health().clone());
     let apart = db.apart(settings.api.connections);
-    let api = Api::new(&apart, coordinator, settings.api.trust_loopback);
+    let api = Api::new(&apart, coordinator, &settings.api);
     let asked = doors.api.map(|door| door.open(api.router())).unwrap_or_default();
 
     let given_up = tokio::select! {

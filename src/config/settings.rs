@@ -263,6 +263,9 @@ pub struct ApiConfig {
     /// Whether programs of the same host need no token for the API.
     #[schemars(extend("x-restart" = true))]
     pub trust_loopback: bool,
+    /// How many requests a second whoever has a token may make, by that token.
+    #[schemars(range(min = 1, max = 1_000_000), extend("x-restart" = true))]
+    pub rate: u32,
     /// The API's database connections at most, beside those of the orchestrator: made when they are needed.
     #[schemars(range(min = 1, max = 1000), extend("x-restart" = true))]
     pub connections: u32,
@@ -274,6 +277,7 @@ impl Default for ApiConfig {
             enabled: true,
             listen: None,
             trust_loopback: true,
+            rate: 200,
             connections: 4,
         }
     }

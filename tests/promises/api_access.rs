@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use chrono::Utc;
 use serde_json::{json, Value};
+use tasker::api::ApiConfig;
 use tasker::engine::tokens::{create_token, Holder, NewToken, Role};
 
 use super::api::Asked;
@@ -108,6 +109,24 @@ async fn a_token_is_kept_as_its_digest_only_and_counts_until_it_expires_or_is_re
         let short = api.with(&create_token(&world.db, &NewToken { holder, expires_at }, "test").await.unwrap());
         while short.get("/tasks").status == 200 {}
         short.get("/tasks").is_refused(401, "a token that counts");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_makes_as_many_requests_as_the_rate_allows_and_others_go_on() {
+    World::with(async |world| {
+        let config = ApiConfig {
+            rate: 3,
+            ..ApiConfig::default()
+        };
+        let api = Asked::with_config(world, &config).await;
+        let eager = api.by(world, Role::Reader, &[]).await;
+        while eager.get("/tasks").status == 200 {}
+        eager.get("/tasks").is_refused(429, "too many requests");
+        assert_eq!(api.by(world, Role::Operator, &[]).await.get("/tasks").status, 200);
+        assert_eq!(api.get("/tasks").status, 200, "without a token, from this host");
+        while eager.get("/tasks").status != 200 {}
     })
     .await;
 }

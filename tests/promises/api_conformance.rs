@@ -4,6 +4,7 @@
 use std::process::Command;
 
 use serde_json::{json, Value};
+use tasker::api::ApiConfig;
 use tasker::engine::tokens::Role;
 
 use super::api::{crew, leave, Asked, ORDER};
@@ -19,7 +20,12 @@ async fn every_answer_is_as_the_openapi_document_has_it() {
     World::with(async |world| {
         world.register(ORDER).await;
         let crew = crew(world).await;
-        let api = Asked::open(world, false).await;
+        let config = ApiConfig {
+            trust_loopback: false,
+            rate: 10_000,
+            ..ApiConfig::default()
+        };
+        let api = Asked::with_config(world, &config).await;
         let admin = api.by(world, Role::Admin, &[]).await;
         let created = admin.post(
             "/tasks",

@@ -224,6 +224,19 @@ LANGUAGE sql STABLE BEGIN ATOMIC
     ORDER BY n.name, tp.name;
 END;
 
+-- The newest 1,000 versions of a template, the newest first. Errors: those of find_template.
+CREATE FUNCTION tasker.list_template_versions(p_template text) RETURNS SETOF jsonb
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_current tasker.template_versions := tasker.find_template(p_template, NULL);
+BEGIN
+    RETURN QUERY
+    SELECT jsonb_build_object('version', tv.version, 'registered_at', tv.created_at, 'current', tv.id = v_current.id,
+        'steps', jsonb_array_length(tv.definition -> 'steps'))
+    FROM tasker.template_versions tv WHERE tv.template_id = v_current.template_id ORDER BY tv.id DESC LIMIT 1000;
+END
+$$;
+
 -- Which database of which server this is, and whose installation is there. A copy of it has the same installation's id, but is another database or
 -- another server's (its system identifier), or a standby, which nobody writes through.
 CREATE FUNCTION tasker.which_installation() RETURNS text

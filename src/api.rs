@@ -18,6 +18,7 @@ mod steering;
 mod tasks;
 mod templates;
 mod tokens;
+mod waiting;
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -37,6 +38,7 @@ pub use crate::config::ApiConfig;
 use crate::db::Db;
 use crate::engine::submit::Submitter;
 use problem::Problem;
+use waiting::Waiting;
 
 /// The largest body: a thousand tasks of four kilobytes, or one with an input of a mebibyte.
 const MAX_BODY_BYTES: usize = 4 << 20;
@@ -50,6 +52,7 @@ pub struct Api {
     trusts_loopback: bool,
     /// By the names of tokens.
     rates: Arc<DefaultKeyedRateLimiter<String>>,
+    waiting: Waiting,
 }
 
 impl Api {
@@ -62,6 +65,7 @@ impl Api {
             coordinator,
             trusts_loopback: config.trust_loopback,
             rates: Arc::new(RateLimiter::keyed(Quota::per_second(rate))),
+            waiting: Waiting::default(),
         }
     }
 
@@ -91,6 +95,7 @@ fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(tasks::create, tasks::list))
         .routes(routes!(tasks::show))
         .routes(routes!(tasks::wait))
+        .routes(routes!(tasks::result))
         .routes(routes!(tasks::children))
         .routes(routes!(tasks::values))
         .routes(routes!(steering::cancel))
@@ -119,6 +124,8 @@ fn routes() -> OpenApiRouter<Api> {
     let seldom_changed = OpenApiRouter::new()
         .routes(routes!(templates::list))
         .routes(routes!(templates::show))
+        .routes(routes!(templates::versions))
+        .routes(routes!(templates::diff))
         .routes(routes!(fleet::namespaces))
         .routes(routes!(configuration::show))
         .routes(routes!(configuration::versions))

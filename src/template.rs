@@ -23,6 +23,7 @@
 
 pub mod children;
 pub mod condition;
+pub mod difference;
 mod document;
 mod graph;
 mod limits;

@@ -10,10 +10,7 @@ module TaskerCore
     # @raise [ConfigurationError, DatabaseError]
     def initialize(configuration = TaskerCore.configuration)
       @pid = Process.pid
-      url = configuration.database_url
-      url = url.call if url.respond_to?(:call)
-      url = Native.database_url(url || ENV.fetch("DATABASE_URL", nil))
-      @native = Native::Client.connect(url, configuration.connections)
+      @native = configuration.server ? Server.new(configuration.server, configuration.token) : connect(configuration)
       @registered = {}
     end
 
@@ -110,6 +107,12 @@ module TaskerCore
 
     private
 
+    def connect(configuration)
+      url = configuration.database_url
+      url = url.call if url.respond_to?(:call)
+      Native::Client.connect(Native.database_url(url || ENV.fetch("DATABASE_URL", nil)), configuration.connections)
+    end
+
     def submit(*arguments)
       transaction = own_transaction
       arguments << Tracing.current
@@ -117,7 +120,11 @@ module TaskerCore
     end
 
     # The connection on which the caller has a transaction open.
-    def own_transaction = Array(TaskerCore.configuration.open_transaction&.call).find { |connection| same_installation?(connection) }
+    def own_transaction
+      return if @native.is_a?(Server)
+
+      Array(TaskerCore.configuration.open_transaction&.call).find { |connection| same_installation?(connection) }
+    end
 
     def check_limit(limit)
       raise InvalidInput, "limit is #{limit.inspect}: expected 1 to 10,000" unless limit.is_a?(Integer) && limit.between?(1, 10_000)

@@ -11,6 +11,13 @@ module TaskerCore
     #   of its queues, however many threads it has, one for heartbeats, one for probes and one to LISTEN; with fewer, work waits.
     attr_accessor :connections
 
+    # @return [String, nil] http:// or https:// and the address of a server's REST API (docs/api.md), for a process that cannot reach the
+    #   database: it enqueues, signals, waits, cancels, forks and shows through that. It joins no transaction, and registers no workflow.
+    attr_accessor :server
+
+    # @return [String, nil] the token for that server
+    attr_accessor :token
+
     # @return [Array<String>] globs of template files that workers register when they start. Default workflows/*.yml, and in Rails
     #   config/tasker/*.yml.
     attr_accessor :templates
@@ -45,6 +52,8 @@ module TaskerCore
     def initialize
       @database_url = nil
       @connections = 6
+      @server = nil
+      @token = nil
       @templates = ["workflows/*.yml"]
       @logger = NativeLogger.new
       @around_step = nil
@@ -57,7 +66,7 @@ module TaskerCore
     # Without the URL and the file's settings, where secrets are.
     # @return [String]
     def inspect
-      told = (instance_variables - %i[@database_url @file]).map { |name| "#{name}=#{instance_variable_get(name).inspect}" }
+      told = (instance_variables - %i[@database_url @token @file]).map { |name| "#{name}=#{instance_variable_get(name).inspect}" }
       "#<#{self.class} #{told.join(', ')}>"
     end
   end

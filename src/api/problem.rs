@@ -11,11 +11,14 @@ use serde::Serialize;
 use serde_json::json;
 use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
 use utoipa::{IntoResponses, ToSchema};
+use uuid::Uuid;
 
 use crate::error::{Error, ErrorKind};
 
 /// The media type of a problem.
 const MEDIA_TYPE: &str = "application/problem+json";
+
+const AWAY: &str = "the database is away, or cannot be worked with: the server's log says why";
 
 /// What a handler comes to.
 pub(super) type Outcome<T> = Result<T, Problem>;
@@ -34,6 +37,9 @@ pub(super) struct Problem {
     /// After how many seconds another try may help, where that is known
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_after: Option<u32>,
+    /// The task that there is, where another one that is the same was refused
+    #[serde(skip_serializing_if = "Option::is_none")]
+    task: Option<Uuid>,
 }
 
 impl Problem {
@@ -44,6 +50,7 @@ impl Problem {
             status: status.as_u16(),
             detail: detail.into(),
             retry_after: None,
+            task: None,
         }
     }
 
@@ -86,14 +93,20 @@ impl From<Error> for Problem {
             ErrorKind::Backpressure => StatusCode::TOO_MANY_REQUESTS,
             ErrorKind::Config | ErrorKind::Database => StatusCode::SERVICE_UNAVAILABLE,
         };
-        if status.is_server_error() {
-            tracing::warn!(%error, "a request to the API could not be answered");
-        }
-        let mut problem = Problem::new(status, error.to_string());
-        problem.retry_after = match error {
-            Error::Backpressure { retry_after, .. } => Some(retry_after),
-            _ => None,
+        // Where the database is, and as whom we ask it, is nobody's business.
+        let detail = match status.is_server_error() {
+            true => {
+                tracing::warn!(%error, "a request to the API could not be answered");
+                AWAY.to_owned()
+            }
+            false => error.to_string(),
         };
+        let mut problem = Problem::new(status, detail);
+        match error {
+            Error::Backpressure { retry_after, .. } => problem.retry_after = Some(retry_after),
+            Error::NotUnique { task, .. } => problem.task = Some(task),
+            _ => {}
+        }
         problem
     }
 }
@@ -175,11 +188,7 @@ const READ: [Refusal; 7] = [
         "Too many requests, or no tasks are taken for now",
         "the token shop makes too many requests (api.rate)",
     ),
-    (
-        503,
-        "The database is away",
-        "cannot reach PostgreSQL at db:5432 (user tasker, database tasker): no answer within 10 s",
-    ),
+    (503, "The database is away", AWAY),
 ];
 
 const CHANGE: [Refusal; 3] = [

@@ -8,6 +8,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::Json;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use serde_json::{json, Value};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
@@ -255,8 +256,23 @@ pub(super) async fn wait(
     if !(0.0..=MAX_WAIT).contains(&timeout) {
         return Err(Problem::bad_request("timeout: expected 0 to 30"));
     }
-    let state = read::wait_for_end(&api.db, id, Some(Duration::from_secs_f64(timeout))).await?;
+    let state = api.waiting.for_end(&api.db, id, Duration::from_secs_f64(timeout)).await?;
     Ok(Json(TaskState { id, state }))
+}
+
+/// Show the result of a step
+///
+/// However large it is; null where the step is not complete. It takes the role reader.
+#[utoipa::path(get, path = "/tasks/{id}/steps/{step}/result", tag = "tasks",
+    params(("id" = Uuid, Path, description = "The task's id"), ("step" = String, Path, description = "The step's name")), responses(
+    (status = 200, description = "The result", body = Value, example = json!({ "units": 2 })), ReadRefused))]
+pub(super) async fn result(State(api): State<Api>, _: Reader, Part((id, step)): Part<(Uuid, String)>) -> Outcome<Json<Box<RawValue>>> {
+    known(&api, id).await?;
+    let mut results = read::read_results(&api.db, id, None, &[step], None).await?;
+    let json = results.pop().map_or("null".into(), |(_, json)| json);
+    Ok(Json(
+        RawValue::from_string(json).map_err(|error| Problem::invalid(error.to_string()))?,
+    ))
 }
 
 /// Which children
@@ -264,6 +280,9 @@ pub(super) async fn wait(
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct ChildFilter {
+    /// Only those that are dead
+    #[serde(default)]
+    dead: bool,
     /// `next` of the page before
     cursor: Option<i32>,
     /// How many at most
@@ -290,7 +309,7 @@ pub(super) async fn children(
     let page = Page {
         after: asked.cursor,
         limit,
-        ..Page::default()
+        dead: asked.dead,
     };
     known(&api, id).await?;
     let children = read_children(&api.db, id, None, &step, &page).await?;

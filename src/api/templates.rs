@@ -3,7 +3,7 @@
 use axum::extract::State;
 use axum::Json;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{json, Value};
 use utoipa::IntoParams;
 
 use super::access::Reader;
@@ -12,6 +12,7 @@ use super::listed::{limit, Listed, Paged};
 use super::problem::{Outcome, ReadRefused};
 use super::Api;
 use crate::engine::read;
+use crate::template::difference::difference;
 
 /// List templates
 ///
@@ -26,6 +27,52 @@ pub(super) async fn list(State(api): State<Api>, _: Reader, Asked(asked): Asked<
     let text = |template: &Value, field: &str| template[field].as_str().unwrap_or_default().to_owned();
     let name = |template: &Value| format!("{}/{}", text(template, "namespace"), text(template, "name"));
     Ok(Json(Listed::of_all(all, asked.cursor.as_deref(), limit(asked.limit)?, name)))
+}
+
+/// List the versions of a template
+///
+/// The newest 1,000, the newest first. It takes the role reader.
+#[utoipa::path(get, path = "/templates/{namespace}/{name}/versions", tag = "templates",
+    params(("namespace" = String, Path, description = "Its namespace"), ("name" = String, Path, description = "Its name")), responses(
+    (status = 200, description = "The versions", body = Listed, example = json!({ "items": [{
+        "version": "2.0", "registered_at": "2026-11-29T10:00:00Z", "current": true, "steps": 4 }], "next": null })),
+    (status = 304, description = "It is what the header If-None-Match names by its ETag"),
+    ReadRefused))]
+pub(super) async fn versions(State(api): State<Api>, _: Reader, Part((namespace, name)): Part<(String, String)>) -> Outcome<Json<Listed>> {
+    let versions = read::list_template_versions(&api.db, &format!("{namespace}/{name}")).await?;
+    Ok(Json(Listed::whole(versions)))
+}
+
+/// Which versions
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Versions {
+    /// The earlier one
+    from: String,
+    /// The later one; none: the current one
+    to: Option<String>,
+}
+
+/// Compare two versions of a template
+///
+/// Which steps came (`added`), went (`removed`) and changed, field by field, before and after; and what else did. It takes the role reader.
+#[utoipa::path(get, path = "/templates/{namespace}/{name}/diff", tag = "templates",
+    params(("namespace" = String, Path, description = "Its namespace"), ("name" = String, Path, description = "Its name"), Versions), responses(
+    (status = 200, description = "How they differ", body = Object, example = json!({
+        "added": ["bill"], "removed": [], "changed": { "send": { "depends_on": [["pack"], ["check"]] } }, "template": {} })),
+    (status = 304, description = "It is what the header If-None-Match names by its ETag"),
+    ReadRefused))]
+pub(super) async fn diff(
+    State(api): State<Api>,
+    _: Reader,
+    Part((namespace, name)): Part<(String, String)>,
+    Asked(asked): Asked<Versions>,
+) -> Outcome<Json<Value>> {
+    let template = format!("{namespace}/{name}");
+    let from = read::read_template(&api.db, &template, Some(&asked.from)).await?;
+    let to = read::read_template(&api.db, &template, asked.to.as_deref()).await?;
+    Ok(Json(json!(difference(&from, &to))))
 }
 
 /// Which version

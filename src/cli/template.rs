@@ -1,4 +1,4 @@
-//! `tasker template`: check, register, list, show.
+//! `tasker template`: check, register, list, versions, diff, show.
 
 use std::path::PathBuf;
 
@@ -8,6 +8,7 @@ use serde_json::json;
 use super::{listing, print, say, Connection};
 use crate::engine::{read, register};
 use crate::error::{Error, Result};
+use crate::template::difference::{difference, Difference};
 use crate::template::Template as Definition;
 
 #[derive(Subcommand)]
@@ -32,6 +33,30 @@ pub(super) enum Template {
     /// List the templates in their current versions
     List {
         /// A JSON array
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// List the versions of a template, the newest first
+    Versions {
+        /// name, or namespace/name
+        template: String,
+        /// A JSON array
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Compare two versions of a template: which steps came, went and changed; exits with 1 if they differ
+    Diff {
+        /// name, or namespace/name
+        template: String,
+        /// The earlier one
+        from: String,
+        /// The later one; default: the current one
+        to: Option<String>,
+        /// One line instead of many
         #[arg(long)]
         json: bool,
         #[command(flatten)]
@@ -81,6 +106,34 @@ impl Template {
                         &templates,
                     )
                 });
+            }
+            Template::Versions {
+                template,
+                json,
+                connection,
+            } => {
+                let versions = read::list_template_versions(&connection.open().await?, &template).await?;
+                print(json, &json!(versions), || {
+                    listing(
+                        &["VERSION", "REGISTERED", "CURRENT", "STEPS"],
+                        &["version", "registered_at", "current", "steps"],
+                        &versions,
+                    )
+                });
+            }
+            Template::Diff {
+                template,
+                from,
+                to,
+                json,
+                connection,
+            } => {
+                let db = connection.open().await?;
+                let from = read::read_template(&db, &template, Some(&from)).await?;
+                let to = read::read_template(&db, &template, to.as_deref()).await?;
+                let found = difference(&from, &to);
+                print(json, &json!(found), || format!("{:#}", json!(found)));
+                return Ok(i32::from(found != Difference::default()));
             }
             Template::Show {
                 template,

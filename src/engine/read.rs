@@ -114,6 +114,12 @@ pub async fn list_templates(db: &Db) -> Result<Vec<Value>> {
     Ok(sqlx::query_scalar("SELECT tasker.list_templates()").fetch_all(db.pool()).await?)
 }
 
+/// The newest 1,000 versions of a template (name or namespace/name), the newest first. Errors: [`Error::NotFound`].
+pub async fn list_template_versions(db: &Db, template: &str) -> Result<Vec<Value>> {
+    let query = sqlx::query_scalar("SELECT tasker.list_template_versions($1)").bind(template);
+    Ok(query.fetch_all(db.pool()).await?)
+}
+
 /// A template's definition with its namespace, name and version. Errors: [`Error::NotFound`].
 pub async fn read_template(db: &Db, template: &str, version: Option<&str>) -> Result<Value> {
     Ok(sqlx::query_scalar("SELECT f.definition || jsonb_build_object('version', f.version, 'registered_at', f.created_at) FROM tasker.find_template($1, $2) AS f")

@@ -11,7 +11,7 @@ use tasker::engine::tokens::{create_token, Holder, NewToken, Role};
 
 use super::api::Asked;
 use super::command_line::{json_of, tasker};
-use super::health::Serve;
+use super::health::{own_postgres, Serve};
 use super::world::World;
 
 const ONE: &str = "name: one\nnamespace: here\nsteps:\n  - { name: only, handler: H }\n";
@@ -282,4 +282,26 @@ async fn whoever_keeps_connections_of_the_api_or_says_nothing_hurts_no_probe() {
         assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_api_goes_on_after_a_crash_of_postgresql_and_says_when_that_is_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let (postgres, url) = own_postgres(&folder).await;
+    let serve = Serve::start(&url, &[], &[]);
+    let ask = || {
+        let agent = ureq::Agent::config_builder().http_status_as_error(false).build().new_agent();
+        let mut answer = agent.get(format!("http://{}/api/v1/tasks", serve.api())).call().unwrap();
+        (answer.status().as_u16(), answer.body_mut().read_to_string().unwrap())
+    };
+    assert_eq!(ask().0, 200);
+    postgres.crash().unwrap();
+    while ask().0 != 200 {}
+    postgres.stop().unwrap();
+    let (status, said) = ask();
+    assert_eq!(status, 503);
+    assert!(
+        said.contains("the database is away") && !said.contains("5432") && !said.contains("user"),
+        "{said}"
+    );
 }

@@ -5,6 +5,7 @@
 mod api;
 mod api_access;
 mod api_conformance;
+mod api_resources;
 mod backpressure;
 mod breakers;
 mod broken_parts;

@@ -17,7 +17,6 @@ use crate::config::distributed::{self, Place};
 use crate::config::drift;
 use crate::engine::audit::Change;
 use crate::engine::fleet;
-use crate::error::Error;
 
 /// Show the configuration
 ///
@@ -159,14 +158,12 @@ pub(super) struct Rollback {
         "version": 5, "at": "2026-11-29T10:00:00Z", "who": "ada", "why": "it was better", "overrides": {} })),
     ChangeRefused))]
 pub(super) async fn rollback(State(api): State<Api>, As(caller): Admin, Body(given): Body<Rollback>) -> Outcome<Json<Value>> {
-    let history = api.coordinator.history(i64::MAX).await?;
-    let earlier = history.into_iter().find(|found| found.version == given.version);
-    let earlier = earlier.ok_or_else(|| Error::NotFound(format!("no version {} of the configuration", given.version)))?;
+    let earlier = distributed::earlier(&*api.coordinator, given.version).await?;
     let change = Change {
         action: "configuration.rollback",
         why: given.why.as_deref(),
         details: Some(json!({ "version": given.version })),
         ..Change::default()
     };
-    edit(&api, &caller, change, |overrides| overrides.clone_from(&earlier.overrides)).await
+    edit(&api, &caller, change, |overrides| overrides.clone_from(&earlier)).await
 }

@@ -8,17 +8,13 @@ use utoipa::ToSchema;
 
 use super::access::{As, Operator, Reader};
 use super::extract::{Asked, Body, Part};
-use super::listed::{limit, Listed, Paged};
+use super::listed::{Listed, Paged};
 use super::problem::{ChangeRefused, Outcome, ReadRefused};
 use super::steering::Done;
 use super::Api;
 use crate::engine::audit::Change;
 use crate::engine::pauses::{self, Pausable};
 use crate::engine::{fleet, limits, namespaces};
-
-fn field(of: &Value, name: &str) -> String {
-    of[name].as_str().unwrap_or_default().to_owned()
-}
 
 /// List namespaces
 ///
@@ -29,9 +25,7 @@ fn field(of: &Value, name: &str) -> String {
     ReadRefused))]
 pub(super) async fn namespaces(State(api): State<Api>, _: Reader, Asked(asked): Asked<Paged>) -> Outcome<Json<Listed>> {
     let all = namespaces::list(&api.db).await?;
-    Ok(Json(Listed::of_all(all, asked.cursor.as_deref(), limit(asked.limit)?, |of| {
-        field(of, "name")
-    })))
+    Ok(Json(Listed::of_all(all, &asked, &["name"])?))
 }
 
 /// List queues
@@ -49,9 +43,7 @@ pub(super) async fn queues(State(api): State<Api>, _: Reader, Asked(asked): Aske
         of
     };
     let all = all.into_iter().map(named).collect();
-    Ok(Json(Listed::of_all(all, asked.cursor.as_deref(), limit(asked.limit)?, |of| {
-        field(of, "namespace")
-    })))
+    Ok(Json(Listed::of_all(all, &asked, &["namespace"])?))
 }
 
 /// List members
@@ -64,8 +56,7 @@ pub(super) async fn queues(State(api): State<Api>, _: Reader, Asked(asked): Aske
 pub(super) async fn members(State(api): State<Api>, _: Reader, Asked(asked): Asked<Paged>) -> Outcome<Json<Listed>> {
     let mut fleet = fleet::fleet(&api.db).await?;
     let all = fleet["members"].as_array_mut().map(std::mem::take).unwrap_or_default();
-    let key = |of: &Value| format!("{}/{}", field(of, "kind"), field(of, "name"));
-    Ok(Json(Listed::of_all(all, asked.cursor.as_deref(), limit(asked.limit)?, key)))
+    Ok(Json(Listed::of_all(all, &asked, &["kind", "name"])?))
 }
 
 /// List limits
@@ -77,8 +68,7 @@ pub(super) async fn members(State(api): State<Api>, _: Reader, Asked(asked): Ask
     ReadRefused))]
 pub(super) async fn limits(State(api): State<Api>, _: Reader, Asked(asked): Asked<Paged>) -> Outcome<Json<Listed>> {
     let all = limits::list(&api.db).await?;
-    let key = |of: &Value| format!("{}/{}", field(of, "namespace"), field(of, "name"));
-    Ok(Json(Listed::of_all(all, asked.cursor.as_deref(), limit(asked.limit)?, key)))
+    Ok(Json(Listed::of_all(all, &asked, &["namespace", "name"])?))
 }
 
 /// Which breakers
@@ -133,8 +123,7 @@ pub(super) async fn reset(
     ReadRefused))]
 pub(super) async fn pauses(State(api): State<Api>, _: Reader, Asked(asked): Asked<Paged>) -> Outcome<Json<Listed>> {
     let all = pauses::list(&api.db).await?;
-    let key = |of: &Value| format!("{}/{}", field(of, "kind"), field(of, "name"));
-    Ok(Json(Listed::of_all(all, asked.cursor.as_deref(), limit(asked.limit)?, key)))
+    Ok(Json(Listed::of_all(all, &asked, &["kind", "name"])?))
 }
 
 /// What to pause, or to resume

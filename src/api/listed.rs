@@ -42,16 +42,27 @@ impl Listed {
         Listed { items, next: None }
     }
 
-    /// A page out of all there are, of at most `limit`: those behind `cursor`, which is what `key` says of an entry.
-    pub(super) fn of_all(all: Vec<Value>, cursor: Option<&str>, limit: i32, key: impl Fn(&Value) -> String) -> Listed {
+    /// A page out of all there are, in the order of these fields, by which the cursor names the last entry of a page.
+    pub(super) fn of_all(all: Vec<Value>, asked: &Paged, fields: &[&str]) -> Outcome<Listed> {
+        let limit = limit(asked.limit)?;
+        let key = |of: &Value| {
+            fields
+                .iter()
+                .map(|name| of[*name].as_str().unwrap_or_default())
+                .collect::<Vec<_>>()
+                .join("/")
+        };
         let mut all: Vec<(String, Value)> = all.into_iter().map(|entry| (key(&entry), entry)).collect();
         all.sort_by(|a, b| a.0.cmp(&b.0));
-        let begin = cursor.map_or(0, |cursor| all.partition_point(|(key, _)| key.as_str() <= cursor));
+        let begin = asked
+            .cursor
+            .as_ref()
+            .map_or(0, |cursor| all.partition_point(|(key, _)| key <= cursor));
         let rest = all.split_off(begin);
         let limit = usize::try_from(limit).unwrap_or_default();
         let next = rest.get(limit).and_then(|_| rest.get(limit - 1)).map(|(key, _)| key.clone());
         let items = rest.into_iter().take(limit).map(|(_, entry)| entry).collect();
-        Listed { items, next }
+        Ok(Listed { items, next })
     }
 
     /// A page of at most `limit`; `field` of its last entry is where the next one begins.
@@ -84,7 +95,8 @@ mod tests {
         let all = || (0..7).rev().map(|n| json!({ "name": n.to_string() })).collect();
         let (mut seen, mut cursor) = (Vec::new(), None);
         loop {
-            let page = Listed::of_all(all(), cursor.as_deref(), 3, |entry| entry["name"].as_str().unwrap().to_owned());
+            let asked = Paged { cursor, limit: Some(3) };
+            let page = Listed::of_all(all(), &asked, &["name"]).unwrap();
             seen.extend(page.items.iter().map(|entry| entry["name"].as_str().unwrap().to_owned()));
             cursor = page.next;
             if cursor.is_none() {

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::access::{As, Caller, Operator, Reader};
 use super::extract::{Asked, Body, Part};
-use super::listed::{limit, Listed, Paged};
+use super::listed::{Listed, Paged};
 use super::problem::{ChangeRefused, Outcome, Problem, ReadRefused};
 use super::steering::{Done, Reason};
 use super::Api;
@@ -30,8 +30,7 @@ const TIMES: i32 = 10;
     ReadRefused))]
 pub(super) async fn list(State(api): State<Api>, _: Reader, Asked(asked): Asked<Paged>) -> Outcome<Json<Listed>> {
     let all = schedules::list(&api.db).await?;
-    let name = |schedule: &Value| schedule["name"].as_str().unwrap_or_default().to_owned();
-    Ok(Json(Listed::of_all(all, asked.cursor.as_deref(), limit(asked.limit)?, name)))
+    Ok(Json(Listed::of_all(all, &asked, &["name"])?))
 }
 
 /// Show a schedule

@@ -8,7 +8,7 @@ use utoipa::IntoParams;
 
 use super::access::Reader;
 use super::extract::{Asked, Part};
-use super::listed::{limit, Listed, Paged};
+use super::listed::{Listed, Paged};
 use super::problem::{Outcome, ReadRefused};
 use super::Api;
 use crate::engine::read;
@@ -24,9 +24,7 @@ use crate::template::difference::difference;
     ReadRefused))]
 pub(super) async fn list(State(api): State<Api>, _: Reader, Asked(asked): Asked<Paged>) -> Outcome<Json<Listed>> {
     let all = read::list_templates(&api.db).await?;
-    let text = |template: &Value, field: &str| template[field].as_str().unwrap_or_default().to_owned();
-    let name = |template: &Value| format!("{}/{}", text(template, "namespace"), text(template, "name"));
-    Ok(Json(Listed::of_all(all, asked.cursor.as_deref(), limit(asked.limit)?, name)))
+    Ok(Json(Listed::of_all(all, &asked, &["namespace", "name"])?))
 }
 
 /// List the versions of a template

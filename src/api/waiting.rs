@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::problem::{Outcome, Problem};
 use crate::db::Db;
-use crate::engine::read::{task_states, ENDED};
+use crate::engine::read::{is_over, task_states};
 
 /// How often it asks.
 const EVERY: Duration = Duration::from_millis(100);
@@ -67,8 +67,4 @@ impl Waiting {
     fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, watch::Sender<String>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn is_over(state: &str) -> bool {
-    state == "blocked" || ENDED.contains(&state)
 }

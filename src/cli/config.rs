@@ -190,11 +190,9 @@ impl Config {
             }
             Config::Rollback { version, by, connection } => {
                 let (_, coordinator) = connection.coordinated().await?;
-                let history = coordinator.history(i64::MAX).await?;
-                let earlier = history.into_iter().find(|found| found.version == version);
-                let earlier = earlier.ok_or_else(|| Error::NotFound(format!("no version {version} of the configuration")))?;
+                let earlier = distributed::earlier(&*coordinator, version).await?;
                 change(&connection, by, |overrides| {
-                    *overrides = earlier.overrides.clone();
+                    *overrides = earlier.clone();
                     Ok(())
                 })
                 .await

@@ -156,6 +156,15 @@ pub async fn change(
     Err(Error::Stale("the configuration is being changed by others".into()))
 }
 
+/// What was set in an earlier version. Errors: [`Error::NotFound`].
+pub async fn earlier(coordinator: &dyn ConfigurationCoordinator, version: i64) -> Result<Value> {
+    let history = coordinator.history(i64::MAX).await?;
+    let found = history.into_iter().find(|found| found.version == version);
+    found
+        .map(|found| found.overrides)
+        .ok_or_else(|| Error::NotFound(format!("no version {version} of the configuration")))
+}
+
 /// For whom something is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place<'p> {

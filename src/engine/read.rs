@@ -45,6 +45,11 @@ pub struct TaskFilter {
 /// The states in which a task stays for good.
 pub const ENDED: [&str; 4] = ["complete", "failed", "cancelled", "discarded"];
 
+/// Whether nobody waits for a task in this state any more: it has ended, or a person must look at it.
+pub(crate) fn is_over(state: &str) -> bool {
+    state == "blocked" || ENDED.contains(&state)
+}
+
 /// How many bytes of results [`read_task`] reads.
 const RESULTS_OF_A_TASK: i64 = 1 << 20;
 
@@ -158,7 +163,7 @@ pub async fn wait_for_end(db: &Db, task: Uuid, timeout: Option<Duration>) -> Res
             .next()
             .ok_or_else(|| Error::NotFound(format!("no task {task}")))?;
         let over = deadline.is_some_and(|deadline| Instant::now() >= deadline);
-        if over || state == "blocked" || ENDED.contains(&state.as_str()) {
+        if over || is_over(&state) {
             return Ok(state);
         }
         let left = deadline.map_or(delay, |deadline| deadline.saturating_duration_since(Instant::now()));

@@ -150,59 +150,81 @@ LANGUAGE sql STABLE BEGIN ATOMIC
     WHERE tp.id = p_task.template_id AND tv.id = p_task.version_id AND n.id = p_task.namespace_id;
 END;
 
--- Whether a filter lets this task through, but for its key, its tags and its id (see find_tasks).
+-- Whether a filter's state and error let this task through, for which more than its row must be read.
 CREATE FUNCTION tasker.is_listed(p_task tasker.tasks, p_filter jsonb) RETURNS boolean
 LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT (NOT p_filter ? 'state' OR tasker.visible_state(p_task)::text = p_filter ->> 'state')
        AND (NOT p_filter ? 'error' OR p_task.state NOT IN ('pending', 'complete') AND EXISTS (
-           SELECT FROM tasker.steps s WHERE s.task_id = p_task.id AND s.state = 'dead' AND s.errors -> -1 ->> 'class' = p_filter ->> 'error'))
-       AND (NOT p_filter ?| '{namespace, template}' OR EXISTS (
-           SELECT FROM tasker.templates tp JOIN tasker.namespaces n ON n.id = p_task.namespace_id
-           WHERE tp.id = p_task.template_id AND coalesce(n.name = p_filter ->> 'namespace', true) AND coalesce(tp.name = p_filter ->> 'template', true)));
+           SELECT FROM tasker.steps s WHERE s.task_id = p_task.id AND s.state = 'dead' AND s.errors -> -1 ->> 'class' = p_filter ->> 'error'));
 END;
 
--- The newest tasks first that a filter lets through: {namespace, template, state, error (the class of the last error of a dead step), before (a task's id),
--- since, key, tags}; what it lacks filters nothing. With a key, or with tags, they are found by these; else the ids, which begin with the time, say
--- where since is. p_open: only those that have not ended.
-CREATE FUNCTION tasker.find_tasks(p_filter jsonb, p_limit int, p_open boolean DEFAULT false) RETURNS SETOF tasker.tasks
+-- The ids of the newest tasks first that a filter lets through: {namespace, template, state, error (the class of the last error of a dead step), before (a
+-- task's id), since, key, tags}; what it lacks filters nothing. p_open: only those that have not ended. With a key, or with tags, they are found by these;
+-- else the ids, which begin with the time, say where since is, and tasks are looked at for p_patience, two thousand of them at least: a list may be short, or
+-- empty, and yet not be the last. next: before which it continues; null: nowhere.
+CREATE FUNCTION tasker.find_tasks(p_filter jsonb, p_limit int, p_open boolean, p_patience interval, OUT ids uuid[], OUT next uuid)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    v_before uuid := p_filter ->> 'before';
+    v_until  timestamptz := clock_timestamp() + p_patience;
+    v_before uuid := coalesce((p_filter ->> 'before')::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff');
     v_first  uuid := coalesce((lpad(to_hex((extract(epoch FROM (p_filter ->> 'since')::timestamptz) * 1000)::bigint), 12, '0') || repeat('0', 20))::uuid,
                               '00000000-0000-0000-0000-000000000000');
+    -- What is stored of tasks that are seen in this state (see visible_state).
+    v_states tasker.task_state[] := CASE WHEN p_filter ? 'state' THEN ARRAY(
+        SELECT e.state FROM unnest(enum_range(NULL::tasker.task_state)) AS e(state)
+        WHERE e.state::text = p_filter ->> 'state' OR p_filter ->> 'state' = 'waiting' AND e.state = 'running'
+           OR p_filter ->> 'state' = 'paused' AND e.state IN ('pending', 'running', 'waiting')) END;
+    v_templates bigint[] := CASE WHEN p_filter ?| '{namespace, template}' THEN ARRAY(
+        SELECT tp.id FROM tasker.templates tp JOIN tasker.namespaces n ON n.id = tp.namespace_id
+        WHERE n.name = coalesce(p_filter ->> 'namespace', n.name) AND tp.name = coalesce(p_filter ->> 'template', tp.name)) END;
+    v_from   uuid;
 BEGIN
-    IF p_filter ? 'key' THEN
-        RETURN QUERY
-        SELECT t.* FROM tasker.templates tp JOIN tasker.tasks t ON t.template_id = tp.id AND t.key = p_filter ->> 'key'
-        WHERE coalesce(t.tags @> (p_filter -> 'tags'), NOT p_filter ? 'tags') AND t.id >= v_first AND (v_before IS NULL OR t.id < v_before)
-          AND tasker.is_listed(t, p_filter) AND NOT (p_open AND t.finished_at IS NOT NULL)
-        ORDER BY t.id DESC LIMIT p_limit;
-    ELSIF p_filter ? 'tags' THEN
-        RETURN QUERY
-        SELECT t.* FROM tasker.tasks t
-        WHERE t.tags @> (p_filter -> 'tags') AND t.id >= v_first AND (v_before IS NULL OR t.id < v_before)
-          AND tasker.is_listed(t, p_filter) AND NOT (p_open AND t.finished_at IS NOT NULL)
-        ORDER BY t.id DESC LIMIT p_limit;
-    ELSE
-        RETURN QUERY
-        SELECT t.* FROM tasker.tasks t
-        WHERE t.id >= v_first AND (v_before IS NULL OR t.id < v_before)
-          AND tasker.is_listed(t, p_filter) AND NOT (p_open AND t.finished_at IS NOT NULL)
-        ORDER BY t.id DESC LIMIT p_limit;
+    ids := '{}';
+    IF p_filter ?| '{key, tags}' THEN
+        IF p_filter ? 'key' THEN
+            ids := ARRAY(
+                SELECT t.id FROM tasker.templates tp JOIN tasker.tasks t ON t.template_id = tp.id AND t.key = p_filter ->> 'key'
+                WHERE coalesce(t.tags @> (p_filter -> 'tags'), NOT p_filter ? 'tags') AND t.id >= v_first AND t.id < v_before
+                  AND (v_templates IS NULL OR t.template_id = ANY (v_templates)) AND (v_states IS NULL OR t.state = ANY (v_states))
+                  AND NOT (p_open AND t.finished_at IS NOT NULL) AND tasker.is_listed(t, p_filter)
+                ORDER BY t.id DESC LIMIT p_limit);
+        ELSE
+            ids := ARRAY(
+                SELECT t.id FROM tasker.tasks t
+                WHERE t.tags @> (p_filter -> 'tags') AND t.id >= v_first AND t.id < v_before
+                  AND (v_templates IS NULL OR t.template_id = ANY (v_templates)) AND (v_states IS NULL OR t.state = ANY (v_states))
+                  AND NOT (p_open AND t.finished_at IS NOT NULL) AND tasker.is_listed(t, p_filter)
+                ORDER BY t.id DESC LIMIT p_limit);
+        END IF;
+        next := CASE WHEN cardinality(ids) = p_limit THEN ids[p_limit] END;
+        RETURN;
     END IF;
+    LOOP
+        v_from := (SELECT t.id FROM tasker.tasks t WHERE t.id >= v_first AND t.id < v_before ORDER BY t.id DESC OFFSET 1999 LIMIT 1);
+        ids := ids || ARRAY(
+            SELECT t.id FROM tasker.tasks t
+            WHERE t.id >= coalesce(v_from, v_first) AND t.id < v_before
+              AND (v_templates IS NULL OR t.template_id = ANY (v_templates)) AND (v_states IS NULL OR t.state = ANY (v_states))
+              AND NOT (p_open AND t.finished_at IS NOT NULL) AND tasker.is_listed(t, p_filter)
+            ORDER BY t.id DESC LIMIT p_limit - cardinality(ids));
+        next := CASE WHEN cardinality(ids) = p_limit THEN ids[p_limit] ELSE v_from END;
+        EXIT WHEN cardinality(ids) = p_limit OR v_from IS NULL OR clock_timestamp() >= v_until;
+        v_before := v_from;
+    END LOOP;
 END
 $$;
 
-CREATE FUNCTION tasker.list_tasks(p_filter jsonb, p_limit int) RETURNS SETOF jsonb
-LANGUAGE sql STABLE BEGIN ATOMIC
-    SELECT tasker.listed(t) FROM tasker.find_tasks(p_filter, p_limit) AS t;
-END;
-
--- The ids of those that it lets through.
-CREATE FUNCTION tasker.matching_tasks(p_filter jsonb, p_limit int, p_open boolean) RETURNS SETOF uuid
-LANGUAGE sql STABLE BEGIN ATOMIC
-    SELECT t.id FROM tasker.find_tasks(p_filter, p_limit, p_open) AS t;
-END;
+-- The same as a list has them.
+CREATE FUNCTION tasker.list_tasks(p_filter jsonb, p_limit int, p_patience interval, OUT tasks jsonb, OUT next uuid)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_ids uuid[];
+BEGIN
+    SELECT f.ids, f.next INTO v_ids, next FROM tasker.find_tasks(p_filter, p_limit, false, p_patience) AS f;
+    tasks := to_jsonb(ARRAY(
+        SELECT tasker.listed(t) FROM unnest(v_ids) AS i(id) CROSS JOIN LATERAL (SELECT * FROM tasker.tasks WHERE id = i.id OFFSET 0) AS t ORDER BY t.id DESC));
+END
+$$;
 
 -- The stored states of many tasks at once, for those who wait for them.
 CREATE FUNCTION tasker.task_states(p_tasks uuid[]) RETURNS TABLE (id uuid, state text)

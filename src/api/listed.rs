@@ -65,6 +65,11 @@ impl Listed {
         Ok(Listed { items, next })
     }
 
+    /// A page after which the list goes on at `next`.
+    pub(super) fn continued(items: Vec<Value>, next: Option<String>) -> Listed {
+        Listed { items, next }
+    }
+
     /// A page of at most `limit`; `field` of its last entry is where the next one begins.
     pub(super) fn page(items: Vec<Value>, limit: i32, field: &str) -> Listed {
         match i32::try_from(items.len()).is_ok_and(|found| found < limit) {

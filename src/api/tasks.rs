@@ -204,8 +204,8 @@ impl Filter {
     ReadRefused))]
 pub(super) async fn list(State(api): State<Api>, _: Reader, Asked(asked): Asked<Filter>) -> Outcome<Json<Listed>> {
     let limit = limit(asked.limit)?;
-    let tasks = read::list_tasks(&api.db, &asked.tasks()?, limit).await?;
-    Ok(Json(Listed::page(tasks, limit, "id")))
+    let page = read::page_of_tasks(&api.db, &asked.tasks()?, limit).await?;
+    Ok(Json(Listed::continued(page.tasks, page.next.map(|id| id.to_string()))))
 }
 
 /// Show a task

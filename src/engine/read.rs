@@ -84,23 +84,50 @@ pub async fn read_results(db: &Db, task: Uuid, before: Option<i16>, names: &[Str
 
 /// At most `limit` tasks, the newest first.
 pub async fn list_tasks(db: &Db, filter: &TaskFilter, limit: i32) -> Result<Vec<Value>> {
-    let query = sqlx::query_scalar("SELECT tasker.list_tasks($1, $2)").bind(Json(filter));
-    Ok(query.bind(limit).fetch_all(db.pool()).await?)
+    let mut filter = filter.clone();
+    let mut found = Vec::new();
+    loop {
+        let page = page_of_tasks(db, &filter, limit - found.len() as i32).await?;
+        found.extend(page.tasks);
+        filter.before = page.next;
+        if filter.before.is_none() || found.len() >= limit as usize {
+            return Ok(found);
+        }
+    }
+}
+
+/// Part of a list of tasks.
+#[derive(Debug)]
+pub struct TaskPage {
+    /// The newest first; fewer than were asked for, or none, where many had to be looked at.
+    pub tasks: Vec<Value>,
+    /// [`TaskFilter::before`] of the next page; None: this is the last.
+    pub next: Option<Uuid>,
+}
+
+/// How long one page of tasks is looked for; what one list takes, however many tasks there are.
+const PATIENCE: Duration = Duration::from_millis(50);
+
+/// At most `limit` tasks, the newest first, of those that can be looked at in some 50 ms.
+pub async fn page_of_tasks(db: &Db, filter: &TaskFilter, limit: i32) -> Result<TaskPage> {
+    let query = sqlx::query_as("SELECT tasks, next FROM tasker.list_tasks($1, $2, $3)").bind(Json(filter));
+    let (Json(tasks), next) = query.bind(limit).bind(PATIENCE).fetch_one(db.pool()).await?;
+    Ok(TaskPage { tasks, next })
 }
 
 /// How many ids [`matching_tasks`] reads at once.
-const IDS: usize = 10_000;
+const IDS: i32 = 10_000;
 
 /// The ids of all tasks that `filter` lets through, the newest first: what an action on it would concern. `open`: of those that have not ended.
 pub async fn matching_tasks(db: &Db, filter: &TaskFilter, open: bool) -> Result<Vec<Uuid>> {
     let mut filter = filter.clone();
     let mut found: Vec<Uuid> = Vec::new();
     loop {
-        let query = sqlx::query_scalar("SELECT tasker.matching_tasks($1, $2, $3)").bind(Json(&filter));
-        let page: Vec<Uuid> = query.bind(IDS as i32).bind(open).fetch_all(db.pool()).await?;
-        filter.before = page.last().copied();
+        let query = sqlx::query_as("SELECT ids, next FROM tasker.find_tasks($1, $2, $3, $4)").bind(Json(&filter));
+        let (page, next): (Vec<Uuid>, Option<Uuid>) = query.bind(IDS).bind(open).bind(PATIENCE).fetch_one(db.pool()).await?;
         found.extend(&page);
-        if page.len() < IDS {
+        filter.before = next;
+        if next.is_none() {
             return Ok(found);
         }
     }

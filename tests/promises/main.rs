@@ -36,6 +36,7 @@ mod kind_properties;
 mod large;
 mod leases;
 mod limits;
+mod lists;
 mod many_namespaces;
 mod marks;
 mod metrics;

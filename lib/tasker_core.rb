@@ -26,6 +26,7 @@ require_relative "tasker_core/bulk"
 require_relative "tasker_core/orchestrator"
 require_relative "tasker_core/worker"
 require_relative "tasker_core/local"
+require_relative "tasker_core/web"
 require_relative "tasker_core/railtie" if defined?(Rails::Railtie)
 
 # Workflows for Ruby, on nothing but PostgreSQL.

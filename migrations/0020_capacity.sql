@@ -8,6 +8,17 @@ CREATE TABLE tasker.traffic (
     PRIMARY KEY (at, namespace_id)
 );
 
+-- What workers did in each namespace, every minute, for two hours: the sum of their activity.
+CREATE TABLE tasker.minutes (
+    at           timestamptz,
+    namespace_id int REFERENCES tasker.namespaces,
+    completed    bigint NOT NULL,
+    failed       bigint NOT NULL,
+    -- for how long handlers had them, in seconds
+    seconds      float8 NOT NULL,
+    PRIMARY KEY (at, namespace_id)
+);
+
 -- How many steps came in, for fifteen days: for what is usual at a time of day.
 CREATE TABLE tasker.arrivals (
     -- five minutes from here on
@@ -111,6 +122,8 @@ DECLARE
     v_now  timestamptz := date_bin('10 s', clock_timestamp(), 'epoch');
     v_ids  int[];
     v_last int;
+    -- the last that all workers have told of by now
+    v_minute timestamptz := date_bin('1 minute', v_now - interval '80 s', 'epoch');
 BEGIN
     IF NOT tasker.take_turn('tasker.turn_traffic') THEN
         RETURN NULL;
@@ -128,6 +141,10 @@ BEGIN
     SELECT date_bin('5 minutes', v_now, 'epoch'), n.id, 10 * tasker.arrival_rate(n.id, v_now) FROM tasker.namespaces n
     WHERE n.id = ANY (v_ids)
     ON CONFLICT (namespace_id, at) DO UPDATE SET steps = a.steps + excluded.steps;
+    INSERT INTO tasker.minutes (at, namespace_id, completed, failed, seconds)
+    SELECT v_minute, a.namespace_id, sum(a.completed), sum(a.failed), sum(a.seconds) FROM tasker.activity a
+    WHERE a.at >= v_minute AND a.at < v_minute + interval '1 minute' AND a.namespace_id = ANY (v_ids) GROUP BY a.namespace_id
+    ON CONFLICT DO NOTHING;
     UPDATE tasker.marks m SET room = d.room
     FROM (
         SELECT n.id, ceil(h.handlers + 0.2 * coalesce((
@@ -136,10 +153,24 @@ BEGIN
         FROM tasker.namespaces n CROSS JOIN LATERAL tasker.handlers(n.name) AS h WHERE n.id = ANY (v_ids)) AS d
     WHERE m.namespace_id = d.id AND m.room IS DISTINCT FROM d.room;
     DELETE FROM tasker.traffic t WHERE t.at < v_now - interval '20 minutes';
+    DELETE FROM tasker.minutes i WHERE i.at < v_now - interval '2 hours';
     DELETE FROM tasker.arrivals a WHERE a.at < v_now - interval '15 days';
     RETURN v_last;
 END
 $$;
+
+-- What was done in each of the last p_minutes minutes, the oldest first, in a namespace (null: in all): {at, completed, failed, seconds}. The newest minute
+-- or two are not in it yet.
+CREATE FUNCTION tasker.read_minutes(p_minutes int, p_namespace text) RETURNS SETOF jsonb
+LANGUAGE sql STABLE BEGIN ATOMIC
+    SELECT jsonb_build_object('at', i.at, 'completed', coalesce(d.completed, 0), 'failed', coalesce(d.failed, 0), 'seconds', coalesce(d.seconds, 0))
+    FROM date_bin('1 minute', clock_timestamp() - interval '80 s', 'epoch') AS last
+    CROSS JOIN LATERAL generate_series(last - (p_minutes - 1) * interval '1 minute', last, '1 minute') AS i(at)
+    CROSS JOIN LATERAL (
+        SELECT sum(m.completed) AS completed, sum(m.failed) AS failed, sum(m.seconds) AS seconds FROM tasker.minutes m
+        WHERE m.at = i.at AND (p_namespace IS NULL OR m.namespace_id = (SELECT n.id FROM tasker.namespaces n WHERE n.name = p_namespace))) AS d
+    ORDER BY i.at;
+END;
 
 -- A guess at how many steps will come in a second, p_ahead from p_now, when it is p_rate now; from how many days it knows what is usual then.
 --   trend  the slope of the last half hour (least squares), continued; to no less than half, and no more than twice of what it is

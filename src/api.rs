@@ -2,19 +2,20 @@
 //!
 //! `docs/api.md` is its guide, and [`document`] its OpenAPI 3.1 document, made from the handlers.
 
-mod access;
+pub(crate) mod access;
 mod audit;
 mod configuration;
-mod dead_letters;
+pub(crate) mod dead_letters;
 mod etag;
-mod extract;
+pub(crate) mod extract;
 mod fleet;
 mod listed;
 mod openapi;
-mod problem;
+pub(crate) mod problem;
 mod schedules;
-mod signals;
-mod steering;
+pub(crate) mod signals;
+mod statistics;
+pub(crate) mod steering;
 mod tasks;
 mod templates;
 mod tokens;
@@ -37,6 +38,7 @@ use crate::config::distributed::ConfigurationCoordinator;
 pub use crate::config::ApiConfig;
 use crate::db::Db;
 use crate::engine::submit::Submitter;
+pub use access::SignedIn;
 use problem::Problem;
 use waiting::Waiting;
 
@@ -46,7 +48,7 @@ const MAX_BODY_BYTES: usize = 4 << 20;
 /// What the API works with.
 #[derive(Debug, Clone)]
 pub struct Api {
-    db: Db,
+    pub(crate) db: Db,
     submitter: Submitter,
     coordinator: Arc<dyn ConfigurationCoordinator>,
     trusts_loopback: bool,
@@ -94,6 +96,7 @@ fn routes() -> OpenApiRouter<Api> {
     let tasks = OpenApiRouter::new()
         .routes(routes!(tasks::create, tasks::list))
         .routes(routes!(tasks::show))
+        .routes(routes!(tasks::reasons))
         .routes(routes!(tasks::wait))
         .routes(routes!(tasks::result))
         .routes(routes!(tasks::children))
@@ -136,7 +139,8 @@ fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(fleet::limits))
         .routes(routes!(fleet::reset))
         .routes(routes!(fleet::pauses, fleet::pause))
-        .routes(routes!(fleet::resume));
+        .routes(routes!(fleet::resume))
+        .routes(routes!(statistics::minutes));
     let settings = OpenApiRouter::new()
         .routes(routes!(configuration::drift))
         .routes(routes!(configuration::set))

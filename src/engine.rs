@@ -26,6 +26,7 @@ pub mod namespaces;
 pub mod pauses;
 pub mod payload;
 pub mod read;
+pub mod reasons;
 pub mod reconcile;
 pub mod register;
 pub(crate) mod repair;

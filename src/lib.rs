@@ -79,6 +79,7 @@ pub mod schedule;
 mod span;
 pub mod telemetry;
 pub mod template;
+pub mod web;
 pub mod worker;
 
 pub use db::{Db, PoolUse, Repaired, PLANS};

@@ -1,10 +1,13 @@
 //! Who asks, and what they may do.
+//!
+//! A program says who it is in each request, by its token. A browser, the host itself and an application that has signed somebody in say so in all requests,
+//! also in those that a page of another site has made: of these, one that changes something must come from a page of our own.
 
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 
 use axum::extract::{ConnectInfo, FromRequestParts};
-use axum::http::header::{AUTHORIZATION, FORWARDED, HOST, ORIGIN};
+use axum::http::header::{self, AUTHORIZATION, FORWARDED, HOST, ORIGIN};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, Uri};
 
@@ -17,18 +20,31 @@ use crate::engine::tokens::{find_holder, Holder, Role, PREFIX};
 
 /// Who asks.
 #[derive(Debug, Clone)]
-pub(super) struct Caller {
+pub(crate) struct Caller {
     holder: Holder,
     address: Option<IpAddr>,
+    via: &'static str,
 }
 
-/// An extractor: who asks, refused where they may do less than the role that is [`Role::ALL`]'s with this number.
-pub(super) struct As<const ROLE: usize>(pub(super) Caller);
+/// Who asks, as an application says that has taken the request and signed them in: an extension of the request.
+#[derive(Debug, Clone)]
+pub struct SignedIn {
+    /// As the record of changes has them.
+    pub name: String,
+    /// What they may do.
+    pub role: Role,
+}
 
-pub(super) type Submitter = As<{ Role::Submitter as usize }>;
-pub(super) type Reader = As<{ Role::Reader as usize }>;
-pub(super) type Operator = As<{ Role::Operator as usize }>;
-pub(super) type Admin = As<{ Role::Admin as usize }>;
+/// The cookie in which a browser keeps its token.
+pub(crate) const COOKIE: &str = "tasker_token";
+
+/// An extractor: who asks, refused where they may do less than the role that is [`Role::ALL`]'s with this number.
+pub(crate) struct As<const ROLE: usize>(pub(crate) Caller);
+
+pub(crate) type Submitter = As<{ Role::Submitter as usize }>;
+pub(crate) type Reader = As<{ Role::Reader as usize }>;
+pub(crate) type Operator = As<{ Role::Operator as usize }>;
+pub(crate) type Admin = As<{ Role::Admin as usize }>;
 
 impl<const ROLE: usize> FromRequestParts<Api> for As<ROLE> {
     type Rejection = Problem;
@@ -41,40 +57,62 @@ impl<const ROLE: usize> FromRequestParts<Api> for As<ROLE> {
 }
 
 impl Caller {
-    async fn of(parts: &Parts, api: &Api) -> Outcome<Caller> {
+    /// Who has made a request. Errors: nobody that is known, or one that changes something and may be another site's.
+    pub(crate) async fn of(parts: &Parts, api: &Api) -> Outcome<Caller> {
         let address = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|client| client.0.ip());
         check_url(&parts.uri)?;
-        let unknown = || {
-            Problem::new(
-                StatusCode::UNAUTHORIZED,
-                "expected a header Authorization: Bearer TOKEN, with a token that counts (tasker token create)",
-            )
+        let holder = match parts.headers.get(AUTHORIZATION) {
+            Some(given) => {
+                let token = given.to_str().ok().and_then(|given| given.strip_prefix("Bearer "));
+                api.holder(token.unwrap_or_default()).await?
+            }
+            None => {
+                let holder = Caller::signed_in(parts, api, address).await?;
+                check_origin(parts)?;
+                holder
+            }
         };
-        let Some(given) = parts.headers.get(AUTHORIZATION) else {
-            let is_local = api.trusts_loopback && is_of_this_host(&parts.headers, address);
-            return if is_local { Ok(Caller::local(address)) } else { Err(unknown()) };
-        };
-        let token = given
-            .to_str()
-            .ok()
-            .and_then(|given| given.strip_prefix("Bearer "))
-            .ok_or_else(unknown)?;
-        let holder = find_holder(&api.db, token.trim()).await?.ok_or_else(unknown)?;
-        api.rates.check_key(&holder.name).map_err(|_| Problem::too_many(&holder.name))?;
-        Ok(Caller { holder, address })
+        Ok(Caller {
+            holder,
+            address,
+            via: "api",
+        })
     }
 
-    fn local(address: Option<IpAddr>) -> Caller {
-        let holder = Holder {
-            name: "local".into(),
-            role: Role::Admin,
+    /// Who asks without saying so in this very request.
+    async fn signed_in(parts: &Parts, api: &Api, address: Option<IpAddr>) -> Outcome<Holder> {
+        let of = |name: &str, role| Holder {
+            name: name.into(),
+            role,
             namespaces: None,
         };
-        Caller { holder, address }
+        if let Some(somebody) = parts.extensions.get::<SignedIn>() {
+            return Ok(of(&somebody.name, somebody.role));
+        }
+        if let Some(token) = cookie(&parts.headers) {
+            return api.holder(token).await;
+        }
+        match api.trusts_loopback && is_of_this_host(&parts.headers, address) {
+            true => Ok(of("local", Role::Admin)),
+            false => Err(Problem::unauthorized()),
+        }
     }
 
-    fn has_role(&self, role: Role) -> Outcome<()> {
-        match self.holder.role >= role {
+    /// The same, on a page.
+    pub(crate) fn on_a_page(self) -> Caller {
+        Caller { via: "web", ..self }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.holder.name
+    }
+
+    pub(crate) fn may(&self, role: Role) -> bool {
+        self.holder.role >= role
+    }
+
+    pub(crate) fn has_role(&self, role: Role) -> Outcome<()> {
+        match self.may(role) {
             true => Ok(()),
             false => Err(self.forbidden(&format!("is of the role {}: this takes {}", self.holder.role.name(), role.name()))),
         }
@@ -125,7 +163,7 @@ impl Caller {
     ) -> Outcome<T> {
         let change = Change {
             who: &self.holder.name,
-            via: "api",
+            via: self.via,
             address: self.address,
             ..change
         };
@@ -137,6 +175,39 @@ impl Caller {
         };
         audit::end(&api.db, number, error, object.as_deref()).await?;
         done
+    }
+}
+
+impl Api {
+    /// Whose token this is. Errors: nobody's that counts, or one that asks too often.
+    pub(crate) async fn holder(&self, token: &str) -> Outcome<Holder> {
+        let holder = find_holder(&self.db, token.trim()).await?.ok_or_else(Problem::unauthorized)?;
+        self.rates.check_key(&holder.name).map_err(|_| Problem::too_many(&holder.name))?;
+        Ok(holder)
+    }
+}
+
+fn cookie(headers: &HeaderMap) -> Option<&str> {
+    let cookies = headers.get_all(header::COOKIE).iter().filter_map(|cookies| cookies.to_str().ok());
+    let (_, token) = cookies
+        .flat_map(|cookies| cookies.split(';'))
+        .filter_map(|cookie| cookie.trim().split_once('='))
+        .find(|(name, _)| *name == COOKIE)?;
+    Some(token)
+}
+
+/// Refuses what a page of another site may have made a browser ask (<https://developer.mozilla.org/docs/Web/HTTP/Headers/Sec-Fetch-Site>; browsers that do
+/// not say it name the site).
+fn check_origin(parts: &Parts) -> Outcome<()> {
+    let text = |name| parts.headers.get(name).map(|value| value.to_str().unwrap_or_default());
+    let is_own = match (text("sec-fetch-site"), text("origin")) {
+        (Some(site), _) => matches!(site, "same-origin" | "none"),
+        (None, Some(origin)) => origin.split_once("://").is_some_and(|(_, host)| Some(host) == text("host")),
+        (None, None) => true,
+    };
+    match is_own || parts.method.is_safe() {
+        true => Ok(()),
+        false => Err(Problem::new(StatusCode::FORBIDDEN, "this was asked by a page of another site")),
     }
 }
 

@@ -20,7 +20,7 @@ use crate::engine::dead_letters::{self, Filter, Replay};
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub(super) struct LettersAsked {
+pub(crate) struct LettersAsked {
     namespace: Option<String>,
     /// The template's name
     template: Option<String>,
@@ -115,7 +115,7 @@ pub(super) async fn show(State(api): State<Api>, _: Reader, Part((namespace, num
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({ "ids": ["fulfillment/7"], "why": "the bank answers again" }))]
-pub(super) struct Letters {
+pub(crate) struct Letters {
     /// Each namespace/number
     #[schema(min_items = 1, max_items = 1000)]
     ids: Vec<String>,
@@ -126,7 +126,7 @@ pub(super) struct Letters {
 /// Those to which it was done
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({ "ids": ["fulfillment/7"] }))]
-pub(super) struct LettersDone {
+pub(crate) struct LettersDone {
     /// The others are not there any more, their tasks have ended, or they are no step's
     ids: Vec<String>,
 }
@@ -158,7 +158,7 @@ async fn act(
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({ "ids": ["fulfillment/7"], "why": "the bank answers again" }))]
-pub(super) struct ReplayLetters {
+pub(crate) struct ReplayLetters {
     /// Each namespace/number
     #[schema(min_items = 1, max_items = 1000)]
     ids: Vec<String>,
@@ -179,7 +179,7 @@ pub(super) struct ReplayLetters {
 /// Their steps start over. It takes the role operator.
 #[utoipa::path(post, path = "/dead-letters/replay", tag = "dead letters", request_body = ReplayLetters, responses(
     (status = 200, description = "Those that were replayed", body = LettersDone, example = json!({ "ids": ["fulfillment/7"] })), ChangeRefused))]
-pub(super) async fn replay(State(api): State<Api>, As(caller): Operator, Body(given): Body<ReplayLetters>) -> Outcome<Json<LettersDone>> {
+pub(crate) async fn replay(State(api): State<Api>, As(caller): Operator, Body(given): Body<ReplayLetters>) -> Outcome<Json<LettersDone>> {
     let how = Replay {
         input: given.input,
         max_attempts: given.max_attempts,
@@ -198,7 +198,7 @@ pub(super) async fn replay(State(api): State<Api>, As(caller): Operator, Body(gi
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({ "ids": ["fulfillment/7"], "result": { "charged": true }, "why": "charged by hand" }))]
-pub(super) struct Resolve {
+pub(crate) struct Resolve {
     /// Each namespace/number
     #[schema(min_items = 1, max_items = 1000)]
     ids: Vec<String>,
@@ -213,7 +213,7 @@ pub(super) struct Resolve {
 /// Their steps are complete with a result that is given; their tasks go on. It takes the role operator.
 #[utoipa::path(post, path = "/dead-letters/resolve", tag = "dead letters", request_body = Resolve, responses(
     (status = 200, description = "Those that were resolved", body = LettersDone, example = json!({ "ids": ["fulfillment/7"] })), ChangeRefused))]
-pub(super) async fn resolve(State(api): State<Api>, As(caller): Operator, Body(given): Body<Resolve>) -> Outcome<Json<LettersDone>> {
+pub(crate) async fn resolve(State(api): State<Api>, As(caller): Operator, Body(given): Body<Resolve>) -> Outcome<Json<LettersDone>> {
     let letters = Letters {
         ids: given.ids,
         why: given.why,
@@ -228,7 +228,7 @@ pub(super) async fn resolve(State(api): State<Api>, As(caller): Operator, Body(g
 /// Their steps end without a result; their tasks go on. It takes the role operator.
 #[utoipa::path(post, path = "/dead-letters/skip", tag = "dead letters", request_body = Letters, responses(
     (status = 200, description = "Those that were skipped", body = LettersDone, example = json!({ "ids": ["fulfillment/7"] })), ChangeRefused))]
-pub(super) async fn skip(State(api): State<Api>, As(caller): Operator, Body(letters): Body<Letters>) -> Outcome<Json<LettersDone>> {
+pub(crate) async fn skip(State(api): State<Api>, As(caller): Operator, Body(letters): Body<Letters>) -> Outcome<Json<LettersDone>> {
     let by = caller.by(letters.why.as_deref());
     let skip = async { Ok(dead_letters::settle(&api.db, &letters.ids, None, &by).await?) };
     act(&api, &caller, &letters, "dead_letters.skip", skip).await
@@ -239,7 +239,7 @@ pub(super) async fn skip(State(api): State<Api>, As(caller): Operator, Body(lett
 /// They are deleted, after being recorded whole; tasks that they blocked have failed. A reason is expected (`why`). It takes the role operator.
 #[utoipa::path(post, path = "/dead-letters/discard", tag = "dead letters", request_body = Letters, responses(
     (status = 200, description = "Those that were discarded", body = LettersDone, example = json!({ "ids": ["fulfillment/7"] })), ChangeRefused))]
-pub(super) async fn discard(State(api): State<Api>, As(caller): Operator, Body(letters): Body<Letters>) -> Outcome<Json<LettersDone>> {
+pub(crate) async fn discard(State(api): State<Api>, As(caller): Operator, Body(letters): Body<Letters>) -> Outcome<Json<LettersDone>> {
     if letters.why.is_none() {
         return Err(Problem::invalid("a dead letter is discarded for a reason: expected why"));
     }

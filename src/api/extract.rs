@@ -11,17 +11,17 @@ use super::problem::{Outcome, Problem};
 use crate::engine::payload::has_nul;
 
 /// The body: JSON. None at all is `{}`.
-pub(super) struct Body<T>(pub(super) T);
+pub(crate) struct Body<T>(pub(crate) T);
 
 /// A part of the path.
 #[derive(FromRequestParts)]
 #[from_request(via(Path), rejection(Problem))]
-pub(super) struct Part<T>(pub(super) T);
+pub(crate) struct Part<T>(pub(crate) T);
 
 /// The query.
 #[derive(FromRequestParts)]
 #[from_request(via(Query), rejection(Problem))]
-pub(super) struct Asked<T>(pub(super) T);
+pub(crate) struct Asked<T>(pub(crate) T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = Problem;

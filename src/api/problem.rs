@@ -21,11 +21,11 @@ const MEDIA_TYPE: &str = "application/problem+json";
 const AWAY: &str = "the database is away, or cannot be worked with: the server's log says why";
 
 /// What a handler comes to.
-pub(super) type Outcome<T> = Result<T, Problem>;
+pub(crate) type Outcome<T> = Result<T, Problem>;
 
 /// Why a request was refused (RFC 9457).
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct Problem {
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(crate) struct Problem {
     /// Always `about:blank`: the status says what kind of problem it is
     r#type: &'static str,
     /// The status in words
@@ -43,7 +43,7 @@ pub(super) struct Problem {
 }
 
 impl Problem {
-    pub(super) fn new(status: StatusCode, detail: impl Into<String>) -> Problem {
+    pub(crate) fn new(status: StatusCode, detail: impl Into<String>) -> Problem {
         Problem {
             r#type: "about:blank",
             title: status.canonical_reason().unwrap_or("Error"),
@@ -54,20 +54,28 @@ impl Problem {
         }
     }
 
-    pub(super) fn not_found(detail: impl Into<String>) -> Problem {
+    pub(crate) fn not_found(detail: impl Into<String>) -> Problem {
         Problem::new(StatusCode::NOT_FOUND, detail)
     }
 
-    pub(super) fn bad_request(detail: impl Into<String>) -> Problem {
+    pub(crate) fn bad_request(detail: impl Into<String>) -> Problem {
         Problem::new(StatusCode::BAD_REQUEST, detail)
     }
 
-    pub(super) fn invalid(detail: impl Into<String>) -> Problem {
+    pub(crate) fn invalid(detail: impl Into<String>) -> Problem {
         Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
     }
 
+    /// Nobody that is known.
+    pub(crate) fn unauthorized() -> Problem {
+        Problem::new(
+            StatusCode::UNAUTHORIZED,
+            "expected a header Authorization: Bearer TOKEN, with a token that counts (tasker token create)",
+        )
+    }
+
     /// More than a token's rate.
-    pub(super) fn too_many(token: &str) -> Problem {
+    pub(crate) fn too_many(token: &str) -> Problem {
         Problem {
             retry_after: Some(1),
             ..Problem::new(
@@ -77,7 +85,11 @@ impl Problem {
         }
     }
 
-    pub(super) fn detail(&self) -> &str {
+    pub(crate) fn status(&self) -> StatusCode {
+        StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+
+    pub(crate) fn detail(&self) -> &str {
         &self.detail
     }
 }
@@ -137,9 +149,10 @@ impl From<QueryRejection> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let retry_after = self.retry_after;
-        let mut response = (status, Json(self)).into_response();
+        let (status, retry_after) = (self.status(), self.retry_after);
+        let mut response = (status, Json(&self)).into_response();
+        // Pages say the same in their way.
+        response.extensions_mut().insert(self);
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
         if status == StatusCode::UNAUTHORIZED {
@@ -153,10 +166,10 @@ impl IntoResponse for Problem {
 }
 
 /// How a request that reads is refused.
-pub(super) enum ReadRefused {}
+pub(crate) enum ReadRefused {}
 
 /// How a request that changes something is refused.
-pub(super) enum ChangeRefused {}
+pub(crate) enum ChangeRefused {}
 
 /// (status, what is wrong, an example of its detail)
 type Refusal = (u16, &'static str, &'static str);

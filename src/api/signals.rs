@@ -23,7 +23,7 @@ use crate::engine::signals::{self, Addressee, Signal, SignalFilter, WaitFilter};
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({ "name": "approval", "task": "0195f1c2-7d6a-7c3e-9f53-6b8f3f0c1a2b", "payload": { "approved": true }, "id": "approval-42" }))]
-pub(super) struct NewSignal {
+pub(crate) struct NewSignal {
     /// What the step waits for
     name: String,
     /// To this task; or
@@ -44,7 +44,7 @@ pub(super) struct NewSignal {
 
 /// What became of it
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct SentSignal {
+pub(crate) struct SentSignal {
     /// awaited (a step waits for it now), kept (none does yet), duplicate (its id is known), or late (its task has ended)
     outcome: String,
     /// What looks like a mistake
@@ -57,7 +57,7 @@ pub(super) struct SentSignal {
 #[utoipa::path(post, path = "/signals", tag = "signals", request_body = NewSignal, responses(
     (status = 202, description = "What becomes of it", body = SentSignal, example = json!({ "outcome": "awaited", "note": null })),
     ChangeRefused))]
-pub(super) async fn send(
+pub(crate) async fn send(
     State(api): State<Api>,
     As(caller): Submitter,
     Body(given): Body<NewSignal>,

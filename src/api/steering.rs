@@ -23,7 +23,7 @@ use crate::template::Priority;
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({ "why": "ordered twice" }))]
-pub(super) struct Reason {
+pub(crate) struct Reason {
     /// For those who read the record
     pub(super) why: Option<String>,
 }
@@ -31,7 +31,7 @@ pub(super) struct Reason {
 /// Whether anything was done
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({ "done": true }))]
-pub(super) struct Done {
+pub(crate) struct Done {
     /// False: there was nothing to do, since it had ended, or was so already
     pub(super) done: bool,
 }
@@ -54,7 +54,7 @@ async fn act(api: &Api, caller: &Caller, id: Uuid, verb: &'static str, why: Opti
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({ "undo": false, "why": "ordered twice" }))]
-pub(super) struct Cancel {
+pub(crate) struct Cancel {
     /// Whether what it did is undone, too, also where it has ended
     #[serde(default)]
     undo: bool,
@@ -67,7 +67,7 @@ pub(super) struct Cancel {
 /// With those that are its steps, unless it has ended. A running handler learns of it at its next heartbeat. It takes the role operator.
 #[utoipa::path(post, path = "/tasks/{id}/cancel", tag = "tasks", params(("id" = Uuid, Path, description = "The task's id")), request_body = Cancel,
     responses((status = 200, description = "Whether this call cancelled it", body = Done, example = json!({ "done": true })), ChangeRefused))]
-pub(super) async fn cancel(
+pub(crate) async fn cancel(
     State(api): State<Api>,
     As(caller): Operator,
     Part(id): Part<Uuid>,
@@ -82,7 +82,7 @@ pub(super) async fn cancel(
 /// With those that are its steps: what runs ends, and nothing new begins. It takes the role operator.
 #[utoipa::path(post, path = "/tasks/{id}/pause", tag = "tasks", params(("id" = Uuid, Path, description = "The task's id")), request_body = Reason,
     responses((status = 200, description = "Whether this call paused it", body = Done, example = json!({ "done": true })), ChangeRefused))]
-pub(super) async fn pause(
+pub(crate) async fn pause(
     State(api): State<Api>,
     As(caller): Operator,
     Part(id): Part<Uuid>,
@@ -97,7 +97,7 @@ pub(super) async fn pause(
 /// It goes on where it was. It takes the role operator.
 #[utoipa::path(post, path = "/tasks/{id}/resume", tag = "tasks", params(("id" = Uuid, Path, description = "The task's id")), request_body = Reason,
     responses((status = 200, description = "Whether it was paused", body = Done, example = json!({ "done": true })), ChangeRefused))]
-pub(super) async fn resume(
+pub(crate) async fn resume(
     State(api): State<Api>,
     As(caller): Operator,
     Part(id): Part<Uuid>,
@@ -110,7 +110,7 @@ pub(super) async fn resume(
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({ "why": "the address is right now" }))]
-pub(super) struct ReplayTask {
+pub(crate) struct ReplayTask {
     /// In place of the task's input
     #[schema(value_type = Option<Object>)]
     input: Option<Value>,
@@ -126,7 +126,7 @@ pub(super) struct ReplayTask {
 /// Its dead steps start over, with all their attempts. It takes the role operator.
 #[utoipa::path(post, path = "/tasks/{id}/replay", tag = "tasks", params(("id" = Uuid, Path, description = "The task's id")), request_body = ReplayTask,
     responses((status = 200, description = "Whether it had dead steps", body = Done, example = json!({ "done": true })), ChangeRefused))]
-pub(super) async fn replay(
+pub(crate) async fn replay(
     State(api): State<Api>,
     As(caller): Operator,
     Part(id): Part<Uuid>,
@@ -147,7 +147,7 @@ pub(super) async fn replay(
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({ "priority": "urgent", "why": "the customer is waiting" }))]
-pub(super) struct Prioritize {
+pub(crate) struct Prioritize {
     #[schema(value_type = String, pattern = "^(low|normal|high|urgent)$")]
     priority: Priority,
     /// For those who read the record
@@ -160,7 +160,7 @@ pub(super) struct Prioritize {
 #[utoipa::path(post, path = "/tasks/{id}/prioritize", tag = "tasks", params(("id" = Uuid, Path, description = "The task's id")),
     request_body = Prioritize,
     responses((status = 200, description = "Whether it had another", body = Done, example = json!({ "done": true })), ChangeRefused))]
-pub(super) async fn prioritize(
+pub(crate) async fn prioritize(
     State(api): State<Api>,
     As(caller): Operator,
     Part(id): Part<Uuid>,
@@ -174,7 +174,7 @@ pub(super) async fn prioritize(
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({ "from": "charge", "why": "the card was changed" }))]
-pub(super) struct Fork {
+pub(crate) struct Fork {
     /// The step from which on it runs again; none: all
     from: Option<String>,
     /// In place of the task's input
@@ -186,7 +186,7 @@ pub(super) struct Fork {
 
 /// The task that came of it
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct Forked {
+pub(crate) struct Forked {
     id: Uuid,
 }
 
@@ -197,7 +197,7 @@ pub(super) struct Forked {
 #[utoipa::path(post, path = "/tasks/{id}/fork", tag = "tasks", params(("id" = Uuid, Path, description = "The task's id")), request_body = Fork, responses(
     (status = 201, description = "The new task", body = Forked, example = json!({ "id": "0195f1c2-7d6a-7c3e-9f53-6b8f3f0c1a2c" })),
     ChangeRefused))]
-pub(super) async fn fork(
+pub(crate) async fn fork(
     State(api): State<Api>,
     As(caller): Operator,
     Part(id): Part<Uuid>,

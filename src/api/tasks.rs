@@ -22,6 +22,7 @@ use crate::engine::audit::Change;
 use crate::engine::children::{read_children, Page};
 use crate::engine::memories::read_values;
 use crate::engine::read::{self, TaskFilter};
+use crate::engine::reasons::explain;
 use crate::engine::submit::{self, Submitted};
 use crate::template::{Priority, Unique};
 
@@ -219,6 +220,20 @@ pub(super) async fn list(State(api): State<Api>, _: Reader, Asked(asked): Asked<
     ReadRefused))]
 pub(super) async fn show(State(api): State<Api>, _: Reader, Part(id): Part<Uuid>) -> Outcome<Json<Value>> {
     Ok(Json(read::read_task(&api.db, id).await?))
+}
+
+/// Show why a task does not run
+///
+/// A sentence on the task (`step` is null), and one on each of its steps that neither runs nor is complete: what it waits for, or what became of it. It takes
+/// the role reader.
+#[utoipa::path(get, path = "/tasks/{id}/reasons", tag = "tasks", params(("id" = Uuid, Path, description = "The task's id")), responses(
+    (status = 200, description = "The sentences", body = Listed, example = json!({ "items": [{
+        "step": "charge", "why": "It waits for a permit of the limit bank, 3rd in line; 5 of 5 are taken." }], "next": null })),
+    ReadRefused))]
+pub(super) async fn reasons(State(api): State<Api>, _: Reader, Part(id): Part<Uuid>) -> Outcome<Json<Listed>> {
+    let task = read::read_task(&api.db, id).await?;
+    let reasons = explain(&api.db, &task).await?;
+    Ok(Json(Listed::whole(reasons.iter().map(|reason| json!(reason)).collect())))
 }
 
 /// How long to wait

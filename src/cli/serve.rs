@@ -18,7 +18,7 @@ use crate::engine::member::Kind;
 use crate::error::{Error, Result};
 use crate::http::{Door, Server};
 use crate::orchestrator::Orchestrator;
-use crate::telemetry;
+use crate::{telemetry, web};
 
 #[derive(Args)]
 pub(super) struct Serve {
@@ -119,7 +119,7 @@ pub(super) async fn serve(db: Db, doors: Doors, local: Local) -> Result<i32> {
     let probed = doors.probes.start(orchestrator.health().clone());
     let apart = db.apart(settings.api.connections);
     let api = Api::new(&apart, coordinator, &settings.api);
-    let asked = doors.api.map(|door| door.open(api.router())).unwrap_or_default();
+    let asked = doors.api.map(|door| door.open(web::router(api))).unwrap_or_default();
 
     let given_up = tokio::select! {
         () = stopping.next() => None,

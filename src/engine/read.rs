@@ -161,6 +161,15 @@ pub async fn read_template(db: &Db, template: &str, version: Option<&str>) -> Re
         .await?)
 }
 
+/// What was done in each of the last `minutes` minutes, the oldest first, in a namespace or in all: how many steps were completed and how many attempts
+/// failed, and how many seconds handlers took. The newest minute or two are not in it yet.
+pub async fn read_minutes(db: &Db, minutes: i32, namespace: Option<&str>) -> Result<Vec<Value>> {
+    let query = sqlx::query_scalar("SELECT tasker.read_minutes($1, $2)")
+        .bind(minutes)
+        .bind(namespace);
+    Ok(query.fetch_all(db.pool()).await?)
+}
+
 /// What went wrong without anything being lost, by name, since the database was made.
 pub async fn counters(db: &Db) -> Result<Vec<(String, i64)>> {
     Ok(sqlx::query_as("SELECT name, value FROM tasker.counters ORDER BY name")

@@ -18,6 +18,7 @@ mod schedules;
 mod settings;
 mod signals;
 mod waiting;
+mod web;
 mod worker;
 
 use magnus::{function, prelude::*, Error, RModule, Ruby, Value};
@@ -57,6 +58,7 @@ fn init(ruby: &Ruby) -> Result<(), Error> {
     pauses::init(native)?;
     schedules::init(native)?;
     signals::init(native)?;
+    web::init(ruby, native)?;
     worker::init(ruby, native)
 }
 

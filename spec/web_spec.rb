@@ -1,0 +1,221 @@
+# frozen_string_literal: true
+
+require "net/http"
+require "spec_helper"
+require_relative "support/browser"
+
+RSpec.describe "the dashboard" do
+  include Browser
+
+  let(:server) { start("serve", "--listen", "127.0.0.1:0", TASKER__API__LISTEN: "127.0.0.1:0").wait_for(%r{answering /api/v1 address=(\S+)}) }
+  let(:address) { "http://#{server.output_so_far[%r{answering /api/v1 address=(\S+)}, 1]}" }
+  let(:browser) { browse(address) }
+  let(:gate) { Queue.new }
+  let(:checks) do
+    gate = self.gate
+    handler { |_step| gate.pop }
+  end
+  let(:charges) { handler { |step| step.context[:card] == "bad" ? raise(TaskerCore::PermanentError, "no <b>funds</b>") : { charged: 1 } } }
+  let(:order) do
+    check = checks
+    charge = charges
+    workflow do
+      step :check, check
+      step :charge, charge, after: :check
+    end
+  end
+
+  after { expect(end_browsers).to eq([]) }
+
+  def working
+    server
+    worker = TaskerCore::Worker.new(namespaces: [namespace], threads: 2).start
+    yield
+  ensure
+    worker&.stop(grace: 5)
+  end
+
+  def enqueue(input = {}, **options) = TaskerCore.enqueue(order, input, **options)
+
+  def blocked(count)
+    gate.close
+    tasks = Array.new(count) { enqueue({ card: "bad" }) }
+    expect(tasks.map { |task| task.wait(timeout: 120) }).to all(eq("blocked"))
+    tasks
+  end
+
+  def token(role) = succeed(*Processes::TASKER, "token", "create", "#{role}-#{SecureRandom.hex(4)}", "--role", role.to_s).strip
+
+  it "shows a task move while one looks, without being loaded again" do
+    working do
+      task = enqueue
+      browser.visit("/tasks/#{task.id}")
+      browser.execute_script("window.seen = true")
+      expect(browser).to have_css(".graph g", text: /check\s*in progress/i).and have_css(".why li", text: "charge: It waits for the step check")
+      gate.push({ checked: true })
+      expect(browser).to have_css(".facts dd", text: "complete").and have_no_css(".why")
+      expect(browser.evaluate_script("window.seen")).to be(true)
+      browser.find(".graph a", text: "charge").click
+      expect(browser).to have_css("section.step", text: "charged")
+    end
+  end
+
+  it "says why a step waits, and from which worker on" do
+    server
+    task = enqueue
+    browser.visit("/tasks/#{task.id}")
+    expect(browser).to have_css(".why li", text: "the namespace #{namespace} has no worker, and never had one")
+  end
+
+  it "finds tasks by what is asked for in the URL" do
+    server
+    tasks = Array.new(3) { |n| enqueue({}, key: "order-#{n}", tags: { customer: n.to_s }) }
+    tasks.last.cancel
+    browser.visit("/tasks")
+    browser.fill_in("Namespace", with: namespace)
+    browser.select("cancelled", from: "State")
+    browser.click_button("Find")
+    expect(browser).to have_css("tbody tr", count: 1, text: "order-2")
+    browser.visit("/tasks?namespace=#{namespace}&tag=customer%3D1")
+    expect(browser).to have_css("tbody tr", count: 1, text: "order-1")
+    browser.click_link(href: /#{tasks[1].id}/)
+    expect(browser).to have_css("h1", text: tasks[1].id)
+  end
+
+  it "replays the dead letters of an error together, and records who did it and why" do
+    working do
+      tasks = blocked(3)
+      browser.visit("/")
+      browser.click_link(text: /3 of #{order.template_name}/)
+      expect(browser).to have_css("tbody th", text: "no <b>funds</b>")
+      browser.find("summary", text: "Act on the chosen of these 3").click
+      browser.fill_in("Why, for those who read the record", with: "the bank says so")
+      browser.click_button("Replay")
+      expect(browser).to have_css("[role=status]", text: "start over")
+      expect(tasks.map { |task| task.wait(timeout: 120) }).to all(eq("blocked"))
+      browser.visit("/audit?who=local")
+      expect(browser).to have_css("tbody tr", text: /local web 127.0.0.1 dead_letters.replay the bank says so done/)
+    end
+  end
+
+  it "mends one order: its input is edited, and it goes on" do
+    working do
+      task = blocked(1).first
+      browser.visit("/tasks/#{task.id}")
+      expect(browser).to have_css(".why li", text: "charge: It is dead after 1 of")
+      browser.find("summary", text: "Replay").click
+      browser.fill_in("Its input", with: '{ "card": "good" }')
+      browser.click_button("Replay")
+      expect(browser).to have_css("[role=status]", text: "Its dead steps start over")
+      expect(browser).to have_css(".facts dd", text: "complete")
+      expect([task.wait(timeout: 120), task.results[:charge]]).to eq(["complete", { charged: 1 }])
+    end
+  end
+
+  it "says what is wrong with what somebody has written, and does nothing" do
+    working do
+      task = blocked(1).first
+      browser.visit("/tasks/#{task.id}")
+      browser.find("summary", text: "Replay").click
+      browser.fill_in("Its input", with: "{ card: good }")
+      browser.click_button("Replay")
+      expect(browser).to have_css("[role=alert]", text: "input: this is no JSON")
+      expect(task.status).to eq("blocked")
+    end
+  end
+
+  it "asks for an approval by the form of its schema" do
+    form = { type: "object", required: ["ok"], properties: { ok: { type: "boolean", title: "All right?" }, note: { type: "string" } } }
+    approves = workflow { wait :approval, signal: "approved", form: form, assignees: ["ada"] }
+    working do
+      task = TaskerCore.enqueue(approves, {})
+      sleep 0.01 until TaskerCore.waiting(namespace: namespace).any?
+      browser.visit("/approvals?namespace=#{namespace}&assignee=ada")
+      browser.find("tbody th a").click
+      browser.select("yes", from: "All right?", exact: false)
+      browser.fill_in("note", with: "</textarea><script>alert(1)</script>")
+      browser.click_button("Answer")
+      expect(browser).to have_css("[role=status]", text: "was sent")
+      expect(task.wait(timeout: 120)).to eq("complete")
+      expect(task.results[:approval]).to eq(ok: true, note: "</textarea><script>alert(1)</script>")
+    end
+  end
+
+  it "shows hostile names and payloads as text" do
+    server
+    hostile = "<script>document.title='stolen'</script>\u202Eevil\u0007"
+    task = enqueue({ note: hostile, long: "x" * 300_000 }, key: hostile, tags: { hostile: "\"><img src=x onerror=alert(1)>" })
+    browser.visit("/tasks/#{task.id}")
+    expect(browser).to have_css("code", text: "\\u{202e}evil\\u{7}").and have_css(".tag", text: "onerror").and have_css(".note", text: "more bytes")
+    expect(browser.title).to start_with(order.template_name)
+    expect(browser).to have_no_css("img")
+    browser.visit("/tasks?namespace=%3Cscript%3Ealert(1)%3C/script%3E")
+    expect(browser.find_field("Namespace").value).to eq("<script>alert(1)</script>")
+  end
+
+  it "reads without JavaScript" do
+    working do
+      gate.close
+      task = enqueue
+      task.wait(timeout: 120)
+      plain = browse(address, driver: :without_scripts)
+      plain.visit("/tasks?namespace=#{namespace}")
+      plain.find("tbody th a").click
+      plain.find(".graph a", text: "charge").click
+      expect(plain).to have_css("section.step", text: "charged")
+      plain.find("summary", text: "Fork").click
+      plain.click_button("Fork")
+      expect(plain).to have_css("[role=status]", text: "This is the fork").and have_css(".facts dt", text: "Fork of")
+    end
+  end
+
+  it "lets a reader look and change nothing, and nobody in without a token that counts" do
+    task = enqueue
+    closed = start("serve", "--listen", "127.0.0.1:0", TASKER__API__LISTEN: "127.0.0.1:0", TASKER__API__TRUST_LOOPBACK: "false")
+    address = "http://#{closed.wait_for(%r{answering /api/v1 address=(\S+)}).output_so_far[%r{answering /api/v1 address=(\S+)}, 1]}"
+    browser = browse(address)
+    browser.visit("/tasks/#{task.id}?step=check")
+    browser.fill_in("Token", with: "tasker_#{'0' * 64}")
+    browser.click_button("Sign in")
+    expect(browser).to have_css("[role=alert]", text: "no token that counts")
+    browser.fill_in("Token", with: token(:reader))
+    browser.click_button("Sign in")
+    expect(browser).to have_css("h1", text: task.id).and have_no_css(".actions")
+    expect(browser).to have_css(".viewer", text: "reader-")
+    status = browser.evaluate_async_script("fetch('#{task.id}/cancel', { method: 'POST' }).then(answer => arguments[0](answer.status))")
+    expect([status, task.status]).to eq([403, "pending"])
+    browser.click_button("Sign out")
+    browser.visit("/tasks")
+    expect(browser).to have_field("Token")
+  end
+
+  it "does nothing that a page of another site asks for" do
+    task = enqueue
+    post = lambda do |headers|
+      Net::HTTP.post(URI("#{address}/tasks/#{task.id}/cancel"), "why=", { "content-type" => "application/x-www-form-urlencoded", **headers }).code
+    end
+    expect(post.call("sec-fetch-site" => "cross-site")).to eq("403")
+    expect(post.call("origin" => "http://localhost:1")).to eq("403")
+    expect(task.status).to eq("pending")
+    expect(post.call("sec-fetch-site" => "same-origin")).to eq("303")
+    expect(task.status).to eq("cancelled")
+  end
+
+  it "has no barriers, in the dark and on a narrow screen neither" do
+    working do
+      task = blocked(1).first
+      pages = ["/", "/tasks", "/tasks/#{task.id}?step=charge", "/dead-letters?namespace=#{namespace}", "/approvals", "/schedules", "/queues", "/limits", "/workers", "/templates",
+               "/audit", "/session", "/nowhere"]
+      { "light" => [1300, 1000], "dark" => [400, 900] }.each do |scheme, size|
+        browser.current_window.resize_to(*size)
+        browser.driver.browser.execute_cdp("Emulation.setEmulatedMedia", features: [{ name: "prefers-color-scheme", value: scheme }])
+        pages.each do |page|
+          browser.visit(page)
+          expect([page, barriers(browser)]).to eq([page, []])
+          wide = browser.evaluate_script("document.documentElement.scrollWidth - innerWidth")
+          expect([page, wide]).to(satisfy { |_, pixels| pixels <= 0 })
+        end
+      end
+    end
+  end
+end

@@ -1,0 +1,85 @@
+//! The dashboard: pages over the same calls as the API, with everything that they need in the binary. No SQL.
+//!
+//! Links are relative, so that the pages are the same under any prefix. They read without JavaScript; with it, a task moves while one looks.
+
+mod actions;
+mod approvals;
+mod assets;
+mod dead_letters;
+mod fleet;
+mod graph;
+mod home;
+mod in_process;
+mod live;
+mod page;
+mod series;
+mod session;
+mod shown;
+mod task;
+mod tasks;
+mod timeline;
+mod viewer;
+
+use axum::extract::{FromRef, Request};
+use axum::middleware::from_fn;
+use axum::routing::{get, post};
+use axum::Router;
+use tower::ServiceExt;
+
+use crate::api::Api;
+use graph::Layouts;
+pub use in_process::{Answered, InProcess, Taken};
+use live::Live;
+
+/// What the pages work with.
+#[derive(Debug, Clone)]
+struct Web {
+    api: Api,
+    live: Live,
+    layouts: Layouts,
+}
+
+impl FromRef<Web> for Api {
+    fn from_ref(web: &Web) -> Api {
+        web.api.clone()
+    }
+}
+
+/// The pages, and the API under `/api/v1`. Requests that came over a network have their client's address as [`axum::extract::ConnectInfo`]; those that an
+/// application has taken have the [`SignedIn`](crate::api::SignedIn) that it knows.
+pub fn router(api: Api) -> Router {
+    let web = Web {
+        live: Live::default(),
+        layouts: Layouts::default(),
+        api: api.clone(),
+    };
+    let pages = Router::new()
+        .route("/", get(home::show))
+        .route("/tasks", get(tasks::list))
+        .route("/tasks/{id}", get(task::show))
+        .route("/tasks/{id}/live", get(live::follow))
+        .route("/tasks/{id}/{verb}", post(actions::act))
+        .route("/dead-letters", get(dead_letters::list))
+        .route("/dead-letters/{namespace}/{number}", get(dead_letters::show))
+        .route("/dead-letters/{verb}", post(actions::act_on_letters))
+        .route("/approvals", get(approvals::list))
+        .route("/approvals/{id}", get(approvals::show).post(approvals::answer))
+        .route("/queues", get(fleet::queues))
+        .route("/limits", get(fleet::limits))
+        .route("/workers", get(fleet::workers))
+        .route("/schedules", get(fleet::schedules))
+        .route("/templates", get(fleet::templates))
+        .route("/audit", get(fleet::audit))
+        .route("/session", get(session::form).post(session::begin))
+        .route("/session/end", post(session::end))
+        .fallback(page::none)
+        .layer(from_fn(page::framed))
+        .with_state(web);
+    let api = api.router();
+    Router::new()
+        .route("/assets/{name}", get(assets::show))
+        .fallback(|request: Request| {
+            let of = if request.uri().path().starts_with("/api/") { api } else { pages };
+            of.oneshot(request)
+        })
+}

@@ -2,9 +2,12 @@
 
 require "net/http"
 require "spec_helper"
+require_relative "support/browser"
 
 # An application as `rails new` and our generators make it, on a database of its own.
 RSpec.describe "a generated Rails application" do
+  include Browser
+
   in_production = { "RAILS_ENV" => "production", "SECRET_KEY_BASE" => "x" * 30 }.freeze
 
   before(:context) do
@@ -55,7 +58,18 @@ RSpec.describe "a generated Rails application" do
   # A form; a controller that writes the order and enqueues its task in one transaction; a last step that says so in the order.
   def write_shop
     write("config/routes.rb", <<~RUBY)
-      Rails.application.routes.draw { resources :orders, only: %i[new create show] }
+      Rails.application.routes.draw do
+        resources :orders, only: %i[new create show]
+        mount TaskerCore::Web => "/ops/tasker"
+      end
+    RUBY
+    # Whoever a cookie names is signed in: an application of its own has something better.
+    write("config/initializers/tasker_web.rb", <<~RUBY)
+      Rails.application.config.content_security_policy { |policy| policy.default_src :none }
+      TaskerCore::Web.authorize do |request|
+        name = request.cookies["user"]
+        { name: name, role: name == "ada" ? :operator : :reader } if name
+      end
     RUBY
     write("app/models/order.rb", "class Order < ApplicationRecord; end\n")
     write("app/controllers/orders_controller.rb", <<~RUBY)
@@ -134,6 +148,43 @@ RSpec.describe "a generated Rails application" do
       stayed = query("SELECT name FROM tasker.members WHERE id > coalesce($1, 0) AND left_at IS NULL", before)
       expect(stayed).to eq([]), puma.rest
     end
+  end
+
+  # A browser in which somebody is signed in.
+  def browse_as(user, shop)
+    browse(shop).tap do |browser|
+      browser.visit("/orders/new")
+      browser.driver.browser.manage.add_cookie(name: "user", value: user)
+    end
+  end
+
+  it "shows the dashboard in a cluster, under its own path and to whom it has signed in, who is the author of what they change" do
+    _, shop = start_puma("workers 2", "preload_app!")
+    posted = post_order(shop, 900)
+    task = query("SELECT task_id FROM orders WHERE cents = 900").dig(0, "task_id")
+    expect([posted.code, Net::HTTP.get_response(URI("#{shop}/ops/tasker/")).code]).to eq(%w[302 401])
+
+    ada = browse_as("ada", shop)
+    ada.visit("/ops/tasker")
+    expect(ada).to have_css("h1", text: "What goes on").and have_css(".viewer", text: "ada").and have_no_button("Sign out")
+    ada.click_link("Tasks")
+    ada.click_link(href: /#{task}/)
+    ada.find("summary", text: "Prioritize").click
+    ada.select("urgent", from: "Priority")
+    ada.click_button("Prioritize")
+    expect(ada).to have_css("[role=status]", text: "another priority")
+    changes = query("SELECT who, via, action, done FROM tasker.audit WHERE object = $1", task)
+    expect(changes).to eq([{ "who" => "ada", "via" => "web", "action" => "task.prioritize", "done" => "t" }])
+
+    start_processes
+    expect(ada).to have_css(".facts dd", text: "complete"), "it moves while one looks"
+    bob = browse_as("bob", shop)
+    bob.visit("/ops/tasker/tasks/#{task}?step=ship")
+    expect(bob).to have_css("section.step", text: "done").and have_no_css(".actions")
+    asked = { "Cookie" => "user=ada", "Sec-Fetch-Site" => "cross-site" }
+    expect(Net::HTTP.post(URI("#{shop}/ops/tasker/tasks/#{task}/undo"), "", asked).code).to eq("403")
+    expect(Net::HTTP.get(URI("#{shop}/ops/tasker/api/v1/tasks/#{task}"), "Cookie" => "user=bob")).to include("order 900")
+    expect(end_browsers).to eq([])
   end
 
   it "reads ERB in config/tasker.yml, also for what bin/tasker does" do

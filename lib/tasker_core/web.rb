@@ -3,8 +3,8 @@
 module TaskerCore
   # The dashboard, and the API under +api/v1+, as a Rack application: the same pages as those of +tasker serve+, answered in this process.
   #
-  # Nothing is open by default but to the host itself. Who may see it, and do what, is what the application says of each request: whoever it has signed in is
-  # the author of what they change ({authorize}). Programs send a token instead (+tasker token create+).
+  # Nothing is open by default but to the host itself. Who may see it, and do what, is what the application says of each request: whoever
+  # it has signed in is the author of what they change ({authorize}). Programs send a token instead (+tasker token create+).
   #
   # @example config/routes.rb
   #   mount TaskerCore::Web => "/tasker"
@@ -20,7 +20,8 @@ module TaskerCore
     class << self
       # Who is signed in, by the application's own means. Without it, the host itself may do everything, and others need a token.
       # @yieldparam request [Rack::Request]
-      # @yieldreturn [Hash, nil] +name:+ as the record of changes is to have them, +role:+ +:reader+, +:operator+ or +:admin+; nil: nobody who may see it
+      # @yieldreturn [Hash, nil] +name:+ as the record of changes is to have them, +role:+ +:reader+, +:operator+ or +:admin+; nil: nobody
+      #   who may see it
       # @return [void]
       def authorize(&block)
         @authorize = block
@@ -52,16 +53,24 @@ module TaskerCore
     # @return [Array(Integer, Hash, Array<String>)]
     def call(env)
       # Links are relative to where it is mounted, which is a folder.
-      return [302, { "location" => "#{env['SCRIPT_NAME']}/" }, []] if env["PATH_INFO"].to_s.empty?
+      return [302, { "location" => "#{env['SCRIPT_NAME']}/" }, []] unless folder?(env)
 
       body = env["rack.input"]&.read(MAX_BODY + 1).to_s
       return [413, { "content-type" => "text/plain" }, ["at most #{MAX_BODY} bytes are accepted\n"]] if body.bytesize > MAX_BODY
 
-      status, headers, answer = @native.answer(env["REQUEST_METHOD"], target(env), headers(env), body, env["REMOTE_ADDR"], signed_in(env))
+      request = [env["REQUEST_METHOD"], target(env), headers(env), body, env["REMOTE_ADDR"], signed_in(env)]
+      status, headers, answer = @native.answer(request)
       [status, headers.to_h, [answer]]
     end
 
     private
+
+    # Rails says / for the mount's own path, with or without one at its end.
+    def folder?(env)
+      return env["PATH_INFO"] != "" unless env["PATH_INFO"] == "/"
+
+      env.fetch("REQUEST_URI", "/")[/\A[^?]*/].end_with?("/")
+    end
 
     def target(env)
       query = env["QUERY_STRING"].to_s

@@ -13,11 +13,12 @@ module Browser
   # The rules of axe-core that make up WCAG 2.1 A and AA.
   RULES = "{ runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa'] }"
 
+  ARGUMENTS = %w[--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --window-size=1300,1000].freeze
+
   def self.register(name, **settings)
     Capybara.register_driver(name) do |app|
       options = Selenium::WebDriver::Chrome::Options.new(
-        binary: "/usr/bin/chromium", "goog:loggingPrefs": { browser: "ALL" },
-        args: %w[--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --window-size=1300,1000 --force-prefers-reduced-motion], **settings
+        binary: "/usr/bin/chromium", "goog:loggingPrefs": { browser: "ALL" }, args: ARGUMENTS, **settings
       )
       service = Selenium::WebDriver::Service.chrome(path: "/usr/bin/chromedriver")
       Capybara::Selenium::Driver.new(app, browser: :chrome, options: options, service: service)
@@ -46,11 +47,10 @@ module Browser
 
   # Ends them; says what was wrong on their pages, but for what the server refused.
   def end_browsers
-    browsers.flat_map do |browser|
-      said = browser.driver.browser.logs.get(:browser).select { |line| line.level == "SEVERE" }.map(&:message)
-      browser.driver.quit
-      said.grep_v(/the server responded with a status of (401|403|404|422|503)/)
-    end.tap { browsers.clear }
+    said = browsers.flat_map { |browser| browser.driver.browser.logs.get(:browser) }
+    browsers.each { |browser| browser.driver.quit }
+    browsers.clear
+    said.select { |line| line.level == "SEVERE" }.map(&:message).grep_v(/the server responded with a status of (401|403|404|422|503)/)
   end
 
   private

@@ -24,6 +24,7 @@ pub(crate) struct Caller {
     holder: Holder,
     address: Option<IpAddr>,
     via: &'static str,
+    has_cookie: bool,
 }
 
 /// Who asks, as an application says that has taken the request and signed them in: an extension of the request.
@@ -76,6 +77,7 @@ impl Caller {
             holder,
             address,
             via: "api",
+            has_cookie: cookie(&parts.headers).is_some() && parts.extensions.get::<SignedIn>().is_none(),
         })
     }
 
@@ -101,6 +103,11 @@ impl Caller {
     /// The same, on a page.
     pub(crate) fn on_a_page(self) -> Caller {
         Caller { via: "web", ..self }
+    }
+
+    /// Whether it is a browser that has signed in with a token.
+    pub(crate) fn has_cookie(&self) -> bool {
+        self.has_cookie
     }
 
     pub(crate) fn name(&self) -> &str {

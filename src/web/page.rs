@@ -9,6 +9,7 @@ use maud::{html, Markup, DOCTYPE};
 
 use super::viewer::root;
 use super::{assets, session};
+use crate::api::access::Caller;
 use crate::api::problem::Problem;
 
 /// A page without its frame.
@@ -17,7 +18,7 @@ pub(super) struct Page {
     pub(super) title: String,
     pub(super) body: Markup,
     /// Who looks. None: nobody that is known.
-    pub(super) viewer: Option<String>,
+    pub(super) viewer: Option<Caller>,
 }
 
 const MENU: [(&str, &str); 9] = [
@@ -133,8 +134,8 @@ fn frame(page: &Page, root: &str, path: &str) -> Markup {
                     }
                     @if let Some(viewer) = &page.viewer {
                         div.viewer {
-                            span { (viewer) }
-                            @if viewer != "local" {
+                            span { (viewer.name()) }
+                            @if viewer.has_cookie() {
                                 form method="post" action={ (root) "session/end" } { button.quiet { "Sign out" } }
                             }
                         }

@@ -39,7 +39,7 @@ impl<const ROLE: usize> Viewer<ROLE> {
         Page {
             title: title.into(),
             body,
-            viewer: Some(self.caller.name().to_owned()),
+            viewer: Some(self.caller.clone()),
         }
     }
 

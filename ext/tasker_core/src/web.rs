@@ -16,9 +16,19 @@ pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
     let class = native.define_class("Web", ruby.class_object())?;
     class.undef_default_alloc_func();
     class.define_singleton_method("start", function!(Web::start, 3))?;
-    class.define_method("answer", method!(Web::answer, 6))?;
+    class.define_method("answer", method!(Web::answer, 1))?;
     Ok(())
 }
+
+/// [method, target, headers, body, the client's address, [name, role] of who is signed in]; the last two may be nil.
+type Request = (
+    String,
+    String,
+    Vec<(String, String)>,
+    RString,
+    Option<String>,
+    Option<(String, String)>,
+);
 
 /// [status, [[header, value], …], body]
 type Answer = (u16, Vec<(String, String)>, RString);
@@ -38,17 +48,8 @@ impl Web {
         Ok(Web(Owned::new(web)))
     }
 
-    /// Of a method, a target, headers and a body; the client's address, and [name, role] of who is signed in, each nil where it is not known.
-    fn answer(
-        ruby: &Ruby,
-        this: &Web,
-        method: String,
-        target: String,
-        headers: Vec<(String, String)>,
-        body: RString,
-        address: Option<String>,
-        signed_in: Option<(String, String)>,
-    ) -> Result<Answer, Error> {
+    fn answer(ruby: &Ruby, this: &Web, request: Request) -> Result<Answer, Error> {
+        let (method, target, headers, body, address, signed_in) = request;
         let forked = || {
             raise::with_class(
                 ruby,

@@ -55,7 +55,8 @@ LANGUAGE sql STABLE BEGIN ATOMIC
                 WHERE p.id = t.parent_id)) END,
         'created_at', t.created_at, 'run_at', t.run_at, 'started_at', t.started_at, 'finished_at', t.finished_at,
         'pause', tasker.read_pause(t), 'forked_from', t.forked_from,
-        'forks', ARRAY(SELECT f.id FROM tasker.tasks f WHERE f.forked_from = t.id ORDER BY f.id LIMIT 100))
+        -- All of them first: the first by id of all tasks would be looked for else.
+        'forks', ARRAY(SELECT f.id FROM (SELECT f.id FROM tasker.tasks f WHERE f.forked_from = t.id OFFSET 0) AS f ORDER BY f.id LIMIT 100))
     FROM tasker.tasks t
     JOIN tasker.templates tp ON tp.id = t.template_id
     JOIN tasker.template_versions tv ON tv.id = t.version_id
@@ -159,9 +160,9 @@ LANGUAGE sql STABLE BEGIN ATOMIC
 END;
 
 -- The ids of the newest tasks first that a filter lets through: {namespace, template, state, error (the class of the last error of a dead step), before (a
--- task's id), since, key, tags}; what it lacks filters nothing. p_open: only those that have not ended. With a key, or with tags, they are found by these;
--- else the ids, which begin with the time, say where since is, and tasks are looked at for p_patience, two thousand of them at least: a list may be short, or
--- empty, and yet not be the last. next: before which it continues; null: nowhere.
+-- task's id), since, key, tags}; what it lacks filters nothing. p_open: only those that have not ended. With a key, or with tags that few of the newest
+-- tasks have, they are found by these; else the ids, which begin with the time, say where since is, and tasks are looked at for p_patience, two thousand of
+-- them at least: a list may be short, or empty, and yet not be the last. next: before which it continues; null: nowhere.
 CREATE FUNCTION tasker.find_tasks(p_filter jsonb, p_limit int, p_open boolean, p_patience interval, OUT ids uuid[], OUT next uuid)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -177,25 +178,24 @@ DECLARE
     v_templates bigint[] := CASE WHEN p_filter ?| '{namespace, template}' THEN ARRAY(
         SELECT tp.id FROM tasker.templates tp JOIN tasker.namespaces n ON n.id = tp.namespace_id
         WHERE n.name = coalesce(p_filter ->> 'namespace', n.name) AND tp.name = coalesce(p_filter ->> 'template', tp.name)) END;
+    v_tags   jsonb := p_filter -> 'tags';
     v_from   uuid;
 BEGIN
     ids := '{}';
-    IF p_filter ?| '{key, tags}' THEN
-        IF p_filter ? 'key' THEN
-            ids := ARRAY(
-                SELECT t.id FROM tasker.templates tp JOIN tasker.tasks t ON t.template_id = tp.id AND t.key = p_filter ->> 'key'
-                WHERE coalesce(t.tags @> (p_filter -> 'tags'), NOT p_filter ? 'tags') AND t.id >= v_first AND t.id < v_before
-                  AND (v_templates IS NULL OR t.template_id = ANY (v_templates)) AND (v_states IS NULL OR t.state = ANY (v_states))
-                  AND NOT (p_open AND t.finished_at IS NOT NULL) AND tasker.is_listed(t, p_filter)
-                ORDER BY t.id DESC LIMIT p_limit);
-        ELSE
-            ids := ARRAY(
-                SELECT t.id FROM tasker.tasks t
-                WHERE t.tags @> (p_filter -> 'tags') AND t.id >= v_first AND t.id < v_before
-                  AND (v_templates IS NULL OR t.template_id = ANY (v_templates)) AND (v_states IS NULL OR t.state = ANY (v_states))
-                  AND NOT (p_open AND t.finished_at IS NOT NULL) AND tasker.is_listed(t, p_filter)
-                ORDER BY t.id DESC LIMIT p_limit);
-        END IF;
+    IF p_filter ? 'key' OR (
+        SELECT count(*) < 20 FROM (SELECT t.tags FROM tasker.tasks t WHERE t.id >= v_first AND t.id < v_before ORDER BY t.id DESC LIMIT 2000) AS n
+        WHERE n.tags @> v_tags) AND v_tags IS NOT NULL
+    THEN
+        ids := ARRAY(
+            SELECT t.id FROM (
+                SELECT k.* FROM tasker.templates tp
+                CROSS JOIN LATERAL (SELECT * FROM tasker.tasks WHERE template_id = tp.id AND key = p_filter ->> 'key' OFFSET 0) AS k
+                UNION ALL
+                (SELECT * FROM tasker.tasks WHERE NOT p_filter ? 'key' AND tags @> v_tags OFFSET 0)) AS t
+            WHERE coalesce(t.tags @> v_tags, v_tags IS NULL) AND t.id >= v_first AND t.id < v_before
+              AND (v_templates IS NULL OR t.template_id = ANY (v_templates)) AND (v_states IS NULL OR t.state = ANY (v_states))
+              AND NOT (p_open AND t.finished_at IS NOT NULL) AND tasker.is_listed(t, p_filter)
+            ORDER BY t.id DESC LIMIT p_limit);
         next := CASE WHEN cardinality(ids) = p_limit THEN ids[p_limit] END;
         RETURN;
     END IF;
@@ -203,7 +203,7 @@ BEGIN
         v_from := (SELECT t.id FROM tasker.tasks t WHERE t.id >= v_first AND t.id < v_before ORDER BY t.id DESC OFFSET 1999 LIMIT 1);
         ids := ids || ARRAY(
             SELECT t.id FROM tasker.tasks t
-            WHERE t.id >= coalesce(v_from, v_first) AND t.id < v_before
+            WHERE t.id >= coalesce(v_from, v_first) AND t.id < v_before AND (v_tags IS NULL OR t.tags @> v_tags)
               AND (v_templates IS NULL OR t.template_id = ANY (v_templates)) AND (v_states IS NULL OR t.state = ANY (v_states))
               AND NOT (p_open AND t.finished_at IS NOT NULL) AND tasker.is_listed(t, p_filter)
             ORDER BY t.id DESC LIMIT p_limit - cardinality(ids));

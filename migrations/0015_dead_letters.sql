@@ -23,8 +23,8 @@ LANGUAGE sql STABLE BEGIN ATOMIC
 END;
 
 -- The letters that p_filter lets through: {namespace, namespaces: [], template, handler, reason, class, task, tasks: [], ids: [], older_than, newer_than
--- (seconds), before: id}; what it lacks filters nothing. The newest first; 'before' continues after the last of a page. Where no namespace is named,
--- those are left out whose queues cannot be worked with.
+-- (seconds), before: id, newest: of so many letters of a namespace only}; what it lacks filters nothing. The newest first; 'before' continues after the last
+-- of a page. Where no namespace is named, those are left out whose queues cannot be worked with.
 CREATE FUNCTION tasker.find_dead_letters(p_filter jsonb, p_limit int)
 RETURNS TABLE (id text, namespace text, msg_id bigint, died_at timestamptz, letter jsonb)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -47,7 +47,8 @@ BEGIN
     LOOP
         RETURN QUERY EXECUTE format($f$
             SELECT $2 || '/' || q.msg_id, $2, q.msg_id, q.enqueued_at, q.message
-            FROM pgmq.%I q
+            FROM (SELECT * FROM pgmq.%I WHERE ($5 IS NULL OR msg_id < $5) AND ($6 IS NULL OR msg_id = ANY ($6))
+                  ORDER BY msg_id DESC LIMIT ($1 ->> 'newest')::int) q
             WHERE ($1 ->> 'template' IS NULL OR q.message ->> 'template' = $1 ->> 'template')
               AND ($1 ->> 'handler' IS NULL OR q.message ->> 'handler' = $1 ->> 'handler')
               AND ($1 ->> 'reason' IS NULL OR q.message ->> 'reason' = $1 ->> 'reason')
@@ -56,10 +57,14 @@ BEGIN
               AND (NOT $1 ? 'tasks' OR $1 -> 'tasks' ? (q.message ->> 'task'))
               AND ($1 ->> 'older_than' IS NULL OR q.enqueued_at <= now() - ($1 ->> 'older_than')::float8 * interval '1 second')
               AND ($1 ->> 'newer_than' IS NULL OR q.enqueued_at >= now() - ($1 ->> 'newer_than')::float8 * interval '1 second')
-              AND (NOT $1 ? 'ids' OR $1 -> 'ids' ? ($2 || '/' || q.msg_id))
               AND ($3 IS NULL OR (q.enqueued_at, $2 || '/' || q.msg_id) < ($3, $1 ->> 'before'))
             ORDER BY q.enqueued_at DESC, $2 || '/' || q.msg_id DESC LIMIT $4
-        $f$, pgmq.format_table_name(v_namespace.queue || '_dlq', 'q')) USING p_filter, v_namespace.name, v_before, p_limit;
+        $f$, pgmq.format_table_name(v_namespace.queue || '_dlq', 'q'))
+        USING p_filter, v_namespace.name, v_before, p_limit,
+              CASE WHEN p_filter ? 'newest' AND split_part(p_filter ->> 'before', '/', 1) = v_namespace.name THEN split_part(p_filter ->> 'before', '/', 2)::bigint END,
+              CASE WHEN p_filter ? 'ids' THEN ARRAY(
+                  SELECT split_part(i.id, '/', 2)::bigint FROM jsonb_array_elements_text(p_filter -> 'ids') AS i(id)
+                  WHERE split_part(i.id, '/', 1) = v_namespace.name) END;
     END LOOP;
 END
 $$;

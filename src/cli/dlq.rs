@@ -172,6 +172,7 @@ impl Which {
             newer_than: self.newer_than.map(|age| age.as_secs_f64()),
             ids: self.ids,
             before: None,
+            newest: None,
         }
     }
 }

@@ -51,7 +51,13 @@ pub struct Filter {
     /// The last of the page before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub before: Option<String>,
+    /// Of each namespace, only so many of its newest letters: the bound of what one look costs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub newest: Option<u32>,
 }
+
+/// [`Filter::newest`] of a page: what groups say is of these.
+pub(crate) const NEWEST: u32 = 10_000;
 
 /// Who does something, and why.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]

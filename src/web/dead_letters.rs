@@ -13,7 +13,7 @@ use super::viewer::Reader;
 use super::Web;
 use crate::api::extract::Part;
 use crate::api::problem::Outcome;
-use crate::engine::dead_letters::{self, Filter};
+use crate::engine::dead_letters::{self, Filter, NEWEST};
 
 /// How many letters a page has.
 const MOST: i32 = 50;
@@ -38,6 +38,7 @@ impl Asked {
             reason: said(&self.reason),
             class: said(&self.class),
             before: said(&self.cursor),
+            newest: Some(NEWEST),
             ..Filter::default()
         }
     }
@@ -71,6 +72,7 @@ pub(super) async fn list(
         @else {
             h2 { "By error" }
             (by_error(&groups))
+            p.note { "Of the newest " (count(NEWEST.into())) " letters of each namespace." }
             h2 { "The newest" }
             form method="post" action="dead-letters/replay" {
                 (table(&letters, viewer.operates()))

@@ -26,7 +26,11 @@ pub(super) async fn show(State(web): State<Web>, viewer: Reader) -> Outcome<Page
     let db = &web.api.db;
     let fleet = fleet(db).await?;
     let minutes = read_minutes(db, 60, None).await?;
-    let letters = dead_letters::groups(db, &dead_letters::Filter::default()).await?;
+    let newest = dead_letters::Filter {
+        newest: Some(dead_letters::NEWEST),
+        ..dead_letters::Filter::default()
+    };
+    let letters = dead_letters::groups(db, &newest).await?;
     let waits = list_waits(db, &WaitFilter::default(), MOST as i32).await?;
     let pauses = pauses::list(db).await?;
     let none = Map::new();
@@ -64,7 +68,7 @@ fn needed(fleet: &Value, letters: &[Value], waits: &[Value], pauses: &[Value]) -
                     @for group in letters.iter().take(MOST) {
                         li { (badge("dead")) " "
                             a href={ "dead-letters" (query([("namespace", text(group, "namespace")), ("template", text(group, "template")), ("class", text(group, "class")), ("reason", text(group, "reason"))])) } {
-                                (count(number(group, "count"))) " of " (text(group, "template")) ", step " (text(group, "step")) }
+                                (count_to(number(group, "count"), dead_letters::NEWEST.into())) " of " (text(group, "template")) ", step " (text(group, "step")) }
                             ": " (short(&format!("{}: {}", text(group, "class"), text(group, "message")), 120)) }
                     }
                     @if letters.len() > MOST { li { a href="dead-letters" { (letters.len() - MOST) " more kinds of dead letters" } } }

@@ -293,6 +293,37 @@ async fn logged(connection: &mut sqlx::PgConnection, statement: &str) -> (f64, f
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_looks_at_a_task_or_at_a_list_of_them_reads_few_of_the_others() {
+    World::with(async |world| {
+        world.register(LINEAR).await;
+        let mut connection = session(world).await;
+        for tags in ["{\"often\": \"1\"}", "{}"] {
+            let create = format!("SELECT count(*) FROM tasker.create_tasks('linear', array_fill('{{}}'::jsonb, ARRAY[15000]), p_tags => array_fill('{tags}'::jsonb, ARRAY[15000]))");
+            connection.execute(&*create).await.unwrap();
+        }
+        connection.execute("ANALYZE tasker.tasks").await.unwrap();
+        let first = "(SELECT id FROM tasker.tasks ORDER BY id LIMIT 1)";
+        let tag = format!("UPDATE tasker.tasks SET tags = '{{\"rare\": \"1\"}}', key = 'k' WHERE id = {first}");
+        connection.execute(&*tag).await.unwrap();
+        let find = |filter: &str| format!("SELECT cardinality(ids)::bigint FROM tasker.find_tasks('{filter}', 50, false, '0')");
+        let looks = [
+            (format!("SELECT count(*) FROM tasker.read_task({first}) AS t WHERE t ->> 'key' = 'k'"), 1, 100),
+            (find("{\"key\": \"k\"}"), 1, 100),
+            (find("{\"tags\": {\"rare\": \"1\"}}"), 1, 7_000),
+            (find("{}"), 50, 7_000),
+            (find("{\"state\": \"failed\"}"), 0, 7_000),
+            (find("{\"tags\": {\"often\": \"2\"}, \"state\": \"failed\"}"), 0, 7_000),
+        ];
+        for (look, found, most) in looks {
+            let (counted, rows) = rows_read(&mut connection, "relname = 'tasks'", &look).await;
+            assert_eq!(counted, found, "{look}");
+            assert!(rows <= most, "{look} read {rows} rows");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_step_writes_no_more_to_the_write_ahead_log_than_its_rows_need() {
     World::with(async |world| {
         world.register(LINEAR).await;

@@ -5,9 +5,9 @@ require "spec_helper"
 RSpec.describe "a process that cannot reach the database" do
   let(:server) do
     start("serve", "--listen", "127.0.0.1:0", TASKER__API__LISTEN: "127.0.0.1:0", TASKER__API__TRUST_LOOPBACK: "false")
-      .wait_for(%r{answering /api/v1 address=(\S+)})
+      .wait_for(%r{answering pages and /api/v1 address=(\S+)})
   end
-  let(:address) { "http://#{server.output_so_far[%r{answering /api/v1 address=(\S+)}, 1]}" }
+  let(:address) { "http://#{server.output_so_far[%r{answering pages and /api/v1 address=(\S+)}, 1]}" }
   let(:checks) { handler { |_step| :fine } }
   let(:charges) do
     handler { |step| step.context[:card] == "bad" ? raise(TaskerCore::PermanentError, "no funds") : { charged: step.context[:amount] } }

@@ -28,10 +28,10 @@ RSpec.describe "the dashboard" do
   after { expect(end_browsers).to eq([]) }
 
   def serve(**settings)
-    start("serve", "--listen", "127.0.0.1:0", TASKER__API__LISTEN: "127.0.0.1:0", **settings).wait_for(%r{answering /api/v1 address=\S+})
+    start("serve", "--listen", "127.0.0.1:0", TASKER__API__LISTEN: "127.0.0.1:0", **settings).wait_for(%r{answering pages and /api/v1 address=\S+})
   end
 
-  def address_of(server) = "http://#{server.output_so_far[%r{answering /api/v1 address=(\S+)}, 1]}"
+  def address_of(server) = "http://#{server.output_so_far[%r{answering pages and /api/v1 address=(\S+)}, 1]}"
 
   def working
     server

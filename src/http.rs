@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::Router;
+use nix::sys::resource::{getrlimit, setrlimit, Resource};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -51,6 +52,13 @@ async fn take_from(address: SocketAddr) -> Result<TcpListener> {
         tracing::warn!(taken = %address, address = %wanted, "the default port is taken, answering on another");
     }
     Ok(port)
+}
+
+/// Lets this process have as many files open as it may, for many clients at once. Where that is refused, it has fewer.
+pub fn allow_many_connections() {
+    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        setrlimit(Resource::RLIMIT_NOFILE, most, most).ok();
+    }
 }
 
 /// Where one process answers probes.
@@ -137,8 +145,8 @@ impl Door {
 
     /// Begins to answer with `router`, whose requests have the client's address as [`axum::extract::ConnectInfo`].
     pub fn open(self, router: Router) -> Serving {
-        tracing::info!(address = self.address().map(tracing::field::display), "answering /api/v1");
-        Serving::begin(|stop| async move { answer_on(self.0, &router, &Bounds::API, &stop).await })
+        tracing::info!(address = self.address().map(tracing::field::display), "answering pages and /api/v1");
+        Serving::begin(|stop| async move { answer_on(self.0, &router, &Bounds::api(), &stop).await })
     }
 }
 

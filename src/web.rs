@@ -17,6 +17,7 @@ mod session;
 mod shown;
 mod task;
 mod tasks;
+mod templates;
 mod timeline;
 mod viewer;
 
@@ -69,6 +70,7 @@ pub fn router(api: Api) -> Router {
         .route("/workers", get(fleet::workers))
         .route("/schedules", get(fleet::schedules))
         .route("/templates", get(fleet::templates))
+        .route("/templates/{namespace}/{name}", get(templates::show))
         .route("/audit", get(fleet::audit))
         .route("/session", get(session::form).post(session::begin))
         .route("/session/end", post(session::end))

@@ -16,7 +16,7 @@ use crate::db::Db;
 use crate::engine::configuration::coordinator;
 use crate::engine::member::Kind;
 use crate::error::{Error, Result};
-use crate::http::{Door, Server};
+use crate::http::{allow_many_connections, Door, Server};
 use crate::orchestrator::Orchestrator;
 use crate::{telemetry, web};
 
@@ -110,6 +110,7 @@ impl Doors {
 /// Runs until SIGTERM or SIGINT.
 pub(super) async fn serve(db: Db, doors: Doors, local: Local) -> Result<i32> {
     let mut stopping = StopSignals::new()?;
+    allow_many_connections();
     let settings = local.with(0, &json!({}))?.settings;
     let coordinator = coordinator(&db, &settings).await?;
     let (configuration, live) = Configuration::start(local, coordinator.clone()).await?;

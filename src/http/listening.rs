@@ -15,6 +15,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::sys::resource::{getrlimit, Resource};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -42,13 +43,16 @@ impl Bounds {
         lifetime: Some(Duration::from_secs(10)),
     };
 
-    /// Answers that are waited for, and connections that are used again. All of them leave a process that may have 1,024 files open enough for the others.
-    pub(super) const API: Bounds = Bounds {
-        connections: 512,
-        patience: Duration::from_secs(10),
-        answer: Duration::from_secs(60),
-        lifetime: None,
-    };
+    /// Answers that are waited for, and connections that are used again: half of the files that this process may have open, so that the others have enough.
+    pub(super) fn api() -> Bounds {
+        let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(1_024, |(files, _)| files);
+        Bounds {
+            connections: usize::try_from(files / 2).unwrap_or(usize::MAX).clamp(64, 2_048),
+            patience: Duration::from_secs(10),
+            answer: Duration::from_secs(60),
+            lifetime: None,
+        }
+    }
 }
 
 /// A listener that may know the addresses of its clients.

@@ -114,7 +114,7 @@ pub(super) async fn templates(State(web): State<Web>, viewer: Reader) -> Outcome
     let body = html! {
         h1 { "Templates" }
         (table("Templates", &["Template", "Version", "Steps", "Versions", "Registered", "Tasks"], &templates, |template| vec![
-            html! { (text(template, "namespace")) "/" (text(template, "name")) },
+            html! { @let name = format!("{}/{}", text(template, "namespace"), text(template, "name")); a href={ "templates/" (name) } { (name) } },
             written(text(template, "version")),
             written(count(number(template, "steps"))),
             written(count(number(template, "versions"))),

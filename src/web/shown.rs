@@ -29,10 +29,10 @@ pub(super) fn time(of: &Value) -> Option<DateTime<Utc>> {
 /// The class of a state, by which the stylesheet has its colour: several states have one.
 pub(super) fn class(state: &str) -> &'static str {
     match state {
-        "complete" => "good",
+        "complete" | "added" | "current" => "good",
         "running" | "in_progress" => "busy",
-        "dead" | "blocked" | "failed" | "open" | "critical" => "bad",
-        "waiting" | "waiting_retry" | "paused" | "cancelling" | "undoing" | "half_open" | "warning" => "slow",
+        "dead" | "blocked" | "failed" | "open" | "critical" | "removed" => "bad",
+        "changed" | "waiting" | "waiting_retry" | "paused" | "cancelling" | "undoing" | "half_open" | "warning" => "slow",
         _ => "still",
     }
 }

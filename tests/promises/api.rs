@@ -49,7 +49,7 @@ impl Asked {
         Asked {
             address,
             token: None,
-            serving: Arc::new(door.open(api.router())),
+            serving: Arc::new(door.open(tasker::web::router(api))),
         }
     }
 

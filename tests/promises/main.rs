@@ -62,4 +62,5 @@ mod undo;
 mod undo_properties;
 mod uniques;
 mod versions;
+mod web;
 mod world;

@@ -12,7 +12,7 @@ Gem::Specification.new do |spec|
   spec.required_ruby_version = ">= 3.1"
 
   # The whole crate, because the extension is built from it; bench/*.rs because Cargo.toml names it.
-  spec.files = Dir["lib/**/*.{rb,rake,tt}", "sig/*.rbs", "exe/*", "ext/**/*.{rb,rs,toml}", "src/**/*.rs", "migrations/*.sql",
+  spec.files = Dir["lib/**/*.{rb,rake,tt}", "sig/*.rbs", "exe/*", "ext/**/*.{rb,rs,toml}", "src/**/*.{rs,css,js,svg}", "migrations/*.sql",
                    "bench/*.rs", "Cargo.{toml,lock}", "docs/*.md", "README.md", "CHANGELOG.md", "LICENSE"]
   spec.bindir = "exe"
   spec.executables = ["tasker"]

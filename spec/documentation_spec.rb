@@ -73,6 +73,9 @@ RSpec.describe "documentation" do
   # As its reader would check it.
   def checked(code) = code.gsub(/^( *)(\S.*?) +# => (.+)$/, '\1expect(\2).to eq(\3)')
 
+  # What config/routes.rb has; rails_app_spec.rb has an application's.
+  def mount(apps) = expect(apps.keys).to all(respond_to(:call))
+
   def try(code)
     return instance_eval(code) unless code.match?(/DLQ|Worker|Orchestrator/)
 

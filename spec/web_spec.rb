@@ -28,7 +28,8 @@ RSpec.describe "the dashboard" do
   after { expect(end_browsers).to eq([]) }
 
   def serve(**settings)
-    start("serve", "--listen", "127.0.0.1:0", TASKER__API__LISTEN: "127.0.0.1:0", **settings).wait_for(%r{answering pages and /api/v1 address=\S+})
+    serving = start("serve", "--listen", "127.0.0.1:0", TASKER__API__LISTEN: "127.0.0.1:0", **settings)
+    serving.wait_for(%r{answering pages and /api/v1 address=\S+})
   end
 
   def address_of(server) = "http://#{server.output_so_far[%r{answering pages and /api/v1 address=(\S+)}, 1]}"
@@ -138,7 +139,9 @@ RSpec.describe "the dashboard" do
       task = TaskerCore.enqueue(approves, {})
       sleep 0.01 until TaskerCore.waiting(namespace: namespace).any?
       browser.visit("/approvals?namespace=#{namespace}&assignee=ada")
-      browser.find("tbody th a").click
+      browser.click_link(href: %r{tasks/#{task.id}})
+      browser.find(".graph a", text: "approval").click
+      browser.click_link("Answer it")
       browser.select("yes", from: "All right?", exact: false)
       browser.fill_in("note", with: "</textarea><script>alert(1)</script>")
       browser.click_button("Answer")
@@ -205,6 +208,73 @@ RSpec.describe "the dashboard" do
     expect(task.status).not_to eq("cancelled")
     expect(post.call("sec-fetch-site" => "same-origin")).to eq("303")
     expect(task.status).to eq("cancelled")
+  end
+
+  it "shows the graph of a template, and how two of its versions differ" do
+    server
+    name = "#{namespace}/orders"
+    versions = { "1" => %w[check charge], "2" => %w[check pack] }
+    versions.each do |version, (first, second)|
+      file = File.join(Dir.mktmpdir, "orders.yml")
+      steps = "[{ name: #{first}, handler: H }, { name: #{second}, handler: H, depends_on: [#{first}] }]"
+      File.write(file, "name: orders\nnamespace: #{namespace}\nversion: '#{version}'\nsteps: #{steps}\n")
+      succeed(*Processes::TASKER, "template", "register", file)
+    end
+    browser.visit("/templates/#{name}")
+    expect(browser).to have_css(".graph a", count: 2)
+    browser.select("1", from: "Compared with")
+    browser.click_button("Show")
+    expect(browser).to have_css(".node.good", count: 1).and have_css(".node.bad", count: 1)
+    expect(browser).to have_css("li", text: "added pack").and have_css("li", text: "removed charge")
+  end
+
+  # The pictures of the docs: PICTURES=docs/pictures rspec spec/web_spec.rb -e pictures
+  it "has pictures that show what it is" do
+    folder = ENV.fetch("PICTURES") { Dir.mktmpdir }
+    steps = %w[Validate Reserve Pack Ship Mail].to_h { |name| [name, handler("Shop::#{name}") { |_step| { done: true } }] }
+    charge = handler("Shop::Charge") do |step|
+      raise TaskerCore::PermanentError, "the card was reported lost" if step.context[:card] == "lost"
+
+      { charged: 42 }
+    end
+    form = { type: "object", required: ["ok"], properties: { ok: { type: "boolean" } } }
+    shop = workflow do
+      namespace "shop"
+      template_name "order"
+      step :validate, steps["Validate"]
+      step :reserve, steps["Reserve"], after: :validate
+      step :charge, charge, after: :validate
+      each :pack, steps["Pack"], over: "$.input.lines", after: :reserve
+      wait :approval, signal: "approved", after: :charge, if: "$.input.total > 1000", form: form, assignees: ["ada"]
+      step :ship, steps["Ship"], after: %i[pack approval]
+      step :mail, steps["Mail"], after: :ship
+    end
+    server
+    worker = TaskerCore::Worker.new(namespaces: ["shop"], threads: 4).start
+    order = lambda do |number, **more|
+      TaskerCore.enqueue(shop, { total: 40, lines: [1, 2], **more }, key: "order-#{number}", tags: { customer: (number % 7).to_s })
+    end
+    tasks = Array.new(20) { |number| order.call(number) } + [order.call(20, card: "lost")]
+    large = order.call(21, total: 5000, lines: (1..250).to_a)
+    tasks.each { |task| task.wait(timeout: 120) }
+    # What orchestrators write down when a minute is over.
+    Database.query(<<~SQL)
+      INSERT INTO tasker.minutes
+      SELECT date_bin('1 minute', now(), 'epoch') - i * interval '1 minute', n.id, 900 + 400 * sin(i / 8.0) + i % 7 * 30, i * i % 11, 60 + i % 13
+      FROM generate_series(1, 59) AS i, tasker.namespaces n WHERE n.name = 'shop' ON CONFLICT DO NOTHING
+    SQL
+    sleep 0.05 until large.to_h[:steps].to_h { |step| step.values_at(:name, :state) }.values_at("pack", "approval") == %w[complete waiting]
+    pages = { "home" => "/", "tasks" => "/tasks?namespace=shop", "task" => "/tasks/#{large.id}",
+              "dead-letters" => "/dead-letters?namespace=shop" }
+    pages.to_a.product({ "wide" => [1280, 900], "narrow" => [420, 900] }.to_a).each do |(name, page), (width, size)|
+      browser.current_window.resize_to(*size)
+      browser.visit(page)
+      expect(browser).to have_css("main h1")
+      expect(browser).to have_css(".chart .bar", minimum: 150) if name == "home"
+      browser.save_screenshot(File.join(File.expand_path(folder), "#{name}-#{width}.png"))
+    end
+  ensure
+    worker&.stop(grace: 5)
   end
 
   it "has no barriers, in the dark and on a narrow screen neither" do

@@ -18,6 +18,7 @@ use crate::engine::children::{read_children, Child, Page};
 use crate::engine::fork::fork_task;
 use crate::engine::memories::read_values;
 use crate::engine::read::{self, TaskFilter, ENDED};
+use crate::engine::reasons::{explain, Reason};
 use crate::engine::submit::{NewTask, Submitter};
 use crate::error::Result;
 use crate::telemetry::{self, Carrier};
@@ -106,6 +107,16 @@ pub(super) enum Task {
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(i32).range(1..=10_000))]
         limit: i32,
         /// A JSON array
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Say why a task, and each of its steps that neither runs nor is complete, is where it is
+    Why {
+        /// The task's id
+        id: Uuid,
+        /// JSON
         #[arg(long)]
         json: bool,
         #[command(flatten)]
@@ -246,6 +257,15 @@ impl Task {
                 });
                 Ok(0)
             }
+            Task::Why { id, json, connection } => {
+                let db = connection.open().await?;
+                let reasons = explain(&db, &read::read_task(&db, id).await?).await?;
+                print(json, &json!(reasons), || match reasons.is_empty() {
+                    true => "It is complete, or runs.".into(),
+                    false => reasons.iter().map(said).collect::<Vec<_>>().join("\n"),
+                });
+                Ok(0)
+            }
             Task::Watch { id, json, connection } => follow(&connection.open().await?, id, json).await,
             Task::Cancel(cancel) => cancel.run().await,
             Task::Pause(pause) => pause.run().await,
@@ -265,6 +285,13 @@ impl Task {
             }
             Task::Prioritize(prioritize) => prioritize.run().await,
         }
+    }
+}
+
+fn said(reason: &Reason) -> String {
+    match &reason.step {
+        Some(step) => format!("{step}: {}", reason.why),
+        None => reason.why.clone(),
     }
 }
 

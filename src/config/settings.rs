@@ -254,13 +254,13 @@ impl Default for WorkerConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ApiConfig {
-    /// Whether `tasker serve` has the REST API.
+    /// Whether `tasker serve` has the dashboard and the REST API.
     #[schemars(extend("x-restart" = true))]
     pub enabled: bool,
-    /// Where the API answers.
+    /// Where the dashboard and the API answer.
     #[schemars(with = "Option<String>", extend("x-restart" = true, "x-default" = "127.0.0.1:8480, or the next that is free"))]
     pub listen: Option<SocketAddr>,
-    /// Whether programs of the same host need no token for the API.
+    /// Whether programs of the same host need no token for the dashboard and the API.
     #[schemars(extend("x-restart" = true))]
     pub trust_loopback: bool,
     /// How many requests a second whoever has a token may make, by that token.

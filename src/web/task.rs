@@ -220,7 +220,12 @@ async fn of_step(web: &Web, id: Uuid, step: &Value, reasons: &[Reason]) -> Outco
     Ok(html! {
         section.step aria-labelledby="step" {
             h3 id="step" { (short(name, 80)) " " (badge(text(step, "state"))) }
-            @if let Some(reason) = reason { p { (visible(&reason.why)) } }
+            @if let Some(reason) = reason {
+                p {
+                    (visible(&reason.why))
+                    @if text(step, "waits_for").starts_with("the signal ") { " " a href={ "../approvals/" (id) (query([("step", name)])) } { "Answer it" } }
+                }
+            }
             dl.facts {
                 div { dt { "Kind" } dd { (text(step, "kind")) } }
                 @if let Some(handler) = step["handler"].as_str() { div { dt { "Handler" } dd { code { (handler) } } } }

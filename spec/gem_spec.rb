@@ -67,7 +67,7 @@ RSpec.describe "the gem" do
     files = Gem::Specification.load(File.join(Processes::ROOT, "tasker_core.gemspec")).files
     kinds = files.group_by { |file| file[%r{\A[^/]+}] }.transform_values { |found| found.map { |file| File.extname(file) }.uniq.sort }
     expect(kinds).to eq(
-      "lib" => %w[.rake .rb .tt], "sig" => %w[.rbs], "exe" => [""], "ext" => %w[.rb .rs .toml], "src" => %w[.rs],
+      "lib" => %w[.rake .rb .tt], "sig" => %w[.rbs], "exe" => [""], "ext" => %w[.rb .rs .toml], "src" => %w[.css .js .rs .svg],
       "migrations" => %w[.sql], "docs" => %w[.md], "bench" => %w[.rs], "Cargo.toml" => %w[.toml], "Cargo.lock" => %w[.lock],
       "README.md" => %w[.md], "CHANGELOG.md" => %w[.md], "LICENSE" => [""]
     )

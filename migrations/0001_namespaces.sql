@@ -44,7 +44,7 @@ CREATE TABLE tasker.namespaces (
     drain_rate      float8 NOT NULL DEFAULT 0
 );
 
--- Whether the session may do what members of these roles may: it is one, or the owner of this schema, as whom what it calls runs (0038_roles.sql).
+-- Whether the session may do what members of these roles may: it is one, or the owner of this schema, as whom what it calls runs (0039_roles.sql).
 CREATE FUNCTION tasker.is_one_of(p_roles text[]) RETURNS boolean
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN

@@ -106,6 +106,21 @@ RSpec.describe "the dashboard" do
     end
   end
 
+  it "does to all tasks of a search what was asked for and confirmed, in the background" do
+    server
+    tasks = Array.new(3) { enqueue }
+    browser.visit("/tasks?namespace=#{namespace}")
+    browser.click_link("Act on all of this search…")
+    expect(browser).to have_css("h1", text: "Act on 3 tasks")
+    browser.select("Cancel: they end as they are", from: "What")
+    browser.fill_in("Why, for those who read the record", with: "ordered by a robot")
+    browser.click_button("Do it to 3 tasks")
+    expect(browser).to have_css("h1", text: "Bulk action").and have_css("#progress", text: "complete done to 3 of 3 tasks")
+    expect(tasks.map(&:status)).to all(eq("cancelled"))
+    browser.click_link("Bulk actions")
+    expect(browser).to have_css("tbody tr", text: namespace)
+  end
+
   it "mends one order: its input is edited, and it goes on" do
     working do
       task = blocked(1).first

@@ -4,6 +4,7 @@
 
 pub(crate) mod access;
 mod audit;
+pub(crate) mod bulk_actions;
 mod configuration;
 pub(crate) mod dead_letters;
 mod etag;
@@ -117,6 +118,10 @@ fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(dead_letters::resolve))
         .routes(routes!(dead_letters::skip))
         .routes(routes!(dead_letters::discard));
+    let bulk_actions = OpenApiRouter::new()
+        .routes(routes!(bulk_actions::begin, bulk_actions::list))
+        .routes(routes!(bulk_actions::show))
+        .routes(routes!(bulk_actions::stop));
     let schedules = OpenApiRouter::new()
         .routes(routes!(schedules::list))
         .routes(routes!(schedules::show, schedules::put, schedules::delete))
@@ -148,7 +153,7 @@ fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(tokens::list, tokens::create))
         .routes(routes!(tokens::revoke))
         .routes(routes!(audit::list));
-    let all = [dead_letters, schedules, seldom_changed, fleet, settings]
+    let all = [bulk_actions, dead_letters, schedules, seldom_changed, fleet, settings]
         .into_iter()
         .fold(tasks, OpenApiRouter::merge);
     OpenApiRouter::new().nest("/api/v1", all)

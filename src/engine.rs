@@ -8,6 +8,7 @@ pub(crate) mod alerts;
 pub mod audit;
 pub mod backpressure;
 pub mod bulk;
+pub mod bulk_actions;
 pub mod cancel;
 pub mod children;
 pub mod claim;

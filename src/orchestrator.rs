@@ -5,6 +5,7 @@
 mod admission;
 mod alerts;
 mod backpressure;
+mod bulk_actions;
 mod children;
 mod due;
 mod marks;
@@ -80,6 +81,7 @@ impl Orchestrator {
                 channel::CHILDREN,
                 channel::DEAD_LETTERS,
                 channel::CONFIGURATION,
+                channel::BULK_ACTIONS,
             ],
             stop.clone(),
         );
@@ -106,6 +108,9 @@ impl Orchestrator {
         });
         each.run(&loops, "alerts", |of| {
             alerts::Alerts::new(&of.db, &of.live, of.health.beats(), of.wakes.subscribe()).run(of.stop)
+        });
+        each.run(&loops, "bulk actions", |of| {
+            bulk_actions::BulkActions::new(&of.db, of.health.beats(), of.wakes.subscribe()).run(of.stop)
         });
         each.round(&loops, |of| recovery::Recovery::new(&of.db, of.health.beats()));
         each.round(&loops, |of| marks::Marks::new(&of.db));

@@ -5,6 +5,7 @@
 mod actions;
 mod approvals;
 mod assets;
+mod bulk_actions;
 mod dead_letters;
 mod fleet;
 mod graph;
@@ -65,6 +66,11 @@ pub fn router(api: Api) -> Router {
         .route("/dead-letters/{verb}", post(actions::act_on_letters))
         .route("/approvals", get(approvals::list))
         .route("/approvals/{id}", get(approvals::show).post(approvals::answer))
+        .route("/bulk-actions", get(bulk_actions::list).post(bulk_actions::begin))
+        .route("/bulk-actions/new", get(bulk_actions::ask))
+        .route("/bulk-actions/{id}", get(bulk_actions::show))
+        .route("/bulk-actions/{id}/progress", get(bulk_actions::progress))
+        .route("/bulk-actions/{id}/stop", post(bulk_actions::stop))
         .route("/queues", get(fleet::queues))
         .route("/limits", get(fleet::limits))
         .route("/workers", get(fleet::workers))

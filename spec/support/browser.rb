@@ -40,6 +40,7 @@ module Browser
 
   # @return [Array<String>] what axe-core finds on the page
   def barriers(browser)
+    browser.driver.browser.manage.timeouts.script_timeout = 300
     browser.execute_script(File.read(AXE))
     found = browser.evaluate_async_script("const done = arguments[0]; axe.run(document, #{RULES}).then(found => done(found.violations))")
     found.map { |rule| "#{rule['id']}: #{rule['nodes'].map { |node| node['html'] }.first(3)}" }

@@ -22,6 +22,8 @@ pub(crate) mod channel {
     pub(crate) const DEAD_LETTERS: &str = "tasker_dead_letters";
     /// Steps whose work is other tasks are ready, or such tasks have ended.
     pub(crate) const CHILDREN: &str = "tasker_children";
+    /// A bulk action has begun.
+    pub(crate) const BULK_ACTIONS: &str = "tasker_bulk_actions";
     /// Tasks were cancelled.
     pub(crate) const CANCELLED: &str = "tasker_cancelled";
     /// The configuration has another version; the payload is its number.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::dead_letters::{self, By, Replay};
@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::template::Priority;
 
 /// What is done.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "lowercase")]
 pub enum Action {
     /// They are cancelled ([`cancel`]).
@@ -39,13 +39,27 @@ pub enum Action {
     },
 }
 
+impl Action {
+    /// Whether it concerns only tasks that have not ended.
+    pub(crate) fn is_for_open(&self) -> bool {
+        !matches!(self, Action::Cancel { undo: true } | Action::Replay { .. })
+    }
+
+    /// Errors: [`Error::Invalid`](crate::Error::Invalid) and the like for what can be done to no task.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self {
+            Action::Replay { how, .. } => how.check(),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// How many tasks one transaction is about.
 const BATCH: usize = 200;
 
 /// The tasks that a filter lets through and an action concerns, the newest first.
 pub async fn matching(db: &Db, filter: &TaskFilter, action: &Action) -> Result<Vec<Uuid>> {
-    let open = !matches!(action, Action::Cancel { undo: true } | Action::Replay { .. });
-    let mut tasks = matching_tasks(db, filter, open).await?;
+    let mut tasks = matching_tasks(db, filter, action.is_for_open()).await?;
     if let Action::Replay { .. } = action {
         let mut dead = BTreeSet::new();
         for batch in tasks.chunks(BATCH) {

@@ -60,7 +60,7 @@ pub struct Filter {
 pub(crate) const NEWEST: u32 = 10_000;
 
 /// Who does something, and why.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct By {
     /// A person's name, or a program's.
     pub who: String,
@@ -70,7 +70,7 @@ pub struct By {
 }
 
 /// How to replay.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Replay {
     /// In place of the tasks' input.
@@ -79,6 +79,24 @@ pub struct Replay {
     pub max_attempts: Option<u16>,
     /// How many steps begin in a second; None: all at once.
     pub per_second: Option<f64>,
+}
+
+impl Replay {
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.input.as_ref().is_some_and(|input| !input.is_object()) {
+            return Err(Error::Invalid("the input must be a JSON object".into()));
+        }
+        if let Some(input) = &self.input {
+            check_payload("the input", &input.to_string())?;
+        }
+        if self.per_second.is_some_and(|rate| !rate.is_finite() || rate <= 0.0) {
+            return Err(Error::Invalid("per_second must be more than 0".into()));
+        }
+        if self.max_attempts.is_some_and(|attempts| !(1..=1_000).contains(&attempts)) {
+            return Err(Error::Invalid("max_attempts must be 1 to 1000".into()));
+        }
+        Ok(())
+    }
 }
 
 /// How many letters one transaction takes.
@@ -204,18 +222,7 @@ pub async fn of_tasks(db: &Db, tasks: &[Uuid]) -> Result<BTreeMap<String, Uuid>>
 /// Lets the steps of these letters start over. Returns those that it replayed; a letter whose task was cancelled meanwhile, or that is no
 /// step's, is left where it is.
 pub async fn replay(db: &Db, ids: &[String], how: &Replay, by: &By) -> Result<Vec<String>> {
-    if how.input.as_ref().is_some_and(|input| !input.is_object()) {
-        return Err(Error::Invalid("the input must be a JSON object".into()));
-    }
-    if let Some(input) = &how.input {
-        check_payload("the input", &input.to_string())?;
-    }
-    if how.per_second.is_some_and(|rate| !rate.is_finite() || rate <= 0.0) {
-        return Err(Error::Invalid("per_second must be more than 0".into()));
-    }
-    if how.max_attempts.is_some_and(|attempts| !(1..=1_000).contains(&attempts)) {
-        return Err(Error::Invalid("max_attempts must be 1 to 1000".into()));
-    }
+    how.check()?;
     let mut replayed: Vec<String> = Vec::new();
     for batch in batches(ids)? {
         let query = sqlx::query_scalar("SELECT tasker.replay_dead_letters($1, $2, $3, $4, $5, $6, $7)");

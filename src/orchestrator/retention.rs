@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::rounds::Round;
 use crate::db::Db;
 use crate::engine::dead_letters::{self, By};
-use crate::engine::{audit, limits, member, pauses, schedules, signals, submit};
+use crate::engine::{audit, bulk_actions, limits, member, pauses, schedules, signals, submit};
 use crate::error::Result;
 
 /// How long it is known who a member was that left.
@@ -47,6 +47,7 @@ impl Round for Retention {
         }
         schedules::forget(&self.db, TICKS).await?;
         audit::forget(&self.db, CHANGES).await?;
+        bulk_actions::forget(&self.db, CHANGES).await?;
         let unclaimed = signals::forget(&self.db).await?;
         if unclaimed > 0 {
             tracing::warn!(

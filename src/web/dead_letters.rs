@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::actions::{form, said};
+use super::bulk_actions;
 use super::page::Page;
 use super::shown::{count, json, list as entries, moment, number, query, short, text};
 use super::task::error;
@@ -71,7 +72,7 @@ pub(super) async fn list(
         @if groups.is_empty() { p.none { "There is none." } }
         @else {
             h2 { "By error" }
-            (by_error(&groups))
+            (by_error(&groups, viewer.operates()))
             p.note { "Of the newest " (count(NEWEST.into())) " letters of each namespace." }
             h2 { "The newest" }
             form method="post" action="dead-letters/replay" {
@@ -88,11 +89,11 @@ pub(super) async fn list(
     Ok(viewer.page("Dead letters", body))
 }
 
-fn by_error(groups: &[Value]) -> Markup {
+fn by_error(groups: &[Value], operates: bool) -> Markup {
     html! {
         div.scroll tabindex="0" role="group" aria-label="By error" {
             table {
-                thead { tr { th.number scope="col" { "How many" } th scope="col" { "Error" } th scope="col" { "Of" } th scope="col" { "Reason" } th scope="col" { "First" } th scope="col" { "Last" } } }
+                thead { tr { th.number scope="col" { "How many" } th scope="col" { "Error" } th scope="col" { "Of" } th scope="col" { "Reason" } th scope="col" { "First" } th scope="col" { "Last" } @if operates { th scope="col" { "All" } } } }
                 tbody {
                     @for group in groups.iter().take(100) {
                         tr {
@@ -102,6 +103,7 @@ fn by_error(groups: &[Value]) -> Markup {
                             td { (text(group, "reason").replace('_', " ")) }
                             td { (moment(&group["first"])) }
                             td { (moment(&group["last"])) }
+                            @if operates { td { @if group["template"].is_string() { a href=(bulk_actions::link(group)) { "Replay all…" } } } }
                         }
                     }
                 }

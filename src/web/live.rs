@@ -43,7 +43,11 @@ struct Content {
 
 /// Who looks at which tasks.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Live(Arc<Mutex<HashMap<Look, watch::Sender<Content>>>>);
+pub(super) struct Live {
+    looks: Arc<Mutex<HashMap<Look, watch::Sender<Content>>>>,
+    /// Of many who begin to look at once, one reads.
+    first: Arc<tokio::sync::Mutex<()>>,
+}
 
 impl Live {
     fn follow(&self, web: &Web, look: Look, content: Content) -> watch::Receiver<Content> {
@@ -89,7 +93,7 @@ impl Live {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Look, watch::Sender<Content>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.looks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -115,6 +119,7 @@ pub(super) async fn follow(
     one: Option<axum::Extension<OneAtATime>>,
 ) -> Outcome<Response> {
     let look = (id, chosen.step);
+    let reading = web.live.first.lock().await;
     let first = match web.live.known(&look) {
         Some(known) => known,
         None => {
@@ -125,11 +130,12 @@ pub(super) async fn follow(
             }
         }
     };
+    let shown = web.live.follow(&web, look, first.clone());
+    drop(reading);
     let seen = headers.get("last-event-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
     let body = match one {
         Some(_) => {
             // Until it asks again, so that many of them cost one reader, too.
-            let shown = web.live.follow(&web, look, first.clone());
             tokio::spawn(async move {
                 tokio::time::sleep(3 * EVERY).await;
                 drop(shown);
@@ -142,7 +148,7 @@ pub(super) async fn follow(
             };
             Body::from(format!(": one at a time\n\n{news}"))
         }
-        None => Body::from_stream(stream(web.live.follow(&web, look, first.clone()), seen)),
+        None => Body::from_stream(stream(shown, seen)),
     };
     Ok(([(CONTENT_TYPE, "text/event-stream"), (CACHE_CONTROL, "no-store")], body).into_response())
 }

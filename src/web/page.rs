@@ -21,10 +21,11 @@ pub(super) struct Page {
     pub(super) viewer: Option<Caller>,
 }
 
-const MENU: [(&str, &str); 9] = [
+const MENU: [(&str, &str); 10] = [
     ("tasks", "Tasks"),
     ("dead-letters", "Dead letters"),
     ("approvals", "Approvals"),
+    ("bulk-actions", "Bulk actions"),
     ("schedules", "Schedules"),
     ("queues", "Queues"),
     ("limits", "Limits"),

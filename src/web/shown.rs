@@ -32,7 +32,7 @@ pub(super) fn class(state: &str) -> &'static str {
         "complete" | "added" | "current" => "good",
         "running" | "in_progress" => "busy",
         "dead" | "blocked" | "failed" | "open" | "critical" | "removed" => "bad",
-        "changed" | "waiting" | "waiting_retry" | "paused" | "cancelling" | "undoing" | "half_open" | "warning" => "slow",
+        "changed" | "stopped" | "waiting" | "waiting_retry" | "paused" | "cancelling" | "undoing" | "half_open" | "warning" => "slow",
         _ => "still",
     }
 }

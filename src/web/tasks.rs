@@ -47,10 +47,12 @@ pub(super) struct Asked {
     /// Such as `1h`: those that were created within it.
     within: String,
     cursor: String,
+    /// What is to be done to them.
+    pub(super) verb: String,
 }
 
 impl Asked {
-    fn filter(&self) -> Outcome<TaskFilter> {
+    pub(super) fn filter(&self) -> Outcome<TaskFilter> {
         let said = |field: &str| (!field.trim().is_empty()).then(|| field.trim().to_owned());
         let mut tags = BTreeMap::new();
         for tag in self.tag.split(',').map(str::trim).filter(|tag| !tag.is_empty()) {
@@ -74,7 +76,7 @@ impl Asked {
         })
     }
 
-    fn query(&self, cursor: &str) -> String {
+    pub(super) fn query(&self, cursor: &str) -> String {
         query([
             ("namespace", &*self.namespace),
             ("template", &self.template),
@@ -94,10 +96,14 @@ pub(super) async fn list(
     asked: Result<Query<Asked>, axum::extract::rejection::QueryRejection>,
 ) -> Outcome<Page> {
     let Query(asked) = asked?;
-    let page = page_of_tasks(&web.api.db, &asked.filter()?, MOST).await?;
+    let filter = asked.filter()?;
+    let page = page_of_tasks(&web.api.db, &filter, MOST).await?;
     let body = html! {
         h1 { "Tasks" }
         (form(&asked))
+        @if viewer.operates() && filter != TaskFilter::default() {
+            p { a href={ "bulk-actions/new" (asked.query("")) } { "Act on all of this search…" } }
+        }
         (table(&page.tasks))
         @if page.tasks.is_empty() && page.next.is_none() { p.none { "There is no such task." } }
         @if let Some(next) = page.next {

@@ -11,6 +11,7 @@ mod breakers;
 mod broken_parts;
 mod bugs_of_others;
 mod bulk;
+mod bulk_actions;
 mod bulk_handlers;
 mod cancelling;
 mod capacity;

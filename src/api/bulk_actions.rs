@@ -1,0 +1,218 @@
+//! Bulk actions: what is done in the background to all tasks that a filter lets through.
+
+use std::collections::BTreeMap;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::Json;
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::{json, Value};
+use utoipa::{IntoParams, ToSchema};
+
+use super::access::{As, Caller, Operator, Reader};
+use super::extract::{Asked, Body, Part};
+use super::listed::{limit, Listed};
+use super::problem::{ChangeRefused, Outcome, Problem, ReadRefused};
+use super::steering::{Done, Reason};
+use super::Api;
+use crate::engine::audit::Change;
+use crate::engine::bulk::Action;
+use crate::engine::bulk_actions::{self, NewBulkAction};
+use crate::engine::dead_letters::Replay;
+use crate::engine::read::TaskFilter;
+use crate::template::Priority;
+
+/// What is done
+#[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Verb {
+    /// They are cancelled
+    Cancel,
+    /// They are cancelled, and what they did is undone, also where they have ended
+    Undo,
+    /// They are paused
+    Pause,
+    /// They go on where they were
+    Resume,
+    /// Their dead steps start over
+    Replay,
+    /// They get another priority
+    Prioritize,
+}
+
+/// To which tasks: those that are so in all that is said
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct BulkFilter {
+    namespace: Option<String>,
+    /// The template's name
+    template: Option<String>,
+    /// pending, waiting, running, blocked, paused, cancelling, undoing, complete, failed, cancelled or discarded
+    state: Option<String>,
+    /// The class of the last error of a step that is dead
+    error: Option<String>,
+    /// The idempotency key
+    key: Option<String>,
+    /// Only those that were created since then
+    since: Option<DateTime<Utc>>,
+    /// They have all of these
+    tags: BTreeMap<String, String>,
+}
+
+/// What to do to which tasks
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({ "filter": { "template": "order_fulfillment", "error": "BankAway" }, "verb": "replay", "per_second": 20, "why": "the bank answers again" }))]
+pub(crate) struct NewBulk {
+    filter: BulkFilter,
+    verb: Verb,
+    /// Of prioritize: which
+    #[schema(value_type = Option<String>, pattern = "^(low|normal|high|urgent)$")]
+    priority: Option<Priority>,
+    /// Of replay: in place of the tasks' input
+    #[schema(value_type = Option<Object>)]
+    input: Option<Value>,
+    /// Of replay: in place of the steps' own
+    #[schema(minimum = 1, maximum = 1000)]
+    max_attempts: Option<u16>,
+    /// How many tasks a second; none: as fast as it goes
+    #[schema(minimum = 0.001, maximum = 1_000_000)]
+    per_second: Option<f64>,
+    /// For those who read the record
+    why: Option<String>,
+}
+
+/// The bulk action that began
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct BegunBulk {
+    /// By which it can be shown and stopped
+    pub(crate) id: i64,
+}
+
+impl NewBulk {
+    fn action(&self, caller: &Caller) -> Outcome<Action> {
+        let by = caller.by(self.why.as_deref());
+        Ok(match self.verb {
+            Verb::Cancel => Action::Cancel { undo: false },
+            Verb::Undo => Action::Cancel { undo: true },
+            Verb::Pause => Action::Pause(by),
+            Verb::Resume => Action::Resume,
+            Verb::Replay => Action::Replay {
+                how: Replay {
+                    input: self.input.clone(),
+                    max_attempts: self.max_attempts,
+                    per_second: None,
+                },
+                by,
+            },
+            Verb::Prioritize => Action::Prioritize {
+                priority: self
+                    .priority
+                    .ok_or_else(|| Problem::invalid("tasks are prioritized by giving them one: expected priority"))?,
+            },
+        })
+    }
+}
+
+impl From<BulkFilter> for TaskFilter {
+    fn from(filter: BulkFilter) -> TaskFilter {
+        TaskFilter {
+            namespace: filter.namespace,
+            template: filter.template,
+            state: filter.state,
+            error: filter.error,
+            key: filter.key,
+            since: filter.since,
+            tags: filter.tags,
+            before: None,
+        }
+    }
+}
+
+/// Begin a bulk action
+///
+/// On all tasks of the filter that are there now, the newest first, in the background: an orchestrator does it, and another one goes on where that dies. A
+/// filter must say something. It takes the role operator.
+#[utoipa::path(post, path = "/bulk-actions", tag = "bulk actions", request_body = NewBulk, responses(
+    (status = 202, description = "It has begun", body = BegunBulk, example = json!({ "id": 7 })), ChangeRefused))]
+pub(crate) async fn begin(
+    State(api): State<Api>,
+    As(caller): Operator,
+    Body(given): Body<NewBulk>,
+) -> Outcome<(StatusCode, Json<BegunBulk>)> {
+    let why = given.why.clone();
+    let new = NewBulkAction {
+        action: given.action(&caller)?,
+        per_second: given.per_second,
+        filter: given.filter.into(),
+    };
+    let change = Change {
+        action: "bulk.begin",
+        why: why.as_deref(),
+        details: Some(json!({ "filter": new.filter, "action": new.action })),
+        ..Change::default()
+    };
+    let begin = async { Ok(bulk_actions::begin(&api.db, &new, &caller.by(why.as_deref())).await?) };
+    let id = caller.change(&api, change, begin, |id| Some(format!("bulk action {id}"))).await?;
+    Ok((StatusCode::ACCEPTED, Json(BegunBulk { id })))
+}
+
+/// Which bulk actions
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct BulkPage {
+    /// `next` of the page before
+    cursor: Option<i64>,
+    /// How many at most
+    #[param(minimum = 1, maximum = 1000, default = 100)]
+    limit: Option<i32>,
+}
+
+/// List bulk actions
+///
+/// The newest first: what is done to which tasks, by whom, how many were found, to how many it was done, and its state (running, complete, stopped or
+/// failed). It takes the role reader.
+#[utoipa::path(get, path = "/bulk-actions", tag = "bulk actions", params(BulkPage), responses(
+    (status = 200, description = "A page of them", body = Listed, example = json!({ "items": [{
+        "id": 7, "filter": { "error": "BankAway" }, "action": { "verb": "replay" }, "found": 1200, "done": 1180, "state": "running" }], "next": null })),
+    ReadRefused))]
+pub(super) async fn list(State(api): State<Api>, _: Reader, Asked(asked): Asked<BulkPage>) -> Outcome<Json<Listed>> {
+    let limit = limit(asked.limit)?;
+    let found = bulk_actions::list(&api.db, asked.cursor, limit).await?;
+    Ok(Json(Listed::page(found, limit, "id")))
+}
+
+/// Show a bulk action
+///
+/// How far it is. It takes the role reader.
+#[utoipa::path(get, path = "/bulk-actions/{number}", tag = "bulk actions", params(("number" = i64, Path, description = "Its number")), responses(
+    (status = 200, description = "It", body = Object, example = json!({ "id": 7, "found": 1200, "done": 1180, "state": "complete" })), ReadRefused))]
+pub(super) async fn show(State(api): State<Api>, _: Reader, Part(id): Part<i64>) -> Outcome<Json<Value>> {
+    Ok(Json(bulk_actions::show(&api.db, id).await?))
+}
+
+/// Stop a bulk action
+///
+/// What it has done stays done. It takes the role operator.
+#[utoipa::path(post, path = "/bulk-actions/{number}/stop", tag = "bulk actions", params(("number" = i64, Path, description = "Its number")), request_body = Reason,
+    responses((status = 200, description = "Whether it was running", body = Done, example = json!({ "done": true })), ChangeRefused))]
+pub(crate) async fn stop(
+    State(api): State<Api>,
+    As(caller): Operator,
+    Part(id): Part<i64>,
+    Body(Reason { why }): Body<Reason>,
+) -> Outcome<Json<Done>> {
+    bulk_actions::show(&api.db, id).await?;
+    let object = format!("bulk action {id}");
+    let change = Change {
+        action: "bulk.stop",
+        object: Some(&object),
+        why: why.as_deref(),
+        ..Change::default()
+    };
+    let stop = async { Ok(bulk_actions::stop(&api.db, id, caller.name()).await?) };
+    let done = caller.change(&api, change, stop, |_| None).await?;
+    Ok(Json(Done { done }))
+}

@@ -206,7 +206,7 @@ RSpec.describe "the dashboard" do
     browser.click_button("Sign in")
     expect(browser).to have_css("h1", text: task.id).and have_no_css(".actions")
     expect(browser).to have_css(".viewer", text: "reader-")
-    status = browser.evaluate_async_script("fetch('#{task.id}/cancel', { method: 'POST' }).then(answer => arguments[0](answer.status))")
+    status = await_script(browser, "fetch('#{task.id}/cancel', { method: 'POST' }).then(answer => arguments[0](answer.status))")
     expect(status).to eq(403)
     expect(task.status).not_to eq("cancelled")
     browser.click_button("Sign out")
@@ -220,6 +220,8 @@ RSpec.describe "the dashboard" do
     post = ->(from) { Net::HTTP.post(URI("#{address}/tasks/#{task.id}/cancel"), "why=", { **form, **from }).code }
     expect(post.call("sec-fetch-site" => "cross-site")).to eq("403")
     expect(post.call("origin" => "http://localhost:1")).to eq("403")
+    signing_in = Net::HTTP.post(URI("#{address}/session"), "token=#{token(:reader)}", { **form, "sec-fetch-site" => "cross-site" })
+    expect([signing_in.code, signing_in["set-cookie"]]).to eq(["403", nil])
     expect(task.status).not_to eq("cancelled")
     expect(post.call("sec-fetch-site" => "same-origin")).to eq("303")
     expect(task.status).to eq("cancelled")

@@ -8,6 +8,7 @@ mod assets;
 mod bulk_actions;
 mod dead_letters;
 mod fleet;
+mod frame;
 mod graph;
 mod home;
 mod in_process;
@@ -80,8 +81,8 @@ pub fn router(api: Api) -> Router {
         .route("/audit", get(fleet::audit))
         .route("/session", get(session::form).post(session::begin))
         .route("/session/end", post(session::end))
-        .fallback(page::none)
-        .layer(from_fn(page::framed))
+        .fallback(frame::none)
+        .layer(from_fn(frame::framed))
         .with_state(web);
     let api = api.router();
     Router::new()

@@ -38,11 +38,21 @@ module Browser
     browser
   end
 
+  # @return [Object] what a script hands to its last argument
+  def await_script(browser, script)
+    driver = browser.driver.browser
+    # Capybara's own would have two seconds.
+    driver.manage.timeouts.script_timeout = 300
+    driver.execute_async_script(script)
+  end
+
   # @return [Array<String>] what axe-core finds on the page
   def barriers(browser)
-    browser.driver.browser.manage.timeouts.script_timeout = 300
     browser.execute_script(File.read(AXE))
-    found = browser.evaluate_async_script("const done = arguments[0]; axe.run(document, #{RULES}).then(found => done(found.violations))")
+    found = await_script(browser, <<~JAVASCRIPT)
+      const done = arguments[0];
+      axe.run(document, #{RULES}).then(found => done(found.violations), error => done([{ id: String(error), nodes: [] }]));
+    JAVASCRIPT
     found.map { |rule| "#{rule['id']}: #{rule['nodes'].map { |node| node['html'] }.first(3)}" }
   end
 

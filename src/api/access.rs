@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use axum::extract::{ConnectInfo, FromRequestParts};
 use axum::http::header::{self, AUTHORIZATION, FORWARDED, HOST, ORIGIN};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::http::{HeaderMap, Method, StatusCode, Uri};
 
 use super::problem::{Outcome, Problem};
 use super::Api;
@@ -69,7 +69,7 @@ impl Caller {
             }
             None => {
                 let holder = Caller::signed_in(parts, api, address).await?;
-                check_origin(parts)?;
+                check_origin(&parts.method, &parts.headers)?;
                 holder
             }
         };
@@ -205,14 +205,14 @@ fn cookie(headers: &HeaderMap) -> Option<&str> {
 
 /// Refuses what a page of another site may have made a browser ask (<https://developer.mozilla.org/docs/Web/HTTP/Headers/Sec-Fetch-Site>; browsers that do
 /// not say it name the site).
-fn check_origin(parts: &Parts) -> Outcome<()> {
-    let text = |name| parts.headers.get(name).map(|value| value.to_str().unwrap_or_default());
+pub(crate) fn check_origin(method: &Method, headers: &HeaderMap) -> Outcome<()> {
+    let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or_default());
     let is_own = match (text("sec-fetch-site"), text("origin")) {
         (Some(site), _) => matches!(site, "same-origin" | "none"),
         (None, Some(origin)) => origin.split_once("://").is_some_and(|(_, host)| Some(host) == text("host")),
         (None, None) => true,
     };
-    match is_own || parts.method.is_safe() {
+    match is_own || method.is_safe() {
         true => Ok(()),
         false => Err(Problem::new(StatusCode::FORBIDDEN, "this was asked by a page of another site")),
     }

@@ -1,17 +1,16 @@
-//! Signing in with a token, which the browser keeps in a cookie that no script and no other site gets.
+//! Signing in with a token, which the browser keeps in a cookie that no script gets, and that a link from elsewhere sends, but no form.
 
 use axum::extract::{Query, State};
 use axum::http::header::{LOCATION, SET_COOKIE};
-use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::Form;
 use maud::html;
 use serde::Deserialize;
 
-use super::page::Page;
-use super::viewer::root;
+use super::page::{root, Page};
 use super::Web;
-use crate::api::access::COOKIE;
+use crate::api::access::{check_origin, COOKIE};
 use crate::api::problem::{Outcome, Problem};
 
 #[derive(Debug, Deserialize)]
@@ -50,6 +49,8 @@ pub(super) async fn form(uri: Uri, Query(asked): Query<Asked>) -> Page {
 }
 
 pub(super) async fn begin(State(web): State<Web>, uri: Uri, headers: HeaderMap, Form(given): Form<SignIn>) -> Outcome<Response> {
+    // Nobody is to be signed in as somebody else.
+    check_origin(&Method::POST, &headers)?;
     let token = given.token.trim();
     let root = root(uri.path());
     if !token.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
@@ -87,7 +88,7 @@ fn set_cookie(headers: &HeaderMap, token: &str, more: &str, to: &str) -> Respons
     } else {
         ""
     };
-    let cookie = format!("{COOKIE}={token}; Path=/; HttpOnly; SameSite=Strict{secure}{more}");
+    let cookie = format!("{COOKIE}={token}; Path=/; HttpOnly; SameSite=Lax{secure}{more}");
     (StatusCode::SEE_OTHER, [(SET_COOKIE, cookie), (LOCATION, to.to_owned())]).into_response()
 }
 

@@ -4,7 +4,7 @@ use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use maud::Markup;
 
-use super::page::Page;
+use super::page::{root, Page};
 use super::Web;
 use crate::api::access::Caller;
 use crate::api::problem::{Outcome, Problem};
@@ -46,13 +46,5 @@ impl<const ROLE: usize> Viewer<ROLE> {
     /// Whether they may change what they see.
     pub(super) fn operates(&self) -> bool {
         self.caller.may(Role::Operator)
-    }
-}
-
-/// From a page to the first: `../` for each folder that it is in.
-pub(super) fn root(path: &str) -> String {
-    match path.matches('/').count() {
-        0 | 1 => "./".into(),
-        folders => "../".repeat(folders - 1),
     }
 }

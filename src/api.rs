@@ -7,7 +7,7 @@ mod audit;
 pub(crate) mod bulk_actions;
 mod configuration;
 pub(crate) mod dead_letters;
-mod etag;
+pub(crate) mod etag;
 pub(crate) mod extract;
 mod fleet;
 mod listed;

@@ -47,8 +47,8 @@ pub(super) fn said(done: Option<&str>) -> Markup {
     }
 }
 
-/// A body of the API out of a form: those of `json` are JSON themselves, and numbers are numbers.
-pub(super) fn body<T: DeserializeOwned>(fields: Fields, json: &[&str], numbers: &[&str]) -> Outcome<Body<T>> {
+/// A body of the API out of a form: those of `json` are JSON themselves, as numbers are.
+pub(super) fn body<T: DeserializeOwned>(fields: Fields, json: &[&str]) -> Outcome<Body<T>> {
     let mut body = serde_json::Map::new();
     for (name, said) in fields.into_iter().filter(|(_, said)| !said.trim().is_empty()) {
         if has_nul(&said) {
@@ -56,7 +56,7 @@ pub(super) fn body<T: DeserializeOwned>(fields: Fields, json: &[&str], numbers: 
                 "{name} contains the character U+0000, which PostgreSQL cannot store"
             )));
         }
-        let value = if json.contains(&&*name) || numbers.contains(&&*name) {
+        let value = if json.contains(&&*name) {
             serde_json::from_str(&said).map_err(|error| Problem::invalid(format!("{name}: this is no JSON: {error}")))?
         } else {
             Value::String(said)
@@ -90,23 +90,20 @@ pub(super) async fn act(
     let (api, caller, task) = (State(web.api), As(viewer.caller), Part(id));
     let here = format!("{}tasks/{id}", viewer.root);
     let (answer, verb) = match &*verb {
-        "cancel" => (steering::cancel(api, caller, task, body(fields, &[], &[])?).await?, "cancel"),
+        "cancel" => (steering::cancel(api, caller, task, body(fields, &[])?).await?, "cancel"),
         "undo" => {
             let fields = fields.into_iter().chain([("undo".to_owned(), "true".to_owned())]).collect();
-            (steering::cancel(api, caller, task, body(fields, &["undo"], &[])?).await?, "undo")
+            (steering::cancel(api, caller, task, body(fields, &["undo"])?).await?, "undo")
         }
-        "pause" => (steering::pause(api, caller, task, body(fields, &[], &[])?).await?, "pause"),
-        "resume" => (steering::resume(api, caller, task, body(fields, &[], &[])?).await?, "resume"),
+        "pause" => (steering::pause(api, caller, task, body(fields, &[])?).await?, "pause"),
+        "resume" => (steering::resume(api, caller, task, body(fields, &[])?).await?, "resume"),
         "replay" => (
-            steering::replay(api, caller, task, body(fields, &["input"], &["max_attempts"])?).await?,
+            steering::replay(api, caller, task, body(fields, &["input", "max_attempts"])?).await?,
             "replay",
         ),
-        "prioritize" => (
-            steering::prioritize(api, caller, task, body(fields, &[], &[])?).await?,
-            "prioritize",
-        ),
+        "prioritize" => (steering::prioritize(api, caller, task, body(fields, &[])?).await?, "prioritize"),
         "fork" => {
-            let (_, forked) = steering::fork(api, caller, task, body(fields, &["input"], &[])?).await?;
+            let (_, forked) = steering::fork(api, caller, task, body(fields, &["input"])?).await?;
             let fork = json!(forked.0);
             return Ok(see(&format!("{}tasks/{}", viewer.root, text(&fork, "id")), "fork"));
         }
@@ -129,15 +126,15 @@ pub(super) async fn act_on_letters(
     let (api, caller) = (State(web.api), As(viewer.caller));
     let (answer, verb) = match &*verb {
         "replay" => (
-            dead_letters::replay(api, caller, body(fields, &["ids", "input"], &["max_attempts", "per_second"])?).await?,
+            dead_letters::replay(api, caller, body(fields, &["ids", "input", "max_attempts", "per_second"])?).await?,
             "replay",
         ),
         "resolve" => (
-            dead_letters::resolve(api, caller, body(fields, &["ids", "result"], &[])?).await?,
+            dead_letters::resolve(api, caller, body(fields, &["ids", "result"])?).await?,
             "resolve",
         ),
-        "skip" => (dead_letters::skip(api, caller, body(fields, &["ids"], &[])?).await?, "skip"),
-        "discard" => (dead_letters::discard(api, caller, body(fields, &["ids"], &[])?).await?, "discard"),
+        "skip" => (dead_letters::skip(api, caller, body(fields, &["ids"])?).await?, "skip"),
+        "discard" => (dead_letters::discard(api, caller, body(fields, &["ids"])?).await?, "discard"),
         other => return Err(Problem::not_found(format!("nothing called {other} can be done to dead letters"))),
     };
     let any = list(&json!(answer.0), "ids").is_empty();

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::actions::{see, Fields};
 use super::page::Page;
-use super::shown::{json as shown, moment, query, short, text};
+use super::shown::{filled, json as shown, moment, query, short, text};
 use super::viewer::{Reader, Submitter};
 use super::Web;
 use crate::api::access::As;
@@ -33,10 +33,9 @@ pub(super) struct Asked {
 }
 
 pub(super) async fn list(State(web): State<Web>, viewer: Reader, Query(asked): Query<Asked>) -> Outcome<Page> {
-    let said = |field: &str| (!field.trim().is_empty()).then(|| field.trim().to_owned());
     let filter = WaitFilter {
-        namespace: said(&asked.namespace),
-        assignee: said(&asked.assignee),
+        namespace: filled(&asked.namespace),
+        assignee: filled(&asked.assignee),
         ..WaitFilter::default()
     };
     let waits = list_waits(&web.api.db, &filter, MOST).await?;

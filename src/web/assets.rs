@@ -7,7 +7,8 @@ use axum::extract::Path;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use sha2::{Digest, Sha256};
+
+use crate::api::etag::digest;
 
 struct Asset {
     file: &'static str,
@@ -42,9 +43,7 @@ static NAMES: LazyLock<[String; 4]> = LazyLock::new(|| ALL.each_ref().map(Asset:
 
 impl Asset {
     fn name(&self) -> String {
-        let digest = Sha256::digest(self.content);
-        let digest: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
-        format!("{digest}-{}", self.file)
+        format!("{}-{}", digest(self.content), self.file)
     }
 }
 

@@ -98,7 +98,7 @@ pub(super) async fn ask(State(web): State<Web>, viewer: Operator, asked: Result<
 
 pub(super) async fn begin(State(web): State<Web>, viewer: Operator, form: Result<Form<Fields>, FormRejection>) -> Outcome<Response> {
     let Form(fields) = form?;
-    let new = body(fields, &["filter"], &["per_second"])?;
+    let new = body(fields, &["filter", "per_second"])?;
     let (_, begun) = api::begin(State(web.api), As(viewer.caller), new).await?;
     Ok(see(&format!("{}bulk-actions/{}", viewer.root, begun.0.id), "begun"))
 }
@@ -150,7 +150,7 @@ pub(super) async fn stop(
     form: Result<Form<Fields>, FormRejection>,
 ) -> Outcome<Response> {
     let Form(fields) = form?;
-    let _done = api::stop(State(web.api), As(viewer.caller), Part(id), body(fields, &[], &[])?).await?;
+    let _done = api::stop(State(web.api), As(viewer.caller), Part(id), body(fields, &[])?).await?;
     Ok(see(&format!("{}bulk-actions/{id}", viewer.root), "stop"))
 }
 

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::actions::{form, said};
 use super::bulk_actions;
 use super::page::Page;
-use super::shown::{count, json, list as entries, moment, number, query, short, text};
+use super::shown::{count, filled, json, list as entries, moment, number, query, short, text};
 use super::task::error;
 use super::viewer::Reader;
 use super::Web;
@@ -32,13 +32,12 @@ pub(super) struct Asked {
 
 impl Asked {
     fn filter(&self) -> Filter {
-        let said = |field: &str| (!field.trim().is_empty()).then(|| field.trim().to_owned());
         Filter {
-            namespace: said(&self.namespace),
-            template: said(&self.template),
-            reason: said(&self.reason),
-            class: said(&self.class),
-            before: said(&self.cursor),
+            namespace: filled(&self.namespace),
+            template: filled(&self.template),
+            reason: filled(&self.reason),
+            class: filled(&self.class),
+            before: filled(&self.cursor),
             newest: Some(NEWEST),
             ..Filter::default()
         }

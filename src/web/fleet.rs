@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::home;
 use super::page::Page;
-use super::shown::{badge, count, count_to, list, moment, number, query, seconds, short, text};
+use super::shown::{badge, count, count_to, filled, list, moment, number, query, seconds, short, text};
 use super::viewer::Reader;
 use super::Web;
 use crate::api::problem::{Outcome, Problem};
@@ -135,11 +135,10 @@ pub(super) struct Asked {
 
 pub(super) async fn audit(State(web): State<Web>, viewer: Reader, Query(asked): Query<Asked>) -> Outcome<Page> {
     const CHANGES: i32 = 100;
-    let said = |field: &str| (!field.trim().is_empty()).then(|| field.trim().to_owned());
-    let before = said(&asked.cursor).map(|cursor| cursor.parse()).transpose();
+    let before = filled(&asked.cursor).map(|cursor| cursor.parse()).transpose();
     let filter = ChangeFilter {
-        who: said(&asked.who),
-        object: said(&asked.object),
+        who: filled(&asked.who),
+        object: filled(&asked.object),
         before: before.map_err(|_| Problem::bad_request("cursor: expected the number of a change"))?,
     };
     let changes = crate::engine::audit::list(&web.api.db, &filter, CHANGES).await?;

@@ -4,6 +4,7 @@ use axum::extract::State;
 use maud::{html, Markup};
 use serde_json::{Map, Value};
 
+use super::dead_letters::link;
 use super::page::Page;
 use super::series::{chart, HOUR};
 use super::shown::{badge, count, count_to, list, moment, number, query, seconds, short, text};
@@ -67,7 +68,7 @@ fn needed(fleet: &Value, letters: &[Value], waits: &[Value], pauses: &[Value]) -
                 ul {
                     @for group in letters.iter().take(MOST) {
                         li { (badge("dead")) " "
-                            a href={ "dead-letters" (query([("namespace", text(group, "namespace")), ("template", text(group, "template")), ("class", text(group, "class")), ("reason", text(group, "reason"))])) } {
+                            a href=(link(group)) {
                                 (count_to(number(group, "count"), dead_letters::NEWEST.into())) " of " (text(group, "template")) ", step " (text(group, "step")) }
                             ": " (short(&format!("{}: {}", text(group, "class"), text(group, "message")), 120)) }
                     }

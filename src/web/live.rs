@@ -11,13 +11,13 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::unfold;
-use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::task::{self, Chosen};
 use super::viewer::Reader;
 use super::Web;
+use crate::api::etag::digest;
 use crate::api::extract::Part;
 use crate::api::problem::Outcome;
 
@@ -80,7 +80,10 @@ impl Live {
                 return;
             }
             for look in looks {
-                let content = content(&web, &look).await;
+                let content = content(&web, &look).await.unwrap_or_else(|problem| Content {
+                    html: task::stale(&problem).into_string().into(),
+                    is_last: false,
+                });
                 if let Some(shown) = self.lock().get(&look) {
                     shown.send_if_modified(|before| {
                         let is_new = *before != content;
@@ -97,17 +100,12 @@ impl Live {
     }
 }
 
-async fn content(web: &Web, (id, step): &Look) -> Content {
-    match task::content(web, *id, step.as_deref()).await {
-        Ok((html, is_last)) => Content {
-            html: html.into_string().into(),
-            is_last,
-        },
-        Err(problem) => Content {
-            html: task::stale(&problem).into_string().into(),
-            is_last: false,
-        },
-    }
+async fn content(web: &Web, (id, step): &Look) -> Outcome<Content> {
+    let (html, is_last) = task::content(web, *id, step.as_deref()).await?;
+    Ok(Content {
+        html: html.into_string().into(),
+        is_last,
+    })
 }
 
 pub(super) async fn follow(
@@ -122,13 +120,7 @@ pub(super) async fn follow(
     let reading = web.live.first.lock().await;
     let first = match web.live.known(&look) {
         Some(known) => known,
-        None => {
-            let (html, is_last) = task::content(&web, id, look.1.as_deref()).await?;
-            Content {
-                html: html.into_string().into(),
-                is_last,
-            }
-        }
+        None => content(&web, &look).await?,
     };
     let shown = web.live.follow(&web, look, first.clone());
     drop(reading);
@@ -140,7 +132,7 @@ pub(super) async fn follow(
                 tokio::time::sleep(3 * EVERY).await;
                 drop(shown);
             });
-            let has_seen_it = seen.is_some_and(|seen| seen == digest(&first.html));
+            let has_seen_it = seen.is_some_and(|seen| seen == digest(&*first.html));
             let news = if has_seen_it && !first.is_last {
                 String::new()
             } else {
@@ -167,7 +159,7 @@ fn stream(shown: watch::Receiver<Content>, seen: Option<String>) -> impl futures
             Err(_) => return Some((Ok(": still here\n\n".to_owned()), (shown, seen, false))),
         }
         let content = shown.borrow_and_update().clone();
-        let id = digest(&content.html);
+        let id = digest(&*content.html);
         let news = match seen.as_deref() == Some(&*id) && !content.is_last {
             true => ": nothing new\n\n".to_owned(),
             false => event(&content),
@@ -176,14 +168,9 @@ fn stream(shown: watch::Receiver<Content>, seen: Option<String>) -> impl futures
     })
 }
 
-fn digest(html: &str) -> String {
-    let digest = Sha256::digest(html);
-    digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// The content as an event; behind the last, one that says so.
 fn event(content: &Content) -> String {
-    let mut event = format!("id: {}\n", digest(&content.html));
+    let mut event = format!("id: {}\n", digest(&*content.html));
     for line in content.html.split(['\n', '\r']) {
         event.push_str("data: ");
         event.push_str(line);

@@ -137,6 +137,11 @@ pub(super) fn short(text: &str, most: usize) -> String {
     }
 }
 
+/// What a field of a form says; None: nothing.
+pub(super) fn filled(field: &str) -> Option<String> {
+    Some(field.trim()).filter(|field| !field.is_empty()).map(str::to_owned)
+}
+
 /// `name=value` of a query, joined, without those that are empty.
 pub(super) fn query<'p>(pairs: impl IntoIterator<Item = (&'p str, &'p str)>) -> String {
     use percent_encoding::{utf8_percent_encode, NON_ALPHANUMERIC};

@@ -11,7 +11,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::page::Page;
-use super::shown::{badge, moment, query, short, text};
+use super::shown::{badge, filled, moment, query, short, text};
 use super::viewer::Reader;
 use super::Web;
 use crate::api::problem::{Outcome, Problem};
@@ -53,7 +53,6 @@ pub(super) struct Asked {
 
 impl Asked {
     pub(super) fn filter(&self) -> Outcome<TaskFilter> {
-        let said = |field: &str| (!field.trim().is_empty()).then(|| field.trim().to_owned());
         let mut tags = BTreeMap::new();
         for tag in self.tag.split(',').map(str::trim).filter(|tag| !tag.is_empty()) {
             let (name, value) = tag
@@ -61,15 +60,15 @@ impl Asked {
                 .ok_or_else(|| Problem::bad_request("tag: expected NAME=VALUE"))?;
             tags.insert(name.to_owned(), value.to_owned());
         }
-        let within = said(&self.within).map(|within| humantime::parse_duration(&within)).transpose();
+        let within = filled(&self.within).map(|within| humantime::parse_duration(&within)).transpose();
         let within: Option<Duration> = within.map_err(|_| Problem::bad_request("within: expected a length of time such as 1h"))?;
-        let before = said(&self.cursor).map(|id| id.parse::<Uuid>()).transpose();
+        let before = filled(&self.cursor).map(|id| id.parse::<Uuid>()).transpose();
         Ok(TaskFilter {
-            namespace: said(&self.namespace),
-            template: said(&self.template),
-            state: said(&self.state),
-            error: said(&self.error),
-            key: said(&self.key),
+            namespace: filled(&self.namespace),
+            template: filled(&self.template),
+            state: filled(&self.state),
+            error: filled(&self.error),
+            key: filled(&self.key),
             since: within.and_then(|within| Utc::now().checked_sub_signed(chrono::TimeDelta::from_std(within).ok()?)),
             before: before.map_err(|_| Problem::bad_request("cursor: expected a task's id"))?,
             tags,
@@ -139,7 +138,7 @@ fn form(asked: &Asked) -> Markup {
     }
 }
 
-pub(super) fn table(tasks: &[Value]) -> Markup {
+fn table(tasks: &[Value]) -> Markup {
     html! {
         @if !tasks.is_empty() {
             div.scroll tabindex="0" role="group" aria-label="Tasks" {

@@ -112,7 +112,7 @@ struct Connection {
 impl Connection {
     /// For a command that does one thing after the other.
     async fn open(&self) -> Result<Db> {
-        self.connect(&self.local(None, json!({}))?, 4).await
+        Ok(self.connect(&self.local(None, json!({}))?, 4).await?.for_people())
     }
 
     /// What this process is told where it runs, and by these flags.
@@ -131,18 +131,15 @@ impl Connection {
     /// The database, and where the configuration is kept that all share.
     async fn coordinated(&self) -> Result<(Db, Arc<dyn ConfigurationCoordinator>)> {
         let local = self.local(None, json!({}))?;
-        let db = self.connect(&local, 4).await?;
+        let db = self.connect(&local, 4).await?.for_people();
         let coordinator = coordinator(&db, &local.with(0, &json!({}))?.settings).await?;
         Ok((db, coordinator))
     }
 
     async fn connect(&self, local: &Local, connections: u32) -> Result<Db> {
-        let effective = local.with(0, &json!({}))?;
-        Db::connect(
-            &database_url(effective.settings.database_url.as_ref().map(Secret::reveal))?,
-            connections,
-        )
-        .await
+        let settings = local.with(0, &json!({}))?.settings;
+        let url = database_url(settings.database_url.as_ref().map(Secret::reveal))?;
+        Ok(Db::connect(&url, connections).await?.redacting(settings.redaction()?))
     }
 }
 

@@ -27,6 +27,7 @@ use target::Target;
 use tunnel::Tunnel;
 
 use crate::error::{Error, Result};
+use crate::redaction::Redaction;
 
 /// How long to wait for a connection.
 const ACQUIRE: Duration = Duration::from_secs(10);
@@ -103,6 +104,8 @@ pub struct Db {
     closing: CancellationToken,
     target: String,
     installation: Arc<OnceLock<String>>,
+    redaction: Redaction,
+    is_for_people: bool,
     /// Where the options lead, if they lead there.
     _tunnel: Option<Arc<Tunnel>>,
 }
@@ -209,6 +212,8 @@ impl Db {
             closing: CancellationToken::new(),
             target,
             installation: Arc::default(),
+            redaction: Redaction::default(),
+            is_for_people: false,
             _tunnel: tunnel,
         })
     }
@@ -221,6 +226,32 @@ impl Db {
             probes: pool(&self.options, 1, &self.refusal),
             waits: Arc::default(),
             ..self.clone()
+        }
+    }
+
+    /// The same, where some values are nobody's business: no error quotes them.
+    pub fn redacting(self, redaction: Redaction) -> Db {
+        Db { redaction, ..self }
+    }
+
+    /// The same for what people look at: nor are those values in what is read through it.
+    pub fn for_people(self) -> Db {
+        Db {
+            is_for_people: true,
+            ..self
+        }
+    }
+
+    /// What no error may quote.
+    pub(crate) fn redaction(&self) -> &Redaction {
+        &self.redaction
+    }
+
+    /// What is hidden from whoever reads.
+    pub(crate) fn hidden(&self) -> Redaction {
+        match self.is_for_people {
+            true => self.redaction.clone(),
+            false => Redaction::default(),
         }
     }
 

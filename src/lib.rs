@@ -75,6 +75,7 @@ pub mod http;
 pub mod orchestrator;
 mod priority;
 pub mod private_postgres;
+pub mod redaction;
 pub mod schedule;
 mod span;
 pub mod telemetry;

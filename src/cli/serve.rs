@@ -118,7 +118,7 @@ pub(super) async fn serve(db: Db, doors: Doors, local: Local) -> Result<i32> {
     let following = tokio::spawn(configuration.run(stop.clone(), telemetry::take_over));
     let orchestrator = Orchestrator::start(&db, live).await?;
     let probed = doors.probes.start(orchestrator.health().clone());
-    let apart = db.apart(settings.api.connections);
+    let apart = db.apart(settings.api.connections).for_people();
     let api = Api::new(&apart, coordinator, &settings.api);
     let asked = doors.api.map(|door| door.open(web::router(api))).unwrap_or_default();
 

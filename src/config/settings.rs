@@ -14,6 +14,7 @@ use super::schema;
 use super::secret::{Address, Secret};
 use super::span::{self, Span};
 use crate::error::{Error, Result};
+use crate::redaction::Redaction;
 use crate::schedule::{Named, Schedule};
 
 /// What one process is told.
@@ -38,6 +39,10 @@ pub struct Settings {
     pub log: LogConfig,
     /// What is traced.
     pub traces: TracesConfig,
+    /// What of inputs, results and signals is not shown, on no page, by the API, by the command line and in no error: JSONPaths (RFC 9535) from the payload on,
+    /// such as `$.customer.email`, or names, such as `password`, wherever they are.
+    #[schemars(extend("x-restart" = true))]
+    pub redact: Vec<String>,
     /// How health is judged.
     pub health: HealthConfig,
     /// How `tasker serve` works.
@@ -61,6 +66,7 @@ impl Default for Settings {
             connections: 6,
             log: LogConfig::default(),
             traces: TracesConfig::default(),
+            redact: Vec::new(),
             health: HealthConfig::default(),
             orchestrator: OrchestratorConfig::default(),
             worker: WorkerConfig::default(),
@@ -327,10 +333,18 @@ impl Settings {
                 "is no address: expected http:// or https:// and a host".into(),
             ));
         }
+        if let Err(problem) = Redaction::parse(&self.redact) {
+            found.push(("redact", format!("has something else than paths: {problem}")));
+        }
         if let Err(problem) = self.schedules() {
             found.push(("schedules", problem));
         }
         found
+    }
+
+    /// What is not shown. Errors: [`Error::Config`].
+    pub fn redaction(&self) -> Result<Redaction> {
+        Redaction::parse(&self.redact).map_err(Error::Config)
     }
 
     /// Each with the workflow whose tasks it begins. None: there are none to keep. Errors: what is wrong.

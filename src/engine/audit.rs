@@ -63,7 +63,14 @@ pub async fn list(db: &Db, filter: &ChangeFilter, limit: i32) -> Result<Vec<Valu
     let query = sqlx::query_scalar("SELECT tasker.list_changes($1, $2, $3, $4)")
         .bind(filter.before)
         .bind(&filter.object);
-    Ok(query.bind(&filter.who).bind(limit).fetch_all(db.pool()).await?)
+    let mut changes: Vec<Value> = query.bind(&filter.who).bind(limit).fetch_all(db.pool()).await?;
+    let hidden = db.hidden();
+    for change in &mut changes {
+        let details = &mut change["details"];
+        hidden.hide_within(details, &["definition", "input"]);
+        hidden.hide_within(details, &["action", "how", "input"]);
+    }
+    Ok(changes)
 }
 
 /// Forgets what was changed longer ago than that.

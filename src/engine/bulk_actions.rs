@@ -8,7 +8,7 @@ use sqlx::types::Json;
 use uuid::Uuid;
 
 use super::bulk::{self, Action};
-use super::dead_letters::By;
+use super::dead_letters::{By, Replay};
 use super::read::{find_tasks, TaskFilter};
 use crate::db::Db;
 use crate::error::{Error, ErrorKind, Result};
@@ -38,6 +38,13 @@ pub async fn begin(db: &Db, new: &NewBulkAction, by: &By) -> Result<i64> {
         return Err(Error::Invalid("per_second: expected 0.001 to 1000000".into()));
     }
     new.action.check()?;
+    if let Action::Replay {
+        how: Replay { input: Some(input), .. },
+        ..
+    } = &new.action
+    {
+        db.hidden().restore(&mut input.clone(), None)?;
+    }
     let query = sqlx::query_scalar("SELECT tasker.begin_bulk_action($1, $2, $3, $4, $5)")
         .bind(Json(&new.filter))
         .bind(Json(&new.action))
@@ -49,14 +56,22 @@ pub async fn begin(db: &Db, new: &NewBulkAction, by: &By) -> Result<i64> {
 /// failed). `before`: the last of the page before.
 pub async fn list(db: &Db, before: Option<i64>, limit: i32) -> Result<Vec<Value>> {
     let query = sqlx::query_scalar("SELECT tasker.list_bulk_actions($1, $2)");
-    Ok(query.bind(before).bind(limit).fetch_all(db.pool()).await?)
+    let mut actions: Vec<Value> = query.bind(before).bind(limit).fetch_all(db.pool()).await?;
+    actions.iter_mut().for_each(|action| hide(db, action));
+    Ok(actions)
 }
 
 /// One of them. Errors: [`Error::NotFound`].
 pub async fn show(db: &Db, id: i64) -> Result<Value> {
     let query = sqlx::query_scalar("SELECT tasker.list_bulk_actions(NULL, 1, $1)").bind(id);
     let found: Option<Value> = query.fetch_optional(db.pool()).await?;
-    found.ok_or_else(|| Error::NotFound(format!("no bulk action {id}")))
+    let mut found = found.ok_or_else(|| Error::NotFound(format!("no bulk action {id}")))?;
+    hide(db, &mut found);
+    Ok(found)
+}
+
+fn hide(db: &Db, action: &mut Value) {
+    db.hidden().hide_within(action, &["action", "how", "input"]);
 }
 
 /// It ends where it is. False: it had ended.

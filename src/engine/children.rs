@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::schema::{problem_of_input, read_schema};
 use crate::db::{answered, Db};
 use crate::error::Result;
+use crate::redaction::Redaction;
 
 /// What was to be done about children.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,16 +31,22 @@ const CHECKED_AT_ONCE: usize = 50;
 /// Counts the children that have ended or died of at most `limit` tasks, and creates, or cancels, at most `limit` of them. What somebody else is at is left.
 /// A step whose children would have an input that their template's `input_schema` does not accept gets none of them, and is dead.
 pub(crate) async fn move_children(db: &Db, limit: i32) -> Result<Moved> {
-    super::again_on_conflict(|| async { Ok(db.pool().within(async |session| move_in(session, limit).await).await?) }).await
+    super::again_on_conflict(|| async {
+        Ok(db
+            .pool()
+            .within(async |session| move_in(session, limit, db.redaction()).await)
+            .await?)
+    })
+    .await
 }
 
-async fn move_in(session: &mut PgConnection, limit: i32) -> Result<Moved, sqlx::Error> {
+async fn move_in(session: &mut PgConnection, limit: i32, redaction: &Redaction) -> Result<Moved, sqlx::Error> {
     let sql = "SELECT t.tallied >= $1 OR m.more, t.tallied + m.moved > 0, m.unchecked
                FROM tasker.tally_children($1) AS t(tallied), tasker.move_fan_outs($1) AS m";
     answered(session.execute("SAVEPOINT unmoved")).await?;
     let query = sqlx::query_as(sql).bind(limit);
     let (more, any, unchecked): (bool, bool, Vec<Uuid>) = answered(query.fetch_one(&mut *session)).await?;
-    let refused = find_refused(session, &unchecked).await?;
+    let refused = find_refused(session, &unchecked, redaction).await?;
     if !refused.is_empty() {
         answered(session.execute("ROLLBACK TO unmoved")).await?;
         refuse(session, refused).await?;
@@ -53,7 +60,11 @@ async fn move_in(session: &mut PgConnection, limit: i32) -> Result<Moved, sqlx::
 }
 
 /// What is wrong with the input of the first child of a step that its template does not accept.
-async fn find_refused(session: &mut PgConnection, unchecked: &[Uuid]) -> Result<HashMap<(Uuid, i16), String>, sqlx::Error> {
+async fn find_refused(
+    session: &mut PgConnection,
+    unchecked: &[Uuid],
+    redaction: &Redaction,
+) -> Result<HashMap<(Uuid, i16), String>, sqlx::Error> {
     type Row = (Uuid, i16, i32, i32, String, String);
     let mut schemas = HashMap::new();
     let mut refused = HashMap::new();
@@ -66,7 +77,7 @@ async fn find_refused(session: &mut PgConnection, unchecked: &[Uuid]) -> Result<
             }
             let problem = schemas[&version]
                 .as_ref()
-                .and_then(|schema| problem_of_input(schema, &template, &input));
+                .and_then(|schema| problem_of_input(schema, &template, &input, redaction));
             if let Some(problem) = problem {
                 refused.entry((task, step)).or_insert_with(|| format!("task {item}: {problem}"));
             }
@@ -122,11 +133,12 @@ pub async fn read_children(db: &Db, task: Uuid, before: Option<i16>, name: &str,
         .bind(page.limit)
         .bind(page.dead);
     let rows: Vec<Row> = query.fetch_all(db.pool()).await?;
+    let hidden = db.hidden();
     let child = |(item, id, state, result, error): Row| Child {
         item,
         id,
         state,
-        result: result.and_then(|json| RawValue::from_string(json).ok()),
+        result: result.and_then(|json| RawValue::from_string(hidden.hide_in_json(json)).ok()),
         error,
     };
     Ok(rows.into_iter().map(child).collect())

@@ -132,6 +132,8 @@ pub async fn list(db: &Db, filter: &Filter, limit: i32) -> Result<Vec<Value>> {
     // As each slice is ordered: PostgreSQL writes all times in one zone, with as many digits as they need.
     letters.sort_by(|a, b| (died_at(b), b["id"].as_str()).cmp(&(died_at(a), a["id"].as_str())));
     letters.truncate(limit.max(0) as usize);
+    let hidden = db.hidden();
+    letters.iter_mut().for_each(|letter| hidden.hide_fields(letter, &["input"]));
     Ok(letters)
 }
 
@@ -159,8 +161,8 @@ async fn slices(db: &Db, filter: &Filter) -> Result<Vec<Value>> {
 /// How many bytes of results [`show`] shows.
 const RESULTS: i64 = 1 << 24;
 
-/// One letter, whole; `results` are those that its task has, by step, in order as long as they have no more than 16 MiB. Errors: [`Error::NotFound`].
-pub async fn show(db: &Db, id: &str) -> Result<Value> {
+/// One letter, with the names of the steps that have results. Errors: [`Error::NotFound`].
+async fn read(db: &Db, id: &str) -> Result<Value> {
     let filter = Filter {
         ids: vec![id.to_owned()],
         ..Filter::default()
@@ -170,7 +172,26 @@ pub async fn show(db: &Db, id: &str) -> Result<Value> {
         .bind(Json(&filter))
         .fetch_optional(db.pool())
         .await?;
-    let mut letter = found.ok_or_else(|| Error::NotFound(format!("no dead letter {id}")))?;
+    found.ok_or_else(|| Error::NotFound(format!("no dead letter {id}")))
+}
+
+/// What is hidden of an input that is to take the place of these letters' is that of the one letter there is.
+async fn restore(db: &Db, input: &mut Value, ids: &[String]) -> Result<()> {
+    let hidden = db.hidden();
+    if hidden.restore(&mut input.clone(), None).is_ok() {
+        return Ok(());
+    }
+    let letter = match ids {
+        [id] => Some(read(db, id).await?),
+        _ => None,
+    };
+    hidden.restore(input, letter.as_ref().and_then(|letter| letter.get("input")))
+}
+
+/// One letter, whole; `results` are those that its task has, by step, in order as long as they have no more than 16 MiB. Errors: [`Error::NotFound`].
+pub async fn show(db: &Db, id: &str) -> Result<Value> {
+    let mut letter = read(db, id).await?;
+    db.hidden().hide_fields(&mut letter, &["input"]);
     let names: Vec<String> = serde_json::from_value(letter["results"].take()).unwrap_or_default();
     let task = letter["task"].as_str().and_then(|task| task.parse().ok());
     if let Some(task) = task.filter(|_| !names.is_empty()) {
@@ -223,12 +244,16 @@ pub async fn of_tasks(db: &Db, tasks: &[Uuid]) -> Result<BTreeMap<String, Uuid>>
 /// step's, is left where it is.
 pub async fn replay(db: &Db, ids: &[String], how: &Replay, by: &By) -> Result<Vec<String>> {
     how.check()?;
+    let mut input = how.input.clone();
+    if let Some(input) = &mut input {
+        restore(db, input, ids).await?;
+    }
     let mut replayed: Vec<String> = Vec::new();
     for batch in batches(ids)? {
         let query = sqlx::query_scalar("SELECT tasker.replay_dead_letters($1, $2, $3, $4, $5, $6, $7)");
         let query = query
             .bind(batch)
-            .bind(how.input.as_ref().map(Json))
+            .bind(input.as_ref().map(Json))
             .bind(how.max_attempts.map(i32::from))
             .bind(how.per_second);
         replayed.extend::<Vec<String>>(
@@ -248,6 +273,7 @@ pub async fn replay(db: &Db, ids: &[String], how: &Replay, by: &By) -> Result<Ve
 pub async fn settle(db: &Db, ids: &[String], result: Option<&Value>, by: &By) -> Result<Vec<String>> {
     if let Some(result) = result {
         check_payload("the result", &result.to_string())?;
+        db.hidden().restore(&mut result.clone(), None)?;
     }
     let mut settled = Vec::new();
     for batch in batches(ids)? {
@@ -296,7 +322,14 @@ pub async fn purge(db: &Db, by: &By) -> Result<usize> {
 /// What was done, the newest first.
 pub async fn actions(db: &Db, limit: i32) -> Result<Vec<Value>> {
     let query = sqlx::query_scalar("SELECT tasker.list_dead_letter_actions($1)");
-    Ok(query.bind(limit).fetch_all(db.pool()).await?)
+    let mut actions: Vec<Value> = query.bind(limit).fetch_all(db.pool()).await?;
+    let hidden = db.hidden();
+    for action in &mut actions {
+        let details = &mut action["details"];
+        hidden.hide_fields(details, &["input", "result"]);
+        hidden.hide_within(details, &["letter", "input"]);
+    }
+    Ok(actions)
 }
 
 async fn delete(db: &Db, ids: &[String], action: &str, by: &By) -> Result<Vec<String>> {

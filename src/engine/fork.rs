@@ -15,29 +15,31 @@ use crate::error::{Error, Result};
 /// Errors: [`Error::NotFound`] for an unknown task or step; [`Error::Invalid`] for one that has not ended, or that was undone, and for an input that its
 /// `input_schema` does not accept; [`Error::TooLarge`].
 pub async fn fork_task(db: &Db, task: Uuid, from: Option<&str>, input: Option<&Value>) -> Result<Uuid> {
-    if let Some(input) = input {
+    let mut input = input.cloned();
+    if let Some(input) = &mut input {
         if !input.is_object() {
             return Err(Error::Invalid("the input must be a JSON object".into()));
         }
-        let json = input.to_string();
-        check_payload("the input", &json)?;
-        check_input(db, task, &json).await?;
+        check_input(db, task, input).await?;
     }
     let query = sqlx::query_scalar("SELECT tasker.fork_task($1, $2, $3)").bind(task).bind(from);
-    Ok(query.bind(input.map(Json)).fetch_one(db.pool()).await?)
+    Ok(query.bind(input.as_ref().map(Json)).fetch_one(db.pool()).await?)
 }
 
-/// Against the `input_schema` of the task's version.
-async fn check_input(db: &Db, task: Uuid, input: &str) -> Result<()> {
+/// Against the `input_schema` of the task's version. What is hidden of it is that task's own.
+async fn check_input(db: &Db, task: Uuid, input: &mut Value) -> Result<()> {
     let query = sqlx::query_scalar("SELECT tasker.read_task($1)").bind(task);
     let found: Option<Value> = query.fetch_one(db.pool()).await?;
     let found = found.ok_or_else(|| Error::NotFound(format!("no task {task}")))?;
+    db.hidden().restore(input, Some(&found["input"]))?;
+    let json = input.to_string();
+    check_payload("the input", &json)?;
     let text = |name: &str| found[name].as_str().unwrap_or_default();
     let template = format!("{}/{}", text("namespace"), text("template"));
     let query = sqlx::query_scalar("SELECT id FROM tasker.find_template($1, $2)");
     let version: i32 = query.bind(&template).bind(text("version")).fetch_one(db.pool()).await?;
     let schema = read_schema(db.pool(), version).await?;
-    match schema.and_then(|schema| problem_of_input(&schema, &template, input)) {
+    match schema.and_then(|schema| problem_of_input(&schema, &template, &json, db.redaction())) {
         Some(problem) => Err(Error::Invalid(problem)),
         None => Ok(()),
     }

@@ -11,6 +11,7 @@ use super::read::list_templates;
 use super::schema::{problem_of_input, read_schema, validator};
 use crate::db::Db;
 use crate::error::{Error, Result};
+use crate::redaction::Redaction;
 use crate::template::{Priority, Template, Unique};
 
 /// A task's input, as JSON text: it is looked into only where the template has an `input_schema`.
@@ -152,7 +153,7 @@ pub fn check_inputs(template: &Template, tasks: &[NewTask]) -> Result<()> {
         name: String::new(),
         schema: template.input_schema.as_ref().map(validator).transpose()?,
     };
-    version.accept(&template.name, tasks)
+    version.accept(&template.name, tasks, &Redaction::default())
 }
 
 /// How many tags a task may have.
@@ -163,10 +164,10 @@ const LAST_YEAR: i32 = 9999;
 
 impl Version {
     /// Errors unless all are acceptable: [`Error::Invalid`], [`Error::TooLarge`].
-    pub(super) fn accept(&self, template: &str, tasks: &[NewTask]) -> Result<()> {
+    pub(super) fn accept(&self, template: &str, tasks: &[NewTask], redaction: &Redaction) -> Result<()> {
         for (n, task) in tasks.iter().enumerate() {
             check_payload("the input", task.input.as_str())?;
-            match self.problem(template, task) {
+            match self.problem(template, task, redaction) {
                 None => {}
                 Some(problem) if tasks.len() == 1 => return Err(Error::Invalid(problem)),
                 Some(problem) => return Err(Error::Invalid(format!("task {} of {}: {problem}", n + 1, tasks.len()))),
@@ -175,7 +176,7 @@ impl Version {
         Ok(())
     }
 
-    fn problem(&self, template: &str, task: &NewTask) -> Option<String> {
+    fn problem(&self, template: &str, task: &NewTask, redaction: &Redaction) -> Option<String> {
         let text = task.input.as_str();
         if task.key.as_ref().is_some_and(|key| key.contains('\0')) {
             return Some("the key contains the character U+0000, which PostgreSQL cannot store".into());
@@ -200,6 +201,6 @@ impl Version {
         if has_nul(text) {
             return Some("the input contains the character U+0000, which PostgreSQL cannot store".into());
         }
-        problem_of_input(self.schema.as_ref()?, template, text)
+        problem_of_input(self.schema.as_ref()?, template, text, redaction)
     }
 }

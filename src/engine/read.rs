@@ -61,11 +61,16 @@ pub async fn read_task(db: &Db, task: Uuid) -> Result<Value> {
         .fetch_one(db.pool())
         .await?;
     let mut found = found.ok_or_else(|| Error::NotFound(format!("no task {task}")))?;
-    let steps: Vec<Value> = sqlx::query_scalar("SELECT tasker.read_steps($1, $2)")
+    let mut steps: Vec<Value> = sqlx::query_scalar("SELECT tasker.read_steps($1, $2)")
         .bind(task)
         .bind(RESULTS_OF_A_TASK)
         .fetch_all(db.pool())
         .await?;
+    let hidden = db.hidden();
+    hidden.hide_fields(&mut found, &["input"]);
+    for step in &mut steps {
+        hidden.hide_fields(step, &["result", "progress"]);
+    }
     found["steps"] = Value::Array(steps);
     Ok(found)
 }
@@ -73,13 +78,11 @@ pub async fn read_task(db: &Db, task: Uuid) -> Result<Value> {
 /// (name, JSON) of the results of these steps of a task, of those that are complete or skipped. `before`: only of steps that this one depends on;
 /// `bytes`: the first of them that have no more altogether.
 pub async fn read_results(db: &Db, task: Uuid, before: Option<i16>, names: &[String], bytes: Option<i64>) -> Result<Vec<(String, String)>> {
-    Ok(sqlx::query_as("SELECT name, result FROM tasker.read_results($1, $2, $3, $4)")
-        .bind(task)
-        .bind(before)
-        .bind(names)
-        .bind(bytes)
-        .fetch_all(db.pool())
-        .await?)
+    let query = sqlx::query_as("SELECT name, result FROM tasker.read_results($1, $2, $3, $4)");
+    let query = query.bind(task).bind(before).bind(names).bind(bytes);
+    let results: Vec<(String, String)> = query.fetch_all(db.pool()).await?;
+    let hidden = db.hidden();
+    Ok(results.into_iter().map(|(name, json)| (name, hidden.hide_in_json(json))).collect())
 }
 
 /// At most `limit` tasks, the newest first.

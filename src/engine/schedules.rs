@@ -80,7 +80,14 @@ pub async fn put(db: &Db, name: &str, template: &str, schedule: &Schedule) -> Re
         )));
     }
     let query = sqlx::query_scalar("SELECT tasker.put_schedule($1, $2, $3, 'operator')");
-    Ok(query.bind(name).bind(template).bind(Json(schedule)).fetch_one(db.pool()).await?)
+    let mut schedule = schedule.clone();
+    if let Some(input) = &mut schedule.input {
+        let query = sqlx::query_scalar("SELECT tasker.list_schedules($1, 0)").bind(name);
+        let known: Option<Value> = query.fetch_optional(db.pool()).await?;
+        db.hidden()
+            .restore(input, known.as_ref().and_then(|known| known["definition"].get("input")))?;
+    }
+    Ok(query.bind(name).bind(template).bind(Json(&schedule)).fetch_one(db.pool()).await?)
 }
 
 /// Has the file of settings no other schedules than these: by name, each with its template.
@@ -147,14 +154,21 @@ async fn begin(db: &Db, name: &str, times: Option<&[DateTime<Utc>]>) -> Result<V
 
 /// The schedules, by name: objects of name, template, definition, owner, since, next_at, paused and last.
 pub async fn list(db: &Db) -> Result<Vec<Value>> {
-    Ok(sqlx::query_scalar("SELECT tasker.list_schedules()").fetch_all(db.pool()).await?)
+    let mut schedules: Vec<Value> = sqlx::query_scalar("SELECT tasker.list_schedules()").fetch_all(db.pool()).await?;
+    let hidden = db.hidden();
+    for schedule in &mut schedules {
+        hidden.hide_fields(&mut schedule["definition"], &["input"]);
+    }
+    Ok(schedules)
 }
 
 /// One of them, with its last `ticks` times. Errors: [`Error::NotFound`].
 pub async fn show(db: &Db, name: &str, ticks: i32) -> Result<Value> {
     let query = sqlx::query_scalar("SELECT tasker.list_schedules($1, $2)").bind(name).bind(ticks);
     let shown: Option<Value> = query.fetch_optional(db.pool()).await?;
-    shown.ok_or_else(|| unknown(name))
+    let mut shown = shown.ok_or_else(|| unknown(name))?;
+    db.hidden().hide_fields(&mut shown["definition"], &["input"]);
+    Ok(shown)
 }
 
 /// Forgets what became of times longer ago than that.

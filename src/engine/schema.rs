@@ -5,6 +5,7 @@ use serde_json::Value;
 use sqlx::PgExecutor;
 
 use crate::error::{Error, Result};
+use crate::redaction::Redaction;
 use crate::telemetry;
 
 /// Errors: [`Error::Invalid`] where it is no JSON Schema.
@@ -12,11 +13,11 @@ pub(super) fn validator(schema: &Value) -> Result<Validator> {
     jsonschema::validator_for(schema).map_err(|error| Error::Invalid(format!("the template's schema is not valid: {error}")))
 }
 
-/// What is wrong with `value`, each problem with its place. None: nothing.
-pub(super) fn problems_of(schema: &Validator, value: &Value) -> Option<String> {
+/// What is wrong with `value`, each problem with its place, without quoting what is redacted. None: nothing.
+pub(super) fn problems_of(schema: &Validator, value: &Value, redaction: &Redaction) -> Option<String> {
     let problem = |error: ValidationError<'_>| match error.instance_path().as_str() {
-        "" => told(&error),
-        path => format!("{path}: {}", told(&error)),
+        "" => told(&error, value, redaction),
+        path => format!("{path}: {}", told(&error, value, redaction)),
     };
     let problems: Vec<String> = schema.iter_errors(value).take(10).map(problem).collect();
     (!problems.is_empty()).then(|| problems.join("; "))
@@ -31,11 +32,10 @@ pub(super) async fn read_schema<'e>(session: impl PgExecutor<'e>, version: i32) 
 }
 
 /// What is wrong with the input of a task of this template, which is JSON. None: nothing.
-pub(super) fn problem_of_input(schema: &Validator, template: &str, input: &str) -> Option<String> {
+pub(super) fn problem_of_input(schema: &Validator, template: &str, input: &str, redaction: &Redaction) -> Option<String> {
     match serde_json::from_str(input) {
-        Ok(input) => {
-            problems_of(schema, &input).map(|problems| format!("the input does not satisfy the input_schema of {template}: {problems}"))
-        }
+        Ok(input) => problems_of(schema, &input, redaction)
+            .map(|problems| format!("the input does not satisfy the input_schema of {template}: {problems}")),
         Err(error) => Some(format!("the input is not JSON: {error}")),
     }
 }
@@ -43,13 +43,14 @@ pub(super) fn problem_of_input(schema: &Validator, template: &str, input: &str) 
 /// The longest value that an error quotes, in characters.
 const QUOTED: usize = 60;
 
-/// An error quotes the value only where that is short, and not of a name that the setting `log.redact` has.
-fn told(error: &ValidationError<'_>) -> String {
+/// An error quotes the value only where that is short, and neither of a name that the setting `log.redact` has nor of a place of `redact`.
+fn told(error: &ValidationError<'_>, of: &Value, redaction: &Redaction) -> String {
     let is_short = match error.instance().as_ref() {
         Value::String(text) => text.chars().count() <= QUOTED,
         value => !value.is_object() && !value.is_array(),
     };
-    let is_redacted = error.instance_path().as_str().split('/').any(telemetry::is_redacted);
+    let place = error.instance_path().as_str();
+    let is_redacted = place.split('/').any(telemetry::is_redacted) || redaction.hides(of, place);
     match is_short && !is_redacted {
         true => error.to_string(),
         false => error.masked_with("the value").to_string(),

@@ -10,6 +10,7 @@ use super::payload::{check_payload, has_nul};
 use super::schema::{problems_of, validator};
 use crate::db::Db;
 use crate::error::{Error, Result};
+use crate::redaction::Redaction;
 
 /// For whom a signal is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +62,8 @@ pub async fn check(db: &Db, signal: &Signal) -> Result<()> {
             "the payload contains the character U+0000, which PostgreSQL cannot store".into(),
         ));
     }
+    let mut payload = parse(&signal.payload)?;
+    db.hidden().restore(&mut payload, None)?;
     let (task, key) = signal.to.parts();
     let schemas: Vec<Value> = sqlx::query_scalar("SELECT tasker.signal_schemas($1, $2, $3)")
         .bind(&signal.name)
@@ -68,14 +71,21 @@ pub async fn check(db: &Db, signal: &Signal) -> Result<()> {
         .bind(key)
         .fetch_all(db.pool())
         .await?;
-    check_payload_by(&signal.name, &signal.payload, &schemas)
+    accept(&signal.name, &payload, &schemas, db.redaction())
 }
 
 /// Errors: [`Error::Invalid`] unless the payload (JSON) satisfies all of these schemas.
 pub fn check_payload_by(name: &str, payload: &str, schemas: &[Value]) -> Result<()> {
-    let payload: Value = serde_json::from_str(payload).map_err(|error| Error::Invalid(format!("the payload is not JSON: {error}")))?;
+    accept(name, &parse(payload)?, schemas, &Redaction::default())
+}
+
+fn parse(payload: &str) -> Result<Value> {
+    serde_json::from_str(payload).map_err(|error| Error::Invalid(format!("the payload is not JSON: {error}")))
+}
+
+fn accept(name: &str, payload: &Value, schemas: &[Value], redaction: &Redaction) -> Result<()> {
     for schema in schemas {
-        if let Some(problems) = problems_of(&validator(schema)?, &payload) {
+        if let Some(problems) = problems_of(&validator(schema)?, payload, redaction) {
             return Err(Error::Invalid(format!(
                 "the payload is not what a step that waits for {name:?} accepts: {problems}"
             )));
@@ -171,5 +181,8 @@ pub struct SignalFilter {
 pub async fn list_signals(db: &Db, filter: &SignalFilter, limit: i32) -> Result<Vec<Value>> {
     let query = sqlx::query_scalar("SELECT tasker.list_signals($1, $2, $3, $4, $5)");
     let query = query.bind(&filter.name).bind(filter.task).bind(&filter.key);
-    Ok(query.bind(filter.unclaimed).bind(limit).fetch_all(db.pool()).await?)
+    let mut signals: Vec<Value> = query.bind(filter.unclaimed).bind(limit).fetch_all(db.pool()).await?;
+    let hidden = db.hidden();
+    signals.iter_mut().for_each(|signal| hidden.hide_fields(signal, &["payload"]));
+    Ok(signals)
 }

@@ -14,11 +14,12 @@ use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::sync::{oneshot, Semaphore};
 use uuid::Uuid;
 
-use super::input::Templates;
 pub use super::input::{check_inputs, Input, NewTask};
+use super::input::{Templates, Version};
 use super::trace::Submission;
 use crate::db::{answered, Db};
 use crate::error::{Error, Result};
+use crate::redaction::REDACTED;
 use crate::telemetry::{self, Carrier, Metrics};
 use crate::template::{Priority, Unique};
 
@@ -80,7 +81,7 @@ impl Submitter {
     pub async fn check(&self, template: &str, version: Option<&str>, tasks: &[NewTask]) -> Result<Accepted> {
         let submission = Submission::begin();
         let version = self.templates.ask(template, version).await?;
-        version.accept(template, tasks)?;
+        self.accept(&version, template, tasks)?;
         Ok(Accepted {
             version: version.name.clone(),
             trace: submission.carrier(),
@@ -116,9 +117,21 @@ impl Submitter {
         submission.end(template, tasks.iter().map(|task| task.id), submitted.err());
     }
 
+    /// What is shown of another task's input is no input where something of it is hidden.
+    fn accept(&self, version: &Version, template: &str, tasks: &[NewTask]) -> Result<()> {
+        version.accept(template, tasks, self.db.redaction())?;
+        let hidden = self.db.hidden();
+        for task in tasks.iter().filter(|task| task.input.as_str().contains(REDACTED)) {
+            if let Ok(mut input) = serde_json::from_str(task.input.as_str()) {
+                hidden.restore(&mut input, None)?;
+            }
+        }
+        Ok(())
+    }
+
     async fn create(&self, template: &str, version: Option<&str>, tasks: &[NewTask], trace: Option<Carrier>) -> Result<Vec<Submitted>> {
         if let Some(known) = self.templates.remembered(template, version) {
-            if known.accept(template, tasks).is_ok() {
+            if self.accept(&known, template, tasks).is_ok() {
                 let flow = Flow {
                     template: template.into(),
                     version: version.map(str::to_owned),
@@ -132,7 +145,7 @@ impl Submitter {
             }
         }
         let found = self.templates.ask(template, version).await?;
-        found.accept(template, tasks)?;
+        self.accept(&found, template, tasks)?;
         let flow = Flow {
             template: template.into(),
             version: Some(found.name.clone()),

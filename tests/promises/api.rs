@@ -11,6 +11,7 @@ use tasker::engine::tokens::{create_token, Holder, NewToken, Role};
 use tasker::http::{Door, Serving};
 use tasker::orchestrator::{Orchestrator, OrchestratorConfig};
 use tasker::worker::{Handlers, Worker};
+use tasker::Db;
 
 use crate::world::World;
 
@@ -43,9 +44,14 @@ impl Asked {
     }
 
     pub(crate) async fn with_config(world: &World, config: &ApiConfig) -> Asked {
+        Asked::of(&world.db, config).await
+    }
+
+    /// The API over these connections.
+    pub(crate) async fn of(db: &Db, config: &ApiConfig) -> Asked {
         let door = Door::bind("127.0.0.1:0".parse().ok(), ([127, 0, 0, 1], 0).into()).await.unwrap();
         let address = door.address().unwrap().to_string();
-        let api = Api::new(&world.db, Arc::new(DatabaseCoordinator::new(&world.db)), config);
+        let api = Api::new(db, Arc::new(DatabaseCoordinator::new(db)), config);
         Asked {
             address,
             token: None,

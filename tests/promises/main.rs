@@ -47,6 +47,7 @@ mod pages;
 mod pauses;
 mod poolers;
 mod priorities;
+mod redaction;
 mod roles;
 mod schedule_times;
 mod schedules;

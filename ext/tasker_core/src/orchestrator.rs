@@ -38,10 +38,12 @@ impl Orchestrator {
     fn start(ruby: &Ruby, with: RubyValue, flags: RubyValue, file: RubyValue) -> Result<Orchestrator, Error> {
         let db = client::unwrap(with)?.db(ruby)?;
         let local = settings::local(ruby, flags, file)?;
-        let listen = settings::own(ruby, &local)?.orchestrator.listen;
+        let own = settings::own(ruby, &local)?;
+        let listen = own.orchestrator.listen;
         let parts = block_on(ruby, async move {
             // The address first: a port in use should not cost a membership.
             let server = Server::bind(listen, Kind::Orchestrator).await?;
+            let db = db.redacting(own.redaction()?);
             let (live, following) = settings::follow(&db, local).await?;
             let orchestrator = CoreOrchestrator::start(&db, live).await?;
             let health = orchestrator.health().clone();

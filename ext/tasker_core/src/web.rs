@@ -41,9 +41,10 @@ impl Web {
         let settings = settings::own(ruby, &settings::local(ruby, nothing, file)?)?;
         let web = block_on(ruby, async move {
             let coordinator = coordinator(&db, &settings).await?;
+            let db = db.apart(settings.api.connections).redacting(settings.redaction()?).for_people();
             let mut config = settings.api;
             config.trust_loopback &= trusts_loopback;
-            Ok(InProcess::new(&db.apart(config.connections), coordinator, &config))
+            Ok(InProcess::new(&db, coordinator, &config))
         })?;
         Ok(Web(Owned::new(web)))
     }

@@ -54,7 +54,7 @@ LANGUAGE sql STABLE BEGIN ATOMIC
                 SELECT ps.name FROM tasker.tasks p JOIN tasker.template_steps ps ON ps.version_id = p.version_id AND ps.step = t.parent_step
                 WHERE p.id = t.parent_id)) END,
         'created_at', t.created_at, 'run_at', t.run_at, 'started_at', t.started_at, 'finished_at', t.finished_at,
-        'pause', tasker.read_pause(t), 'forked_from', t.forked_from,
+        'pause', tasker.read_pause(t), 'trace_id', nullif(split_part(t.trace ->> 'traceparent', '-', 2), ''), 'forked_from', t.forked_from,
         -- All of them first: the first by id of all tasks would be looked for else.
         'forks', ARRAY(SELECT f.id FROM (SELECT f.id FROM tasker.tasks f WHERE f.forked_from = t.id OFFSET 0) AS f ORDER BY f.id LIMIT 100))
     FROM tasker.tasks t

@@ -8,15 +8,21 @@ pub(crate) mod bulk_actions;
 mod configuration;
 pub(crate) mod dead_letters;
 pub(crate) mod etag;
+mod events;
 pub(crate) mod extract;
 mod fleet;
+pub(crate) mod followed;
+mod groups;
+mod jwt;
 mod listed;
 mod openapi;
 pub(crate) mod problem;
+mod proxy;
 mod schedules;
 pub(crate) mod signals;
 mod statistics;
 pub(crate) mod steering;
+pub(crate) mod streamed;
 mod tasks;
 mod templates;
 mod tokens;
@@ -24,13 +30,16 @@ mod waiting;
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::DefaultBodyLimit;
-use axum::http::StatusCode;
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, ETAG, IF_NONE_MATCH, RETRY_AFTER};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::from_fn;
 use axum::routing::get;
 use axum::{Json, Router};
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use tower_http::cors::CorsLayer;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -39,8 +48,12 @@ use crate::config::distributed::ConfigurationCoordinator;
 pub use crate::config::ApiConfig;
 use crate::db::Db;
 use crate::engine::submit::Submitter;
+use crate::error::{Error, Result};
 pub use access::SignedIn;
+use events::Events;
+use jwt::Jwt;
 use problem::Problem;
+use proxy::Proxy;
 use waiting::Waiting;
 
 /// The largest body: a thousand tasks of four kilobytes, or one with an input of a mebibyte.
@@ -53,30 +66,42 @@ pub struct Api {
     submitter: Submitter,
     coordinator: Arc<dyn ConfigurationCoordinator>,
     trusts_loopback: bool,
+    jwt: Option<Arc<Jwt>>,
+    proxy: Option<Arc<Proxy>>,
+    cors: Option<CorsLayer>,
+    /// Where links to traces lead.
+    pub(crate) trace_url: Option<Arc<str>>,
     /// By the names of tokens.
     rates: Arc<DefaultKeyedRateLimiter<String>>,
     waiting: Waiting,
+    events: Events,
 }
 
 impl Api {
-    /// Of this database.
-    pub fn new(db: &Db, coordinator: Arc<dyn ConfigurationCoordinator>, config: &ApiConfig) -> Api {
+    /// Of this database. Errors: [`Error::Config`](crate::Error::Config).
+    pub fn new(db: &Db, coordinator: Arc<dyn ConfigurationCoordinator>, config: &ApiConfig) -> Result<Api> {
         let rate = NonZeroU32::new(config.rate).unwrap_or(NonZeroU32::MIN);
-        Api {
+        Ok(Api {
             db: db.clone(),
             submitter: Submitter::new(db.clone()),
             coordinator,
             trusts_loopback: config.trust_loopback,
+            jwt: Jwt::new(&config.jwt)?.map(Arc::new),
+            proxy: Proxy::new(&config.proxy)?.map(Arc::new),
+            cors: cors(&config.allowed_origins)?,
+            trace_url: config.trace_url.as_deref().map(Arc::from),
             rates: Arc::new(RateLimiter::keyed(Quota::per_second(rate))),
             waiting: Waiting::default(),
-        }
+            events: Events::default(),
+        })
     }
 
     /// What answers requests; those over a network have their client's address as [`axum::extract::ConnectInfo`].
     pub fn router(self) -> Router {
         let (router, document) = routes().split_for_parts();
         let document = Arc::new(openapi::complete(document));
-        router
+        let cors = self.cors.clone();
+        let router = router
             .route(
                 "/api/v1/openapi.json",
                 get(move || async move { Json((*document).clone()) }).layer(from_fn(etag::tagged)),
@@ -89,8 +114,37 @@ impl Api {
                 )
             })
             .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
-            .with_state(self)
+            .with_state(self);
+        match cors {
+            Some(cors) => router.layer(cors),
+            None => router,
+        }
     }
+}
+
+/// What lets pages of these sites use the API, with tokens that they send. None: none may.
+fn cors(origins: &[String]) -> Result<Option<CorsLayer>> {
+    if origins.is_empty() {
+        return Ok(None);
+    }
+    let parse = |origin: &String| {
+        let not = |_| Error::Config(format!("api.allowed_origins has {origin:?}, which is no origin"));
+        origin.parse::<HeaderValue>().map_err(not)
+    };
+    let origins = origins.iter().map(parse).collect::<Result<Vec<_>>>()?;
+    let layer = CorsLayer::new()
+        .allow_origin(origins)
+        .allow_methods([Method::GET, Method::POST, Method::PUT, Method::DELETE])
+        .allow_headers([
+            AUTHORIZATION,
+            CONTENT_TYPE,
+            IF_NONE_MATCH,
+            HeaderName::from_static("idempotency-key"),
+            HeaderName::from_static("last-event-id"),
+        ])
+        .expose_headers([ETAG, RETRY_AFTER])
+        .max_age(Duration::from_secs(600));
+    Ok(Some(layer))
 }
 
 fn routes() -> OpenApiRouter<Api> {
@@ -99,6 +153,7 @@ fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(tasks::show))
         .routes(routes!(tasks::reasons))
         .routes(routes!(tasks::wait))
+        .routes(routes!(events::list))
         .routes(routes!(tasks::result))
         .routes(routes!(tasks::children))
         .routes(routes!(tasks::values))

@@ -5,6 +5,7 @@
 //! the coordinator, what is set for all, for namespaces, and for single instances ([`distributed`]). [`Live`] is what comes out, now and after
 //! every change.
 
+mod api;
 mod check;
 pub mod distributed;
 pub mod drift;
@@ -25,13 +26,14 @@ mod span;
 mod tests;
 
 pub use crate::template::{Breaker, Limit};
+pub use api::{ApiConfig, JwtConfig, ProxyConfig};
 pub use check::Problem;
 pub use effective::Effective;
 pub use live::Live;
 pub use local::{Given, Local};
 pub use rules::{Rules, Throttle};
 pub use secret::{Address, Secret};
-pub use settings::{ApiConfig, HealthConfig, LogConfig, LogFormat, OrchestratorConfig, Settings, TracesConfig, WorkerConfig};
+pub use settings::{HealthConfig, LogConfig, LogFormat, OrchestratorConfig, Settings, TracesConfig, WorkerConfig};
 pub use sources::{check_file, read_source};
 
 use std::path::Path;

@@ -1,6 +1,7 @@
 //! The HTTP face of an orchestrator or a worker: its health and metrics, on a port and on its socket in the run directory (see
 //! [`crate::health::local`]); and of an orchestrator the API, on a port of its own, so that none of its clients is in the way of a probe.
 
+mod certificate;
 mod health;
 mod listening;
 
@@ -19,6 +20,7 @@ use crate::engine::member::Kind;
 use crate::error::{Error, Result};
 use crate::health::local::Socket;
 use crate::health::Health;
+pub use certificate::Certificate;
 use listening::{answer_on, Bounds};
 
 /// How many ports after the default one are tried.
@@ -112,13 +114,13 @@ impl Server {
         let router = health::router(health);
         let port = async {
             if let Some(port) = self.port {
-                answer_on(port, &router, &Bounds::PROBES, &stop).await;
+                answer_on(port, &router, &Bounds::PROBES, None, &stop).await;
             }
         };
         let socket = async {
             if let Some(socket) = self.socket {
                 let Socket { listener, file: _file } = socket;
-                answer_on(listener, &router, &Bounds::PROBES, &stop).await;
+                answer_on(listener, &router, &Bounds::PROBES, None, &stop).await;
             }
         };
         tokio::join!(port, socket);
@@ -127,26 +129,43 @@ impl Server {
 
 /// Where an orchestrator answers others than probes.
 #[derive(Debug)]
-pub struct Door(TcpListener);
+pub struct Door {
+    port: TcpListener,
+    certificate: Option<Certificate>,
+}
 
 impl Door {
     /// Takes the address; None: the default one, or one of the next. Errors: [`Error::Listen`].
     pub async fn bind(address: Option<SocketAddr>, default: SocketAddr) -> Result<Door> {
-        Ok(Door(match address {
+        let port = match address {
             Some(address) => take(address).await?,
             None => take_from(default).await?,
-        }))
+        };
+        Ok(Door { port, certificate: None })
+    }
+
+    /// The same, over TLS.
+    pub fn encrypted(self, certificate: Certificate) -> Door {
+        Door {
+            certificate: Some(certificate),
+            ..self
+        }
     }
 
     /// The address that was taken.
     pub fn address(&self) -> Option<SocketAddr> {
-        self.0.local_addr().ok()
+        self.port.local_addr().ok()
     }
 
     /// Begins to answer with `router`, whose requests have the client's address as [`axum::extract::ConnectInfo`].
     pub fn open(self, router: Router) -> Serving {
-        tracing::info!(address = self.address().map(tracing::field::display), "answering pages and /api/v1");
-        Serving::begin(|stop| async move { answer_on(self.0, &router, &Bounds::api(), &stop).await })
+        let is_encrypted = self.certificate.is_some();
+        tracing::info!(
+            tls = is_encrypted,
+            address = self.address().map(tracing::field::display),
+            "answering pages and /api/v1"
+        );
+        Serving::begin(|stop| async move { answer_on(self.port, &router, &Bounds::api(), self.certificate.as_ref(), &stop).await })
     }
 }
 

@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use axum::extract::{ConnectInfo, FromRequestParts};
 use axum::http::header::{self, AUTHORIZATION, FORWARDED, HOST, ORIGIN};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, Method, StatusCode, Uri};
+use axum::http::{HeaderMap, Method, Uri};
 
 use super::problem::{Outcome, Problem};
 use super::Api;
@@ -61,13 +61,16 @@ impl Caller {
     /// Who has made a request. Errors: nobody that is known, or one that changes something and may be another site's.
     pub(crate) async fn of(parts: &Parts, api: &Api) -> Outcome<Caller> {
         let address = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|client| client.0.ip());
+        let proxy = api.proxy.as_ref().filter(|proxy| proxy.is_at(address));
         check_url(&parts.uri)?;
-        let holder = match parts.headers.get(AUTHORIZATION) {
-            Some(given) => {
-                let token = given.to_str().ok().and_then(|given| given.strip_prefix("Bearer "));
-                api.holder(token.unwrap_or_default()).await?
+        let somebody = proxy.map_or(Ok(None), |proxy| proxy.holder(&parts.headers))?;
+        let holder = match (bearer(&parts.headers), somebody) {
+            (Some(token), _) => api.holder(token).await?,
+            (None, Some(holder)) => {
+                check_origin(&parts.method, &parts.headers)?;
+                holder
             }
-            None => {
+            (None, None) => {
                 let holder = Caller::signed_in(parts, api, address).await?;
                 check_origin(&parts.method, &parts.headers)?;
                 holder
@@ -75,7 +78,7 @@ impl Caller {
         };
         Ok(Caller {
             holder,
-            address,
+            address: proxy.map_or(address, |proxy| proxy.client(&parts.headers).or(address)),
             via: "api",
             has_cookie: cookie(&parts.headers).is_some() && parts.extensions.get::<SignedIn>().is_none(),
         })
@@ -83,19 +86,15 @@ impl Caller {
 
     /// Who asks without saying so in this very request.
     async fn signed_in(parts: &Parts, api: &Api, address: Option<IpAddr>) -> Outcome<Holder> {
-        let of = |name: &str, role| Holder {
-            name: name.into(),
-            role,
-            namespaces: None,
-        };
         if let Some(somebody) = parts.extensions.get::<SignedIn>() {
-            return Ok(of(&somebody.name, somebody.role));
+            return Ok(Holder::new(&somebody.name, somebody.role));
         }
         if let Some(token) = cookie(&parts.headers) {
             return api.holder(token).await;
         }
-        match api.trusts_loopback && is_of_this_host(&parts.headers, address) {
-            true => Ok(of("local", Role::Admin)),
+        let says_otherwise = parts.headers.contains_key(AUTHORIZATION);
+        match api.trusts_loopback && !says_otherwise && is_of_this_host(&parts.headers, address) {
+            true => Ok(Holder::new("local", Role::Admin)),
             false => Err(Problem::unauthorized()),
         }
     }
@@ -126,7 +125,7 @@ impl Caller {
     }
 
     fn forbidden(&self, why: &str) -> Problem {
-        Problem::new(StatusCode::FORBIDDEN, format!("the token {} {why}", self.holder.name))
+        Problem::forbidden(format!("the token {} {why}", self.holder.name))
     }
 
     /// Whether it is one of some namespaces only.
@@ -188,10 +187,21 @@ impl Caller {
 impl Api {
     /// Whose token this is. Errors: nobody's that counts, or one that asks too often.
     pub(crate) async fn holder(&self, token: &str) -> Outcome<Holder> {
-        let holder = find_holder(&self.db, token.trim()).await?.ok_or_else(Problem::unauthorized)?;
+        let token = token.trim();
+        let found = match &self.jwt {
+            Some(jwt) if !token.starts_with(PREFIX) => jwt.holder(token).await?,
+            _ => find_holder(&self.db, token).await?,
+        };
+        let holder = found.ok_or_else(Problem::unauthorized)?;
         self.rates.check_key(&holder.name).map_err(|_| Problem::too_many(&holder.name))?;
         Ok(holder)
     }
+}
+
+/// The token that says who asks. Other ways to say it are for those in front of us.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(token)
 }
 
 fn cookie(headers: &HeaderMap) -> Option<&str> {
@@ -214,12 +224,15 @@ pub(crate) fn check_origin(method: &Method, headers: &HeaderMap) -> Outcome<()> 
     };
     match is_own || method.is_safe() {
         true => Ok(()),
-        false => Err(Problem::new(StatusCode::FORBIDDEN, "this was asked by a page of another site")),
+        false => Err(Problem::forbidden("this was asked by a page of another site")),
     }
 }
 
 fn check_url(url: &Uri) -> Outcome<()> {
-    if url.query().is_some_and(|query| query.contains(PREFIX)) {
+    if url
+        .query()
+        .is_some_and(|query| query.contains(PREFIX) || query.contains("access_token="))
+    {
         return Err(Problem::bad_request(
             "a token does not belong in a URL, which logs keep: revoke it, and send another in the header Authorization",
         ));

@@ -74,6 +74,24 @@ impl Problem {
         )
     }
 
+    /// Nobody that counts, and why.
+    pub(crate) fn unauthorized_since(why: &str) -> Problem {
+        Problem::new(StatusCode::UNAUTHORIZED, why)
+    }
+
+    /// Somebody who may not.
+    pub(crate) fn forbidden(why: impl Into<String>) -> Problem {
+        Problem::new(StatusCode::FORBIDDEN, why)
+    }
+
+    /// What is needed cannot be had for now.
+    pub(crate) fn away(why: &str) -> Problem {
+        Problem {
+            retry_after: Some(10),
+            ..Problem::new(StatusCode::SERVICE_UNAVAILABLE, why)
+        }
+    }
+
     /// More than a token's rate.
     pub(crate) fn too_many(token: &str) -> Problem {
         Problem {

@@ -1,12 +1,10 @@
 //! Waiting for the ends of tasks: however many wait, one reader asks for all of them.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
 use uuid::Uuid;
 
+use super::followed::Followed;
 use super::problem::{Outcome, Problem};
 use crate::db::Db;
 use crate::engine::read::{is_over, task_states};
@@ -14,9 +12,9 @@ use crate::engine::read::{is_over, task_states};
 /// How often it asks.
 const EVERY: Duration = Duration::from_millis(100);
 
-/// Who waits for which task.
+/// The states of tasks that somebody waits for.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Waiting(Arc<Mutex<HashMap<Uuid, watch::Sender<String>>>>);
+pub(super) struct Waiting(Followed<Uuid, String>);
 
 impl Waiting {
     /// The task's state once it has ended or is blocked, or whatever it is after `timeout`. Errors: there is no such task.
@@ -27,44 +25,14 @@ impl Waiting {
         if is_over(&state) || timeout.is_zero() {
             return Ok(state);
         }
-        let mut told = self.follow(db, task, state);
+        let db = db.clone();
+        let mut told = self.0.follow(task, state, EVERY, move |tasks| {
+            let db = db.clone();
+            // Where PostgreSQL is away, those who wait hear what was known last.
+            async move { task_states(&db, &tasks).await.unwrap_or_default() }
+        });
         tokio::time::timeout(timeout, told.wait_for(|state| is_over(state))).await.ok();
         let state = told.borrow().clone();
         Ok(state)
-    }
-
-    fn follow(&self, db: &Db, task: Uuid, state: String) -> watch::Receiver<String> {
-        let mut waited_for = self.lock();
-        if waited_for.is_empty() {
-            tokio::spawn(self.clone().read(db.clone()));
-        }
-        let told = waited_for.entry(task).or_default();
-        told.send_replace(state);
-        told.subscribe()
-    }
-
-    /// Until nobody waits any more.
-    async fn read(self, db: Db) {
-        loop {
-            tokio::time::sleep(EVERY).await;
-            let tasks: Vec<Uuid> = {
-                let mut waited_for = self.lock();
-                waited_for.retain(|_, told| told.receiver_count() > 0);
-                waited_for.keys().copied().collect()
-            };
-            if tasks.is_empty() {
-                return;
-            }
-            // Where PostgreSQL is away, those who wait hear what was known last.
-            for (task, state) in task_states(&db, &tasks).await.unwrap_or_default() {
-                if let Some(told) = self.lock().get(&task) {
-                    told.send_replace(state);
-                }
-            }
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, watch::Sender<String>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

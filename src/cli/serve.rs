@@ -16,7 +16,7 @@ use crate::db::Db;
 use crate::engine::configuration::coordinator;
 use crate::engine::member::Kind;
 use crate::error::{Error, Result};
-use crate::http::{allow_many_connections, Door, Server};
+use crate::http::{allow_many_connections, Certificate, Door, Server};
 use crate::orchestrator::Orchestrator;
 use crate::{telemetry, web};
 
@@ -100,7 +100,13 @@ impl Doors {
             None => Server::bind_from(LISTEN, Kind::Orchestrator).await?,
         };
         let api = match settings.api.enabled {
-            true => Some(Door::bind(settings.api.listen, API).await?),
+            true => {
+                let door = Door::bind(settings.api.listen, API).await?;
+                Some(match (&settings.api.tls_certificate, &settings.api.tls_key) {
+                    (Some(certificate), Some(key)) => door.encrypted(Certificate::read(certificate, key)?),
+                    _ => door,
+                })
+            }
             false => None,
         };
         Ok(Doors { probes, api })
@@ -119,7 +125,7 @@ pub(super) async fn serve(db: Db, doors: Doors, local: Local) -> Result<i32> {
     let orchestrator = Orchestrator::start(&db, live).await?;
     let probed = doors.probes.start(orchestrator.health().clone());
     let apart = db.apart(settings.api.connections).for_people();
-    let api = Api::new(&apart, coordinator, &settings.api);
+    let api = Api::new(&apart, coordinator, &settings.api)?;
     let asked = doors.api.map(|door| door.open(web::router(api))).unwrap_or_default();
 
     let given_up = tokio::select! {

@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::api::ApiConfig;
 use super::check::problems;
 use super::schema;
 use super::secret::{Address, Secret};
@@ -256,39 +257,6 @@ impl Default for WorkerConfig {
     }
 }
 
-/// How the API answers.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct ApiConfig {
-    /// Whether `tasker serve` has the dashboard and the REST API.
-    #[schemars(extend("x-restart" = true))]
-    pub enabled: bool,
-    /// Where the dashboard and the API answer.
-    #[schemars(with = "Option<String>", extend("x-restart" = true, "x-default" = "127.0.0.1:8480, or the next that is free"))]
-    pub listen: Option<SocketAddr>,
-    /// Whether programs of the same host need no token for the dashboard and the API.
-    #[schemars(extend("x-restart" = true))]
-    pub trust_loopback: bool,
-    /// How many requests a second whoever has a token may make, by that token.
-    #[schemars(range(min = 1, max = 1_000_000), extend("x-restart" = true))]
-    pub rate: u32,
-    /// The API's database connections at most, beside those of the orchestrator: made when they are needed.
-    #[schemars(range(min = 1, max = 1000), extend("x-restart" = true))]
-    pub connections: u32,
-}
-
-impl Default for ApiConfig {
-    fn default() -> Self {
-        ApiConfig {
-            enabled: true,
-            listen: None,
-            trust_loopback: true,
-            rate: 200,
-            connections: 4,
-        }
-    }
-}
-
 impl Settings {
     /// Errors: [`Error::Config`] with everything that is wrong.
     pub(super) fn check(&self) -> Result<()> {
@@ -336,6 +304,7 @@ impl Settings {
         if let Err(problem) = Redaction::parse(&self.redact) {
             found.push(("redact", format!("has something else than paths: {problem}")));
         }
+        found.extend(self.api.problems());
         if let Err(problem) = self.schedules() {
             found.push(("schedules", problem));
         }
@@ -365,7 +334,7 @@ impl Settings {
     }
 }
 
-fn is_web_address(text: &str) -> bool {
+pub(super) fn is_web_address(text: &str) -> bool {
     let address = text.parse::<Uri>().unwrap_or_default();
     matches!(address.scheme_str(), Some("http" | "https")) && address.host().is_some_and(|host| !host.is_empty())
 }

@@ -56,6 +56,15 @@ const RESULTS_OF_A_TASK: i64 = 1 << 20;
 /// A task with its steps. Their results come along, in order, as long as they have no more than a mebibyte altogether; of the others `result` is
 /// null, and [`read_results`] reads them. Errors: [`Error::NotFound`].
 pub async fn read_task(db: &Db, task: Uuid) -> Result<Value> {
+    read_with(db, task, RESULTS_OF_A_TASK).await
+}
+
+/// The same without any results. Errors: [`Error::NotFound`].
+pub(crate) async fn read_outline(db: &Db, task: Uuid) -> Result<Value> {
+    read_with(db, task, 0).await
+}
+
+async fn read_with(db: &Db, task: Uuid, bytes: i64) -> Result<Value> {
     let found: Option<Value> = sqlx::query_scalar("SELECT tasker.read_task($1)")
         .bind(task)
         .fetch_one(db.pool())
@@ -63,7 +72,7 @@ pub async fn read_task(db: &Db, task: Uuid) -> Result<Value> {
     let mut found = found.ok_or_else(|| Error::NotFound(format!("no task {task}")))?;
     let mut steps: Vec<Value> = sqlx::query_scalar("SELECT tasker.read_steps($1, $2)")
         .bind(task)
-        .bind(RESULTS_OF_A_TASK)
+        .bind(bytes)
         .fetch_all(db.pool())
         .await?;
     let hidden = db.hidden();

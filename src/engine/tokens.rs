@@ -65,6 +65,17 @@ pub struct Holder {
     pub namespaces: Option<Vec<String>>,
 }
 
+impl Holder {
+    /// Somebody who is not of some namespaces only.
+    pub(crate) fn new(name: &str, role: Role) -> Holder {
+        Holder {
+            name: name.into(),
+            role,
+            namespaces: None,
+        }
+    }
+}
+
 /// A token to be created.
 #[derive(Debug, Clone)]
 pub struct NewToken {

@@ -16,13 +16,17 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::resource::{getrlimit, Resource};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
+use super::certificate::Certificate;
+
 /// What clients of a listener may do.
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
     /// How many connections there are at once; others wait for one of them to end.
     connections: usize,
@@ -72,37 +76,34 @@ impl Addressed for UnixListener {
     }
 }
 
-/// Each listener has connections of its own: whoever uses up those of the port leaves the socket's to local probes.
-pub(super) async fn answer_on<L: Addressed>(mut listener: L, router: &Router, bounds: &Bounds, stop: &CancellationToken) {
+/// Each listener has connections of its own: whoever uses up those of the port leaves the socket's to local probes. `tls`: they are encrypted.
+pub(super) async fn answer_on<L: Addressed>(
+    mut listener: L,
+    router: &Router,
+    bounds: &Bounds,
+    tls: Option<&Certificate>,
+    stop: &CancellationToken,
+) {
     let (places, answering) = (Arc::new(Semaphore::new(bounds.connections)), TaskTracker::new());
     let accept = async {
         loop {
             // Never closed.
             let Ok(place) = places.clone().acquire_owned().await else { return };
-            let (connection, address) = listener.accept().await;
-            let (client, router, longest) = (L::client(&address), router.clone(), bounds.answer);
-            let service = service_fn(move |request| answer(router.clone(), client, longest, request));
-            let serve = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(bounds.patience)
-                .keep_alive(bounds.lifetime.is_none())
-                .serve_connection(TokioIo::new(connection), service);
-            let (lifetime, stop) = (bounds.lifetime, stop.clone());
+            let (io, address) = listener.accept().await;
+            let connection = Connection {
+                router: router.clone(),
+                client: L::client(&address),
+                bounds: *bounds,
+                stop: stop.clone(),
+            };
+            let acceptor = tls.map(Certificate::acceptor);
             answering.spawn(async move {
-                let mut serve = std::pin::pin!(serve);
-                let over = async {
-                    match lifetime {
-                        Some(lifetime) => tokio::time::sleep(lifetime).await,
-                        None => stop.cancelled().await,
-                    }
-                };
-                tokio::select! {
-                    _ = &mut serve => {}
-                    () = over => {
-                        // What is being answered on one that would be used again ends.
-                        if lifetime.is_none() {
-                            serve.as_mut().graceful_shutdown();
-                            serve.await.ok();
+                match acceptor {
+                    None => connection.serve(io).await,
+                    Some(acceptor) => {
+                        // A client that says nothing is left as one that wants nothing.
+                        if let Ok(Ok(io)) = tokio::time::timeout(connection.bounds.patience, acceptor.accept(io)).await {
+                            connection.serve(io).await;
                         }
                     }
                 }
@@ -113,6 +114,48 @@ pub(super) async fn answer_on<L: Addressed>(mut listener: L, router: &Router, bo
     tokio::select! { () = stop.cancelled() => {}, () = accept => {} }
     answering.close();
     answering.wait().await;
+}
+
+/// Of one client.
+struct Connection {
+    router: Router,
+    client: Option<ConnectInfo<SocketAddr>>,
+    bounds: Bounds,
+    stop: CancellationToken,
+}
+
+impl Connection {
+    async fn serve(self, io: impl AsyncRead + AsyncWrite + Unpin) {
+        let Connection {
+            router,
+            client,
+            bounds,
+            stop,
+        } = self;
+        let service = service_fn(move |request| answer(router.clone(), client, bounds.answer, request));
+        let serve = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(bounds.patience)
+            .keep_alive(bounds.lifetime.is_none())
+            .serve_connection(TokioIo::new(io), service);
+        let mut serve = std::pin::pin!(serve);
+        let over = async {
+            match bounds.lifetime {
+                Some(lifetime) => tokio::time::sleep(lifetime).await,
+                None => stop.cancelled().await,
+            }
+        };
+        tokio::select! {
+            _ = &mut serve => {}
+            () = over => {
+                // What is being answered on one that would be used again ends.
+                if bounds.lifetime.is_none() {
+                    serve.as_mut().graceful_shutdown();
+                    serve.await.ok();
+                }
+            }
+        }
+    }
 }
 
 async fn answer(

@@ -10,10 +10,11 @@ use axum::response::{IntoResponse, Response};
 use axum::Router;
 use tower::ServiceExt;
 
-use super::live::OneAtATime;
+use crate::api::streamed::OneAtATime;
 use crate::api::{Api, ApiConfig, SignedIn};
 use crate::config::distributed::ConfigurationCoordinator;
 use crate::db::Db;
+use crate::error::Result;
 
 /// A request that another server has taken.
 #[derive(Debug, Clone, Default)]
@@ -48,9 +49,9 @@ pub struct Answered {
 pub struct InProcess(Router);
 
 impl InProcess {
-    /// Of this database.
-    pub fn new(db: &Db, coordinator: Arc<dyn ConfigurationCoordinator>, config: &ApiConfig) -> InProcess {
-        InProcess(super::router(Api::new(db, coordinator, config)))
+    /// Of this database. Errors: [`Error::Config`](crate::Error::Config).
+    pub fn new(db: &Db, coordinator: Arc<dyn ConfigurationCoordinator>, config: &ApiConfig) -> Result<InProcess> {
+        Ok(InProcess(super::router(Api::new(db, coordinator, config)?)))
     }
 
     /// Answers one. What is no request is answered with a status that says so.

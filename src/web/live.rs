@@ -1,16 +1,15 @@
 //! What moves while one looks: the content of a task's page as server-sent events. However many look, one reader reads each task once a second.
 
-use std::collections::HashMap;
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Query, State};
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::HeaderMap;
-use axum::response::{IntoResponse, Response};
-use futures_util::stream::unfold;
+use axum::response::Response;
+use futures_util::stream::{iter, unfold};
+use futures_util::StreamExt;
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -19,86 +18,28 @@ use super::viewer::Reader;
 use super::Web;
 use crate::api::etag::digest;
 use crate::api::extract::Part;
+use crate::api::followed::Followed;
 use crate::api::problem::Outcome;
+use crate::api::streamed::{self, last_seen, OneAtATime, SILENCE};
 
 /// How often a task is read while somebody looks.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// How long a stream without news is left silent: proxies close those that are for a minute.
-const SILENCE: Duration = Duration::from_secs(20);
-
-/// An extension of a request whose taker cannot hold it: it gets what is new, and asks again.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct OneAtATime;
-
 /// Of which task, with which of its steps chosen.
-type Look = (Uuid, Option<String>);
+pub(super) type Look = (Uuid, Option<String>);
 
 /// What a page shows, and whether it will move no more.
 #[derive(Debug, Clone, Default, PartialEq)]
-struct Content {
+pub(super) struct Content {
     html: Arc<str>,
     is_last: bool,
 }
 
 /// Who looks at which tasks.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Live {
-    looks: Arc<Mutex<HashMap<Look, watch::Sender<Content>>>>,
-    /// Of many who begin to look at once, one reads.
-    first: Arc<tokio::sync::Mutex<()>>,
-}
+pub(super) type Live = Followed<Look, Content>;
 
-impl Live {
-    fn follow(&self, web: &Web, look: Look, content: Content) -> watch::Receiver<Content> {
-        let mut looks = self.lock();
-        if looks.is_empty() {
-            tokio::spawn(self.clone().read(web.clone()));
-        }
-        let shown = looks.entry(look).or_default();
-        shown.send_replace(content);
-        shown.subscribe()
-    }
-
-    /// What somebody else sees already.
-    fn known(&self, look: &Look) -> Option<Content> {
-        let looks = self.lock();
-        let known = looks.get(look)?.borrow().clone();
-        Some(known)
-    }
-
-    /// Until nobody looks any more.
-    async fn read(self, web: Web) {
-        loop {
-            tokio::time::sleep(EVERY).await;
-            let looks: Vec<Look> = {
-                let mut looks = self.lock();
-                looks.retain(|_, shown| shown.receiver_count() > 0);
-                looks.keys().cloned().collect()
-            };
-            if looks.is_empty() {
-                return;
-            }
-            for look in looks {
-                let content = content(&web, &look).await.unwrap_or_else(|problem| Content {
-                    html: task::stale(&problem).into_string().into(),
-                    is_last: false,
-                });
-                if let Some(shown) = self.lock().get(&look) {
-                    shown.send_if_modified(|before| {
-                        let is_new = *before != content;
-                        *before = content;
-                        is_new
-                    });
-                }
-            }
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Look, watch::Sender<Content>>> {
-        self.looks.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+/// How many tasks are read at once.
+const AT_ONCE: usize = 4;
 
 async fn content(web: &Web, (id, step): &Look) -> Outcome<Content> {
     let (html, is_last) = task::content(web, *id, step.as_deref()).await?;
@@ -117,16 +58,27 @@ pub(super) async fn follow(
     one: Option<axum::Extension<OneAtATime>>,
 ) -> Outcome<Response> {
     let look = (id, chosen.step);
-    let reading = web.live.first.lock().await;
-    let first = match web.live.known(&look) {
-        Some(known) => known,
-        None => content(&web, &look).await?,
+    let reading = web.clone();
+    let read = move |looks: Vec<Look>| {
+        let web = reading.clone();
+        let read = move |look: Look| {
+            let web = web.clone();
+            async move {
+                let content = content(&web, &look).await.unwrap_or_else(|problem| Content {
+                    html: task::stale(&problem).into_string().into(),
+                    is_last: false,
+                });
+                (look, content)
+            }
+        };
+        iter(looks).map(read).buffer_unordered(AT_ONCE).collect()
     };
-    let shown = web.live.follow(&web, look, first.clone());
-    drop(reading);
-    let seen = headers.get("last-event-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
+    let first = content(&web, &look);
+    let shown = web.live.follow_from(look.clone(), first, EVERY, read).await?;
+    let seen = last_seen(&headers);
     let body = match one {
         Some(_) => {
+            let first = shown.borrow().clone();
             // Until it asks again, so that many of them cost one reader, too.
             tokio::spawn(async move {
                 tokio::time::sleep(3 * EVERY).await;
@@ -142,7 +94,7 @@ pub(super) async fn follow(
         }
         None => Body::from_stream(stream(shown, seen)),
     };
-    Ok(([(CONTENT_TYPE, "text/event-stream"), (CACHE_CONTROL, "no-store")], body).into_response())
+    Ok(streamed::stream(body))
 }
 
 fn stream(shown: watch::Receiver<Content>, seen: Option<String>) -> impl futures_util::Stream<Item = Result<String, Infallible>> {
@@ -170,13 +122,7 @@ fn stream(shown: watch::Receiver<Content>, seen: Option<String>) -> impl futures
 
 /// The content as an event; behind the last, one that says so.
 fn event(content: &Content) -> String {
-    let mut event = format!("id: {}\n", digest(&*content.html));
-    for line in content.html.split(['\n', '\r']) {
-        event.push_str("data: ");
-        event.push_str(line);
-        event.push('\n');
-    }
-    event.push('\n');
+    let mut event = streamed::event(&digest(&*content.html), &content.html);
     if content.is_last {
         event.push_str("event: ended\ndata: \n\n");
     }

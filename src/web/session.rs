@@ -53,7 +53,7 @@ pub(super) async fn begin(State(web): State<Web>, uri: Uri, headers: HeaderMap, 
     check_origin(&Method::POST, &headers)?;
     let token = given.token.trim();
     let root = root(uri.path());
-    if !token.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+    if !token.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c)) {
         return Ok(refused(&root, given.to.as_deref()));
     }
     match web.api.holder(token).await {

@@ -14,6 +14,7 @@ use super::{graph, timeline, Web};
 use crate::api::extract::Part;
 use crate::api::problem::{Outcome, Problem};
 use crate::engine::children::{read_children, Page as Children};
+use crate::engine::events::events_of;
 use crate::engine::memories::read_values;
 use crate::engine::read::{read_results, read_task, ENDED};
 use crate::engine::reasons::{explain, Reason};
@@ -70,7 +71,7 @@ async fn content_of(web: &Web, task: &Value, chosen: Option<&str>) -> Outcome<(M
         None => None,
     };
     let html = html! {
-        (facts(task))
+        (facts(task, web.api.trace_url.as_deref()))
         (why(&reasons, steps.len()))
         h2 { "Steps" }
         (picture)
@@ -79,6 +80,7 @@ async fn content_of(web: &Web, task: &Value, chosen: Option<&str>) -> Outcome<(M
         (table(steps, chosen))
         h2 { "Timeline" }
         (timeline::draw(task, chrono::Utc::now()))
+        (events(task))
         h2 { "Input" }
         (json(&task["input"]))
         @if values.as_object().is_some_and(|values| !values.is_empty()) {
@@ -89,7 +91,7 @@ async fn content_of(web: &Web, task: &Value, chosen: Option<&str>) -> Outcome<(M
     Ok((html, ENDED.contains(&text(task, "state"))))
 }
 
-fn facts(task: &Value) -> Markup {
+fn facts(task: &Value, trace_url: Option<&str>) -> Markup {
     let (namespace, template) = (text(task, "namespace"), text(task, "template"));
     html! {
         dl.facts {
@@ -110,6 +112,14 @@ fn facts(task: &Value) -> Markup {
                     }
                 } }
             }
+            @if let Some(trace) = task["trace_id"].as_str() {
+                div { dt { "Trace" } dd {
+                    @match trace_url {
+                        Some(url) => a href=(url.replace("{trace_id}", trace)) rel="noreferrer" { (short(trace, 14)) },
+                        None => code { (trace) },
+                    }
+                } }
+            }
             @if let Some(parent) = task["parent"]["task"].as_str() {
                 div { dt { "Part of" } dd { a href={ (parent) (query([("step", text(&task["parent"], "step"))])) } { (short(parent, 14)) } " step " (text(&task["parent"], "step")) ", part " (number(&task["parent"], "item")) } }
             }
@@ -117,6 +127,33 @@ fn facts(task: &Value) -> Markup {
             @if !list(task, "forks").is_empty() {
                 div { dt { "Forks" } dd { @for fork in list(task, "forks") { a href=[fork.as_str()] { (short(fork.as_str().unwrap_or_default(), 14)) } " " } } }
             }
+        }
+    }
+}
+
+fn events(task: &Value) -> Markup {
+    let events = events_of(task);
+    html! {
+        details.events {
+            summary { "Events (" (events.len()) ")" }
+            div.scroll tabindex="0" role="group" aria-label="Events" {
+                table {
+                    thead { tr { th scope="col" { "When" } th scope="col" { "What" } th scope="col" { "Step" } th scope="col" { "Attempt" } th scope="col" { "More" } } }
+                    tbody {
+                        @for event in events.iter().rev().take(MOST) {
+                            @let data = &event["data"];
+                            tr {
+                                td { (moment(&event["time"])) }
+                                td { (text(event, "type").trim_start_matches("tasker.")) }
+                                td { (short(text(data, "step"), 60)) }
+                                td { @if let Some(attempt) = data["attempt"].as_i64() { (attempt) } }
+                                td { (short(text(&data["error"], "message"), 80)) (short(text(data, "worker"), 40)) (short(text(data, "who"), 40)) }
+                            }
+                        }
+                    }
+                }
+            }
+            @if events.len() > MOST { p.note { "The last " (MOST) "." } }
         }
     }
 }

@@ -51,7 +51,7 @@ impl Asked {
     pub(crate) async fn of(db: &Db, config: &ApiConfig) -> Asked {
         let door = Door::bind("127.0.0.1:0".parse().ok(), ([127, 0, 0, 1], 0).into()).await.unwrap();
         let address = door.address().unwrap().to_string();
-        let api = Api::new(db, Arc::new(DatabaseCoordinator::new(db)), config);
+        let api = Api::new(db, Arc::new(DatabaseCoordinator::new(db)), config).unwrap();
         Asked {
             address,
             token: None,
@@ -403,7 +403,8 @@ fn each_route_has_a_description_an_example_and_its_errors() {
             let described = route["description"].as_str().unwrap().replace('\n', " ");
             assert!(described.contains("takes the role"), "{name} does not say who may");
             let responses = route["responses"].as_object().unwrap();
-            let (good, bad): (Vec<_>, Vec<_>) = responses.iter().partition(|(status, _)| status.starts_with('2'));
+            let with_content = responses.iter().filter(|(status, _)| *status != "204");
+            let (good, bad): (Vec<_>, Vec<_>) = with_content.partition(|(status, _)| status.starts_with('2'));
             assert_eq!(good.len(), 1, "{name}");
             assert!(
                 !good[0].1["content"]["application/json"]["example"].is_null(),

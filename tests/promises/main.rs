@@ -5,6 +5,7 @@
 mod api;
 mod api_access;
 mod api_conformance;
+mod api_identity;
 mod api_resources;
 mod backpressure;
 mod breakers;
@@ -29,6 +30,7 @@ mod damaged_queues;
 mod dead_letters;
 mod deployments;
 mod durable;
+mod events;
 mod failures;
 mod family_properties;
 mod forks;

@@ -44,7 +44,7 @@ impl Web {
             let db = db.apart(settings.api.connections).redacting(settings.redaction()?).for_people();
             let mut config = settings.api;
             config.trust_loopback &= trusts_loopback;
-            Ok(InProcess::new(&db, coordinator, &config))
+            InProcess::new(&db, coordinator, &config)
         })?;
         Ok(Web(Owned::new(web)))
     }

@@ -22,6 +22,18 @@ LANGUAGE sql STABLE BEGIN ATOMIC
     FROM tasker.dead_letter_actions a ORDER BY a.id DESC LIMIT p_limit;
 END;
 
+-- What the inputs of these tasks must satisfy: of each of their versions that says so, its template and the schema.
+CREATE FUNCTION tasker.input_schemas(p_tasks uuid[]) RETURNS TABLE (template text, schema jsonb)
+LANGUAGE sql STABLE BEGIN ATOMIC
+    SELECT n.name || '/' || tp.name, tv.definition -> 'input_schema'
+    FROM (SELECT DISTINCT t.version_id FROM unnest(p_tasks) AS i(id)
+          CROSS JOIN LATERAL (SELECT version_id FROM tasker.tasks WHERE id = i.id OFFSET 0) AS t) AS v
+    JOIN tasker.template_versions tv ON tv.id = v.version_id
+    JOIN tasker.templates tp ON tp.id = tv.template_id
+    JOIN tasker.namespaces n ON n.id = tp.namespace_id
+    WHERE tv.definition ? 'input_schema';
+END;
+
 -- The letters that p_filter lets through: {namespace, namespaces: [], template, handler, reason, class, task, tasks: [], ids: [], older_than, newer_than
 -- (seconds), before: id, newest: of so many letters of a namespace only}; what it lacks filters nothing. The newest first; 'before' continues after the last
 -- of a page. Where no namespace is named, those are left out whose queues cannot be worked with.

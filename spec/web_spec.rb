@@ -2,56 +2,10 @@
 
 require "net/http"
 require "spec_helper"
-require_relative "support/browser"
+require_relative "support/dashboard"
 
 RSpec.describe "the dashboard" do
-  include Browser
-
-  let(:server) { serve }
-  let(:address) { address_of(server) }
-  let(:browser) { browse(address) }
-  let(:gate) { Queue.new }
-  let(:checks) do
-    gate = self.gate
-    handler { |_step| gate.pop }
-  end
-  let(:charges) { handler { |step| step.context[:card] == "bad" ? raise(TaskerCore::PermanentError, "no <b>funds</b>") : { charged: 1 } } }
-  let(:order) do
-    check = checks
-    charge = charges
-    workflow do
-      step :check, check
-      step :charge, charge, after: :check
-    end
-  end
-
-  after { expect(end_browsers).to eq([]) }
-
-  def serve(**settings)
-    serving = start("serve", "--listen", "127.0.0.1:0", TASKER__API__LISTEN: "127.0.0.1:0", **settings)
-    serving.wait_for(%r{answering pages and /api/v1 address=\S+})
-  end
-
-  def address_of(server) = "http://#{server.output_so_far[%r{answering pages and /api/v1 address=(\S+)}, 1]}"
-
-  def working
-    server
-    worker = TaskerCore::Worker.new(namespaces: [namespace], threads: 2).start
-    yield
-  ensure
-    worker&.stop(grace: 5)
-  end
-
-  def enqueue(input = {}, **options) = TaskerCore.enqueue(order, input, **options)
-
-  def blocked(count)
-    gate.close
-    tasks = Array.new(count) { enqueue({ card: "bad" }) }
-    expect(tasks.map { |task| task.wait(timeout: 120) }).to all(eq("blocked"))
-    tasks
-  end
-
-  def token(role) = succeed(*Processes::TASKER, "token", "create", "#{role}-#{SecureRandom.hex(4)}", "--role", role.to_s).strip
+  include_context "with a dashboard"
 
   it "shows a task move while one looks, without being loaded again" do
     working do
@@ -297,8 +251,8 @@ RSpec.describe "the dashboard" do
   it "has no barriers, in the dark and on a narrow screen neither" do
     working do
       task = blocked(1).first
-      pages = %w[/ /tasks /approvals /schedules /queues /limits /workers /templates /audit /session /nowhere]
-      pages += ["/tasks/#{task.id}?step=charge", "/dead-letters?namespace=#{namespace}"]
+      pages = %w[/ /tasks /approvals /schedules /queues /limits /workers /templates /configuration /audit /session /nowhere]
+      pages += ["/tasks/#{task.id}?step=charge", "/dead-letters?namespace=#{namespace}", "/namespaces/#{namespace}"]
       { "light" => [1300, 1000], "dark" => [400, 900] }.each do |scheme, size|
         browser.current_window.resize_to(*size)
         browser.driver.browser.execute_cdp("Emulation.setEmulatedMedia", features: [{ name: "prefers-color-scheme", value: scheme }])

@@ -5,12 +5,12 @@
 pub(crate) mod access;
 mod audit;
 pub(crate) mod bulk_actions;
-mod configuration;
+pub(crate) mod configuration;
 pub(crate) mod dead_letters;
 pub(crate) mod etag;
 mod events;
 pub(crate) mod extract;
-mod fleet;
+pub(crate) mod fleet;
 pub(crate) mod followed;
 mod groups;
 mod jwt;
@@ -18,7 +18,7 @@ mod listed;
 mod openapi;
 pub(crate) mod problem;
 mod proxy;
-mod schedules;
+pub(crate) mod schedules;
 pub(crate) mod signals;
 mod statistics;
 pub(crate) mod steering;
@@ -64,7 +64,7 @@ const MAX_BODY_BYTES: usize = 4 << 20;
 pub struct Api {
     pub(crate) db: Db,
     submitter: Submitter,
-    coordinator: Arc<dyn ConfigurationCoordinator>,
+    pub(crate) coordinator: Arc<dyn ConfigurationCoordinator>,
     trusts_loopback: bool,
     jwt: Option<Arc<Jwt>>,
     proxy: Option<Arc<Proxy>>,

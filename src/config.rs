@@ -16,6 +16,7 @@ pub mod folder;
 mod layers;
 mod live;
 mod local;
+pub mod overrides;
 mod rules;
 pub mod schema;
 mod secret;

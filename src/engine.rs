@@ -33,7 +33,7 @@ pub mod reconcile;
 pub mod register;
 pub(crate) mod repair;
 pub mod schedules;
-mod schema;
+pub(crate) mod schema;
 pub mod signals;
 pub mod submit;
 pub mod tokens;

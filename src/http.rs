@@ -159,10 +159,10 @@ impl Door {
 
     /// Begins to answer with `router`, whose requests have the client's address as [`axum::extract::ConnectInfo`].
     pub fn open(self, router: Router) -> Serving {
-        let is_encrypted = self.certificate.is_some();
+        let tls = self.certificate.as_ref().map(|_| true);
         tracing::info!(
-            tls = is_encrypted,
             address = self.address().map(tracing::field::display),
+            tls,
             "answering pages and /api/v1"
         );
         Serving::begin(|stop| async move { answer_on(self.port, &router, &Bounds::api(), self.certificate.as_ref(), &stop).await })

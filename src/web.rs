@@ -6,6 +6,7 @@ mod actions;
 mod approvals;
 mod assets;
 mod bulk_actions;
+mod configuration;
 mod dead_letters;
 mod fleet;
 mod frame;
@@ -13,10 +14,14 @@ mod graph;
 mod home;
 mod in_process;
 mod live;
+mod namespaces;
 mod page;
+mod schedules;
+mod schema_help;
 mod series;
 mod session;
 mod shown;
+mod table;
 mod task;
 mod tasks;
 mod templates;
@@ -74,8 +79,16 @@ pub fn router(api: Api) -> Router {
         .route("/bulk-actions/{id}/stop", post(bulk_actions::stop))
         .route("/queues", get(fleet::queues))
         .route("/limits", get(fleet::limits))
+        .route("/limits/{namespace}/{name}/reset", post(fleet::reset))
+        .route("/namespaces/{name}", get(namespaces::show))
+        .route("/namespaces/{name}/{verb}", post(namespaces::act))
         .route("/workers", get(fleet::workers))
-        .route("/schedules", get(fleet::schedules))
+        .route("/schedules", get(schedules::list))
+        .route("/schedules/{name}", get(schedules::show))
+        .route("/schedules/{name}/{verb}", post(schedules::act))
+        .route("/configuration", get(configuration::show))
+        .route("/configuration/set", post(configuration::set))
+        .route("/configuration/rollback", post(configuration::roll_back))
         .route("/templates", get(fleet::templates))
         .route("/templates/{namespace}/{name}", get(templates::show))
         .route("/audit", get(fleet::audit))

@@ -87,7 +87,7 @@ pub(super) async fn drift(State(api): State<Api>, _: Reader, Asked(asked): Asked
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({ "setting": "worker.threads", "value": 20, "why": "more at once" }))]
-pub(super) struct SetSetting {
+pub(crate) struct SetSetting {
     /// Such as orchestrator.batch; of a namespace such as max_attempts
     setting: String,
     /// null takes the setting back, so that what is farther counts again
@@ -107,7 +107,7 @@ pub(super) struct SetSetting {
     (status = 200, description = "The new version", body = Object, example = json!({
         "version": 4, "at": "2026-11-29T10:00:00Z", "who": "ada", "why": "more at once", "overrides": { "worker": { "threads": 20 } } })),
     ChangeRefused))]
-pub(super) async fn set(State(api): State<Api>, As(caller): Admin, Body(given): Body<SetSetting>) -> Outcome<Json<Value>> {
+pub(crate) async fn set(State(api): State<Api>, As(caller): Admin, Body(given): Body<SetSetting>) -> Outcome<Json<Value>> {
     let place = match (given.namespace.as_deref(), given.instance.as_deref()) {
         (Some(namespace), _) => Place::Namespace(namespace),
         (_, Some(instance)) => Place::Instance(instance),
@@ -144,7 +144,7 @@ async fn edit(api: &Api, caller: &Caller, change: Change<'_>, edit: impl Fn(&mut
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({ "version": 3, "why": "it was better" }))]
-pub(super) struct Rollback {
+pub(crate) struct Rollback {
     version: i64,
     /// For those who read the record
     why: Option<String>,
@@ -157,7 +157,7 @@ pub(super) struct Rollback {
     (status = 200, description = "The new version", body = Object, example = json!({
         "version": 5, "at": "2026-11-29T10:00:00Z", "who": "ada", "why": "it was better", "overrides": {} })),
     ChangeRefused))]
-pub(super) async fn rollback(State(api): State<Api>, As(caller): Admin, Body(given): Body<Rollback>) -> Outcome<Json<Value>> {
+pub(crate) async fn rollback(State(api): State<Api>, As(caller): Admin, Body(given): Body<Rollback>) -> Outcome<Json<Value>> {
     let earlier = distributed::earlier(&*api.coordinator, given.version).await?;
     let change = Change {
         action: "configuration.rollback",

@@ -133,6 +133,15 @@ pub(crate) struct LettersDone {
 
 const MAX_LETTERS: usize = 1_000;
 
+impl Letters {
+    fn check(&self) -> Outcome<()> {
+        match (1..=MAX_LETTERS).contains(&self.ids.len()) {
+            true => Ok(()),
+            false => Err(Problem::invalid(format!("ids: expected 1 to {MAX_LETTERS}"))),
+        }
+    }
+}
+
 async fn act(
     api: &Api,
     caller: &Caller,
@@ -140,9 +149,7 @@ async fn act(
     verb: &'static str,
     doing: impl Future<Output = Outcome<Vec<String>>>,
 ) -> Outcome<Json<LettersDone>> {
-    if !(1..=MAX_LETTERS).contains(&letters.ids.len()) {
-        return Err(Problem::invalid(format!("ids: expected 1 to {MAX_LETTERS}")));
-    }
+    letters.check()?;
     let change = Change {
         action: verb,
         object: letters.ids.first().filter(|_| letters.ids.len() == 1).map(String::as_str),
@@ -170,13 +177,16 @@ pub(crate) struct ReplayLetters {
     max_attempts: Option<u16>,
     /// How many begin in a second; none: all at once
     per_second: Option<f64>,
+    /// Only check whether this can be done, and say to which
+    #[serde(default)]
+    dry_run: bool,
     /// For those who read the record
     why: Option<String>,
 }
 
 /// Replay dead letters
 ///
-/// Their steps start over. It takes the role operator.
+/// Their steps start over. With `dry_run`, nothing is done: the answer has those that would be replayed. It takes the role operator.
 #[utoipa::path(post, path = "/dead-letters/replay", tag = "dead letters", request_body = ReplayLetters, responses(
     (status = 200, description = "Those that were replayed", body = LettersDone, example = json!({ "ids": ["fulfillment/7"] })), ChangeRefused))]
 pub(crate) async fn replay(State(api): State<Api>, As(caller): Operator, Body(given): Body<ReplayLetters>) -> Outcome<Json<LettersDone>> {
@@ -189,6 +199,11 @@ pub(crate) async fn replay(State(api): State<Api>, As(caller): Operator, Body(gi
         ids: given.ids,
         why: given.why,
     };
+    if given.dry_run {
+        letters.check()?;
+        let ids = dead_letters::check_replay(&api.db, &letters.ids, &how).await?;
+        return Ok(Json(LettersDone { ids }));
+    }
     let by = caller.by(letters.why.as_deref());
     let replay = async { Ok(dead_letters::replay(&api.db, &letters.ids, &how, &by).await?) };
     act(&api, &caller, &letters, "dead_letters.replay", replay).await

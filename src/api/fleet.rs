@@ -75,7 +75,7 @@ pub(super) async fn limits(State(api): State<Api>, _: Reader, Asked(asked): Aske
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({ "key": null, "why": "the bank answers again" }))]
-pub(super) struct ResetBreakers {
+pub(crate) struct ResetBreakers {
     /// Only that of this key; none: all
     key: Option<String>,
     /// For those who read the record
@@ -84,7 +84,7 @@ pub(super) struct ResetBreakers {
 
 /// How many
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct ClosedBreakers {
+pub(crate) struct ClosedBreakers {
     /// Breakers that were not closed, and are now
     closed: i32,
 }
@@ -95,7 +95,7 @@ pub(super) struct ClosedBreakers {
 #[utoipa::path(post, path = "/limits/{namespace}/{name}/reset", tag = "fleet",
     params(("namespace" = String, Path, description = "Its namespace"), ("name" = String, Path, description = "Its name")), request_body = ResetBreakers,
     responses((status = 200, description = "How many were not closed", body = ClosedBreakers, example = json!({ "closed": 1 })), ChangeRefused))]
-pub(super) async fn reset(
+pub(crate) async fn reset(
     State(api): State<Api>,
     As(caller): Operator,
     Part((namespace, name)): Part<(String, String)>,
@@ -130,7 +130,7 @@ pub(super) async fn pauses(State(api): State<Api>, _: Reader, Asked(asked): Aske
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({ "kind": "namespace", "name": "fulfillment", "why": "the bank is away" }))]
-pub(super) struct Pausing {
+pub(crate) struct Pausing {
     #[schema(value_type = String, pattern = "^(task|template|namespace|handler)$")]
     kind: Pausable,
     /// The task's id, a template (namespace/name), a namespace, or a handler (namespace/handler)
@@ -155,7 +155,7 @@ impl Pausing {
 /// Nothing new begins of a task, a template, a namespace or a handler; what runs ends. It takes the role operator.
 #[utoipa::path(post, path = "/pauses", tag = "fleet", request_body = Pausing, responses(
     (status = 200, description = "Whether this call paused it", body = Done, example = json!({ "done": true })), ChangeRefused))]
-pub(super) async fn pause(State(api): State<Api>, As(caller): Operator, Body(what): Body<Pausing>) -> Outcome<Json<Done>> {
+pub(crate) async fn pause(State(api): State<Api>, As(caller): Operator, Body(what): Body<Pausing>) -> Outcome<Json<Done>> {
     let by = caller.by(what.why.as_deref());
     let pause = async { Ok(pauses::pause(&api.db, what.kind, &what.name, &by).await?) };
     let done = caller.change(&api, what.change("pause"), pause, |_| None).await?;
@@ -167,7 +167,7 @@ pub(super) async fn pause(State(api): State<Api>, As(caller): Operator, Body(wha
 /// What was paused goes on where it was. It takes the role operator.
 #[utoipa::path(post, path = "/pauses/resume", tag = "fleet", request_body = Pausing, responses(
     (status = 200, description = "Whether it was paused", body = Done, example = json!({ "done": true })), ChangeRefused))]
-pub(super) async fn resume(State(api): State<Api>, As(caller): Operator, Body(what): Body<Pausing>) -> Outcome<Json<Done>> {
+pub(crate) async fn resume(State(api): State<Api>, As(caller): Operator, Body(what): Body<Pausing>) -> Outcome<Json<Done>> {
     let resume = async { Ok(pauses::resume(&api.db, what.kind, &what.name).await?) };
     let done = caller.change(&api, what.change("resume"), resume, |_| None).await?;
     Ok(Json(Done { done }))

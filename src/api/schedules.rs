@@ -99,7 +99,7 @@ fn named<'c>(action: &'c str, name: &'c str, why: Option<&'c str>) -> Change<'c>
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub(super) struct Why {
+pub(crate) struct Why {
     /// For those who read the record
     why: Option<String>,
 }
@@ -109,7 +109,7 @@ pub(super) struct Why {
 /// What it began goes on. It takes the role operator.
 #[utoipa::path(delete, path = "/schedules/{name}", tag = "schedules", params(("name" = String, Path, description = "Its name"), Why), responses(
     (status = 200, description = "It is deleted", body = Done, example = json!({ "done": true })), ChangeRefused))]
-pub(super) async fn delete(
+pub(crate) async fn delete(
     State(api): State<Api>,
     As(caller): Operator,
     Part(name): Part<String>,
@@ -135,7 +135,7 @@ async fn pausing(api: &Api, caller: &Caller, name: &str, paused: bool, why: Opti
 /// It begins nothing. It takes the role operator.
 #[utoipa::path(post, path = "/schedules/{name}/pause", tag = "schedules", params(("name" = String, Path, description = "Its name")),
     request_body = Reason, responses((status = 200, description = "It is paused", body = Done, example = json!({ "done": true })), ChangeRefused))]
-pub(super) async fn pause(
+pub(crate) async fn pause(
     State(api): State<Api>,
     As(caller): Operator,
     Part(name): Part<String>,
@@ -149,7 +149,7 @@ pub(super) async fn pause(
 /// What would have been meanwhile does not begin. It takes the role operator.
 #[utoipa::path(post, path = "/schedules/{name}/resume", tag = "schedules", params(("name" = String, Path, description = "Its name")),
     request_body = Reason, responses((status = 200, description = "It goes on", body = Done, example = json!({ "done": true })), ChangeRefused))]
-pub(super) async fn resume(
+pub(crate) async fn resume(
     State(api): State<Api>,
     As(caller): Operator,
     Part(name): Part<String>,
@@ -160,8 +160,8 @@ pub(super) async fn resume(
 
 /// The tasks that began
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct TasksBegan {
-    tasks: Vec<Uuid>,
+pub(crate) struct TasksBegan {
+    pub(crate) tasks: Vec<Uuid>,
 }
 
 /// Trigger a schedule
@@ -170,7 +170,7 @@ pub(super) struct TasksBegan {
 #[utoipa::path(post, path = "/schedules/{name}/trigger", tag = "schedules", params(("name" = String, Path, description = "Its name")),
     request_body = Reason, responses((status = 201, description = "The task", body = TasksBegan, example = json!({
         "tasks": ["0195f1c2-7d6a-7c3e-9f53-6b8f3f0c1a2b"] })), ChangeRefused))]
-pub(super) async fn trigger(
+pub(crate) async fn trigger(
     State(api): State<Api>,
     As(caller): Operator,
     Part(name): Part<String>,
@@ -187,7 +187,7 @@ pub(super) async fn trigger(
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({ "from": "2026-11-01T00:00:00Z", "until": "2026-11-08T00:00:00Z" }))]
-pub(super) struct Backfill {
+pub(crate) struct Backfill {
     from: DateTime<Utc>,
     until: DateTime<Utc>,
     /// For those who read the record
@@ -200,7 +200,7 @@ pub(super) struct Backfill {
 #[utoipa::path(post, path = "/schedules/{name}/backfill", tag = "schedules", params(("name" = String, Path, description = "Its name")),
     request_body = Backfill, responses((status = 201, description = "The tasks", body = TasksBegan, example = json!({
         "tasks": ["0195f1c2-7d6a-7c3e-9f53-6b8f3f0c1a2b"] })), ChangeRefused))]
-pub(super) async fn backfill(
+pub(crate) async fn backfill(
     State(api): State<Api>,
     As(caller): Operator,
     Part(name): Part<String>,

@@ -7,7 +7,7 @@ use serde_json::{json, Value};
 
 use super::{listing, print, say, table, By, Connection};
 use crate::config::distributed::{self, Place, Version};
-use crate::config::{self, drift, schema, Effective, Problem};
+use crate::config::{self, drift, overrides, schema, Effective, Problem};
 use crate::engine::configuration::coordinator;
 use crate::engine::{fleet, limits};
 use crate::error::{Error, Result};
@@ -167,10 +167,7 @@ impl Config {
                 of,
                 by,
                 connection,
-            } => {
-                let value: Value = serde_saphyr::from_str(&value).unwrap_or(Value::String(value));
-                of.set(&setting, &value, by, &connection).await
-            }
+            } => of.set(&setting, &overrides::value(&value), by, &connection).await,
             Config::Unset {
                 setting,
                 of,

@@ -54,6 +54,25 @@ pub(super) fn overrides() -> Value {
     schema
 }
 
+/// The paths of what may be set for running processes, with what each is: settings of processes, and rules of namespaces.
+pub(crate) fn changeable() -> Vec<(String, String)> {
+    fn walk(schema: &Value, path: &str, found: &mut Vec<(String, String)>) {
+        for (name, setting) in schema["properties"].as_object().into_iter().flatten() {
+            let path = join(path, name);
+            match setting["properties"].is_object() {
+                true => walk(setting, &path, found),
+                false => found.push((path, described(setting))),
+            }
+        }
+    }
+    let mut process = settings().clone();
+    without(&mut process, &["x-restart", "x-secret"]);
+    let mut found = Vec::new();
+    walk(&process, "", &mut found);
+    walk(&of::<Rules>(), "", &mut found);
+    found
+}
+
 /// Takes away what has one of these marks.
 fn without(schema: &mut Value, marks: &[&str]) {
     let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) else {
@@ -87,7 +106,7 @@ fn has(path: &str, mark: &str) -> bool {
 }
 
 /// Whether it is a rule of namespaces that is set beside the settings of processes.
-pub(super) fn is_rule(path: &str) -> bool {
+pub(crate) fn is_rule(path: &str) -> bool {
     let name = path.split('.').next().unwrap_or(path);
     of::<Rules>()["properties"].get(name).is_some()
 }

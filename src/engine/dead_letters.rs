@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::payload::check_payload;
 use super::read::read_results;
+use super::schema::check_for_tasks;
 use crate::db::Db;
 use crate::error::{Error, Result};
 
@@ -232,22 +233,53 @@ pub async fn of_tasks(db: &Db, tasks: &[Uuid]) -> Result<BTreeMap<String, Uuid>>
         tasks: tasks.to_vec(),
         ..Filter::default()
     };
+    with_tasks(db, &filter).await
+}
+
+/// Letters of steps, by their ids, each with its task.
+async fn with_tasks(db: &Db, filter: &Filter) -> Result<BTreeMap<String, Uuid>> {
     let mut found = BTreeMap::new();
-    for slice in slices(db, &filter).await? {
-        let query = sqlx::query_as("SELECT id, (letter ->> 'task')::uuid FROM tasker.find_dead_letters($1, NULL)");
+    for slice in slices(db, filter).await? {
+        let query = sqlx::query_as("SELECT id, (letter ->> 'task')::uuid FROM tasker.find_dead_letters($1, NULL) WHERE letter ? 'task'");
         found.extend::<Vec<(String, Uuid)>>(query.bind(Json(&slice)).fetch_all(db.pool()).await?);
     }
     Ok(found)
 }
 
-/// Lets the steps of these letters start over. Returns those that it replayed; a letter whose task was cancelled meanwhile, or that is no
-/// step's, is left where it is.
-pub async fn replay(db: &Db, ids: &[String], how: &Replay, by: &By) -> Result<Vec<String>> {
-    how.check()?;
-    let mut input = how.input.clone();
-    if let Some(input) = &mut input {
-        restore(db, input, ids).await?;
+/// Whether these letters can be replayed so, without doing it: those that would be, as far as can be known before. Errors: as [`replay`]'s.
+pub async fn check_replay(db: &Db, ids: &[String], how: &Replay) -> Result<Vec<String>> {
+    input_for(db, ids, how).await?;
+    let mut found = BTreeMap::new();
+    for batch in batches(ids)? {
+        found.extend(of_ids(db, batch).await?);
     }
+    Ok(found.into_keys().collect())
+}
+
+async fn of_ids(db: &Db, ids: &[String]) -> Result<BTreeMap<String, Uuid>> {
+    let filter = Filter {
+        ids: ids.to_vec(),
+        ..Filter::default()
+    };
+    with_tasks(db, &filter).await
+}
+
+/// What takes the place of the tasks' input, with what is hidden of it. Errors: [`Error::Invalid`] where it is not acceptable for one of them.
+async fn input_for(db: &Db, ids: &[String], how: &Replay) -> Result<Option<Value>> {
+    how.check()?;
+    let Some(mut input) = how.input.clone() else { return Ok(None) };
+    restore(db, &mut input, ids).await?;
+    for batch in batches(ids)? {
+        let tasks: Vec<Uuid> = of_ids(db, batch).await?.into_values().collect();
+        check_for_tasks(db, &tasks, &input.to_string()).await?;
+    }
+    Ok(Some(input))
+}
+
+/// Lets the steps of these letters start over. Returns those that it replayed; a letter whose task was cancelled meanwhile, or that is no
+/// step's, is left where it is. Errors: [`Error::Invalid`] for an input that an `input_schema` does not accept; nothing is replayed then.
+pub async fn replay(db: &Db, ids: &[String], how: &Replay, by: &By) -> Result<Vec<String>> {
+    let input = input_for(db, ids, how).await?;
     let mut replayed: Vec<String> = Vec::new();
     for batch in batches(ids)? {
         let query = sqlx::query_scalar("SELECT tasker.replay_dead_letters($1, $2, $3, $4, $5, $6, $7)");

@@ -5,7 +5,7 @@ use sqlx::types::Json;
 use uuid::Uuid;
 
 use super::payload::check_payload;
-use super::schema::{problem_of_input, read_schema};
+use super::schema::check_for_tasks;
 use crate::db::Db;
 use crate::error::{Error, Result};
 
@@ -34,13 +34,5 @@ async fn check_input(db: &Db, task: Uuid, input: &mut Value) -> Result<()> {
     db.hidden().restore(input, Some(&found["input"]))?;
     let json = input.to_string();
     check_payload("the input", &json)?;
-    let text = |name: &str| found[name].as_str().unwrap_or_default();
-    let template = format!("{}/{}", text("namespace"), text("template"));
-    let query = sqlx::query_scalar("SELECT id FROM tasker.find_template($1, $2)");
-    let version: i32 = query.bind(&template).bind(text("version")).fetch_one(db.pool()).await?;
-    let schema = read_schema(db.pool(), version).await?;
-    match schema.and_then(|schema| problem_of_input(&schema, &template, &json, db.redaction())) {
-        Some(problem) => Err(Error::Invalid(problem)),
-        None => Ok(()),
-    }
+    check_for_tasks(db, &[task], &json).await
 }

@@ -3,7 +3,9 @@
 use jsonschema::{ValidationError, Validator};
 use serde_json::Value;
 use sqlx::PgExecutor;
+use uuid::Uuid;
 
+use crate::db::Db;
 use crate::error::{Error, Result};
 use crate::redaction::Redaction;
 use crate::telemetry;
@@ -29,6 +31,22 @@ pub(super) async fn read_schema<'e>(session: impl PgExecutor<'e>, version: i32) 
     let schema: Option<Value> = query.fetch_one(session).await?;
     // It was checked when its template was registered.
     Ok(schema.and_then(|schema| validator(&schema).ok()))
+}
+
+/// What the inputs of these tasks must satisfy: the templates that say so, with their schemas.
+pub(crate) async fn input_schemas(db: &Db, tasks: &[Uuid]) -> Result<Vec<(String, Value)>> {
+    let query = sqlx::query_as("SELECT template, schema FROM tasker.input_schemas($1)").bind(tasks);
+    Ok(query.fetch_all(db.pool()).await?)
+}
+
+/// Whether this may be the input of these tasks. Errors: [`Error::Invalid`] with what is wrong.
+pub(super) async fn check_for_tasks(db: &Db, tasks: &[Uuid], input: &str) -> Result<()> {
+    for (template, schema) in input_schemas(db, tasks).await? {
+        if let Some(problem) = problem_of_input(&validator(&schema)?, &template, input, db.redaction()) {
+            return Err(Error::Invalid(problem));
+        }
+    }
+    Ok(())
 }
 
 /// What is wrong with the input of a task of this template, which is JSON. None: nothing.

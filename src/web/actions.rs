@@ -9,9 +9,11 @@ use axum::response::{IntoResponse, Response};
 use axum::Form;
 use maud::{html, Markup};
 use serde::de::DeserializeOwned;
+use serde::Deserialize;
 use serde_json::{json, Value};
 use uuid::Uuid;
 
+use super::schema_help;
 use super::shown::{list, query, text};
 use super::viewer::Operator;
 use super::Web;
@@ -26,7 +28,7 @@ use crate::engine::read::ENDED;
 pub(super) type Fields = BTreeMap<String, String>;
 
 /// What was done, as the page after it says it, by how it is called in a URL.
-const DONE: [(&str, &str); 10] = [
+const DONE: [(&str, &str); 17] = [
     ("cancel", "It is being cancelled."),
     ("undo", "It is being undone."),
     ("pause", "It is paused: what runs ends, and nothing new begins."),
@@ -34,10 +36,23 @@ const DONE: [(&str, &str); 10] = [
     ("replay", "Its dead steps start over."),
     ("prioritize", "It has another priority."),
     ("fork", "This is the fork."),
+    ("checked", "It could be replayed so; nothing was done."),
     ("resolve", "The step is complete with the result that was given."),
     ("skip", "The step was skipped."),
     ("discard", "The dead letter was discarded."),
+    ("trigger", "This task has begun by hand."),
+    ("stopped", "It is paused, and begins nothing."),
+    ("backfill", "The tasks of the times that had none have begun."),
+    ("delete", "It is deleted; what it began goes on."),
+    ("reset", "The breakers are closed."),
+    ("set", "It is set, and taken over at once."),
 ];
+
+/// The part of a query that says what was just done.
+#[derive(Debug, Deserialize)]
+pub(super) struct Done {
+    pub(super) done: Option<String>,
+}
 
 pub(super) fn said(done: Option<&str>) -> Markup {
     let known = DONE.iter().find(|(name, _)| Some(*name) == done);
@@ -126,8 +141,13 @@ pub(super) async fn act_on_letters(
     let (api, caller) = (State(web.api), As(viewer.caller));
     let (answer, verb) = match &*verb {
         "replay" => (
-            dead_letters::replay(api, caller, body(fields, &["ids", "input", "max_attempts", "per_second"])?).await?,
-            "replay",
+            dead_letters::replay(
+                api,
+                caller,
+                body(fields.clone(), &["ids", "input", "max_attempts", "per_second", "dry_run"])?,
+            )
+            .await?,
+            if fields.contains_key("dry_run") { "checked" } else { "replay" },
         ),
         "resolve" => (
             dead_letters::resolve(api, caller, body(fields, &["ids", "result"])?).await?,
@@ -157,7 +177,7 @@ pub(super) fn form(name: &str, action: &str, what: &str, fields: Markup) -> Mark
 }
 
 /// What can be done to a task in its state.
-pub(super) fn of_task(task: &Value, root: &str) -> Markup {
+pub(super) fn of_task(task: &Value, schema: &Value, root: &str) -> Markup {
     let to = |verb: &str| format!("{root}tasks/{}/{verb}", text(task, "id"));
     let state = text(task, "state");
     let has_ended = ENDED.contains(&state);
@@ -173,6 +193,7 @@ pub(super) fn of_task(task: &Value, root: &str) -> Markup {
             @if is_dead {
                 (form("Replay", &to("replay"), "Its dead steps start over, with all their attempts.", html! {
                     label { "Its input" textarea name="input" rows="6" spellcheck="false" { (input) } }
+                    (schema_help::of(schema))
                     label { "Attempts, in place of the steps' own" input name="max_attempts" type="number" min="1" max="1000"; }
                 }))
             }
@@ -190,6 +211,7 @@ pub(super) fn of_task(task: &Value, root: &str) -> Markup {
                         @for step in steps.iter().filter(|step| step["undoes"].is_null()).take(1000) { option { (text(step, "name")) } }
                     } }
                     label { "Its input" textarea name="input" rows="6" spellcheck="false" { (input) } }
+                    (schema_help::of(schema))
                 }))
             }
             @if !has_ended { (form("Cancel", &to("cancel"), "It ends as it is; a handler that runs learns of it.", html! {})) }

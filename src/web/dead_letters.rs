@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::actions::{form, said};
 use super::bulk_actions;
 use super::page::Page;
+use super::schema_help;
 use super::shown::{count, filled, json, list as entries, moment, number, query, short, text};
 use super::task::error;
 use super::viewer::Reader;
@@ -15,6 +16,7 @@ use super::Web;
 use crate::api::extract::Part;
 use crate::api::problem::Outcome;
 use crate::engine::dead_letters::{self, Filter, NEWEST};
+use crate::engine::schema::input_schemas;
 
 /// How many letters a page has.
 const MOST: i32 = 50;
@@ -144,6 +146,7 @@ fn bulk(letters: usize) -> Markup {
                 label { "Why, for those who read the record" input name="why" maxlength="1000"; }
                 div.buttons {
                     button formaction="dead-letters/replay" { "Replay" }
+                    button.quiet formaction="dead-letters/replay" name="dry_run" value="true" { "Check, without doing it" }
                     button.quiet formaction="dead-letters/skip" { "Skip the steps" }
                     button.quiet formaction="dead-letters/discard" { "Discard (a reason is expected)" }
                 }
@@ -155,6 +158,7 @@ fn bulk(letters: usize) -> Markup {
 pub(super) async fn show(State(web): State<Web>, viewer: Reader, Part((namespace, number)): Part<(String, i64)>) -> Outcome<Page> {
     let id = format!("{namespace}/{number}");
     let letter = dead_letters::show(&web.api.db, &id).await?;
+    let schema = input_schema(&web, &letter).await;
     let task = letter["task"].as_str();
     let body = html! {
         h1 { "Dead letter " code { (id) } }
@@ -166,7 +170,7 @@ pub(super) async fn show(State(web): State<Web>, viewer: Reader, Part((namespace
             @if let Some(handler) = letter["handler"].as_str() { div { dt { "Handler" } dd { code { (handler) } } } }
             @if let Some(task) = task { div { dt { "Task" } dd { a href={ "../../tasks/" (task) (query([("step", text(&letter, "step"))])) } { (task) } } } }
         }
-        @if viewer.operates() && task.is_some() { (actions(&id, &letter)) }
+        @if viewer.operates() && task.is_some() { (actions(&id, &letter, &schema)) }
         h2 { "Errors" }
         @for of in entries(&letter, "errors").iter().rev() { (error(of)) }
         h2 { "Input" }
@@ -179,7 +183,16 @@ pub(super) async fn show(State(web): State<Web>, viewer: Reader, Part((namespace
     Ok(viewer.page(format!("Dead letter {id}"), body))
 }
 
-fn actions(id: &str, letter: &Value) -> Markup {
+/// What its task's input must satisfy; null: anything.
+async fn input_schema(web: &Web, letter: &Value) -> Value {
+    let Some(task) = letter["task"].as_str().and_then(|task| task.parse().ok()) else {
+        return Value::Null;
+    };
+    let schemas = input_schemas(&web.api.db, &[task]).await.unwrap_or_default();
+    schemas.into_iter().next().map(|(_, schema)| schema).unwrap_or_default()
+}
+
+fn actions(id: &str, letter: &Value, schema: &Value) -> Markup {
     let input = serde_json::to_string_pretty(&letter["input"]).unwrap_or_default();
     let chosen = html! { input type="hidden" name="ids" value=(id); };
     html! {
@@ -187,7 +200,9 @@ fn actions(id: &str, letter: &Value) -> Markup {
             (form("Replay", "../replay", "The step starts over, with all its attempts.", html! {
                 (chosen)
                 label { "The task's input" textarea name="input" rows="8" spellcheck="false" { (input) } }
+                (schema_help::of(schema))
                 label { "Attempts, in place of the step's own" input name="max_attempts" type="number" min="1" max="1000"; }
+                button.quiet name="dry_run" value="true" { "Check, without doing it" }
             }))
             (form("Resolve", "../resolve", "The step is complete with a result that you give; the task goes on.", html! {
                 (chosen)

@@ -1,64 +1,45 @@
 //! What works, what holds it back, and what there is to work by: tables.
 
+use axum::extract::rejection::FormRejection;
 use axum::extract::{Query, State};
-use maud::{html, Markup};
+use axum::response::Response;
+use axum::Form;
+use maud::html;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::actions::{body, said, see, Done, Fields};
 use super::home;
 use super::page::Page;
 use super::shown::{badge, count, count_to, filled, list, moment, number, query, seconds, short, text};
-use super::viewer::Reader;
+use super::table::{table, written};
+use super::viewer::{Operator, Reader};
 use super::Web;
+use crate::api;
+use crate::api::access::As;
+use crate::api::extract::Part;
 use crate::api::problem::{Outcome, Problem};
 use crate::engine::audit::ChangeFilter;
 use crate::engine::fleet::fleet;
+use crate::engine::limits as engine_limits;
 use crate::engine::read::list_templates;
-use crate::engine::{limits as engine_limits, schedules as engine_schedules};
-
-/// How many rows a table has.
-const MOST: usize = 500;
-
-/// A table of these columns, with a row for each entry.
-fn table(label: &str, columns: &[&str], rows: &[Value], cells: impl Fn(&Value) -> Vec<Markup>) -> Markup {
-    html! {
-        @if rows.is_empty() { p.none { "There is none." } }
-        @else {
-            div.scroll tabindex="0" role="group" aria-label=(label) {
-                table {
-                    thead { tr { @for column in columns { th scope="col" { (column) } } } }
-                    tbody {
-                        @for row in rows.iter().take(MOST) {
-                            tr { @for (place, cell) in cells(row).into_iter().enumerate() { @if place == 0 { th scope="row" { (cell) } } @else { td { (cell) } } } }
-                        }
-                    }
-                }
-            }
-            @if rows.len() > MOST { p.note { "The first " (MOST) " of " (count(rows.len() as i64)) "; the API has all." } }
-        }
-    }
-}
-
-fn written(text: impl Into<String>) -> Markup {
-    let text = text.into();
-    html! { (text) }
-}
 
 pub(super) async fn queues(State(web): State<Web>, viewer: Reader) -> Outcome<Page> {
     let fleet = fleet(&web.api.db).await?;
     let none = Map::new();
     let body = html! {
         h1 { "Queues" }
-        (home::table(fleet["namespaces"].as_object().unwrap_or(&none)))
+        (home::table(fleet["namespaces"].as_object().unwrap_or(&none), &viewer.root))
         @if number(&fleet, "asleep") > 0 { p.note { (count(number(&fleet, "asleep"))) " more namespaces have nothing to do." } }
     };
     Ok(viewer.page("Queues", body))
 }
 
-pub(super) async fn limits(State(web): State<Web>, viewer: Reader) -> Outcome<Page> {
+pub(super) async fn limits(State(web): State<Web>, viewer: Reader, Query(done): Query<Done>) -> Outcome<Page> {
     let limits = engine_limits::list(&web.api.db).await?;
     let columns = ["Limit", "Concerns", "At once", "Granted", "Wait", "Rate", "Breakers"];
     let body = html! {
+        (said(done.done.as_deref()))
         h1 { "Limits" }
         (table("Limits", &columns, &limits, |limit| vec![
             written(format!("{}/{}", text(limit, "namespace"), text(limit, "name"))),
@@ -67,10 +48,27 @@ pub(super) async fn limits(State(web): State<Web>, viewer: Reader) -> Outcome<Pa
             written(count_to(number(limit, "granted"), 1_000_000)),
             written(count_to(number(limit, "waiting"), 1_000_000)),
             html! { @if let Some(rate) = limit["rate"].as_i64() { (count(rate)) " in " (seconds(&limit["per_seconds"])) } },
-            html! { @for breaker in list(limit, "breaker") { (badge(text(breaker, "state"))) " " (short(text(breaker, "key"), 40)) " until " (moment(&breaker["until"])) " " } },
+            html! { @for breaker in list(limit, "breaker") { (badge(text(breaker, "state"))) " " (short(text(breaker, "key"), 40)) " until " (moment(&breaker["until"])) " " }
+                @if viewer.operates() && !list(limit, "breaker").is_empty() {
+                    form method="post" action={ "limits/" (text(limit, "namespace")) "/" (text(limit, "name")) "/reset" } {
+                        button.quiet aria-label={ "Close the breakers of " (text(limit, "name")) } { "Close" }
+                    }
+                } },
         ]))
     };
     Ok(viewer.page("Limits", body))
+}
+
+pub(super) async fn reset(
+    State(web): State<Web>,
+    viewer: Operator,
+    limit: Part<(String, String)>,
+    form: Result<Form<Fields>, FormRejection>,
+) -> Outcome<Response> {
+    let Form(fields) = form?;
+    let here = format!("{}limits", viewer.root);
+    drop(api::fleet::reset(State(web.api), As(viewer.caller), limit, body(fields, &[])?).await?);
+    Ok(see(&here, "reset"))
 }
 
 pub(super) async fn workers(State(web): State<Web>, viewer: Reader) -> Outcome<Page> {
@@ -89,24 +87,6 @@ pub(super) async fn workers(State(web): State<Web>, viewer: Reader) -> Outcome<P
         ]))
     };
     Ok(viewer.page("Workers and orchestrators", body))
-}
-
-pub(super) async fn schedules(State(web): State<Web>, viewer: Reader) -> Outcome<Page> {
-    let schedules = engine_schedules::list(&web.api.db).await?;
-    let columns = ["Schedule", "Template", "When", "Next", "Last", "Paused"];
-    let body = html! {
-        h1 { "Schedules" }
-        (table("Schedules", &columns, &schedules, |schedule| vec![
-            written(text(schedule, "name")),
-            written(text(schedule, "template")),
-            html! { code { (["cron", "every", "at"].iter().find_map(|kind| Some(format!("{kind} {}", schedule["definition"][*kind].as_str()?))).unwrap_or_default()) } },
-            moment(&schedule["next_at"]),
-            html! { @let last = &schedule["last"]; @if !last.is_null() { (moment(&last["time"])) " " (badge(text(last, "state"))) " "
-                @if let Some(task) = last["task"].as_str() { a href={ "tasks/" (task) } { (short(task, 14)) } } } },
-            html! { @let paused = &schedule["paused"]; @if !paused.is_null() { (badge("paused")) " " (short(paused["who"].as_str().unwrap_or_default(), 40)) " " (short(paused["why"].as_str().unwrap_or_default(), 80)) } },
-        ]))
-    };
-    Ok(viewer.page("Schedules", body))
 }
 
 pub(super) async fn templates(State(web): State<Web>, viewer: Reader) -> Outcome<Page> {

@@ -11,7 +11,7 @@ use super::page::{root, Page};
 use super::{assets, session};
 use crate::api::problem::Problem;
 
-const MENU: [(&str, &str); 10] = [
+const MENU: [(&str, &str); 11] = [
     ("tasks", "Tasks"),
     ("dead-letters", "Dead letters"),
     ("approvals", "Approvals"),
@@ -21,6 +21,7 @@ const MENU: [(&str, &str); 10] = [
     ("limits", "Limits"),
     ("workers", "Workers"),
     ("templates", "Templates"),
+    ("configuration", "Configuration"),
     ("audit", "Audit"),
 ];
 

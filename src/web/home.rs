@@ -11,6 +11,7 @@ use super::shown::{badge, count, count_to, list, moment, number, query, seconds,
 use super::viewer::Reader;
 use super::Web;
 use crate::api::problem::Outcome;
+use crate::config::drift::{drift, GRACE};
 use crate::engine::dead_letters;
 use crate::engine::fleet::fleet;
 use crate::engine::pauses;
@@ -41,7 +42,7 @@ pub(super) async fn show(State(web): State<Web>, viewer: Reader) -> Outcome<Page
         div.charts { @for series in &HOUR { (chart(&minutes, series)) } }
         (needed(&fleet, &letters, &waits, &pauses))
         h2 { "Namespaces" }
-        (table(namespaces))
+        (table(namespaces, &viewer.root))
         @if number(&fleet, "asleep") > 0 { p.note { (count(number(&fleet, "asleep"))) " more have nothing to do." } }
     };
     Ok(viewer.page("What goes on", body))
@@ -53,12 +54,14 @@ fn needed(fleet: &Value, letters: &[Value], waits: &[Value], pauses: &[Value]) -
         .flat_map(|limit| list(limit, "breaker").iter().map(move |breaker| (limit, breaker)))
         .collect();
     let unhandled = list(fleet, "unhandled");
+    let drifted = drift(list(fleet, "members"), GRACE);
     let broken = fleet["broken_queues"].as_object();
     let nothing = letters.is_empty()
         && waits.is_empty()
         && pauses.is_empty()
         && breakers.is_empty()
         && unhandled.is_empty()
+        && drifted.is_empty()
         && broken.is_none_or(Map::is_empty);
     html! {
         section.needed aria-labelledby="needed" {
@@ -86,6 +89,9 @@ fn needed(fleet: &Value, letters: &[Value], waits: &[Value], pauses: &[Value]) -
                     @for (limit, breaker) in breakers.iter().take(MOST) {
                         li { (badge(text(breaker, "state"))) " " a href="limits" { "The breaker of " (text(limit, "name")) } @if let Some(key) = breaker["key"].as_str().filter(|key| !key.is_empty()) { " (" (short(key, 40)) ")" } }
                     }
+                    @for member in drifted.iter().take(MOST) {
+                        li { (badge("changed")) " " a href="configuration" { "The " (member.kind) " " (short(&member.name, 60)) " has other settings than those like it" } }
+                    }
                     @for step in unhandled.iter().take(MOST) {
                         li { (badge("blocked")) " No worker of " (text(step, "namespace")) " has the handler " code { (text(step, "handler")) } " of " (text(step, "template")) ", step " (text(step, "step")) }
                     }
@@ -99,7 +105,7 @@ fn needed(fleet: &Value, letters: &[Value], waits: &[Value], pauses: &[Value]) -
 }
 
 /// Namespaces that are awake or have dead letters, and how they are.
-pub(super) fn table(namespaces: &Map<String, Value>) -> Markup {
+pub(super) fn table(namespaces: &Map<String, Value>, root: &str) -> Markup {
     html! {
         @if namespaces.is_empty() { p.none { "None is awake." } }
         @else {
@@ -110,14 +116,14 @@ pub(super) fn table(namespaces: &Map<String, Value>) -> Markup {
                         @for (name, of) in namespaces.iter().take(NAMESPACES) {
                             @let pending: i64 = of["backlog"].as_object().into_iter().flatten().map(|(_, lane)| number(lane, "pending")).sum();
                             tr {
-                                th scope="row" { a href={ "tasks" (query([("namespace", &**name)])) } { (name) } }
+                                th scope="row" { a href={ (root) "namespaces/" (name) } { (name) } }
                                 td { (badge(text(&of["pressure"], "state"))) @if number(of, "workers") == 0 { " " span.badge.bad { "no worker" } } }
-                                td.number { (count_to(pending, 10_000)) }
+                                td.number { a href={ (root) "tasks" (query([("namespace", &**name)])) } { (count_to(pending, 10_000)) } }
                                 td.number { (count_to(number(&of["queue"], "depth"), 10_000)) }
                                 td.number { (seconds(&of["queue"]["oldest_seconds"])) }
                                 td.number { (format!("{:.1}", of["rates"]["1m"]["completed"].as_f64().unwrap_or_default())) }
                                 td.number { (number(of, "workers")) }
-                                td.number { a href={ "dead-letters" (query([("namespace", &**name)])) } { (count_to(number(&of["dead_letters"], "depth"), 10_000)) } }
+                                td.number { a href={ (root) "dead-letters" (query([("namespace", &**name)])) } { (count_to(number(&of["dead_letters"], "depth"), 10_000)) } }
                             }
                         }
                     }

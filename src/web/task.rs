@@ -18,6 +18,7 @@ use crate::engine::events::events_of;
 use crate::engine::memories::read_values;
 use crate::engine::read::{read_results, read_task, ENDED};
 use crate::engine::reasons::{explain, Reason};
+use crate::engine::schema::input_schemas;
 
 /// How many children and steps a page lists.
 const MOST: usize = 200;
@@ -35,13 +36,22 @@ pub(super) async fn show(State(web): State<Web>, viewer: Reader, Part(id): Part<
     let task = read_task(&web.api.db, id).await?;
     let (live, is_last) = content_of(&web, &task, chosen.step.as_deref()).await?;
     let step = chosen.step.as_deref().unwrap_or_default();
+    let schema = match viewer.operates() {
+        true => input_schemas(&web.api.db, &[id])
+            .await?
+            .into_iter()
+            .next()
+            .map(|(_, schema)| schema)
+            .unwrap_or_default(),
+        false => Value::Null,
+    };
     let stream = (!is_last).then(|| format!("{id}/live{}", query([("step", step)])));
     let title = format!("{} {}", text(&task, "template"), short(&id.to_string(), 14));
     let body = html! {
         (actions::said(chosen.done.as_deref()))
         div.head {
             h1 { (text(&task, "template")) " " small { code { (id) } } }
-            @if viewer.operates() { (actions::of_task(&task, &viewer.root)) }
+            @if viewer.operates() { (actions::of_task(&task, &schema, &viewer.root)) }
         }
         div id="live" hx-sse:connect=[stream] hx-sse:close="ended" hx-swap="innerMorph" hx-config=r#"{"sse":{"reconnectDelay":1500}}"# { (live) }
     };

@@ -19,6 +19,7 @@ pub(super) struct Viewer<const ROLE: usize> {
 
 pub(super) type Reader = Viewer<{ Role::Reader as usize }>;
 pub(super) type Operator = Viewer<{ Role::Operator as usize }>;
+pub(super) type Admin = Viewer<{ Role::Admin as usize }>;
 pub(super) type Submitter = Viewer<{ Role::Submitter as usize }>;
 
 impl<const ROLE: usize> FromRequestParts<Web> for Viewer<ROLE> {

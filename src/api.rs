@@ -194,6 +194,7 @@ fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(configuration::versions))
         .layer(from_fn(etag::tagged));
     let fleet = OpenApiRouter::new()
+        .routes(routes!(fleet::whole))
         .routes(routes!(fleet::queues))
         .routes(routes!(fleet::members))
         .routes(routes!(fleet::limits))

@@ -16,6 +16,7 @@ mod pause;
 mod queue;
 mod schedule;
 mod serve;
+mod server;
 mod signal;
 mod task;
 mod template;
@@ -36,6 +37,7 @@ use crate::engine::configuration::coordinator;
 use crate::engine::dead_letters;
 use crate::error::{Error, ErrorKind, Result};
 use crate::telemetry;
+use server::{Reach, Server};
 
 #[derive(Parser)]
 #[command(name = "tasker", version, about = "Workflow orchestration that needs nothing but PostgreSQL")]
@@ -102,17 +104,48 @@ enum Command {
 }
 
 /// Which database.
-#[derive(Args, Clone)]
+#[derive(Args, Clone, Default)]
 struct Connection {
     /// postgres://user:password@host:port/database; default: DATABASE_URL, or tasker.yml, or the private one of `tasker dev`, if it runs
     #[arg(long, global = true)]
     database_url: Option<String>,
+    /// Asks the API of a `tasker serve` there, in place of the database: http://host:port or https://host; SSL_CERT_FILE names the certificates that are trusted
+    #[arg(long, global = true, env = "TASKER_SERVER")]
+    server: Option<String>,
+    /// By which the API knows who asks
+    #[arg(long, global = true, env = "TASKER_TOKEN", hide_env_values = true)]
+    token: Option<String>,
 }
 
 impl Connection {
-    /// For a command that does one thing after the other.
+    /// Where this command finds what it is about.
+    async fn reach(&self) -> Result<Reach> {
+        match self.server()? {
+            Some(server) => Ok(Reach::Server(server)),
+            None => Ok(Reach::Database(self.open().await?)),
+        }
+    }
+
+    /// The API that it asks in place of the database.
+    fn server(&self) -> Result<Option<Server>> {
+        let server = self.server.as_deref().filter(|_| self.database_url.is_none());
+        let server = server.map(|url| Server::new(url, self.token.as_deref()));
+        server.transpose()
+    }
+
+    /// For a command that does one thing after the other, and that no API has.
     async fn open(&self) -> Result<Db> {
+        self.check_no_server()?;
         Ok(self.connect(&self.local(None, json!({}))?, 4).await?.for_people())
+    }
+
+    fn check_no_server(&self) -> Result<()> {
+        match self.server()? {
+            None => Ok(()),
+            Some(_) => Err(Error::Config(
+                "this command works with the database itself, and not with --server (TASKER_SERVER)".into(),
+            )),
+        }
     }
 
     /// What this process is told where it runs, and by these flags.
@@ -130,6 +163,7 @@ impl Connection {
 
     /// The database, and where the configuration is kept that all share.
     async fn coordinated(&self) -> Result<(Db, Arc<dyn ConfigurationCoordinator>)> {
+        self.check_no_server()?;
         let local = self.local(None, json!({}))?;
         let db = self.connect(&local, 4).await?.for_people();
         let coordinator = coordinator(&db, &local.with(0, &json!({}))?.settings).await?;

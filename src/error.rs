@@ -73,6 +73,10 @@ pub enum Error {
         reason: String,
     },
 
+    /// The API that is asked in place of the database is away or broken.
+    #[error("{0}")]
+    Server(String),
+
     /// The database is reachable but has no schema of ours, or one of another version.
     #[error("{0}")]
     NotMigrated(String),
@@ -151,7 +155,7 @@ impl Error {
             Error::Backpressure { .. } => ErrorKind::Backpressure,
             Error::NotUnique { .. } => ErrorKind::NotUnique,
             Error::Stale(_) => ErrorKind::Stale,
-            Error::Unreachable { .. } | Error::Coordinator(_) | Error::Database(_) => ErrorKind::Database,
+            Error::Unreachable { .. } | Error::Server(_) | Error::Coordinator(_) | Error::Database(_) => ErrorKind::Database,
         }
     }
 

@@ -2,6 +2,7 @@
 //! [`crate::health::local`]); and of an orchestrator the API, on a port of its own, so that none of its clients is in the way of a probe.
 
 mod certificate;
+pub(crate) mod client;
 mod health;
 mod listening;
 

@@ -28,6 +28,17 @@ pub(super) async fn namespaces(State(api): State<Api>, _: Reader, Asked(asked): 
     Ok(Json(Listed::of_all(all, &asked, &["name"])?))
 }
 
+/// Show the fleet
+///
+/// All that can be told of it at once: namespaces that are awake, members, limits, steps that no worker has a handler for, queues that cannot be worked
+/// with. It takes the role reader.
+#[utoipa::path(get, path = "/fleet", tag = "fleet", responses(
+    (status = 200, description = "The fleet", body = Object, example = json!({ "namespaces": { "fulfillment": { "workers": 2 } }, "members": [], "asleep": 0 })),
+    ReadRefused))]
+pub(super) async fn whole(State(api): State<Api>, _: Reader) -> Outcome<Json<Value>> {
+    Ok(Json(fleet::fleet(&api.db).await?))
+}
+
 /// List queues
 ///
 /// By namespace: what waits, and for how long, who works there, how fast it goes, and how many are dead. It takes the role reader.

@@ -14,6 +14,7 @@ use super::problem::{Outcome, Problem};
 use crate::config::JwtConfig;
 use crate::engine::tokens::Holder;
 use crate::error::{Error, Result};
+use crate::http::client;
 
 /// For how long keys are not asked for again.
 const FRESH: Duration = Duration::from_secs(600);
@@ -194,8 +195,11 @@ fn fetch(url: &str) -> std::result::Result<Known, String> {
     let text = match url.strip_prefix("file:") {
         Some(path) => std::fs::read_to_string(path).map_err(|error| error.to_string())?,
         None => {
-            let agent = ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).build().new_agent();
+            let agent = client::agent(PATIENCE).map_err(|error| error.to_string())?;
             let mut answer = agent.get(url).call().map_err(|error| error.to_string())?;
+            if !answer.status().is_success() {
+                return Err(format!("it answered {}", answer.status()));
+            }
             let body = answer.body_mut().with_config().limit(MAX_BYTES);
             body.read_to_string().map_err(|error| error.to_string())?
         }

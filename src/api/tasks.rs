@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::Json;
 use chrono::{DateTime, Utc};
+use opentelemetry::context::FutureExt;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{json, Value};
@@ -24,6 +25,7 @@ use crate::engine::memories::read_values;
 use crate::engine::read::{self, TaskFilter};
 use crate::engine::reasons::explain;
 use crate::engine::submit::{self, Submitted};
+use crate::telemetry::{self, Carrier};
 use crate::template::{Priority, Unique};
 
 /// How many tasks one call creates at most.
@@ -137,7 +139,8 @@ pub(super) async fn create(
         details: Some(json!({ "template": given.template, "tasks": tasks.len() })),
         ..Change::default()
     };
-    let create = async { Ok(api.submitter.submit(&given.template, given.version.as_deref(), &tasks).await?) };
+    let submit = api.submitter.submit(&given.template, given.version.as_deref(), &tasks);
+    let create = async { Ok(submit.with_context(telemetry::extract(&carrier(&headers))).await?) };
     let single = |created: &Vec<Submitted>| created.first().filter(|_| created.len() == 1).map(|task| task.id.to_string());
     let created = caller.change(&api, change, create, single).await?;
     let tasks = created
@@ -148,6 +151,12 @@ pub(super) async fn create(
         })
         .collect();
     Ok((StatusCode::CREATED, Json(CreatedTasks { tasks })))
+}
+
+/// The trace that the request is a part of, which its tasks join (<https://www.w3.org/TR/trace-context/>).
+fn carrier(headers: &HeaderMap) -> Carrier {
+    let said = |name: &str| Some((name.to_owned(), headers.get(name)?.to_str().ok()?.to_owned()));
+    ["traceparent", "tracestate"].into_iter().filter_map(said).collect()
 }
 
 /// Which tasks

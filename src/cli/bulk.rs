@@ -5,6 +5,7 @@ use clap::Args;
 use serde_json::json;
 use uuid::Uuid;
 
+use super::server::{Reach, Server};
 use super::{print, By, Connection};
 use crate::engine::bulk::{self, Action};
 use crate::engine::dead_letters::Replay as How;
@@ -169,6 +170,58 @@ impl Prioritize {
     }
 }
 
+/// To each, and says to how many of how many. What the API calls it is the action's own name.
+fn of_named(server: &Server, ids: &[Uuid], action: &Action) -> Result<(i64, i64)> {
+    let (verb, mut body) = asked(action);
+    if let Some(fields) = body.as_object_mut() {
+        // Each begins at once.
+        fields.remove("per_second");
+    }
+    let mut done = 0;
+    for id in ids {
+        done += i64::from(server.post(&format!("/tasks/{id}/{verb}"), body.clone())?["done"] == true);
+    }
+    Ok((done, ids.len() as i64))
+}
+
+/// In the background, until it is done.
+async fn of_filter(server: &Server, filter: &TaskFilter, action: &Action) -> Result<(i64, i64)> {
+    let (verb, mut body) = asked(action);
+    body["filter"] = json!(filter);
+    body["verb"] = json!(if body["undo"] == true { "undo" } else { verb });
+    if let Some(fields) = body.as_object_mut() {
+        fields.remove("undo");
+    }
+    let number = server.post("/bulk-actions", body)?["id"].take();
+    loop {
+        let now = server.get(&format!("/bulk-actions/{number}"), &[])?;
+        match now["state"].as_str() {
+            Some("running") => tokio::time::sleep(EVERY).await,
+            Some("complete") => return Ok((now["done"].as_i64().unwrap_or_default(), now["found"].as_i64().unwrap_or_default())),
+            _ => {
+                return Err(Error::Invalid(format!(
+                    "the bulk action {number} has ended before it was done: {}",
+                    now["error"]
+                )))
+            }
+        }
+    }
+}
+
+/// The verb of the API, and its body.
+fn asked(action: &Action) -> (&'static str, serde_json::Value) {
+    match action {
+        Action::Cancel { undo } => ("cancel", json!({ "undo": undo })),
+        Action::Pause(by) => ("pause", json!({ "why": by.why })),
+        Action::Resume => ("resume", json!({})),
+        Action::Replay { how, by } => ("replay", json!({ "per_second": how.per_second, "why": by.why })),
+        Action::Prioritize { priority } => ("prioritize", json!({ "priority": priority })),
+    }
+}
+
+/// How often it is asked how far that is.
+const EVERY: std::time::Duration = std::time::Duration::from_millis(500);
+
 impl Which {
     /// Does it to the tasks that it concerns, or says how many those are. That nothing was chosen must not mean everything. 1: it was not done to all that
     /// were named.
@@ -180,7 +233,22 @@ impl Which {
             (1.., false) => return Err(Error::Invalid("give either ids or filters".into())),
             _ => {}
         }
-        let db = self.connection.open().await?;
+        let db = match self.connection.reach().await? {
+            Reach::Database(db) => db,
+            Reach::Server(server) => {
+                let (done, of) = match (named, self.dry_run) {
+                    (_, true) => {
+                        return Err(Error::Invalid(
+                            "--dry-run works with the database itself: `tasker task list` says which they are".into(),
+                        ))
+                    }
+                    (0, _) => of_filter(&server, &filter, action).await?,
+                    _ => of_named(&server, &self.ids, action)?,
+                };
+                print(self.json, &json!({ did: done, "of": of }), || format!("{did} {done} of {of}"));
+                return Ok(i32::from(done < named as i64));
+            }
+        };
         let tasks = match named {
             0 => bulk::matching(&db, &filter, action).await?,
             _ => self.ids,

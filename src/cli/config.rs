@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use serde_json::{json, Value};
 
+use super::server::{read, Reach, Server};
 use super::{listing, print, say, table, By, Connection};
 use crate::config::distributed::{self, Place, Version};
 use crate::config::{self, drift, overrides, schema, Effective, Problem};
@@ -124,6 +125,10 @@ impl Of {
     }
 
     async fn set(&self, setting: &str, value: &Value, by: By, connection: &Connection) -> Result<i32> {
+        if let Some(server) = connection.server()? {
+            let of = json!({ "setting": setting, "namespace": self.namespace, "instance": self.instance, "why": by.why });
+            return of_server(&server, "set", of, ("value", value));
+        }
         change(connection, by, |overrides| {
             distributed::set(overrides, &self.place().path(setting), value.clone());
             Ok(())
@@ -186,6 +191,9 @@ impl Config {
                 .await
             }
             Config::Rollback { version, by, connection } => {
+                if let Some(server) = connection.server()? {
+                    return of_server(&server, "rollback", json!({ "why": by.why }), ("version", &json!(version)));
+                }
                 let (_, coordinator) = connection.coordinated().await?;
                 let earlier = distributed::earlier(&*coordinator, version).await?;
                 change(&connection, by, |overrides| {
@@ -195,8 +203,12 @@ impl Config {
                 .await
             }
             Config::History { limit, json, connection } => {
-                let (_, coordinator) = connection.coordinated().await?;
-                let history = coordinator.history(limit).await?;
+                let history: Vec<Version> = match connection.server()? {
+                    Some(server) => {
+                        read(server.get("/configuration/versions", &[("limit", json!(limit.clamp(1, 1_000)))])?["items"].take())?
+                    }
+                    None => connection.coordinated().await?.1.history(limit).await?,
+                };
                 let rows: Vec<Value> = history.iter().map(|version| json!(version)).collect();
                 print(json, &json!(rows), || {
                     listing(&["VERSION", "AT", "WHO", "WHY"], &["version", "at", "who", "why"], &rows)
@@ -204,9 +216,14 @@ impl Config {
                 Ok(0)
             }
             Config::Drift { grace, json, connection } => {
-                let fleet = fleet::fleet(&connection.open().await?).await?;
-                let members = fleet["members"].as_array().map_or(&[][..], Vec::as_slice);
-                let found = drift::drift(members, std::time::Duration::from_secs(grace));
+                let found = match connection.reach().await? {
+                    Reach::Database(db) => {
+                        let fleet = fleet::fleet(&db).await?;
+                        let members = fleet["members"].as_array().map_or(&[][..], Vec::as_slice);
+                        drift::drift(members, std::time::Duration::from_secs(grace))
+                    }
+                    Reach::Server(server) => read(server.get("/configuration/drift", &[("grace", json!(grace))])?["items"].take())?,
+                };
                 print(json, &json!(found), || differences(&found));
                 Ok(i32::from(!found.is_empty()))
             }
@@ -255,6 +272,14 @@ fn show(effective: &Effective, origin: bool, json: bool) {
             false => table(&["SETTING", "VALUE"], &rows),
         }
     });
+}
+
+/// The same by an API: a field of the body may be null.
+fn of_server(server: &Server, verb: &str, mut body: Value, (name, value): (&str, &Value)) -> Result<i32> {
+    body[name] = value.clone();
+    let version = server.post(&format!("/configuration/{verb}"), body)?;
+    say(&format!("version {}: {}", version["version"], version["overrides"]));
+    Ok(0)
 }
 
 /// Changes what all share, and says what is in force now.

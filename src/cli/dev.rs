@@ -46,7 +46,7 @@ impl Dev {
                 Ok(0)
             }
             None => {
-                let local = self.options.local(&Connection { database_url: None })?;
+                let local = self.options.local(&Connection::default())?;
                 let settings = local.with(0, &json!({}))?.settings;
                 let doors = serve::Doors::bind(&settings).await?;
                 let was_running = postgres.is_running();

@@ -3,6 +3,7 @@
 use clap::{Args, Subcommand};
 use serde_json::{json, Value};
 
+use super::server::{read, Reach, Server};
 use super::{field, listing, print, read_json, table, Connection};
 use crate::db::Db;
 use crate::engine::dead_letters::{self, By, Filter, Replay};
@@ -177,6 +178,50 @@ impl Which {
     }
 }
 
+/// As the API has it.
+fn query(filter: &Filter) -> Result<Vec<(&'static str, Value)>> {
+    let names = [
+        "namespace",
+        "template",
+        "handler",
+        "reason",
+        "class",
+        "task",
+        "older_than",
+        "newer_than",
+    ];
+    let written = json!(filter);
+    let mut query: Vec<(&str, Value)> = names.iter().map(|name| (*name, written[*name].clone())).collect();
+    query.push(("cursor", json!(filter.before)));
+    match filter.ids.is_empty() {
+        true => Ok(query),
+        false => Err(Error::Invalid("give either ids or filters".into())),
+    }
+}
+
+/// The ids of those that a filter lets through.
+fn matching(server: &Server, filter: &Filter) -> Result<Vec<String>> {
+    if !filter.ids.is_empty() {
+        return Ok(filter.ids.clone());
+    }
+    let letters = server.all("/dead-letters", &query(filter)?)?;
+    Ok(letters.iter().map(|letter| field(letter, "id")).collect())
+}
+
+/// Has it done by the API, to so many at once as that takes.
+fn ask(server: &Server, verb: &str, ids: &[String], by: &By, body: &Value) -> Result<Vec<String>> {
+    let mut done = Vec::new();
+    for ids in ids.chunks(1_000) {
+        let mut body = body.clone();
+        body["ids"] = json!(ids);
+        body["why"] = json!(by.why);
+        done.extend(read::<Vec<String>>(
+            server.post(&format!("/dead-letters/{verb}"), body)?["ids"].take(),
+        )?);
+    }
+    Ok(done)
+}
+
 impl Dlq {
     pub(super) async fn run(self) -> Result<i32> {
         match self {
@@ -187,7 +232,10 @@ impl Dlq {
                 common,
             } => {
                 let filter = Filter { before, ..which.filter() };
-                let letters = dead_letters::list(&common.open().await?, &filter, limit).await?;
+                let letters = match common.reach().await? {
+                    Reach::Database(db) => dead_letters::list(&db, &filter, limit).await?,
+                    Reach::Server(server) => server.list("/dead-letters", &query(&filter)?, limit as usize)?,
+                };
                 print(common.json, &json!(letters), || {
                     let row = |letter: &Value| {
                         let error = letter["errors"].as_array().and_then(|errors| errors.last()).unwrap_or(&Value::Null);
@@ -208,7 +256,10 @@ impl Dlq {
                 });
             }
             Dlq::Groups { which, common } => {
-                let groups = dead_letters::groups(&common.open().await?, &which.filter()).await?;
+                let groups = match common.reach().await? {
+                    Reach::Database(db) => dead_letters::groups(&db, &which.filter()).await?,
+                    Reach::Server(server) => server.whole("/dead-letters/groups", &query(&which.filter())?)?,
+                };
                 print(common.json, &json!(groups), || {
                     listing(
                         &["COUNT", "NAMESPACE", "TEMPLATE", "STEP", "REASON", "CLASS", "LAST", "EXAMPLE"],
@@ -218,7 +269,10 @@ impl Dlq {
                 });
             }
             Dlq::Show { id, common } => {
-                let letter = dead_letters::show(&common.open().await?, &id).await?;
+                let letter = match common.reach().await? {
+                    Reach::Database(db) => dead_letters::show(&db, &id).await?,
+                    Reach::Server(server) => server.get(&format!("/dead-letters/{id}"), &[])?,
+                };
                 print(common.json, &letter, || format!("{letter:#}"));
             }
             Dlq::Replay {
@@ -235,7 +289,8 @@ impl Dlq {
                     per_second,
                 };
                 let replay = async |db: &Db, ids: &[String], by: &By| dead_letters::replay(db, ids, &how, by).await;
-                common.act(which, act, "replay", "replayed", replay).await?;
+                let body = json!({ "input": how.input, "max_attempts": max_attempts, "per_second": per_second });
+                common.act(which, act, ("replay", "replayed"), replay, body).await?;
             }
             Dlq::Resolve {
                 which,
@@ -245,17 +300,21 @@ impl Dlq {
             } => {
                 let result = read_json(&result)?;
                 let resolve = async |db: &Db, ids: &[String], by: &By| dead_letters::settle(db, ids, Some(&result), by).await;
-                common.act(which, act, "resolve", "resolved", resolve).await?;
+                common
+                    .act(which, act, ("resolve", "resolved"), resolve, json!({ "result": result }))
+                    .await?;
             }
             Dlq::Skip { which, act, common } => {
                 let skip = async |db: &Db, ids: &[String], by: &By| dead_letters::settle(db, ids, None, by).await;
-                common.act(which, act, "skip", "skipped", skip).await?;
+                common.act(which, act, ("skip", "skipped"), skip, json!({})).await?;
             }
             Dlq::Discard { which, act, common } => {
                 if act.why.is_none() {
                     return Err(Error::Invalid("a dead letter is discarded for a reason: give --why".into()));
                 }
-                common.act(which, act, "discard", "discarded", dead_letters::discard).await?;
+                common
+                    .act(which, act, ("discard", "discarded"), dead_letters::discard, json!({}))
+                    .await?;
             }
             Dlq::Purge { common } => {
                 let by = By {
@@ -285,28 +344,46 @@ impl Common {
         self.connection.open().await
     }
 
-    /// Does `action` to the letters that it concerns, or says which those are. That nothing was chosen must not mean everything.
+    async fn reach(&self) -> Result<Reach> {
+        self.connection.reach().await
+    }
+
+    /// Does `action` to the letters that it concerns (over the API, what is asked for by the verb with this body), or says which those are. That nothing was
+    /// chosen must not mean everything.
     async fn act(
         &self,
         which: Which,
         act: Act,
-        would: &str,
-        did: &str,
+        (would, did): (&str, &str),
         action: impl AsyncFnOnce(&Db, &[String], &By) -> Result<Vec<String>>,
+        body: Value,
     ) -> Result<()> {
         let filter = which.filter();
         if filter == Filter::default() && !act.all {
             return Err(Error::Invalid("which dead letters? give ids or filters, or --all".into()));
         }
-        let db = self.open().await?;
-        let mut ids = dead_letters::matching(&db, &filter).await?;
-        if !act.dry_run {
-            let by = By {
-                who: act.who,
-                why: act.why,
-            };
-            ids = action(&db, &ids, &by).await?;
-        }
+        let by = By {
+            who: act.who,
+            why: act.why,
+        };
+        let ids = match self.reach().await? {
+            Reach::Database(db) => {
+                let ids = dead_letters::matching(&db, &filter).await?;
+                if act.dry_run {
+                    ids
+                } else {
+                    action(&db, &ids, &by).await?
+                }
+            }
+            Reach::Server(server) => {
+                let ids = matching(&server, &filter)?;
+                if act.dry_run {
+                    ids
+                } else {
+                    ask(&server, would, &ids, &by, &body)?
+                }
+            }
+        };
         print(self.json, &json!({ did: ids, "dry_run": act.dry_run }), || match act.dry_run {
             true => format!("would {would} {}: {}", ids.len(), ids.join(" ")),
             false => format!("{did} {}", ids.len()),

@@ -3,6 +3,7 @@
 use clap::Subcommand;
 use serde_json::{json, Value};
 
+use super::server::{part, Reach};
 use super::{listing, print, Connection};
 use crate::engine::limits;
 use crate::error::{Error, Result};
@@ -35,7 +36,10 @@ impl Limit {
     pub(super) async fn run(self) -> Result<i32> {
         match self {
             Limit::List { json, connection } => {
-                let limits = limits::list(&connection.open().await?).await?;
+                let limits = match connection.reach().await? {
+                    Reach::Database(db) => limits::list(&db).await?,
+                    Reach::Server(server) => server.all("/limits", &[])?,
+                };
                 let rows: Vec<Value> = limits.iter().map(row).collect();
                 print(json, &json!(limits), || {
                     let headings = COLUMNS.map(str::to_uppercase);
@@ -45,7 +49,12 @@ impl Limit {
             Limit::Reset { name, key, connection } => {
                 let wanted = || Error::Invalid(format!("{name}: expected NAMESPACE/LIMIT"));
                 let (namespace, limit) = name.split_once('/').ok_or_else(wanted)?;
-                let reset = limits::reset(&connection.open().await?, namespace, limit, key.as_deref()).await?;
+                let reset = match connection.reach().await? {
+                    Reach::Database(db) => json!(limits::reset(&db, namespace, limit, key.as_deref()).await?),
+                    Reach::Server(server) => {
+                        server.post(&format!("/limits/{}/{}/reset", part(namespace), part(limit)), json!({ "key": key }))?["closed"].take()
+                    }
+                };
                 println!("{reset} closed");
             }
         }

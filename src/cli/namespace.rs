@@ -3,6 +3,7 @@
 use clap::Subcommand;
 use serde_json::{json, Value};
 
+use super::server::Reach;
 use super::{listing, print, By, Connection};
 use crate::engine::namespaces::{self, Rules};
 use crate::error::Result;
@@ -90,7 +91,10 @@ const COLUMNS: [&str; 10] = [
 impl Namespace {
     pub(super) async fn run(self) -> Result<i32> {
         let (json, found) = match self {
-            Namespace::List { json, connection } => (json, namespaces::list(&connection.open().await?).await?),
+            Namespace::List { json, connection } => match connection.reach().await? {
+                Reach::Database(db) => (json, namespaces::list(&db).await?),
+                Reach::Server(server) => (json, server.all("/namespaces", &[])?),
+            },
             Namespace::Create { names, json, connection } => {
                 let db = connection.open().await?;
                 namespaces::ensure(&db, &names).await?;

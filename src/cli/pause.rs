@@ -3,6 +3,7 @@
 use clap::Args;
 use serde_json::json;
 
+use super::server::Reach;
 use super::{listing, print, say, By, Connection};
 use crate::engine::pauses::{self, Pausable};
 use crate::error::Result;
@@ -45,7 +46,12 @@ pub(super) struct Pauses {
 impl Pause {
     pub(super) async fn run(self) -> Result<i32> {
         let Pause { what, by, connection } = self;
-        let paused = pauses::pause(&connection.open().await?, what.kind, &what.name, &by.recorded()).await?;
+        let paused = match connection.reach().await? {
+            Reach::Database(db) => pauses::pause(&db, what.kind, &what.name, &by.recorded()).await?,
+            Reach::Server(server) => {
+                server.post("/pauses", json!({ "kind": what.kind, "name": what.name, "why": by.why }))?["done"] == true
+            }
+        };
         say(&format!("{}: {}", what.name, if paused { "paused" } else { "was paused already" }));
         Ok(0)
     }
@@ -53,7 +59,11 @@ impl Pause {
 
 impl Resume {
     pub(super) async fn run(self) -> Result<i32> {
-        let resumed = pauses::resume(&self.connection.open().await?, self.what.kind, &self.what.name).await?;
+        let What { kind, name } = &self.what;
+        let resumed = match self.connection.reach().await? {
+            Reach::Database(db) => pauses::resume(&db, *kind, name).await?,
+            Reach::Server(server) => server.post("/pauses/resume", json!({ "kind": kind, "name": name }))?["done"] == true,
+        };
         say(&format!(
             "{}: {}",
             self.what.name,
@@ -65,7 +75,10 @@ impl Resume {
 
 impl Pauses {
     pub(super) async fn run(self) -> Result<i32> {
-        let listed = pauses::list(&self.connection.open().await?).await?;
+        let listed = match self.connection.reach().await? {
+            Reach::Database(db) => pauses::list(&db).await?,
+            Reach::Server(server) => server.all("/pauses", &[])?,
+        };
         let columns = ["kind", "name", "who", "why", "since", "held"];
         print(self.json, &json!(listed), || {
             listing(&["KIND", "NAME", "BY", "WHY", "SINCE", "STEPS HELD BACK"], &columns, &listed)

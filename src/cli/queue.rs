@@ -3,6 +3,7 @@
 use clap::Subcommand;
 use serde_json::{json, Value};
 
+use super::server::Reach;
 use super::{listing, print, Connection};
 use crate::db::{Db, Repaired};
 use crate::engine::{fleet, repair};
@@ -45,7 +46,7 @@ const COLUMNS: [&str; 9] = [
 impl Queue {
     pub(super) async fn run(self) -> Result<i32> {
         match self {
-            Queue::List { json, connection } => list(&connection.open().await?, json).await?,
+            Queue::List { json, connection } => list(&connection.reach().await?, json).await?,
             Queue::Repair {
                 namespaces,
                 json,
@@ -56,8 +57,11 @@ impl Queue {
     }
 }
 
-async fn list(db: &Db, json: bool) -> Result<()> {
-    let fleet = fleet::fleet(db).await?;
+async fn list(reach: &Reach, json: bool) -> Result<()> {
+    let fleet = match reach {
+        Reach::Database(db) => fleet::fleet(db).await?,
+        Reach::Server(server) => server.get("/fleet", &[])?,
+    };
     let of = |name: &str| fleet[name].as_object().into_iter().flatten();
     let unhandled: Vec<&str> = fleet["unhandled"]
         .as_array()

@@ -3,7 +3,9 @@
 use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
 use serde_json::{json, Value};
+use uuid::Uuid;
 
+use super::server::{part, read, Reach};
 use super::{field, listing, print, read_json, say, table, By, Connection};
 use crate::engine::schedules;
 use crate::error::{Error, Result};
@@ -132,7 +134,13 @@ impl Create {
             fields.retain(|_, value| !value.is_null());
         }
         let schedule = Definition::parse(&written).map_err(Error::Invalid)?;
-        let outcome = schedules::put(&self.connection.open().await?, &self.name, &self.template, &schedule).await?;
+        let outcome = match self.connection.reach().await? {
+            Reach::Database(db) => schedules::put(&db, &self.name, &self.template, &schedule).await?,
+            Reach::Server(server) => {
+                let body = json!({ "template": self.template, "definition": written });
+                read(server.put(&format!("/schedules/{}", part(&self.name)), body)?["outcome"].take())?
+            }
+        };
         say(&format!("{}: {outcome}", self.name));
         Ok(())
     }
@@ -143,7 +151,10 @@ impl Schedule {
         match self {
             Schedule::Create(create) => create.run().await?,
             Schedule::List { json, connection } => {
-                let listed = schedules::list(&connection.open().await?).await?;
+                let listed = match connection.reach().await? {
+                    Reach::Database(db) => schedules::list(&db).await?,
+                    Reach::Server(server) => server.all("/schedules", &[])?,
+                };
                 let row = |schedule: &Value| {
                     json!({ "name": schedule["name"], "template": schedule["template"], "when": when(schedule), "owner": schedule["owner"],
                             "next": if schedule["paused"].is_null() { field(schedule, "next_at") } else { "paused".into() },
@@ -163,20 +174,29 @@ impl Schedule {
                 json,
                 connection,
             } => {
-                let mut shown = schedules::show(&connection.open().await?, &name, count).await?;
+                let mut shown = match connection.reach().await? {
+                    Reach::Database(db) => schedules::show(&db, &name, count).await?,
+                    Reach::Server(server) => server.get(&format!("/schedules/{}", part(&name)), &[])?,
+                };
+                if let Some(ticks) = shown["ticks"].as_array_mut() {
+                    ticks.truncate(count as usize);
+                }
                 shown["next"] = json!(next(&shown, count as usize));
                 print(json, &shown, || describe(&shown));
             }
             Schedule::Pause(Named { name, by, connection }) => {
-                schedules::pause(&connection.open().await?, &name, true, &by.who, by.why.as_deref()).await?;
+                pause(&connection, &name, true, &by).await?;
                 say(&format!("{name}: paused"));
             }
             Schedule::Resume(Named { name, by, connection }) => {
-                schedules::pause(&connection.open().await?, &name, false, &by.who, by.why.as_deref()).await?;
+                pause(&connection, &name, false, &by).await?;
                 say(&format!("{name}: goes on"));
             }
             Schedule::Trigger { name, connection } => {
-                let tasks = schedules::trigger(&connection.open().await?, &name).await?;
+                let tasks: Vec<Uuid> = match connection.reach().await? {
+                    Reach::Database(db) => schedules::trigger(&db, &name).await?,
+                    Reach::Server(server) => read(server.post(&format!("/schedules/{}/trigger", part(&name)), json!({}))?["tasks"].take())?,
+                };
                 tasks.iter().for_each(|task| say(&task.to_string()));
             }
             Schedule::Backfill {
@@ -185,15 +205,36 @@ impl Schedule {
                 until,
                 connection,
             } => {
-                let tasks = schedules::backfill(&connection.open().await?, &name, from, until).await?;
+                let tasks: Vec<Uuid> = match connection.reach().await? {
+                    Reach::Database(db) => schedules::backfill(&db, &name, from, until).await?,
+                    Reach::Server(server) => {
+                        let path = format!("/schedules/{}/backfill", part(&name));
+                        read(server.post(&path, json!({ "from": from, "until": until }))?["tasks"].take())?
+                    }
+                };
                 say(&format!("{} tasks begin", tasks.len()));
             }
             Schedule::Delete { name, connection } => {
-                schedules::delete(&connection.open().await?, &name).await?;
+                match connection.reach().await? {
+                    Reach::Database(db) => schedules::delete(&db, &name).await?,
+                    Reach::Server(server) => drop(server.delete(&format!("/schedules/{}", part(&name)))?),
+                }
                 say(&format!("{name}: deleted"));
             }
         }
         Ok(0)
+    }
+}
+
+async fn pause(connection: &Connection, name: &str, paused: bool, by: &By) -> Result<()> {
+    match connection.reach().await? {
+        Reach::Database(db) => schedules::pause(&db, name, paused, &by.who, by.why.as_deref()).await,
+        Reach::Server(server) => {
+            let verb = if paused { "pause" } else { "resume" };
+            server
+                .post(&format!("/schedules/{}/{verb}", part(name)), json!({ "why": by.why }))
+                .map(drop)
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 use serde_json::{json, Value};
 use uuid::Uuid;
 
+use super::server::{read, Reach};
 use super::{field, listing, print, read_json, say, table, Connection};
 use crate::engine::signals::{self, Addressee, SignalFilter, WaitFilter};
 use crate::error::Result;
@@ -85,7 +86,10 @@ impl Signal {
                     id,
                     keep,
                 };
-                let sent = signals::send(&connection.open().await?, &signal).await?;
+                let sent = match connection.reach().await? {
+                    Reach::Database(db) => signals::send(&db, &signal).await?,
+                    Reach::Server(server) => read(server.post("/signals", of(&signal)?)?)?,
+                };
                 print(json, &json!(sent), || match sent.outcome.as_str() {
                     "awaited" => "sent: a step waits for it".into(),
                     "kept" => "kept: no step waits for it yet".into(),
@@ -112,7 +116,24 @@ impl Signal {
                     key,
                     unclaimed,
                 };
-                let listed = signals::list_signals(&connection.open().await?, &filter, limit).await?;
+                let listed = match connection.reach().await? {
+                    Reach::Database(db) => signals::list_signals(&db, &filter, limit).await?,
+                    Reach::Server(server) => {
+                        let SignalFilter {
+                            name,
+                            task,
+                            key,
+                            unclaimed,
+                        } = filter;
+                        let query = [
+                            ("name", json!(name)),
+                            ("task", json!(task)),
+                            ("key", json!(key)),
+                            ("unclaimed", json!(unclaimed)),
+                        ];
+                        server.list("/signals", &query, limit as usize)?
+                    }
+                };
                 print(json, &json!(listed), || {
                     listing(
                         &["SENT", "NAME", "TASK", "KEY", "ITS ID", "RECEIVED", "PAYLOAD"],
@@ -124,6 +145,17 @@ impl Signal {
             }
         }
     }
+}
+
+/// As the API has it.
+fn of(signal: &signals::Signal) -> Result<Value> {
+    let (task, key) = match &signal.to {
+        Addressee::Task(task) => (Some(task), None),
+        Addressee::Key(key) => (None, Some(key)),
+    };
+    let payload = read_json(&signal.payload)?;
+    let keep = signal.keep.map(|keep| keep.as_secs().max(1));
+    Ok(json!({ "task": task, "key": key, "name": signal.name, "payload": payload, "id": signal.id, "keep": keep }))
 }
 
 #[derive(Args)]
@@ -158,7 +190,24 @@ impl Waiting {
             assignee: self.assignee,
             after: self.after,
         };
-        let waits = signals::list_waits(&self.connection.open().await?, &filter, self.limit).await?;
+        let waits = match self.connection.reach().await? {
+            Reach::Database(db) => signals::list_waits(&db, &filter, self.limit).await?,
+            Reach::Server(server) => {
+                let WaitFilter {
+                    namespace,
+                    signal,
+                    assignee,
+                    after,
+                } = filter;
+                let query = [
+                    ("namespace", json!(namespace)),
+                    ("signal", json!(signal)),
+                    ("assignee", json!(assignee)),
+                    ("cursor", json!(after)),
+                ];
+                server.list("/waits", &query, self.limit as usize)?
+            }
+        };
         print(self.json, &json!(waits), || {
             let row = |wait: &Value| {
                 let who: Vec<&str> = wait["assignees"]

@@ -1,5 +1,6 @@
 //! `tasker task`: create, show, list, watch; what is done to many is in `bulk`.
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::time::Duration;
 
@@ -11,16 +12,16 @@ use serde_json::{json, Value};
 use uuid::Uuid;
 
 use super::bulk::{self, tag, Filters};
+use super::server::{part, read as read_as, Reach};
 use super::signal::Waiting;
 use super::{field, listing, print, read_json, say, table, Connection};
-use crate::db::Db;
 use crate::engine::children::{read_children, Child, Page};
 use crate::engine::fork::fork_task;
 use crate::engine::memories::read_values;
 use crate::engine::read::{self, TaskFilter, ENDED};
 use crate::engine::reasons::{explain, Reason};
-use crate::engine::submit::{NewTask, Submitter};
-use crate::error::Result;
+use crate::engine::submit::{NewTask, Submitted, Submitter};
+use crate::error::{Error, Result};
 use crate::telemetry::{self, Carrier};
 use crate::template::{Priority, Unique};
 
@@ -44,7 +45,7 @@ pub(super) enum Task {
         tags: Vec<(String, String)>,
         /// Which others are the same, in place of what the template says ('{ by: customer_id, while: queued }')
         #[arg(long, value_name = "RULE", value_parser = unique)]
-        unique: Option<Unique>,
+        unique: Option<Value>,
         /// Not before then (2030-01-31T08:00:00Z)
         #[arg(long)]
         at: Option<DateTime<Utc>>,
@@ -177,36 +178,52 @@ impl Task {
                 json,
                 connection,
             } => {
-                let task = NewTask {
-                    input: read_json(&input)?.into(),
-                    priority,
-                    key,
-                    tags: tags.into_iter().collect(),
-                    unique,
-                    run_at: at.or_else(|| Utc::now().checked_add_signed(TimeDelta::from_std(wait?).ok()?)),
+                let tags: BTreeMap<String, String> = tags.into_iter().collect();
+                let input = read_json(&input)?;
+                let run_at = at.or_else(|| Utc::now().checked_add_signed(TimeDelta::from_std(wait?).ok()?));
+                let reach = connection.reach().await?;
+                let submitted = match &reach {
+                    Reach::Database(db) => {
+                        let task = NewTask {
+                            input: input.into(),
+                            priority,
+                            key,
+                            tags,
+                            unique: unique.map(|rule| Unique::parse(&rule)).transpose().map_err(Error::Invalid)?,
+                            run_at,
+                        };
+                        let submitter = Submitter::new(db.clone());
+                        let submitted = submitter
+                            .submit(&template, version.as_deref(), &[task])
+                            .with_context(telemetry::extract(&carrier()))
+                            .await;
+                        telemetry::flush().await;
+                        submitted?.remove(0)
+                    }
+                    Reach::Server(server) => {
+                        let task =
+                            json!({ "input": input, "priority": priority, "key": key, "tags": tags, "unique": unique, "run_at": run_at });
+                        let body = json!({ "template": template, "version": version, "tasks": [task] });
+                        read_as::<Submitted>(server.post("/tasks", body)?["tasks"][0].take())?
+                    }
                 };
-                let db = connection.open().await?;
-                let submitter = Submitter::new(db.clone());
-                let submitted = submitter
-                    .submit(&template, version.as_deref(), &[task])
-                    .with_context(telemetry::extract(&carrier()))
-                    .await;
-                telemetry::flush().await;
-                let submitted = submitted?.remove(0);
                 print(json, &json!(submitted), || match submitted.created {
                     true => submitted.id.to_string(),
                     false => format!("{} (the key was known)", submitted.id),
                 });
                 if watch {
-                    follow(&db, submitted.id, json).await
+                    follow(&reach, submitted.id, json).await
                 } else {
                     Ok(0)
                 }
             }
             Task::Show { id, json, connection } => {
-                let db = connection.open().await?;
-                let mut task = read::read_task(&db, id).await?;
-                task["values"] = read_values(&db, id).await?;
+                let reach = connection.reach().await?;
+                let mut task = whole(&reach, id).await?;
+                task["values"] = match &reach {
+                    Reach::Database(db) => read_values(db, id).await?,
+                    Reach::Server(server) => server.get(&format!("/tasks/{id}/values"), &[])?,
+                };
                 print(json, &task, || describe(&task));
                 Ok(0)
             }
@@ -219,8 +236,14 @@ impl Task {
                 json,
                 connection,
             } => {
-                let page = Page { after, limit, dead };
-                let children = read_children(&connection.open().await?, id, None, &step, &page).await?;
+                let children: Vec<Child> = match connection.reach().await? {
+                    Reach::Database(db) => read_children(&db, id, None, &step, &Page { after, limit, dead }).await?,
+                    Reach::Server(server) => {
+                        let path = format!("/tasks/{id}/steps/{}/children", part(&step));
+                        let children = server.list(&path, &[("dead", json!(dead)), ("cursor", json!(after))], limit as usize)?;
+                        children.into_iter().map(read_as).collect::<Result<_>>()?
+                    }
+                };
                 print(json, &json!(children), || {
                     let row = |child: &Child| {
                         let end = child
@@ -247,7 +270,10 @@ impl Task {
                     before,
                     ..filters.filter()
                 };
-                let tasks = read::list_tasks(&connection.open().await?, &filter, limit).await?;
+                let tasks = match connection.reach().await? {
+                    Reach::Database(db) => read::list_tasks(&db, &filter, limit).await?,
+                    Reach::Server(server) => server.list("/tasks", &query(&filter), limit as usize)?,
+                };
                 print(json, &json!(tasks), || {
                     listing(
                         &["ID", "NAMESPACE", "TEMPLATE", "VERSION", "STATE", "PRIORITY", "CREATED"],
@@ -258,15 +284,17 @@ impl Task {
                 Ok(0)
             }
             Task::Why { id, json, connection } => {
-                let db = connection.open().await?;
-                let reasons = explain(&db, &read::read_task(&db, id).await?).await?;
+                let reasons: Vec<Reason> = match connection.reach().await? {
+                    Reach::Database(db) => explain(&db, &read::read_task(&db, id).await?).await?,
+                    Reach::Server(server) => read_as(server.get(&format!("/tasks/{id}/reasons"), &[])?["items"].take())?,
+                };
                 print(json, &json!(reasons), || match reasons.is_empty() {
                     true => "It is complete, or runs.".into(),
                     false => reasons.iter().map(said).collect::<Vec<_>>().join("\n"),
                 });
                 Ok(0)
             }
-            Task::Watch { id, json, connection } => follow(&connection.open().await?, id, json).await,
+            Task::Watch { id, json, connection } => follow(&connection.reach().await?, id, json).await,
             Task::Cancel(cancel) => cancel.run().await,
             Task::Pause(pause) => pause.run().await,
             Task::Resume(resume) => resume.run().await,
@@ -279,13 +307,41 @@ impl Task {
                 connection,
             } => {
                 let input = input.as_deref().map(read_json).transpose()?;
-                let fork = fork_task(&connection.open().await?, id, from.as_deref(), input.as_ref()).await?;
+                let fork: Uuid = match connection.reach().await? {
+                    Reach::Database(db) => fork_task(&db, id, from.as_deref(), input.as_ref()).await?,
+                    Reach::Server(server) => {
+                        let body = json!({ "from": from, "input": input });
+                        read_as(server.post(&format!("/tasks/{id}/fork"), body)?["id"].take())?
+                    }
+                };
                 print(json, &json!({ "id": fork, "forked_from": id }), || fork.to_string());
                 Ok(0)
             }
             Task::Prioritize(prioritize) => prioritize.run().await,
         }
     }
+}
+
+async fn whole(reach: &Reach, id: Uuid) -> Result<Value> {
+    match reach {
+        Reach::Database(db) => read::read_task(db, id).await,
+        Reach::Server(server) => server.get(&format!("/tasks/{id}"), &[]),
+    }
+}
+
+/// As the API has it.
+fn query(filter: &TaskFilter) -> Vec<(&'static str, Value)> {
+    let tags: Vec<String> = filter.tags.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    vec![
+        ("namespace", json!(filter.namespace)),
+        ("template", json!(filter.template)),
+        ("state", json!(filter.state)),
+        ("error", json!(filter.error)),
+        ("key", json!(filter.key)),
+        ("since", json!(filter.since)),
+        ("cursor", json!(filter.before)),
+        ("tag", json!(Some(tags.join(",")).filter(|tags| !tags.is_empty()))),
+    ]
 }
 
 fn said(reason: &Reason) -> String {
@@ -295,9 +351,10 @@ fn said(reason: &Reason) -> String {
     }
 }
 
-fn unique(text: &str) -> std::result::Result<Unique, String> {
+/// A rule of uniqueness as it is written.
+fn unique(text: &str) -> std::result::Result<Value, String> {
     let rule: Value = serde_saphyr::from_str(text).map_err(|_| "expected YAML or JSON, such as { by: customer_id, while: queued }")?;
-    Unique::parse(&rule)
+    Unique::parse(&rule).map(|_| rule)
 }
 
 fn describe(task: &Value) -> String {
@@ -395,7 +452,7 @@ fn carrier() -> Carrier {
 }
 
 /// Draws a bar (or prints a line for every change, where there is no terminal) until the task ends or is blocked.
-async fn follow(db: &Db, id: Uuid, json: bool) -> Result<i32> {
+async fn follow(reach: &Reach, id: Uuid, json: bool) -> Result<i32> {
     let bar = if json || !std::io::stderr().is_terminal() {
         ProgressBar::hidden()
     } else {
@@ -406,7 +463,7 @@ async fn follow(db: &Db, id: Uuid, json: bool) -> Result<i32> {
     }
     let mut last = Value::Null;
     loop {
-        let task = read::read_task(db, id).await?;
+        let task = whole(reach, id).await?;
         let steps: Vec<&Value> = task["steps"].as_array().into_iter().flatten().collect();
         let with_state = |state: &str| {
             steps
@@ -442,6 +499,10 @@ async fn follow(db: &Db, id: Uuid, json: bool) -> Result<i32> {
             }
             return Ok(if state == "complete" { 0 } else { 1 });
         }
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(match reach {
+            Reach::Database(_) => Duration::from_millis(100),
+            Reach::Server(_) => Duration::from_millis(500),
+        })
+        .await;
     }
 }

@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use clap::Subcommand;
-use serde_json::json;
+use serde_json::{json, Value};
 
+use super::server::{part, Reach};
 use super::{listing, print, say, Connection};
 use crate::engine::{read, register};
 use crate::error::{Error, Result};
@@ -98,7 +99,10 @@ impl Template {
                 }
             }
             Template::List { json, connection } => {
-                let templates = read::list_templates(&connection.open().await?).await?;
+                let templates = match connection.reach().await? {
+                    Reach::Database(db) => read::list_templates(&db).await?,
+                    Reach::Server(server) => server.all("/templates", &[])?,
+                };
                 print(json, &json!(templates), || {
                     listing(
                         &["NAMESPACE", "NAME", "VERSION", "STEPS", "VERSIONS"],
@@ -112,7 +116,10 @@ impl Template {
                 json,
                 connection,
             } => {
-                let versions = read::list_template_versions(&connection.open().await?, &template).await?;
+                let versions = match connection.reach().await? {
+                    Reach::Database(db) => read::list_template_versions(&db, &template).await?,
+                    Reach::Server(server) => server.whole(&format!("{}/versions", path(&template)?), &[])?,
+                };
                 print(json, &json!(versions), || {
                     listing(
                         &["VERSION", "REGISTERED", "CURRENT", "STEPS"],
@@ -128,9 +135,9 @@ impl Template {
                 json,
                 connection,
             } => {
-                let db = connection.open().await?;
-                let from = read::read_template(&db, &template, Some(&from)).await?;
-                let to = read::read_template(&db, &template, to.as_deref()).await?;
+                let reach = connection.reach().await?;
+                let from = definition(&reach, &template, Some(&from)).await?;
+                let to = definition(&reach, &template, to.as_deref()).await?;
                 let found = difference(&from, &to);
                 print(json, &json!(found), || format!("{:#}", json!(found)));
                 return Ok(i32::from(found != Difference::default()));
@@ -141,12 +148,26 @@ impl Template {
                 json,
                 connection,
             } => {
-                let definition = read::read_template(&connection.open().await?, &template, version.as_deref()).await?;
+                let definition = definition(&connection.reach().await?, &template, version.as_deref()).await?;
                 print(json, &definition, || format!("{definition:#}"));
             }
         }
         Ok(0)
     }
+}
+
+async fn definition(reach: &Reach, template: &str, version: Option<&str>) -> Result<Value> {
+    match reach {
+        Reach::Database(db) => read::read_template(db, template, version).await,
+        Reach::Server(server) => server.get(&path(template)?, &[("version", json!(version))]),
+    }
+}
+
+/// Of a template in the API. Errors: [`Error::Invalid`] for a name without its namespace.
+fn path(template: &str) -> Result<String> {
+    let whole = || Error::Invalid(format!("{template}: expected namespace/name, with --server"));
+    let (namespace, name) = template.split_once('/').ok_or_else(whole)?;
+    Ok(format!("/templates/{}/{}", part(namespace), part(name)))
 }
 
 fn parse_all(files: &[PathBuf]) -> Result<Vec<Definition>> {

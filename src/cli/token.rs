@@ -4,6 +4,7 @@ use chrono::Utc;
 use clap::{Args, Subcommand};
 use serde_json::{json, Value};
 
+use super::server::{part, read, Reach};
 use super::{listing, print, say, Connection};
 use crate::engine::tokens::{self, Holder, NewToken, Role};
 use crate::error::{Error, Result};
@@ -68,7 +69,10 @@ impl Token {
         match self {
             Token::Create(create) => create.run().await?,
             Token::List { all, json, connection } => {
-                let listed = tokens::list_tokens(&connection.open().await?, all).await?;
+                let listed = match connection.reach().await? {
+                    Reach::Database(db) => tokens::list_tokens(&db, all).await?,
+                    Reach::Server(server) => server.whole("/tokens", &[("all", json!(all))])?,
+                };
                 let rows: Vec<Value> = listed.iter().map(row).collect();
                 print(json, &json!(listed), || {
                     listing(
@@ -79,7 +83,10 @@ impl Token {
                 });
             }
             Token::Revoke { name, by, connection } => {
-                tokens::revoke_token(&connection.open().await?, &name, &by.recorded().who).await?;
+                match connection.reach().await? {
+                    Reach::Database(db) => tokens::revoke_token(&db, &name, &by.recorded().who).await?,
+                    Reach::Server(server) => drop(server.post(&format!("/tokens/{}/revoke", part(&name)), json!({ "why": by.why }))?),
+                }
                 say(&format!("{name}: revoked"));
             }
         }
@@ -100,7 +107,15 @@ impl Create {
             namespaces: Some(self.namespaces).filter(|names| !names.is_empty()),
         };
         let new = NewToken { holder, expires_at };
-        say(&tokens::create_token(&self.connection.open().await?, &new, &self.by.recorded().who).await?);
+        let token = match self.connection.reach().await? {
+            Reach::Database(db) => tokens::create_token(&db, &new, &self.by.recorded().who).await?,
+            Reach::Server(server) => {
+                let NewToken { holder, expires_at } = new;
+                let body = json!({ "name": holder.name, "role": holder.role, "namespaces": holder.namespaces, "expires_at": expires_at, "why": self.by.why });
+                read(server.post("/tokens", body)?["token"].take())?
+            }
+        };
+        say(&token);
         Ok(())
     }
 }

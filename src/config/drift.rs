@@ -4,14 +4,14 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// How long members may differ before it is drift: a rolling deployment is none.
 pub const GRACE: Duration = Duration::from_secs(120);
 
 /// A member that differs from most others of its kind and namespaces.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Drift {
     /// orchestrator or worker.
     pub kind: String,

@@ -3,7 +3,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::HashMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::Value;
 use sqlx::{Executor, PgConnection};
@@ -95,7 +95,7 @@ async fn refuse(session: &mut PgConnection, refused: HashMap<(Uuid, i16), String
 }
 
 /// What became of one task that is part of another's step.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Child {
     /// Its number, from 0.
     pub item: i32,

@@ -1,7 +1,7 @@
 //! Why what does not run does not, in sentences: of a task, and of each of its steps.
 
 use chrono::{DateTime, Utc};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -9,7 +9,7 @@ use crate::db::Db;
 use crate::error::Result;
 
 /// Why a task, or a step of it, does not run.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reason {
     /// None: the task itself.
     pub step: Option<String>,

@@ -40,7 +40,7 @@ pub struct Signal {
 pub const KEEP: Duration = Duration::from_secs(7 * 86_400);
 
 /// What became of a [`Signal`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, sqlx::FromRow)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, sqlx::FromRow)]
 pub struct Sent {
     /// awaited (somebody waits for it now), kept (nobody does yet), duplicate (its id is known), or late (its task has ended).
     pub outcome: String,

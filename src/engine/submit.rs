@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use chrono::{DateTime, Utc};
 use opentelemetry::KeyValue;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sqlx::postgres::PgArguments;
 use sqlx::query::QueryAs;
 use sqlx::types::Json;
@@ -24,7 +24,7 @@ use crate::telemetry::{self, Carrier, Metrics};
 use crate::template::{Priority, Unique};
 
 /// What became of a [`NewTask`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, sqlx::FromRow)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, sqlx::FromRow)]
 pub struct Submitted {
     /// UUIDv7.
     pub id: Uuid,

@@ -50,6 +50,7 @@ mod pauses;
 mod poolers;
 mod priorities;
 mod redaction;
+mod remote_commands;
 mod roles;
 mod schedule_times;
 mod schedules;

@@ -1,0 +1,223 @@
+//! Commands with `--server`: the same as with the database, where that is out of reach.
+
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use serde_json::{json, Value};
+use tasker::engine::tokens::Role;
+use tasker::http::{Certificate, Door};
+
+use super::api::{crew, leave, Asked, ORDER};
+use super::command_line::json_of;
+use super::world::World;
+
+/// Runs a command that has no database.
+fn run(api: &Asked, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tasker"));
+    command
+        .args(arguments)
+        .env("TASKER_SERVER", format!("http://{}", api.address()))
+        .env("TASKER_TOKEN", api.token());
+    command
+        .env("DATABASE_URL", "postgres://nobody@127.0.0.1:1/nothing")
+        .output()
+        .unwrap()
+}
+
+fn said(output: &Output) -> (i32, String) {
+    let text = [&output.stdout, &output.stderr]
+        .map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+        .concat();
+    (output.status.code().unwrap(), text)
+}
+
+/// The JSON that it prints.
+fn of(api: &Asked, arguments: &[&str]) -> Value {
+    let output = run(api, arguments);
+    assert!(output.status.success(), "{arguments:?}: {:?}", said(&output));
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {:?}", said(&output)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_command_shows_by_an_api_is_what_it_shows_by_the_database() {
+    World::with(async |world| {
+        world.register(ORDER).await;
+        let api = Asked::open(world, false).await.by(world, Role::Admin, &[]).await;
+        let crew = crew(world).await;
+        for card in ["good", "bad"] {
+            let input = json!({ "card": card }).to_string();
+            let task = [
+                "task",
+                "create",
+                "here/order",
+                "--input",
+                &input,
+                "--tag",
+                "shop=1,2",
+                "--tag",
+                "by=cli",
+                "--key",
+                card,
+                "--json",
+            ];
+            let created = of(&api, &task);
+            assert_eq!(
+                (created["created"].as_bool(), of(&api, &task)["created"].as_bool()),
+                (Some(true), Some(false))
+            );
+            let watched = run(&api, &["task", "watch", created["id"].as_str().unwrap()]);
+            assert_eq!(
+                watched.status.code(),
+                Some(if card == "good" { 0 } else { 1 }),
+                "{:?}",
+                said(&watched)
+            );
+        }
+        leave(crew).await;
+        assert_eq!(
+            of(&api, &["task", "list", "--tag", "by=cli", "--limit", "1", "--json"])
+                .as_array()
+                .unwrap()
+                .len(),
+            1
+        );
+        let blocked = of(&api, &["task", "list", "--state", "blocked", "--json"])[0]["id"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        let letter = of(&api, &["dlq", "list", "--json"])[0]["id"].as_str().unwrap().to_owned();
+        of(&api, &["schedule", "list", "--json"]);
+        let (code, _) = said(&run(
+            &api,
+            &[
+                "schedule",
+                "create",
+                "nightly run",
+                "here/order",
+                "--cron",
+                "0 3 * * *",
+                "--input",
+                r#"{ "card": "x" }"#,
+            ],
+        ));
+        assert_eq!(code, 0);
+        assert_eq!(said(&run(&api, &["config", "set", "orchestrator.batch", "150"])).0, 0);
+        for command in [
+            &["task", "list", "--json"][..],
+            &["task", "show", &blocked, "--json"],
+            &["task", "why", &blocked, "--json"],
+            &["task", "waiting", "--json"],
+            &["signal", "list", "--json"],
+            &["dlq", "list", "--json"],
+            &["dlq", "groups", "--json"],
+            &["dlq", "show", &letter, "--json"],
+            &["schedule", "list", "--json"],
+            &["limit", "list", "--json"],
+            &["pauses", "--json"],
+            &["namespace", "list", "--json"],
+            &["template", "list", "--json"],
+            &["template", "show", "here/order", "--json"],
+            &["template", "versions", "here/order", "--json"],
+            &["config", "history", "--json"],
+            &["config", "drift", "--json"],
+        ] {
+            assert_eq!(of(&api, command), json_of(&world.url, command), "{command:?}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_done_by_an_api_is_done_and_recorded_with_the_token_that_did_it() {
+    World::with(async |world| {
+        world.register(ORDER).await;
+        let api = Asked::open(world, false).await.by(world, Role::Operator, &[]).await;
+        let crew = crew(world).await;
+        let create = |input: Value| api.create("order", input);
+        let (bad, other) = (create(json!({ "card": "bad" })), create(json!({ "card": "bad" })));
+        world.until_true("(SELECT count(*) = 2 FROM tasker.steps WHERE state = 'dead')").await;
+        let letters: Vec<Value> = of(&api, &["dlq", "list", "--json"]).as_array().unwrap().clone();
+        let letter_of = |task: &str| letters.iter().find(|letter| letter["task"] == task).unwrap()["id"].as_str().unwrap().to_owned();
+        let done = of(&api, &["dlq", "replay", &letter_of(&bad), "--input", r#"{ "card": "good" }"#, "--why", "it was mended", "--json"]);
+        assert_eq!(done["replayed"].as_array().unwrap().len(), 1);
+        world.until_true(&format!("EXISTS (SELECT FROM tasker.tasks WHERE id = '{bad}' AND state = 'complete')")).await;
+        let (code, text) = said(&run(&api, &["dlq", "skip", "--class", "CardDeclined", "--dry-run"]));
+        assert_eq!((code, text.trim()), (0, &*format!("would skip 1: {}", letter_of(&other))));
+        assert_eq!(said(&run(&api, &["dlq", "resolve", &letter_of(&other), "--result", "null"])).0, 0);
+        world.until_true(&format!("EXISTS (SELECT FROM tasker.tasks WHERE id = '{other}' AND state = 'complete')")).await;
+        leave(crew).await;
+
+        let waiting: Vec<String> = (0..3).map(|_| create(json!({ "card": "good" }))).collect();
+        let (code, text) = said(&run(&api, &["task", "cancel", &waiting[0], &other]));
+        assert_eq!((code, text.trim()), (1, "cancelled 1 of 2"));
+        assert_eq!(said(&run(&api, &["pause", "namespace", "here", "--why", "the bank is away"])).1.trim(), "here: paused");
+        assert_eq!(of(&api, &["pauses", "--json"])[0]["why"], "the bank is away");
+        assert_eq!(said(&run(&api, &["resume", "namespace", "here"])).1.trim(), "here: goes on");
+        let fork = of(&api, &["task", "fork", &bad, "--json"]);
+        assert_eq!(fork["forked_from"], bad.as_str());
+        let why = world.text("SELECT string_agg(who || ' ' || action || ' ' || coalesce(why, ''), ', ' ORDER BY id) FROM tasker.audit WHERE action <> 'task.create'").await;
+        let expected = "operator dead_letters.replay it was mended, operator dead_letters.resolve , operator task.cancel , operator task.cancel , operator pause the bank is away, operator resume , operator task.fork ";
+        assert_eq!(why, expected);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_says_what_an_api_refuses_and_what_it_does_not_have() {
+    World::with(async |world| {
+        let open = Asked::open(world, false).await;
+        let reader = open.by(world, Role::Reader, &[]).await;
+        let nobody = "0195f1c2-7d6a-7c3e-9f53-6b8f3f0c1a2b";
+        for (api, command, code, expected) in [
+            (&reader, &["task", "show", nobody][..], 4, "no task"),
+            (
+                &reader,
+                &["task", "cancel", nobody],
+                3,
+                "is of the role reader: this takes operator",
+            ),
+            (&open, &["task", "list"], 3, "a token that counts"),
+            (&reader, &["template", "show", "order"], 1, "expected namespace/name"),
+            (&reader, &["dlq", "purge"], 3, "works with the database itself"),
+            (&reader, &["task", "list", "--database-url", "nonsense"], 3, "the database URL is not valid"),
+            (&reader, &["task", "list", "--server", "localhost:1"], 3, "expected http"),
+            (&reader, &["task", "list", "--server", "http://127.0.0.1:1"], 3, "does not answer"),
+        ] {
+            let (found, text) = said(&run(api, command));
+            assert!(found == code && text.contains(expected), "{command:?}: {found}: {text}");
+            assert!(api.token().is_empty() || !text.contains(api.token()), "{text}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_with_a_certificate_of_ones_own_is_asked_where_that_is_trusted() {
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = "req -x509 -days 30 -subj /CN=localhost -addext subjectAltName=DNS:localhost -addext basicConstraints=critical,CA:FALSE -newkey rsa:2048 -nodes -keyout key -out certificate";
+    assert!(Command::new("openssl")
+        .args(arguments.split(' '))
+        .current_dir(&folder)
+        .output()
+        .unwrap()
+        .status
+        .success());
+    let (certificate, key) = (folder.path().join("certificate"), folder.path().join("key"));
+    let door = Door::bind("127.0.0.1:0".parse().ok(), ([127, 0, 0, 1], 0).into()).await.unwrap();
+    let port = door.address().unwrap().port();
+    let answer = axum::Router::new().fallback(|| async { axum::Json(json!({ "items": [], "next": null })) });
+    let serving = door.encrypted(Certificate::read(&certificate, &key).unwrap()).open(answer);
+    let list = |roots: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tasker"));
+        command
+            .args(["task", "list", "--json", "--server", &format!("https://localhost:{port}")])
+            .env("SSL_CERT_FILE", roots);
+        said(&command.output().unwrap())
+    };
+    assert_eq!(list(certificate.to_str().unwrap()), (0, "[]\n".into()));
+    let (code, text) = list("");
+    assert!(code == 3 && text.contains("does not answer"), "{text}");
+    let (code, text) = list(key.to_str().unwrap());
+    assert!(code == 3 && text.contains("it has no certificate"), "{text}");
+    tokio::time::timeout(Duration::from_secs(30), serving.stop()).await.unwrap();
+}

@@ -106,7 +106,8 @@ RSpec.describe "the dashboard, for those who change how things run" do
     browser.fill_in("Token", with: token(:operator))
     browser.click_button("Sign in")
     expect(browser).to have_css("h1", text: "Configuration").and have_no_field("Setting")
-    status = await_script(browser, "fetch('configuration/set', { method: 'POST', body: new URLSearchParams({ setting: 'log.level' }) }).then(answer => arguments[0](answer.status))")
+    setting = "{ method: 'POST', body: new URLSearchParams({ setting: 'log.level' }) }"
+    status = await_script(browser, "fetch('configuration/set', #{setting}).then(answer => arguments[0](answer.status))")
     expect(status).to eq(403)
   end
 end

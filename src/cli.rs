@@ -21,6 +21,7 @@ mod signal;
 mod task;
 mod template;
 mod token;
+mod top;
 
 use std::ffi::OsString;
 use std::io::{Read, Write};
@@ -87,6 +88,8 @@ enum Command {
     /// Check, register, show and list templates
     #[command(subcommand)]
     Template(template::Template),
+    /// Show what goes on, at a terminal
+    Top(top::Top),
     /// Print what the API can do
     #[command(subcommand)]
     Api(api::Api),
@@ -122,7 +125,7 @@ impl Connection {
     async fn reach(&self) -> Result<Reach> {
         match self.server()? {
             Some(server) => Ok(Reach::Server(server)),
-            None => Ok(Reach::Database(self.open().await?)),
+            None => Ok(Reach::Database(Box::new(self.open().await?))),
         }
     }
 
@@ -250,6 +253,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> i32 {
             Command::Pauses(pauses) => pauses.run().await,
             Command::Namespace(namespace) => namespace.run().await,
             Command::Template(template) => template.run().await,
+            Command::Top(top) => top.run().await,
             Command::Api(api) => api.run(),
             Command::Token(token) => token.run().await,
             Command::Worker { .. } => Err(Error::Config(

@@ -38,6 +38,7 @@ use crate::api::Api;
 use graph::Layouts;
 pub use in_process::{Answered, InProcess, Taken};
 use live::Live;
+pub(crate) use shown::visible;
 
 /// What the pages work with.
 #[derive(Debug, Clone)]

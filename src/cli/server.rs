@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Where a command finds what it is about.
 pub(super) enum Reach {
     /// In the database.
-    Database(Db),
+    Database(Box<Db>),
     /// Behind an API.
     Server(Server),
 }

@@ -114,7 +114,7 @@ pub(super) fn cut(whole: &str) -> Markup {
 }
 
 /// With control characters, and those that turn the direction of writing, as what they are: a payload cannot pretend to be something else.
-pub(super) fn visible(text: &str) -> String {
+pub(crate) fn visible(text: &str) -> String {
     let is_hidden = |c: char| {
         c.is_control() && c != '\n' && c != '\t' || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
     };

@@ -163,6 +163,28 @@ async fn what_is_done_by_an_api_is_done_and_recorded_with_the_token_that_did_it(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_picture_of_what_goes_on_is_the_same_by_an_api() {
+    World::with(async |world| {
+        world.register(ORDER).await;
+        let api = Asked::open(world, false).await.by(world, Role::Reader, &[]).await;
+        api.create("order", json!({ "card": "good" }));
+        let by_database = Command::new(env!("CARGO_BIN_EXE_tasker"))
+            .arg("top")
+            .env("DATABASE_URL", &world.url)
+            .output()
+            .unwrap();
+        let (code, picture) = said(&by_database);
+        assert!(
+            code == 0 && picture.contains("here") && picture.contains("what needs a person"),
+            "{picture}"
+        );
+        let oldest = |picture: &str| picture.replace(|c: char| c.is_ascii_digit() || c == '.', "");
+        assert_eq!(oldest(&said(&run(&api, &["top", "--once"])).1), oldest(&picture));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_command_says_what_an_api_refuses_and_what_it_does_not_have() {
     World::with(async |world| {
         let open = Asked::open(world, false).await;
@@ -179,7 +201,12 @@ async fn a_command_says_what_an_api_refuses_and_what_it_does_not_have() {
             (&open, &["task", "list"], 3, "a token that counts"),
             (&reader, &["template", "show", "order"], 1, "expected namespace/name"),
             (&reader, &["dlq", "purge"], 3, "works with the database itself"),
-            (&reader, &["task", "list", "--database-url", "nonsense"], 3, "the database URL is not valid"),
+            (
+                &reader,
+                &["task", "list", "--database-url", "nonsense"],
+                3,
+                "the database URL is not valid",
+            ),
             (&reader, &["task", "list", "--server", "localhost:1"], 3, "expected http"),
             (&reader, &["task", "list", "--server", "http://127.0.0.1:1"], 3, "does not answer"),
         ] {

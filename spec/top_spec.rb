@@ -1,0 +1,34 @@
+# frozen_string_literal: true
+
+require "io/console"
+require "pty"
+require "spec_helper"
+
+RSpec.describe "tasker top" do
+  # Without what moves the cursor.
+  def words(shown) = shown.scrub.gsub(/\e\[[0-9;?]*[A-Za-z]/, "")
+
+  it "moves at a terminal, follows keys, and leaves the terminal as it was" do
+    only = handler { |_step| {} }
+    TaskerCore.enqueue(workflow { step :only, only }, {})
+    PTY.spawn({ "DATABASE_URL" => Database.url }, *Processes::TASKER, "top") do |output, keys, pid|
+      output.winsize = [40, 120]
+      shown = +""
+      until_shown = lambda do |text|
+        shown << output.readpartial(1 << 16).force_encoding(Encoding::UTF_8) until words(shown).include?(text)
+        shown.clear
+      end
+      until_shown.call(namespace)
+      keys.write("2")
+      until_shown.call("PRIORITY")
+      keys.write("q")
+      begin
+        loop { shown << output.readpartial(1 << 16) }
+      rescue Errno::EIO, EOFError
+        nil
+      end
+      expect(Process.wait2(pid).last).to be_success
+      expect(shown).to include("\e[?1049l")
+    end
+  end
+end

@@ -1,0 +1,186 @@
+//! What is shown, read again and again; and what is done about it.
+
+use std::time::Duration;
+
+use serde_json::{json, Value};
+use tokio::sync::{mpsc, watch};
+use uuid::Uuid;
+
+use crate::cli::server::{read, Reach};
+use crate::engine::dead_letters::{self, By, Filter, Replay, NEWEST};
+use crate::engine::fleet::fleet;
+use crate::engine::read::{page_of_tasks, read_minutes, read_task, TaskFilter};
+use crate::engine::reasons::{explain, Reason};
+use crate::engine::{bulk, pauses};
+use crate::error::Result;
+
+/// How often it is read.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// How many rows a list has.
+const ROWS: i32 = 200;
+
+/// What is looked at.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Wanted {
+    /// The namespaces, and what needs a person.
+    Fleet,
+    /// The newest tasks, in this state or in any, of this namespace or of all.
+    Tasks { state: Option<String>, namespace: Option<String> },
+    /// One of them.
+    Task(Uuid),
+    /// Dead letters by error.
+    Letters,
+}
+
+/// What was read of it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Known {
+    pub(super) fleet: Value,
+    pub(super) minutes: Vec<Value>,
+    pub(super) groups: Vec<Value>,
+    pub(super) pauses: Vec<Value>,
+    pub(super) tasks: Vec<Value>,
+    pub(super) task: Value,
+    pub(super) reasons: Vec<Reason>,
+    /// What came of the last thing that was done, or why nothing could be read.
+    pub(super) said: Option<String>,
+}
+
+/// What is done to a task.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Verb {
+    Cancel(Uuid),
+    Pause(Uuid),
+    Resume(Uuid),
+    Replay(Uuid),
+}
+
+pub(super) struct Reader(Reach);
+
+impl Reader {
+    pub(super) fn new(reach: Reach) -> Reader {
+        Reader(reach)
+    }
+
+    /// Until nobody looks any more.
+    pub(super) async fn run(self, mut wants: watch::Receiver<Wanted>, mut acts: mpsc::Receiver<Verb>, known: watch::Sender<Known>) {
+        let mut said = None;
+        loop {
+            let wanted = wants.borrow_and_update().clone();
+            let read = self.read(&wanted).await;
+            known.send_modify(|known| match read {
+                Ok(read) => {
+                    *known = Known {
+                        said: said.clone(),
+                        ..read
+                    }
+                }
+                Err(error) => known.said = Some(error.to_string()),
+            });
+            tokio::select! {
+                () = tokio::time::sleep(EVERY) => {}
+                changed = wants.changed() => if changed.is_err() { return },
+                verb = acts.recv() => match verb {
+                    Some(verb) => said = Some(self.act(&verb).await.unwrap_or_else(|error| error.to_string())),
+                    None => return,
+                },
+            }
+        }
+    }
+
+    pub(super) async fn read(&self, wanted: &Wanted) -> Result<Known> {
+        let mut known = Known::default();
+        match wanted {
+            Wanted::Fleet => {
+                (known.fleet, known.minutes, known.groups, known.pauses) = match &self.0 {
+                    Reach::Database(db) => {
+                        let letters = dead_letters::groups(db, &newest()).await?;
+                        (
+                            fleet(db).await?,
+                            read_minutes(db, 60, None).await?,
+                            letters,
+                            pauses::list(db).await?,
+                        )
+                    }
+                    Reach::Server(server) => (
+                        server.get("/fleet", &[])?,
+                        server.whole("/statistics", &[("minutes", json!(60))])?,
+                        server.whole("/dead-letters/groups", &[])?,
+                        server.all("/pauses", &[])?,
+                    ),
+                };
+            }
+            Wanted::Tasks { state, namespace } => {
+                let filter = TaskFilter {
+                    state: state.clone(),
+                    namespace: namespace.clone(),
+                    ..TaskFilter::default()
+                };
+                known.tasks = match &self.0 {
+                    Reach::Database(db) => page_of_tasks(db, &filter, ROWS).await?.tasks,
+                    Reach::Server(server) => {
+                        let query = [("state", json!(state)), ("namespace", json!(namespace)), ("limit", json!(ROWS))];
+                        server.whole("/tasks", &query)?
+                    }
+                };
+            }
+            Wanted::Task(id) => {
+                (known.task, known.reasons) = match &self.0 {
+                    Reach::Database(db) => {
+                        let task = read_task(db, *id).await?;
+                        let reasons = explain(db, &task).await?;
+                        (task, reasons)
+                    }
+                    Reach::Server(server) => {
+                        let reasons = server.get(&format!("/tasks/{id}/reasons"), &[])?["items"].take();
+                        (server.get(&format!("/tasks/{id}"), &[])?, read(reasons)?)
+                    }
+                };
+            }
+            Wanted::Letters => {
+                known.groups = match &self.0 {
+                    Reach::Database(db) => dead_letters::groups(db, &newest()).await?,
+                    Reach::Server(server) => server.whole("/dead-letters/groups", &[])?,
+                };
+            }
+        }
+        Ok(known)
+    }
+
+    /// Does it, and says what came of it.
+    async fn act(&self, verb: &Verb) -> Result<String> {
+        let by = By {
+            who: std::env::var("USER").unwrap_or_else(|_| "unknown".into()),
+            why: Some("tasker top".into()),
+        };
+        let (id, path, action) = match verb {
+            Verb::Cancel(id) => (id, "cancel", bulk::Action::Cancel { undo: false }),
+            Verb::Pause(id) => (id, "pause", bulk::Action::Pause(by)),
+            Verb::Resume(id) => (id, "resume", bulk::Action::Resume),
+            Verb::Replay(id) => (
+                id,
+                "replay",
+                bulk::Action::Replay {
+                    how: Replay::default(),
+                    by,
+                },
+            ),
+        };
+        let is_done = match &self.0 {
+            Reach::Database(db) => !bulk::apply(db, &[*id], &action).await?.is_empty(),
+            Reach::Server(server) => server.post(&format!("/tasks/{id}/{path}"), json!({}))?["done"] == true,
+        };
+        Ok(match is_done {
+            true => format!("{path}: done"),
+            false => format!("{path}: there was nothing to do"),
+        })
+    }
+}
+
+fn newest() -> Filter {
+    Filter {
+        newest: Some(NEWEST),
+        ..Filter::default()
+    }
+}

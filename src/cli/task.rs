@@ -192,7 +192,7 @@ impl Task {
                             unique: unique.map(|rule| Unique::parse(&rule)).transpose().map_err(Error::Invalid)?,
                             run_at,
                         };
-                        let submitter = Submitter::new(db.clone());
+                        let submitter = Submitter::new((**db).clone());
                         let submitted = submitter
                             .submit(&template, version.as_deref(), &[task])
                             .with_context(telemetry::extract(&carrier()))

@@ -20,6 +20,7 @@ pub(crate) mod problem;
 mod proxy;
 pub(crate) mod schedules;
 pub(crate) mod signals;
+mod signatures;
 mod statistics;
 pub(crate) mod steering;
 pub(crate) mod streamed;

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 
 use super::groups::Groups;
 use super::problem::{Outcome, Problem};
+use super::signatures;
 use crate::config::JwtConfig;
 use crate::engine::tokens::Holder;
 use crate::error::{Error, Result};
@@ -45,6 +46,7 @@ impl Jwt {
     /// None: none counts. Errors: [`Error::Config`].
     pub(super) fn new(config: &JwtConfig) -> Result<Option<Jwt>> {
         let Some(url) = &config.jwks_url else { return Ok(None) };
+        signatures::install();
         let needed = |value: &Option<String>, path: &str| value.clone().ok_or_else(|| Error::Config(format!("{path} is missing")));
         Ok(Some(Jwt {
             keys: Arc::new(Keys::at(url)),

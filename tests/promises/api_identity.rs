@@ -9,9 +9,12 @@ use std::time::Duration;
 
 use axum::routing::get;
 use axum::{Json, Router};
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::Engine;
 use chrono::Utc;
-use jsonwebtoken::jwk::Jwk;
-use jsonwebtoken::{encode, Algorithm, EncodingKey, Header};
+use ring::hmac;
+use ring::rand::SystemRandom;
+use ring::signature::{EcdsaKeyPair, KeyPair, RsaKeyPair, RsaPublicKeyComponents, ECDSA_P256_SHA256_FIXED_SIGNING, RSA_PKCS1_SHA256};
 use serde_json::{json, Value};
 use tasker::api::ApiConfig;
 use tasker::config::{JwtConfig, ProxyConfig};
@@ -20,6 +23,8 @@ use tokio::net::TcpListener;
 
 use super::api::{Answer, Asked};
 use super::world::World;
+
+const SECRET: &[u8] = b"a secret that both sides know, and that is long enough";
 
 const ONE: &str = "name: one\nnamespace: here\nsteps:\n  - { name: only, handler: H }\n";
 
@@ -33,53 +38,86 @@ fn openssl(folder: &Path, arguments: &str) {
 }
 
 /// Somebody who signs tokens.
-struct Key {
+struct Signer {
     id: String,
-    algorithm: Algorithm,
-    key: EncodingKey,
+    key: SigningKey,
 }
 
-impl Key {
-    fn new(id: &str, algorithm: Algorithm) -> Key {
+enum SigningKey {
+    Rsa(RsaKeyPair),
+    Elliptic(EcdsaKeyPair),
+    Shared(hmac::Key),
+}
+
+impl Signer {
+    fn rsa(id: &str) -> Signer {
         let folder = tempfile::tempdir().unwrap();
-        openssl(
-            folder.path(),
-            match algorithm {
-                Algorithm::RS256 => "genrsa -traditional -out key.pem 2048",
-                _ => "ecparam -name prime256v1 -genkey -noout -out key.pem",
-            },
-        );
-        let key = match algorithm {
-            Algorithm::RS256 => {
-                openssl(folder.path(), "rsa -in key.pem -traditional -outform DER -out key.der");
-                EncodingKey::from_rsa_der(&fs::read(folder.path().join("key.der")).unwrap())
-            }
-            _ => {
-                openssl(folder.path(), "pkcs8 -topk8 -nocrypt -in key.pem -outform DER -out key.der");
-                EncodingKey::from_ec_der(&fs::read(folder.path().join("key.der")).unwrap())
-            }
-        };
-        Key {
+        openssl(folder.path(), "genrsa -traditional -out key.pem 2048");
+        openssl(folder.path(), "rsa -in key.pem -traditional -outform DER -out key.der");
+        let key = RsaKeyPair::from_der(&fs::read(folder.path().join("key.der")).unwrap()).unwrap();
+        Signer {
             id: id.into(),
-            algorithm,
-            key,
+            key: SigningKey::Rsa(key),
+        }
+    }
+
+    fn elliptic(id: &str) -> Signer {
+        let (how, random) = (&ECDSA_P256_SHA256_FIXED_SIGNING, SystemRandom::new());
+        let key = EcdsaKeyPair::generate_pkcs8(how, &random).unwrap();
+        let key = EcdsaKeyPair::from_pkcs8(how, key.as_ref(), &random).unwrap();
+        Signer {
+            id: id.into(),
+            key: SigningKey::Elliptic(key),
+        }
+    }
+
+    fn shared(id: &str) -> Signer {
+        Signer {
+            id: id.into(),
+            key: SigningKey::Shared(hmac::Key::new(hmac::HMAC_SHA256, SECRET)),
         }
     }
 
     /// As its owner publishes it.
     fn public(&self) -> Value {
-        let mut key = json!(Jwk::from_encoding_key(&self.key, self.algorithm).unwrap());
+        let mut key = match &self.key {
+            SigningKey::Rsa(key) => {
+                let RsaPublicKeyComponents { n, e } = RsaPublicKeyComponents::<Vec<u8>>::from(key.public());
+                let [n, e] = [n, e].map(|number| URL_SAFE_NO_PAD.encode(number));
+                json!({ "kty": "RSA", "n": n, "e": e })
+            }
+            SigningKey::Elliptic(key) => {
+                let (x, y) = key.public_key().as_ref()[1..].split_at(32);
+                json!({ "kty": "EC", "crv": "P-256", "x": URL_SAFE_NO_PAD.encode(x), "y": URL_SAFE_NO_PAD.encode(y) })
+            }
+            SigningKey::Shared(_) => json!({ "kty": "oct", "k": URL_SAFE_NO_PAD.encode(SECRET), "alg": "HS256" }),
+        };
         key["kid"] = json!(self.id);
         key["use"] = json!("sig");
         key
     }
 
     fn sign(&self, claims: &Value) -> String {
-        let header = Header {
-            kid: Some(self.id.clone()),
-            ..Header::new(self.algorithm)
+        let algorithm = match &self.key {
+            SigningKey::Rsa(_) => "RS256",
+            SigningKey::Elliptic(_) => "ES256",
+            SigningKey::Shared(_) => "HS256",
         };
-        encode(&header, claims, &self.key).unwrap()
+        let header = json!({ "alg": algorithm, "typ": "JWT", "kid": self.id });
+        let said = [header, claims.clone()]
+            .map(|part| URL_SAFE_NO_PAD.encode(part.to_string()))
+            .join(".");
+        let signature = match &self.key {
+            SigningKey::Rsa(key) => {
+                let mut signature = vec![0; key.public().modulus_len()];
+                key.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), said.as_bytes(), &mut signature)
+                    .unwrap();
+                signature
+            }
+            SigningKey::Elliptic(key) => key.sign(&SystemRandom::new(), said.as_bytes()).unwrap().as_ref().to_vec(),
+            SigningKey::Shared(key) => hmac::sign(key, said.as_bytes()).as_ref().to_vec(),
+        };
+        format!("{said}.{}", URL_SAFE_NO_PAD.encode(signature))
     }
 }
 
@@ -131,17 +169,17 @@ fn told_by(url: &str) -> ApiConfig {
 async fn a_json_web_token_counts_where_the_issuer_signed_it_for_us_and_for_now() {
     World::with(async |world| {
         world.register(ONE).await;
-        let (key, other) = (Key::new("one", Algorithm::RS256), Key::new("one", Algorithm::RS256));
-        let elliptic = Key::new("two", Algorithm::ES256);
-        let shared = json!({ "kty": "oct", "kid": "shared", "k": "c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2U", "alg": "HS256" });
+        let (key, other) = (Signer::rsa("one"), Signer::rsa("one"));
+        let elliptic = Signer::elliptic("two");
+        let shared = Signer::shared("shared");
         let published = Arc::new(Mutex::new(Some(vec![
             json!({ "kty": "new", "kid": "?" }),
             key.public(),
             elliptic.public(),
-            shared,
+            shared.public(),
         ])));
         let api = Asked::with_config(world, &told_by(&issuer(published).await)).await;
-        let by = |key: &Key, claims: Value| api.with(&key.sign(&claims));
+        let by = |key: &Signer, claims: Value| api.with(&key.sign(&claims));
 
         assert_eq!(by(&key, claims(&["staff"], json!({}))).get("/tasks").status, 200);
         assert_eq!(
@@ -176,13 +214,7 @@ async fn a_json_web_token_counts_where_the_issuer_signed_it_for_us_and_for_now()
             .get("/tasks")
             .is_refused(403, "realm_access.roles");
 
-        let secret = EncodingKey::from_base64_secret("c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2U=").unwrap();
-        let symmetric = Key {
-            id: "shared".into(),
-            algorithm: Algorithm::HS256,
-            key: secret,
-        };
-        by(&symmetric, claims(&["platform"], json!({})))
+        by(&shared, claims(&["platform"], json!({})))
             .get("/tasks")
             .is_refused(401, "a token that counts");
         let signed = key.sign(&claims(&["platform"], json!({})));
@@ -199,12 +231,12 @@ async fn a_json_web_token_counts_where_the_issuer_signed_it_for_us_and_for_now()
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_may_change_and_their_issuer_may_be_away() {
     World::with(async |world| {
-        let (old, new) = (Key::new("old", Algorithm::ES256), Key::new("new", Algorithm::ES256));
+        let (old, new) = (Signer::elliptic("old"), Signer::elliptic("new"));
         let published = Arc::new(Mutex::new(None));
         let api = Asked::with_config(world, &told_by(&issuer(published.clone()).await)).await;
-        let ask = |key: &Key| api.with(&key.sign(&claims(&["staff"], json!({})))).get("/tasks");
+        let ask = |key: &Signer| api.with(&key.sign(&claims(&["staff"], json!({})))).get("/tasks");
         // Whoever comes with a key that is not known has the issuer asked, though not each time.
-        let until = async |key: &Key, status: u16| {
+        let until = async |key: &Signer, status: u16| {
             while ask(key).status != status {
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }

@@ -130,6 +130,27 @@ BEGIN
 END
 $$;
 
+-- A task with the tasks below it, whose work theirs is, by generations: at most p_limit of them, the first p_each of each parent.
+CREATE FUNCTION tasker.read_family(p_task uuid, p_each int, p_limit int) RETURNS SETOF jsonb
+LANGUAGE sql STABLE BEGIN ATOMIC
+    WITH RECURSIVE family AS (
+        SELECT t.id, t.version_id, t.template_id, NULL::uuid AS parent, NULL::smallint AS step, NULL::int AS item, 0 AS depth
+        FROM tasker.tasks t WHERE t.id = p_task
+        UNION ALL
+        SELECT c.id, c.version_id, c.template_id, f.id, c.parent_step, c.item, f.depth + 1
+        FROM family f CROSS JOIN LATERAL (
+            SELECT * FROM tasker.tasks WHERE parent_id = f.id AND item >= 0 ORDER BY parent_step, item LIMIT p_each) AS c
+        WHERE f.depth < 20
+    ), seen AS (SELECT * FROM family LIMIT p_limit)
+    SELECT jsonb_build_object(
+        'id', s.id, 'parent', s.parent, 'step', (SELECT ts.name FROM tasker.template_steps ts WHERE ts.version_id = p.version_id AND ts.step = s.step),
+        'item', s.item, 'depth', s.depth, 'template', tp.name, 'state', tasker.visible_state(t))
+    FROM seen s
+    JOIN tasker.tasks t ON t.id = s.id
+    JOIN tasker.templates tp ON tp.id = s.template_id
+    LEFT JOIN tasker.tasks p ON p.id = s.parent;
+END;
+
 -- A page of what became of the children of a step, in order: those after p_after (null: from the first; of the dead ones, from the pages), p_limit at most, and no more than p_bytes of
 -- results once there is one; with p_dead only those that are dead. p_before: for the handler of that step, which depends on it.
 CREATE FUNCTION tasker.read_children(

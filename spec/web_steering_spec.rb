@@ -100,6 +100,35 @@ RSpec.describe "the dashboard, for those who change how things run" do
     end
   end
 
+  it "begins a new task by hand, and shows the family of one that has tasks of its own" do
+    pack = handler { |step| { packed: step.item } }
+    parcels = workflow do
+      input_schema type: "object", required: ["lines"], properties: { lines: { type: "array", description: "what is to be packed" } }
+      each :pack, pack, over: "$.input.lines"
+    end
+    working do
+      TaskerCore.enqueue(parcels, { lines: [] }).wait(timeout: 120)
+      browser.visit("/templates/#{namespace}/#{parcels.template_name}")
+      opening("New task…")
+      browser.fill_in("Its input", with: "{}")
+      browser.click_button("New task")
+      expect(browser).to have_css("[role=alert]", text: "lines")
+      browser.visit("/templates/#{namespace}/#{parcels.template_name}")
+      opening("New task…")
+      opening("What is expected there")
+      expect(browser).to have_css("td", text: "what is to be packed")
+      browser.fill_in("Its input", with: '{ "lines": [1, 2, 3] }')
+      browser.click_button("New task")
+      expect(browser).to have_css("[role=status]", text: "This is the new task")
+      expect(browser).to have_css(".facts dd", text: "complete")
+      browser.click_link("Above and below it")
+      expect(browser).to have_css(".tree ul li", count: 3, text: "complete")
+      browser.find(".tree ul li:last-child a").click
+      browser.click_link("Above and below it")
+      expect(browser).to have_css(".above li", count: 1, text: parcels.template_name)
+    end
+  end
+
   it "shows nobody who only reads a form, and takes none from them" do
     browser = browse(address_of(serve(TASKER__API__TRUST_LOOPBACK: "false")))
     browser.visit("/configuration")

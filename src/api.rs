@@ -24,7 +24,7 @@ mod signatures;
 mod statistics;
 pub(crate) mod steering;
 pub(crate) mod streamed;
-mod tasks;
+pub(crate) mod tasks;
 mod templates;
 mod tokens;
 mod waiting;
@@ -157,6 +157,7 @@ fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(events::list))
         .routes(routes!(tasks::result))
         .routes(routes!(tasks::children))
+        .routes(routes!(tasks::family))
         .routes(routes!(tasks::values))
         .routes(routes!(steering::cancel))
         .routes(routes!(steering::pause))

@@ -22,6 +22,7 @@ mod task;
 mod template;
 mod token;
 mod top;
+mod watch;
 
 use std::ffi::OsString;
 use std::io::{Read, Write};

@@ -8,6 +8,7 @@ mod assets;
 mod bulk_actions;
 mod configuration;
 mod dead_letters;
+mod family;
 mod fleet;
 mod frame;
 mod graph;
@@ -67,6 +68,7 @@ pub fn router(api: Api) -> Router {
         .route("/tasks", get(tasks::list))
         .route("/tasks/{id}", get(task::show))
         .route("/tasks/{id}/live", get(live::follow))
+        .route("/tasks/{id}/family", get(family::show))
         .route("/tasks/{id}/{verb}", post(actions::act))
         .route("/dead-letters", get(dead_letters::list))
         .route("/dead-letters/{namespace}/{number}", get(dead_letters::show))
@@ -91,7 +93,7 @@ pub fn router(api: Api) -> Router {
         .route("/configuration/set", post(configuration::set))
         .route("/configuration/rollback", post(configuration::roll_back))
         .route("/templates", get(fleet::templates))
-        .route("/templates/{namespace}/{name}", get(templates::show))
+        .route("/templates/{namespace}/{name}", get(templates::show).post(templates::create))
         .route("/audit", get(fleet::audit))
         .route("/session", get(session::form).post(session::begin))
         .route("/session/end", post(session::end))

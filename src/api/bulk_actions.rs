@@ -37,6 +37,12 @@ pub(crate) enum Verb {
     Resume,
     /// Their dead steps start over
     Replay,
+    /// Their dead steps are complete with a result
+    Resolve,
+    /// Their dead steps end without a result
+    Skip,
+    /// Their dead letters are deleted; those that they blocked have failed
+    Discard,
     /// They get another priority
     Prioritize,
 }
@@ -70,6 +76,8 @@ pub(crate) struct NewBulk {
     /// Of prioritize: which
     #[schema(value_type = Option<String>, pattern = "^(low|normal|high|urgent)$")]
     priority: Option<Priority>,
+    /// Of resolve: the result of the steps
+    result: Option<Value>,
     /// Of replay: in place of the tasks' input
     #[schema(value_type = Option<Object>)]
     input: Option<Value>,
@@ -106,6 +114,16 @@ impl NewBulk {
                 },
                 by,
             },
+            Verb::Resolve => Action::Settle {
+                result: Some(
+                    self.result
+                        .clone()
+                        .ok_or_else(|| Problem::invalid("steps are resolved with a result: expected result"))?,
+                ),
+                by,
+            },
+            Verb::Skip => Action::Settle { result: None, by },
+            Verb::Discard => Action::Discard(by),
             Verb::Prioritize => Action::Prioritize {
                 priority: self
                     .priority

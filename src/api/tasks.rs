@@ -20,7 +20,7 @@ use super::listed::{limit, Listed};
 use super::problem::{ChangeRefused, Outcome, Problem, ReadRefused};
 use super::Api;
 use crate::engine::audit::Change;
-use crate::engine::children::{read_children, Page};
+use crate::engine::children::{read_children, read_family, Page};
 use crate::engine::memories::read_values;
 use crate::engine::read::{self, TaskFilter};
 use crate::engine::reasons::explain;
@@ -38,7 +38,7 @@ const MAX_WAIT: f64 = 30.0;
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({ "template": "fulfillment/order_fulfillment", "tasks": [{ "input": { "order_id": 42 }, "key": "order-42" }] }))]
-pub(super) struct NewTasks {
+pub(crate) struct NewTasks {
     /// Name, or namespace/name
     template: String,
     /// None: the current one
@@ -53,7 +53,7 @@ pub(super) struct NewTasks {
 /// A task to be created
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct NewTask {
+pub(crate) struct NewTask {
     /// An object that the template's input_schema accepts
     #[serde(default = "nothing")]
     #[schema(value_type = Object)]
@@ -79,13 +79,13 @@ fn nothing() -> Value {
 
 /// What became of them
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct CreatedTasks {
+pub(crate) struct CreatedTasks {
     tasks: Vec<CreatedTask>,
 }
 
 /// What became of a task that was to be created
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct CreatedTask {
+pub(crate) struct CreatedTask {
     id: Uuid,
     /// False when its key was known, or it is unique and there was one: then it is that earlier one
     created: bool,
@@ -115,7 +115,7 @@ impl NewTask {
     params(("Idempotency-Key" = Option<String>, Header, description = "The key of a single task")),
     responses((status = 201, description = "What became of each, in their order", body = CreatedTasks,
         example = json!({ "tasks": [{ "id": "0195f1c2-7d6a-7c3e-9f53-6b8f3f0c1a2b", "created": true }] })), ChangeRefused))]
-pub(super) async fn create(
+pub(crate) async fn create(
     State(api): State<Api>,
     As(caller): Submitter,
     headers: HeaderMap,
@@ -341,6 +341,19 @@ pub(super) async fn children(
         children.iter().map(|child| json!(child)).collect(),
         "item",
     )))
+}
+
+/// List the family of a task
+///
+/// The task itself and the tasks below it, by generations (`depth`): the first 500, and of each parent the first 50. It takes the role reader.
+#[utoipa::path(get, path = "/tasks/{id}/family", tag = "tasks", params(("id" = Uuid, Path, description = "The task's id")), responses(
+    (status = 200, description = "The family", body = Listed, example = json!({ "items": [{
+        "id": "0195f1c2-7d6a-7c3e-9f53-6b8f3f0c1a2c", "parent": "0195f1c2-7d6a-7c3e-9f53-6b8f3f0c1a2b", "step": "pack", "item": 0, "depth": 1,
+        "template": "pack_line", "state": "complete" }], "next": null })),
+    ReadRefused))]
+pub(super) async fn family(State(api): State<Api>, _: Reader, Part(id): Part<Uuid>) -> Outcome<Json<Listed>> {
+    known(&api, id).await?;
+    Ok(Json(Listed::whole(read_family(&api.db, id).await?)))
 }
 
 /// Show what a task has published

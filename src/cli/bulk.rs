@@ -215,6 +215,9 @@ fn asked(action: &Action) -> (&'static str, serde_json::Value) {
         Action::Pause(by) => ("pause", json!({ "why": by.why })),
         Action::Resume => ("resume", json!({})),
         Action::Replay { how, by } => ("replay", json!({ "per_second": how.per_second, "why": by.why })),
+        // No command of these asks for it.
+        Action::Settle { result, by } => ("resolve", json!({ "result": result, "why": by.why })),
+        Action::Discard(by) => ("discard", json!({ "why": by.why })),
         Action::Prioritize { priority } => ("prioritize", json!({ "priority": priority })),
     }
 }

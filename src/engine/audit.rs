@@ -69,6 +69,7 @@ pub async fn list(db: &Db, filter: &ChangeFilter, limit: i32) -> Result<Vec<Valu
         let details = &mut change["details"];
         hidden.hide_within(details, &["definition", "input"]);
         hidden.hide_within(details, &["action", "how", "input"]);
+        hidden.hide_within(details, &["action", "result"]);
     }
     Ok(changes)
 }

@@ -3,13 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use uuid::Uuid;
 
 use super::dead_letters::{self, By, Replay};
+use super::payload::check_payload;
 use super::read::{matching_tasks, TaskFilter};
 use super::{cancel, claim, pauses};
 use crate::db::Db;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::template::Priority;
 
 /// What is done.
@@ -32,6 +34,15 @@ pub enum Action {
         /// On whose account.
         by: By,
     },
+    /// Their dead steps are complete with this result, or skipped where it is null ([`dead_letters::settle`]).
+    Settle {
+        /// The result.
+        result: Option<Value>,
+        /// On whose account.
+        by: By,
+    },
+    /// Their dead letters are deleted ([`dead_letters::discard`]).
+    Discard(By),
     /// They get another priority ([`claim::prioritize_tasks`]).
     Prioritize {
         /// Which.
@@ -42,13 +53,20 @@ pub enum Action {
 impl Action {
     /// Whether it concerns only tasks that have not ended.
     pub(crate) fn is_for_open(&self) -> bool {
-        !matches!(self, Action::Cancel { undo: true } | Action::Replay { .. })
+        !matches!(self, Action::Cancel { undo: true }) && !self.is_for_letters()
+    }
+
+    /// Whether it concerns only tasks with dead letters.
+    fn is_for_letters(&self) -> bool {
+        matches!(self, Action::Replay { .. } | Action::Settle { .. } | Action::Discard(_))
     }
 
     /// Errors: [`Error::Invalid`](crate::Error::Invalid) and the like for what can be done to no task.
     pub(crate) fn check(&self) -> Result<()> {
         match self {
             Action::Replay { how, .. } => how.check(),
+            Action::Settle { result: Some(result), .. } => check_payload("the result", &result.to_string()),
+            Action::Discard(By { why: None, .. }) => Err(Error::Invalid("dead letters are discarded for a reason: expected why".into())),
             _ => Ok(()),
         }
     }
@@ -60,7 +78,7 @@ const BATCH: usize = 200;
 /// The tasks that a filter lets through and an action concerns, the newest first.
 pub async fn matching(db: &Db, filter: &TaskFilter, action: &Action) -> Result<Vec<Uuid>> {
     let mut tasks = matching_tasks(db, filter, action.is_for_open()).await?;
-    if let Action::Replay { .. } = action {
+    if action.is_for_letters() {
         let mut dead = BTreeSet::new();
         for batch in tasks.chunks(BATCH) {
             dead.extend(dead_letters::of_tasks(db, batch).await?.into_values());
@@ -79,17 +97,22 @@ pub async fn apply(db: &Db, tasks: &[Uuid], action: &Action) -> Result<Vec<Uuid>
             Action::Cancel { undo: true } => cancel::undo_tasks(db, batch).await?,
             Action::Pause(by) => pauses::pause_tasks(db, batch, by).await?,
             Action::Resume => pauses::resume_tasks(db, batch).await?,
-            Action::Replay { how, by } => replay(db, batch, how, by).await?,
+            Action::Replay { how, by } => to_letters(db, batch, async |ids| dead_letters::replay(db, ids, how, by).await).await?,
+            Action::Settle { result, by } => {
+                to_letters(db, batch, async |ids| dead_letters::settle(db, ids, result.as_ref(), by).await).await?
+            }
+            Action::Discard(by) => to_letters(db, batch, async |ids| dead_letters::discard(db, ids, by).await).await?,
             Action::Prioritize { priority } => claim::prioritize_tasks(db, batch, *priority).await?,
         });
     }
     Ok(done)
 }
 
-async fn replay(db: &Db, tasks: &[Uuid], how: &Replay, by: &By) -> Result<Vec<Uuid>> {
+/// Does it to the dead letters of these tasks, and returns the tasks of those to which it did.
+async fn to_letters(db: &Db, tasks: &[Uuid], act: impl AsyncFnOnce(&[String]) -> Result<Vec<String>>) -> Result<Vec<Uuid>> {
     let letters: BTreeMap<String, Uuid> = dead_letters::of_tasks(db, tasks).await?;
     let ids: Vec<String> = letters.keys().cloned().collect();
-    let replayed = dead_letters::replay(db, &ids, how, by).await?;
-    let tasks: BTreeSet<Uuid> = replayed.iter().filter_map(|id| letters.get(id).copied()).collect();
+    let done = act(&ids).await?;
+    let tasks: BTreeSet<Uuid> = done.iter().filter_map(|id| letters.get(id).copied()).collect();
     Ok(tasks.into_iter().collect())
 }

@@ -39,11 +39,12 @@ pub async fn begin(db: &Db, new: &NewBulkAction, by: &By) -> Result<i64> {
     }
     new.action.check()?;
     if let Action::Replay {
-        how: Replay { input: Some(input), .. },
+        how: Replay { input: Some(payload), .. },
         ..
-    } = &new.action
+    }
+    | Action::Settle { result: Some(payload), .. } = &new.action
     {
-        db.hidden().restore(&mut input.clone(), None)?;
+        db.hidden().restore(&mut payload.clone(), None)?;
     }
     let query = sqlx::query_scalar("SELECT tasker.begin_bulk_action($1, $2, $3, $4, $5)")
         .bind(Json(&new.filter))
@@ -71,7 +72,9 @@ pub async fn show(db: &Db, id: i64) -> Result<Value> {
 }
 
 fn hide(db: &Db, action: &mut Value) {
-    db.hidden().hide_within(action, &["action", "how", "input"]);
+    let hidden = db.hidden();
+    hidden.hide_within(action, &["action", "how", "input"]);
+    hidden.hide_within(action, &["action", "result"]);
 }
 
 /// It ends where it is. False: it had ended.

@@ -143,3 +143,14 @@ pub async fn read_children(db: &Db, task: Uuid, before: Option<i16>, name: &str,
     };
     Ok(rows.into_iter().map(child).collect())
 }
+
+/// How many tasks of a family are read, and how many of one parent.
+const FAMILY: i32 = 500;
+const OF_A_PARENT: i32 = 50;
+
+/// A task with the tasks below it, by generations: objects of id, parent, step, item, depth, template and state. The first 500 of them, and of each parent
+/// the first 50. Errors: those of the database.
+pub async fn read_family(db: &Db, task: Uuid) -> Result<Vec<Value>> {
+    let query = sqlx::query_scalar("SELECT tasker.read_family($1, $2, $3)").bind(task);
+    Ok(query.bind(OF_A_PARENT).bind(FAMILY).fetch_all(db.pool()).await?)
+}

@@ -28,7 +28,7 @@ use crate::engine::read::ENDED;
 pub(super) type Fields = BTreeMap<String, String>;
 
 /// What was done, as the page after it says it, by how it is called in a URL.
-const DONE: [(&str, &str); 17] = [
+const DONE: [(&str, &str); 19] = [
     ("cancel", "It is being cancelled."),
     ("undo", "It is being undone."),
     ("pause", "It is paused: what runs ends, and nothing new begins."),
@@ -36,6 +36,11 @@ const DONE: [(&str, &str); 17] = [
     ("replay", "Its dead steps start over."),
     ("prioritize", "It has another priority."),
     ("fork", "This is the fork."),
+    ("created", "This is the new task."),
+    (
+        "known",
+        "There was this task with that key, or one that is the same: it is not a new one.",
+    ),
     ("checked", "It could be replayed so; nothing was done."),
     ("resolve", "The step is complete with the result that was given."),
     ("skip", "The step was skipped."),

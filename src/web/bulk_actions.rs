@@ -20,8 +20,11 @@ use crate::api::problem::{Outcome, Problem};
 use crate::engine::bulk_actions;
 use crate::engine::read::{count_tasks, TaskFilter};
 
-const VERBS: [(&str, &str); 6] = [
+const VERBS: [(&str, &str); 9] = [
     ("replay", "Replay: their dead steps start over"),
+    ("skip", "Skip: their dead steps end without a result"),
+    ("resolve", "Resolve: their dead steps are complete with a result"),
+    ("discard", "Discard: their dead letters are deleted (a reason is expected)"),
     ("cancel", "Cancel: they end as they are"),
     ("undo", "Undo: they are cancelled, and what they did is undone"),
     ("pause", "Pause: nothing new of them begins"),
@@ -88,6 +91,7 @@ pub(super) async fn ask(State(web): State<Web>, viewer: Operator, asked: Result<
                 option value="" { "–" }
                 @for priority in ["low", "normal", "high", "urgent"] { option { (priority) } }
             } }
+            label { "Result, to resolve, as JSON" textarea name="result" rows="2" spellcheck="false" {} }
             label { "How many a second; empty: as fast as it goes" input name="per_second" type="number" min="0.1" step="0.1"; }
             label { "Why, for those who read the record" input name="why" maxlength="1000"; }
             button { "Do it to " (how_many) " tasks" }
@@ -98,7 +102,7 @@ pub(super) async fn ask(State(web): State<Web>, viewer: Operator, asked: Result<
 
 pub(super) async fn begin(State(web): State<Web>, viewer: Operator, form: Result<Form<Fields>, FormRejection>) -> Outcome<Response> {
     let Form(fields) = form?;
-    let new = body(fields, &["filter", "per_second"])?;
+    let new = body(fields, &["filter", "per_second", "result"])?;
     let (_, begun) = api::begin(State(web.api), As(viewer.caller), new).await?;
     Ok(see(&format!("{}bulk-actions/{}", viewer.root, begun.0.id), "begun"))
 }

@@ -104,7 +104,7 @@ fn by_error(groups: &[Value], operates: bool) -> Markup {
                             td { (text(group, "reason").replace('_', " ")) }
                             td { (moment(&group["first"])) }
                             td { (moment(&group["last"])) }
-                            @if operates { td { @if group["template"].is_string() { a href=(bulk_actions::link(group)) { "Replay all…" } } } }
+                            @if operates { td { @if group["template"].is_string() { a href=(bulk_actions::link(group)) { "Act on all…" } } } }
                         }
                     }
                 }

@@ -130,6 +130,9 @@ fn facts(task: &Value, trace_url: Option<&str>) -> Markup {
                     }
                 } }
             }
+            @if task["parent"].is_object() || list(task, "steps").iter().any(|step| !step["children"].is_null()) {
+                div { dt { "Family" } dd { a href={ (text(task, "id")) "/family" } { "Above and below it" } } }
+            }
             @if let Some(parent) = task["parent"]["task"].as_str() {
                 div { dt { "Part of" } dd { a href={ (parent) (query([("step", text(&task["parent"], "step"))])) } { (short(parent, 14)) } " step " (text(&task["parent"], "step")) ", part " (number(&task["parent"], "item")) } }
             }

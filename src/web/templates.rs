@@ -1,17 +1,25 @@
 //! A template: the graph of each version, and how two versions differ.
 
+use axum::extract::rejection::FormRejection;
 use axum::extract::{Query, State};
+use axum::http::HeaderMap;
+use axum::response::Response;
+use axum::Form;
 use maud::{html, Markup};
 use serde::Deserialize;
 use serde_json::{json, Value};
 
+use super::actions::{body, form, see, Fields as Said};
 use super::graph;
 use super::page::Page;
+use super::schema_help;
 use super::shown::{badge, json as shown, list, moment, query, short, text};
-use super::viewer::Reader;
+use super::viewer::{Operator, Reader};
 use super::Web;
-use crate::api::extract::Part;
-use crate::api::problem::Outcome;
+use crate::api::access::As;
+use crate::api::extract::{Body, Part};
+use crate::api::problem::{Outcome, Problem};
+use crate::api::tasks;
 use crate::engine::read::{list_template_versions, read_template};
 use crate::template::difference::{difference, Difference, Fields};
 
@@ -41,6 +49,7 @@ pub(super) async fn show(
         None => None,
     };
     let steps = drawn(&definition, compared.as_ref());
+    let is_current = asked.version.is_empty();
     let picture = graph::draw(&web.layouts, &steps, None, |step| format!("#step-{step}")).await;
     let version = text(&definition, "version");
     let body = html! {
@@ -52,6 +61,7 @@ pub(super) async fn show(
             button { "Show" }
             a href={ "../../tasks" (query([("namespace", &*namespace), ("template", &*name)])) } { "Its tasks" }
         }
+        @if viewer.operates() && is_current { (new_task(&name, &definition)) }
         (picture)
         @if let Some((difference, from)) = &compared { (differs(difference, text(from, "version"), version)) }
         h2 { "Steps" }
@@ -62,6 +72,40 @@ pub(super) async fn show(
         (shown(&definition))
     };
     Ok(viewer.page(template, body))
+}
+
+fn new_task(name: &str, definition: &Value) -> Markup {
+    form(
+        "New task",
+        name,
+        "A task of the current version, which begins at once.",
+        html! {
+            label { "Its input" textarea name="input" rows="6" spellcheck="false" required { "{}" } }
+            (schema_help::of(&definition["input_schema"]))
+            label { "Its key: the same key is the same task" input name="key" maxlength="200"; }
+            label { "Priority" select name="priority" {
+                option value="" { "the template's" }
+                @for priority in ["low", "normal", "high", "urgent"] { option { (priority) } }
+            } }
+        },
+    )
+}
+
+pub(super) async fn create(
+    State(web): State<Web>,
+    viewer: Operator,
+    Part((namespace, name)): Part<(String, String)>,
+    form: Result<Form<Said>, FormRejection>,
+) -> Outcome<Response> {
+    let Form(mut fields) = form?;
+    let why = fields.remove("why");
+    let Body(task) = body::<Value>(fields, &["input"])?;
+    let new = json!({ "template": format!("{namespace}/{name}"), "tasks": [task], "why": why });
+    let new = serde_json::from_value(new).map_err(|error| Problem::invalid(error.to_string()))?;
+    let (_, created) = tasks::create(State(web.api), As(viewer.caller), HeaderMap::new(), Body(new)).await?;
+    let created = json!(created.0)["tasks"][0].take();
+    let said = if created["created"] == true { "created" } else { "known" };
+    Ok(see(&format!("{}tasks/{}", viewer.root, text(&created, "id")), said))
 }
 
 /// The steps of a version, and of the one that it is compared with, each with what became of it as its state.

@@ -185,3 +185,43 @@ async fn an_orchestrator_replays_what_an_operator_of_the_api_has_asked_for() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_dead_letters_of_all_tasks_of_a_filter_are_resolved_skipped_or_discarded() {
+    World::with(async |world| {
+        world.register(ORDER).await;
+        let crew = crew(world).await;
+        let api = Asked::open(world, true).await;
+        for (verb, more, expected) in [
+            ("resolve", json!({ "result": { "by": "hand" } }), "complete"),
+            ("skip", json!({}), "complete"),
+            ("discard", json!({ "why": "a robot's" }), "failed"),
+        ] {
+            let tasks: Vec<String> = (0..2).map(|_| api.create("order", json!({ "card": "bad" }))).collect();
+            for task in &tasks {
+                assert_eq!(api.get(&format!("/tasks/{task}/wait")).body["state"], "blocked");
+            }
+            let begin = |more: &Value| {
+                let mut body = json!({ "filter": { "state": "blocked" }, "verb": verb });
+                for (name, value) in more.as_object().unwrap() {
+                    body[name] = value.clone();
+                }
+                api.post("/bulk-actions", body)
+            };
+            if more != json!({}) {
+                begin(&json!({})).is_refused(422, if verb == "discard" { "for a reason" } else { "expected result" });
+            }
+            assert_eq!(begin(&more).status, 202);
+            for task in &tasks {
+                world
+                    .until_true(&format!("state = '{expected}' FROM tasker.tasks WHERE id = '{task}'"))
+                    .await;
+            }
+        }
+        let by_hand = "SELECT count(*) FROM tasker.steps WHERE result = '{\"by\": \"hand\"}'";
+        assert_eq!(world.count(by_hand).await, 2);
+        assert_eq!(api.get("/dead-letters").body["items"], json!([]));
+        leave(crew).await;
+    })
+    .await;
+}

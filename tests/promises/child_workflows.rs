@@ -164,3 +164,39 @@ async fn a_template_that_would_contain_itself_says_how_deep() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_family_is_told_by_generations_with_what_became_of_each() {
+    World::with(async |world| {
+        let line = "name: line\nnamespace: here\nsteps:\n  - { name: pack, each: { over: $.input.units, handler: pack } }\n";
+        let order = "name: order\nnamespace: here\nsteps:\n  - { name: lines, each: { over: $.input.lines, workflow: line } }\n";
+        world.register(line).await;
+        world.register(order).await;
+        let crew = Crew::start(world, Handlers::default().with("pack", |_| async { Ok(json!({})) })).await;
+        let id = world
+            .submit("order", json!({ "lines": [{ "units": [1, 2] }, { "units": [3] }] }))
+            .await;
+        assert_eq!(end_of(world, id).await, "complete");
+        crew.end().await;
+        let family = tasker::engine::children::read_family(&world.db, id).await.unwrap();
+        let told: Vec<(i64, String)> = family
+            .iter()
+            .map(|member| {
+                (
+                    member["depth"].as_i64().unwrap(),
+                    format!("{} {} {}", member["template"], member["step"], member["state"]).replace('"', ""),
+                )
+            })
+            .collect();
+        let expected = [(0, "order null complete"), (1, "line lines complete"), (1, "line lines complete")];
+        assert_eq!(told[..3], expected.map(|(depth, said)| (depth, said.to_owned())));
+        assert_eq!(told.iter().filter(|(depth, _)| *depth == 2).count(), 3);
+        let is_of = |child: &Value, depth: i64| {
+            family
+                .iter()
+                .any(|member| member["id"] == child["parent"] && member["depth"] == depth - 1)
+        };
+        assert!(family[1..].iter().all(|child| is_of(child, child["depth"].as_i64().unwrap())));
+    })
+    .await;
+}

@@ -101,7 +101,7 @@ RSpec.describe "the dashboard, for those who change how things run" do
   end
 
   it "begins a new task by hand, and shows the family of one that has tasks of its own" do
-    pack = handler { |step| { packed: step.item } }
+    pack = handler { |_step| { packed: true } }
     parcels = workflow do
       input_schema type: "object", required: ["lines"], properties: { lines: { type: "array", description: "what is to be packed" } }
       each :pack, pack, over: "$.input.lines"

@@ -178,7 +178,7 @@ module TaskerCore
           id: @id, template: @definition[:name], namespace: @definition[:namespace], version: @template[:version], state: state,
           priority: @priority, key: @key, tags: @tags, input: JSON.parse(@input), created_at: at(@created_at), run_at: at(@run_at),
           parent: @parent, started_at: at(@started_at), finished_at: at(Task::ENDED.include?(state) ? @finished_at : nil),
-          forked_from: @forked_from, forks: [], pause: (pause unless Task::ENDED.include?(state)),
+          trace_id: nil, forked_from: @forked_from, forks: [], pause: (pause unless Task::ENDED.include?(state)),
           steps: [*@steps, *@undos].map { |step| step.to_h(left) }
         }
       end

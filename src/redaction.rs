@@ -33,6 +33,11 @@ impl Redaction {
         Ok(Redaction(paths.iter().map(parse).collect::<std::result::Result<_, _>>()?))
     }
 
+    /// Whether everything is shown.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The places, as JSON Pointers, of what is not shown in this payload.
     fn places(&self, payload: &Value) -> Vec<String> {
         let places = |path: &JsonPath| {
@@ -56,7 +61,7 @@ impl Redaction {
 
     /// The same for payloads that are fields of an object.
     pub(crate) fn hide_fields(&self, of: &mut Value, names: &[&str]) {
-        if self.0.is_empty() {
+        if self.is_empty() {
             return;
         }
         for name in names {
@@ -75,7 +80,7 @@ impl Redaction {
 
     /// The same for a payload that is JSON text.
     pub(crate) fn hide_in_json(&self, json: String) -> String {
-        if self.0.is_empty() {
+        if self.is_empty() {
             return json;
         }
         match serde_json::from_str(&json) {
@@ -100,7 +105,7 @@ impl Redaction {
     /// Puts what was hidden back into a payload that somebody made of what is shown of `known`. Errors: [`Error::Invalid`] where it is not known what was
     /// hidden there, so that nobody stores what stands in its place.
     pub(crate) fn restore(&self, payload: &mut Value, known: Option<&Value>) -> Result<()> {
-        if self.0.is_empty() {
+        if self.is_empty() {
             return Ok(());
         }
         let shown = known.map(|known| {

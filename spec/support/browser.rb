@@ -33,7 +33,7 @@ module Browser
     browser = Capybara::Session.new(driver)
     browser.config.app_host = address
     browser.config.run_server = false
-    browser.config.default_max_wait_time = 30
+    browser.config.default_max_wait_time = 90
     browsers << browser
     browser
   end

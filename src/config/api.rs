@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::settings::is_web_address;
+use super::check::is_web_address;
 
 /// How the API answers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 
+use hyper::Uri;
 use jsonschema::error::ValidationErrorKind;
 use serde::de::{MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -147,6 +148,12 @@ impl<'de> Deserialize<'de> for Node {
         }
         deserializer.deserialize_any(Any)
     }
+}
+
+/// Whether it is http:// or https:// and a host.
+pub(super) fn is_web_address(text: &str) -> bool {
+    let address = text.parse::<Uri>().unwrap_or_default();
+    matches!(address.scheme_str(), Some("http" | "https")) && address.host().is_some_and(|host| !host.is_empty())
 }
 
 /// What `schema` does not allow in `value`.

@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use hyper::Uri;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::api::ApiConfig;
-use super::check::problems;
+use super::check::{is_web_address, problems};
 use super::schema;
 use super::secret::{Address, Secret};
 use super::span::{self, Span};
@@ -332,9 +331,4 @@ impl Settings {
         };
         self.schedules.as_ref().map(|all| all.iter().map(read).collect()).transpose()
     }
-}
-
-pub(super) fn is_web_address(text: &str) -> bool {
-    let address = text.parse::<Uri>().unwrap_or_default();
-    matches!(address.scheme_str(), Some("http" | "https")) && address.host().is_some_and(|host| !host.is_empty())
 }

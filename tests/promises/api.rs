@@ -137,6 +137,14 @@ impl Asked {
         )
     }
 
+    /// A page of the dashboard.
+    pub(crate) fn page(&self, path: &str) -> String {
+        let agent = ureq::Agent::config_builder().http_status_as_error(false).build().new_agent();
+        let mut answer = agent.get(format!("http://{}{path}", self.address)).call().unwrap();
+        assert_eq!(answer.status(), 200, "{path}");
+        answer.body_mut().read_to_string().unwrap()
+    }
+
     pub(crate) fn address(&self) -> &str {
         &self.address
     }

@@ -107,6 +107,16 @@ impl Serve {
         kill(Pid::from_raw(self.process.id() as i32), signal).expect("signals");
     }
 
+    /// Until none of its threads runs any more: those that do when the signal comes may answer yet.
+    fn stand_still(&self) {
+        self.signal(Signal::SIGSTOP);
+        let threads = || std::fs::read_dir(format!("/proc/{}/task", self.process.id())).expect("lists its threads");
+        let stands = |stat: String| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'));
+        while !threads().all(|thread| std::fs::read_to_string(thread.expect("a thread").path().join("stat")).is_ok_and(stands)) {
+            std::thread::yield_now();
+        }
+    }
+
     fn end(&mut self, signal: Signal) {
         self.signal(signal);
         self.process.wait().expect("ends");
@@ -429,7 +439,7 @@ async fn the_health_command_finds_who_runs_here_and_who_is_dead_or_stands_still(
         let detailed: Value = serde_json::from_str(&serve.health(&["--detailed"]).0).unwrap();
         assert_eq!(detailed["live"]["pid"], pid);
 
-        serve.signal(Signal::SIGSTOP);
+        serve.stand_still();
         assert_eq!(
             serve.health(&[]),
             (format!("orchestrator {pid}: it stands still: no answer in time"), 1)

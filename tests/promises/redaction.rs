@@ -7,13 +7,13 @@ use serde_json::{json, Value};
 use tasker::api::ApiConfig;
 use tasker::engine::fail::Failure;
 use tasker::engine::schedules;
-use tasker::orchestrator::{Orchestrator, OrchestratorConfig};
 use tasker::redaction::Redaction;
 use tasker::schedule::Schedule;
 use tasker::worker::Handlers;
 use tasker::Db;
 
-use super::api::{leave, Asked};
+use super::api::Asked;
+use super::children::Crew;
 use super::world::World;
 
 const ORDER: &str = "
@@ -48,11 +48,14 @@ fn handlers() -> Handlers {
         })
 }
 
-fn page(api: &Asked, path: &str) -> String {
-    let agent = ureq::Agent::config_builder().http_status_as_error(false).build().new_agent();
-    let mut answer = agent.get(format!("http://{}{path}", api.address())).call().unwrap();
-    assert_eq!(answer.status(), 200, "{path}");
-    answer.body_mut().read_to_string().unwrap()
+/// A task whose last step is dead, and its letter.
+async fn blocked(world: &World, api: &Asked) -> (String, String) {
+    let id = api.create("order", json!({ "card": SECRET, "amount": 0 }));
+    world.until_true("EXISTS (SELECT FROM tasker.waits WHERE since IS NOT NULL)").await;
+    api.done("/signals", json!({ "task": id, "name": "agreed", "payload": { "card": SECRET } }));
+    world.until_true("EXISTS (SELECT FROM tasker.steps WHERE state = 'dead')").await;
+    let letter = api.get("/dead-letters").body["items"][0]["id"].as_str().unwrap().to_owned();
+    (id, letter)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -60,17 +63,10 @@ async fn what_is_redacted_is_on_no_page_in_no_answer_and_on_no_terminal_but_hand
     World::with(async |world| {
         world.register(ORDER).await;
         let api = Asked::of(&redacting(world), &ApiConfig::default()).await;
-        let crew = (
-            world.worker(handlers()).await,
-            Orchestrator::start(&world.db, OrchestratorConfig::default()).await.unwrap(),
-        );
-        let id = api.create("order", json!({ "card": SECRET, "amount": 0 }));
-        world.until_true("EXISTS (SELECT FROM tasker.waits WHERE since IS NOT NULL)").await;
-        api.done("/signals", json!({ "task": id, "name": "agreed", "payload": { "card": SECRET } }));
-        world.until_true("EXISTS (SELECT FROM tasker.steps WHERE state = 'dead')").await;
+        let crew = Crew::start(world, handlers()).await;
+        let (id, letter) = blocked(world, &api).await;
         let schedule = Schedule::parse(&json!({ "every": "1d", "input": { "card": SECRET, "amount": 1 } })).unwrap();
         schedules::put(&world.db, "nightly", "order", &schedule).await.unwrap();
-        let letter = api.get("/dead-letters").body["items"][0]["id"].as_str().unwrap().to_owned();
 
         let refused = api.post(
             "/tasks",
@@ -87,12 +83,12 @@ async fn what_is_redacted_is_on_no_page_in_no_answer_and_on_no_terminal_but_hand
             .map(|path| (api.get(&path), path))
             .inspect(|(answer, path)| assert_eq!(answer.status, 200, "{path}"))
             .map(|(answer, _)| answer.body.to_string())
-            .chain(["", "?step=check", "?step=agree", "?step=charge"].map(|chosen| page(&api, &format!("/tasks/{id}{chosen}"))))
+            .chain(["", "?step=check", "?step=agree", "?step=charge"].map(|chosen| api.page(&format!("/tasks/{id}{chosen}"))))
             .chain([
-                page(&api, &format!("/dead-letters/{letter}")),
-                page(&api, "/dead-letters"),
-                page(&api, "/schedules"),
-                page(&api, "/audit"),
+                api.page(&format!("/dead-letters/{letter}")),
+                api.page("/dead-letters"),
+                api.page("/schedules"),
+                api.page("/audit"),
             ])
             .chain(printed(
                 world,
@@ -108,7 +104,7 @@ async fn what_is_redacted_is_on_no_page_in_no_answer_and_on_no_terminal_but_hand
             assert!(!text.contains("4111"), "{text}");
         }
         assert!(shown.iter().filter(|text| text.contains("[redacted]")).count() >= 10, "{shown:#?}");
-        leave(crew).await;
+        crew.end().await;
     })
     .await;
 }
@@ -137,14 +133,8 @@ async fn an_input_that_is_edited_where_it_is_shown_keeps_what_is_hidden_in_it() 
     World::with(async |world| {
         world.register(ORDER).await;
         let api = Asked::of(&redacting(world), &ApiConfig::default()).await;
-        let crew = (
-            world.worker(handlers()).await,
-            Orchestrator::start(&world.db, OrchestratorConfig::default()).await.unwrap(),
-        );
-        let id = api.create("order", json!({ "card": SECRET, "amount": 0 }));
-        api.done("/signals", json!({ "task": id, "name": "agreed", "payload": {} }));
-        world.until_true("EXISTS (SELECT FROM tasker.steps WHERE state = 'dead')").await;
-        let letter = api.get("/dead-letters").body["items"][0]["id"].as_str().unwrap().to_owned();
+        let crew = Crew::start(world, handlers()).await;
+        let (id, letter) = blocked(world, &api).await;
 
         let mut input = api.get(&format!("/dead-letters/{letter}")).body["input"].take();
         assert_eq!(input, json!({ "card": "[redacted]", "amount": 0 }));
@@ -162,7 +152,7 @@ async fn an_input_that_is_edited_where_it_is_shown_keeps_what_is_hidden_in_it() 
                 .await,
             SECRET
         );
-        leave(crew).await;
+        crew.end().await;
     })
     .await;
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use serde_json::json;
+use tasker::api::ApiConfig;
 use tasker::engine::cancel::cancel_tasks;
 use tasker::engine::register::register;
 use tasker::engine::submit::{NewTask, Submitter};
@@ -112,4 +113,31 @@ async fn a_page_says_that_the_database_is_away_and_comes_back_by_itself() {
     let (status, said) = ask("/tasks");
     assert_eq!(status, 503);
     assert!(said.contains("<h1>The database is away</h1>") && !said.contains("5432"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_is_created_within_a_trace_is_a_part_of_it_and_its_page_leads_there() {
+    World::with(async |world| {
+        world.register(JOB).await;
+        let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+        let create = |api: &Asked| {
+            let headers = [
+                ("content-type", "application/json"),
+                ("traceparent", &*format!("00-{trace}-00f067aa0ba902b7-01")),
+            ];
+            let created = api.send("POST /tasks", &headers, Some(r#"{ "template": "job", "tasks": [{}] }"#));
+            created.body["tasks"][0]["id"].as_str().unwrap().to_owned()
+        };
+        let config = ApiConfig {
+            trace_url: Some("https://traces.example/{trace_id}?more".into()),
+            ..ApiConfig::default()
+        };
+        let api = Asked::with_config(world, &config).await;
+        let page = api.page(&format!("/tasks/{}", create(&api)));
+        assert!(page.contains(&format!("href=\"https://traces.example/{trace}?more\"")), "{page}");
+        let api = Asked::open(world, true).await;
+        let page = api.page(&format!("/tasks/{}", create(&api)));
+        assert!(page.contains(&format!("<code>{trace}</code>")), "{page}");
+    })
+    .await;
 }

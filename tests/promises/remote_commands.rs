@@ -248,3 +248,29 @@ async fn a_server_with_a_certificate_of_ones_own_is_asked_where_that_is_trusted(
     assert!(code == 3 && text.contains("it has no certificate"), "{text}");
     tokio::time::timeout(Duration::from_secs(30), serving.stop()).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_done_to_all_tasks_of_a_filter_is_a_bulk_action_whose_end_the_command_waits_for() {
+    World::with(async |world| {
+        world.register(ORDER).await;
+        let api = Asked::open(world, false).await.by(world, Role::Operator, &[]).await;
+        let crew = crew(world).await;
+        let tasks: Vec<String> = (0..3).map(|_| api.create("order", json!({ "card": "bad" }))).collect();
+        world
+            .until_true("(SELECT count(*) = 3 FROM tasker.tasks WHERE state = 'blocked')")
+            .await;
+        let cancelled = of(&api, &["task", "cancel", "--state", "blocked", "--json"]);
+        assert_eq!(cancelled, json!({ "cancelled": 3, "of": 3 }));
+        assert_eq!(
+            world.count("SELECT count(*) FROM tasker.tasks WHERE state = 'cancelled'").await,
+            tasks.len() as i64
+        );
+        assert_eq!(api.get("/bulk-actions").body["items"][0]["who"], "operator");
+        let (code, text) = said(&run(&api, &["task", "cancel", "--all"]));
+        assert!(code == 1 && text.contains("expected one"), "{text}");
+        let (code, text) = said(&run(&api, &["task", "cancel", "--all", "--dry-run"]));
+        assert!(code == 1 && text.contains("works with the database itself"), "{text}");
+        leave(crew).await;
+    })
+    .await;
+}

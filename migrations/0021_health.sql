@@ -71,6 +71,13 @@ LANGUAGE sql STABLE BEGIN ATOMIC
     ORDER BY n.id;
 END;
 
+-- How one of them is; null: it is asleep.
+CREATE FUNCTION tasker.fleet_namespace(p_name text) RETURNS jsonb
+LANGUAGE sql STABLE BEGIN ATOMIC
+    SELECT f.namespace FROM tasker.namespaces n CROSS JOIN LATERAL tasker.fleet_namespaces(n.id - 1, 1) AS f
+    WHERE n.name = p_name AND f.id = n.id;
+END;
+
 -- The fleet but for its namespaces: members, limits, what went wrong, and the server.
 CREATE FUNCTION tasker.fleet(p_count int DEFAULT 10000) RETURNS jsonb
 LANGUAGE sql STABLE BEGIN ATOMIC

@@ -65,7 +65,7 @@ pub(super) async fn queues(State(api): State<Api>, _: Reader, Asked(asked): Aske
         "kind": "worker", "name": "web-1:4711", "namespaces": ["fulfillment"] }], "next": null })),
     ReadRefused))]
 pub(super) async fn members(State(api): State<Api>, _: Reader, Asked(asked): Asked<Paged>) -> Outcome<Json<Listed>> {
-    let mut fleet = fleet::fleet(&api.db).await?;
+    let mut fleet = fleet::overview(&api.db).await?;
     let all = fleet["members"].as_array_mut().map(std::mem::take).unwrap_or_default();
     Ok(Json(Listed::of_all(all, &asked, &["kind", "name"])?))
 }

@@ -6,7 +6,7 @@ use axum::response::Response;
 use axum::Form;
 use maud::html;
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::actions::{body, said, see, Done, Fields};
 use super::home;
@@ -20,16 +20,26 @@ use crate::api::access::As;
 use crate::api::extract::Part;
 use crate::api::problem::{Outcome, Problem};
 use crate::engine::audit::ChangeFilter;
-use crate::engine::fleet::fleet;
+use crate::engine::fleet::{namespaces_after, overview};
 use crate::engine::limits as engine_limits;
 use crate::engine::read::list_templates;
 
-pub(super) async fn queues(State(web): State<Web>, viewer: Reader) -> Outcome<Page> {
-    let fleet = fleet(&web.api.db).await?;
-    let none = Map::new();
+/// Which part of the queues.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Position {
+    after: i32,
+}
+
+pub(super) async fn queues(State(web): State<Web>, viewer: Reader, Query(asked): Query<Position>) -> Outcome<Page> {
+    let (namespaces, next) = namespaces_after(&web.api.db, asked.after, home::NAMESPACES).await?;
+    let fleet = overview(&web.api.db).await?;
     let body = html! {
         h1 { "Queues" }
-        (home::table(fleet["namespaces"].as_object().unwrap_or(&none), &viewer.root))
+        (home::table(&namespaces, &viewer.root))
+        @if let Some(next) = next {
+            nav.pages aria-label="Pages" { a rel="next" href={ "queues?after=" (next) } { "More namespaces" } }
+        }
         @if number(&fleet, "asleep") > 0 { p.note { (count(number(&fleet, "asleep"))) " more namespaces have nothing to do." } }
     };
     Ok(viewer.page("Queues", body))
@@ -72,7 +82,7 @@ pub(super) async fn reset(
 }
 
 pub(super) async fn workers(State(web): State<Web>, viewer: Reader) -> Outcome<Page> {
-    let fleet = fleet(&web.api.db).await?;
+    let fleet = overview(&web.api.db).await?;
     let columns = ["Name", "Kind", "Version", "Namespaces", "Up", "Last heartbeat", "Busy"];
     let body = html! {
         h1 { "Workers and orchestrators" }

@@ -13,20 +13,21 @@ use super::Web;
 use crate::api::problem::Outcome;
 use crate::config::drift::{drift, GRACE};
 use crate::engine::dead_letters;
-use crate::engine::fleet::fleet;
+use crate::engine::fleet::{namespaces_after, overview};
 use crate::engine::pauses;
 use crate::engine::read::read_minutes;
 use crate::engine::signals::{list_waits, WaitFilter};
 
+/// How many namespaces a page has: each takes PostgreSQL a millisecond or two.
+pub(super) const NAMESPACES: usize = 30;
+
 /// How many of each kind are shown.
 const MOST: usize = 8;
 
-/// How many namespaces are shown.
-const NAMESPACES: usize = 100;
-
 pub(super) async fn show(State(web): State<Web>, viewer: Reader) -> Outcome<Page> {
     let db = &web.api.db;
-    let fleet = fleet(db).await?;
+    let fleet = overview(db).await?;
+    let (namespaces, more) = namespaces_after(db, 0, NAMESPACES).await?;
     let minutes = read_minutes(db, 60, None).await?;
     let newest = dead_letters::Filter {
         newest: Some(dead_letters::NEWEST),
@@ -35,14 +36,13 @@ pub(super) async fn show(State(web): State<Web>, viewer: Reader) -> Outcome<Page
     let letters = dead_letters::groups(db, &newest).await?;
     let waits = list_waits(db, &WaitFilter::default(), MOST as i32).await?;
     let pauses = pauses::list(db).await?;
-    let none = Map::new();
-    let namespaces = fleet["namespaces"].as_object().unwrap_or(&none);
     let body = html! {
         h1 { "What goes on" }
         div.charts { @for series in &HOUR { (chart(&minutes, series)) } }
         (needed(&fleet, &letters, &waits, &pauses))
         h2 { "Namespaces" }
-        (table(namespaces, &viewer.root))
+        (table(&namespaces, &viewer.root))
+        @if more.is_some() { p.note { "The first " (namespaces.len()) "; " a href="queues" { "Queues" } " has all." } }
         @if number(&fleet, "asleep") > 0 { p.note { (count(number(&fleet, "asleep"))) " more have nothing to do." } }
     };
     Ok(viewer.page("What goes on", body))
@@ -113,7 +113,7 @@ pub(super) fn table(namespaces: &Map<String, Value>, root: &str) -> Markup {
                 table {
                     thead { tr { th scope="col" { "Namespace" } th scope="col" { "State" } th.number scope="col" { "Tasks pending" } th.number scope="col" { "Steps in the queue" } th.number scope="col" { "Oldest" } th.number scope="col" { "Steps a second" } th.number scope="col" { "Workers" } th.number scope="col" { "Dead letters" } } }
                     tbody {
-                        @for (name, of) in namespaces.iter().take(NAMESPACES) {
+                        @for (name, of) in namespaces {
                             @let pending: i64 = of["backlog"].as_object().into_iter().flatten().map(|(_, lane)| number(lane, "pending")).sum();
                             tr {
                                 th scope="row" { a href={ (root) "namespaces/" (name) } { (name) } }
@@ -129,7 +129,6 @@ pub(super) fn table(namespaces: &Map<String, Value>, root: &str) -> Markup {
                     }
                 }
             }
-            @if namespaces.len() > NAMESPACES { p.note { "The first " (NAMESPACES) " of " (namespaces.len()) "." } }
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::api::extract::Part;
 use crate::api::fleet as api;
 use crate::api::problem::{Outcome, Problem};
 use crate::config::schema;
-use crate::engine::fleet::fleet;
+use crate::engine::fleet::{namespace, overview};
 use crate::engine::read::read_minutes;
 use crate::engine::{namespaces, pauses};
 
@@ -29,12 +29,9 @@ pub(super) async fn show(State(web): State<Web>, viewer: Reader, Part(name): Par
     let all = namespaces::list(db).await?;
     let rules = all.iter().find(|of| of["name"] == *name);
     let rules = rules.ok_or_else(|| Problem::not_found(format!("no namespace {name}")))?;
-    let fleet = fleet(db).await?;
-    let own: Map<String, Value> = fleet["namespaces"]
-        .get(&name)
-        .map(|of| (name.clone(), of.clone()))
-        .into_iter()
-        .collect();
+    let fleet = overview(db).await?;
+    let now = namespace(db, &name).await?;
+    let own: Map<String, Value> = Some((name.clone(), now)).filter(|(_, now)| !now.is_null()).into_iter().collect();
     let minutes = read_minutes(db, 60, Some(&name)).await?;
     let pauses = pauses::list(db).await?;
     let pause = pauses.iter().find(|pause| pause["kind"] == "namespace" && pause["name"] == *name);

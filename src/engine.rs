@@ -15,7 +15,7 @@ pub mod claim;
 pub mod complete;
 pub mod configuration;
 pub mod dead_letters;
-pub mod events;
+pub(crate) mod events;
 pub mod fail;
 pub(crate) mod fleet;
 pub mod fork;

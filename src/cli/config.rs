@@ -218,7 +218,7 @@ impl Config {
             Config::Drift { grace, json, connection } => {
                 let found = match connection.reach().await? {
                     Reach::Database(db) => {
-                        let fleet = fleet::fleet(&db).await?;
+                        let fleet = fleet::overview(&db).await?;
                         let members = fleet["members"].as_array().map_or(&[][..], Vec::as_slice);
                         drift::drift(members, std::time::Duration::from_secs(grace))
                     }

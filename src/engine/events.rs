@@ -3,19 +3,9 @@
 
 use chrono::{DateTime, Utc};
 use serde_json::{json, Value};
-use uuid::Uuid;
 
-use super::read::read_outline;
-use crate::db::Db;
-use crate::error::Result;
-
-/// What has happened to a task and to its steps, the oldest first. Of a step's attempts, those that failed and the last are known. An event keeps its `id`.
-/// Errors: [`Error::NotFound`](crate::Error::NotFound).
-pub async fn read_events(db: &Db, task: Uuid) -> Result<Vec<Value>> {
-    Ok(events_of(&read_outline(db, task).await?))
-}
-
-/// Of a task as it was read.
+/// What has happened to a task, as it was read, and to its steps, the oldest first. Of a step's attempts, those that failed and the last are known. An event keeps
+/// its `id`.
 pub(crate) fn events_of(task: &Value) -> Vec<Value> {
     let mut events = Vec::new();
     let mut add = |of: &Value, kind: &str, at: &Value, more: Value| {

@@ -124,17 +124,7 @@ impl View {
                     self.go(Wanted::Task(id));
                 }
             }
-            Wanted::Letters => {
-                if let Some(task) = known
-                    .groups
-                    .get(at)
-                    .and_then(|group| group["example_task"].as_str())
-                    .and_then(|id| id.parse().ok())
-                {
-                    self.go(Wanted::Task(task));
-                }
-            }
-            Wanted::Task(_) => {}
+            Wanted::Task(_) | Wanted::Letters => {}
         }
     }
 

@@ -240,6 +240,20 @@ RSpec.describe TaskerCore::Testing do
       travel(3601) { expect(described_class.drain.map(&:status)).to eq(["complete"]) }
     end
 
+    it "begins nothing of a schedule whose workflow the test has not used" do
+      works = handler { |_| 1 }
+      hourly = workflow do
+        schedule every: "1h"
+        step :work, works
+      end
+      child = workflow { step :work, works }
+      task = TaskerCore.enqueue(workflow { workflow :part, child }, {})
+      described_class.drain
+      travel(3601) { expect([task.status, described_class.drain]).to eq(["complete", []]) }
+      TaskerCore.client.register(hourly)
+      travel(7202) { expect(described_class.drain.map { |begun| begun.to_h[:template] }).to eq([hourly.template_name]) }
+    end
+
     it "tries again at the time that a handler says, and at once where it says none" do
       polls = handler { |step| step.attempt > 2 || raise(TaskerCore::RetryableError.new("not ready", retry_after: "1h")) }
       fails = handler { |step| step.attempt > 2 || raise("again") }

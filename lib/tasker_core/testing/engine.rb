@@ -42,12 +42,9 @@ module TaskerCore
       # What a client asks.
 
       def register(source, origin, _use = true) # rubocop:disable Style/OptionalBooleanParameter
-        definition, version = Native.check_template(source, origin)
-        definition = JSON.parse(definition, symbolize_names: true)
-        name = definition.values_at(:namespace, :name).join("/")
-        @templates[name] = { source: source, origin: origin, definition: definition, version: version || "1" }
-        @schedules.keep(name, definition[:schedules])
-        [name, @templates[name][:version]]
+        name, template = keep_template(source, origin)
+        @schedules.keep(name, template[:definition][:schedules])
+        [name, template[:version]]
       end
 
       # @return [Array(String, Boolean)] id and whether it is new, of each
@@ -209,7 +206,7 @@ module TaskerCore
       def template(name)
         found = find(name)
         # Nobody registers at a test's start what a worker registers at its own.
-        found = register_all && find(name) if found.empty?
+        found = keep_all_templates && find(name) if found.empty?
         raise NotFound, "no template #{name}" if found.empty?
         raise InvalidInput, "several namespaces have a template #{name}: name one, as namespace/#{name}" if found.size > 1
 
@@ -260,7 +257,16 @@ module TaskerCore
         end
       end
 
-      def register_all = Workflow.sources(TaskerCore.configuration.templates).each { |source| register(*source) }
+      # Without their schedules: a test that travels meets only those of workflows that it has used.
+      def keep_all_templates = Workflow.sources(TaskerCore.configuration.templates).each { |source| keep_template(*source) }
+
+      # @return [Array(String, Hash)] namespace/name, and the template
+      def keep_template(source, origin)
+        definition, version = Native.check_template(source, origin)
+        definition = JSON.parse(definition, symbolize_names: true)
+        name = definition.values_at(:namespace, :name).join("/")
+        [name, @templates[name] = { source: source, origin: origin, definition: definition, version: version || "1" }]
+      end
 
       # All, or none.
       def create_all(template, tasks, inputs)

@@ -36,6 +36,7 @@ pub mod schedules;
 pub(crate) mod schema;
 pub mod signals;
 pub mod submit;
+pub(crate) mod tags;
 pub mod tokens;
 pub mod trace;
 pub mod unhandled;

@@ -25,6 +25,7 @@ use crate::engine::memories::read_values;
 use crate::engine::read::{self, TaskFilter};
 use crate::engine::reasons::explain;
 use crate::engine::submit::{self, Submitted};
+use crate::engine::tags::read_tags;
 use crate::telemetry::{self, Carrier};
 use crate::template::{Priority, Unique};
 
@@ -175,7 +176,7 @@ pub(super) struct Filter {
     key: Option<String>,
     /// Only those that were created since then
     since: Option<DateTime<Utc>>,
-    /// NAME=VALUE; several, separated by commas: all of them
+    /// NAME=VALUE; several, separated by commas: all of them. A backslash goes before a comma of a value
     tag: Option<String>,
     /// `next` of the page before
     cursor: Option<Uuid>,
@@ -186,12 +187,6 @@ pub(super) struct Filter {
 
 impl Filter {
     fn tasks(self) -> Outcome<TaskFilter> {
-        let tag = |text: &str| text.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
-        let tags = self
-            .tag
-            .as_deref()
-            .map(|tags| tags.split(',').map(tag).collect::<Option<BTreeMap<_, _>>>());
-        let tags = tags.map(|tags| tags.ok_or_else(|| Problem::bad_request("tag: expected NAME=VALUE")));
         Ok(TaskFilter {
             namespace: self.namespace,
             template: self.template,
@@ -200,7 +195,7 @@ impl Filter {
             key: self.key,
             since: self.since,
             before: self.cursor,
-            tags: tags.transpose()?.unwrap_or_default(),
+            tags: read_tags(self.tag.as_deref().unwrap_or_default()).map_err(Problem::bad_request)?,
         })
     }
 }

@@ -20,6 +20,7 @@ use crate::engine::memories::read_values;
 use crate::engine::read::{self, TaskFilter};
 use crate::engine::reasons::{explain, Reason};
 use crate::engine::submit::{NewTask, Submitted, Submitter};
+use crate::engine::tags::write_tag;
 use crate::error::{Error, Result};
 use crate::telemetry::{self, Carrier};
 use crate::template::{Priority, Unique};
@@ -322,8 +323,8 @@ impl Task {
 }
 
 /// As the API has it.
-fn query(filter: &TaskFilter) -> Vec<(&'static str, Value)> {
-    let tags: Vec<String> = filter.tags.iter().map(|(name, value)| format!("{name}={value}")).collect();
+pub(super) fn query(filter: &TaskFilter) -> Vec<(&'static str, Value)> {
+    let tags: Vec<String> = filter.tags.iter().map(|(name, value)| write_tag(name, value)).collect();
     vec![
         ("namespace", json!(filter.namespace)),
         ("template", json!(filter.template)),

@@ -1,5 +1,6 @@
 //! `tasker top`: what goes on, at a terminal.
 
+mod draw;
 mod reader;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]

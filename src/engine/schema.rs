@@ -34,9 +34,15 @@ pub(super) async fn read_schema<'e>(session: impl PgExecutor<'e>, version: i32) 
 }
 
 /// What the inputs of these tasks must satisfy: the templates that say so, with their schemas.
-pub(crate) async fn input_schemas(db: &Db, tasks: &[Uuid]) -> Result<Vec<(String, Value)>> {
+async fn input_schemas(db: &Db, tasks: &[Uuid]) -> Result<Vec<(String, Value)>> {
     let query = sqlx::query_as("SELECT template, schema FROM tasker.input_schemas($1)").bind(tasks);
     Ok(query.fetch_all(db.pool()).await?)
+}
+
+/// What the input of this task must satisfy; null: anything.
+pub(crate) async fn input_schema(db: &Db, task: Uuid) -> Result<Value> {
+    let schemas = input_schemas(db, &[task]).await?;
+    Ok(schemas.into_iter().next().map_or(Value::Null, |(_, schema)| schema))
 }
 
 /// Whether this may be the input of these tasks. Errors: [`Error::Invalid`] with what is wrong.

@@ -16,7 +16,7 @@ use super::Web;
 use crate::api::extract::Part;
 use crate::api::problem::Outcome;
 use crate::engine::dead_letters::{self, Filter, NEWEST};
-use crate::engine::schema::input_schemas;
+use crate::engine::schema::input_schema;
 
 /// How many letters a page has.
 const MOST: i32 = 50;
@@ -158,8 +158,11 @@ fn bulk(letters: usize) -> Markup {
 pub(super) async fn show(State(web): State<Web>, viewer: Reader, Part((namespace, number)): Part<(String, i64)>) -> Outcome<Page> {
     let id = format!("{namespace}/{number}");
     let letter = dead_letters::show(&web.api.db, &id).await?;
-    let schema = input_schema(&web, &letter).await;
     let task = letter["task"].as_str();
+    let schema = match task.and_then(|task| task.parse().ok()) {
+        Some(task) => input_schema(&web.api.db, task).await?,
+        None => Value::Null,
+    };
     let body = html! {
         h1 { "Dead letter " code { (id) } }
         dl.facts {
@@ -181,15 +184,6 @@ pub(super) async fn show(State(web): State<Web>, viewer: Reader, Part((namespace
         }
     };
     Ok(viewer.page(format!("Dead letter {id}"), body))
-}
-
-/// What its task's input must satisfy; null: anything.
-async fn input_schema(web: &Web, letter: &Value) -> Value {
-    let Some(task) = letter["task"].as_str().and_then(|task| task.parse().ok()) else {
-        return Value::Null;
-    };
-    let schemas = input_schemas(&web.api.db, &[task]).await.unwrap_or_default();
-    schemas.into_iter().next().map(|(_, schema)| schema).unwrap_or_default()
 }
 
 fn actions(id: &str, letter: &Value, schema: &Value) -> Markup {

@@ -68,14 +68,14 @@ fn refusal(problem: &Problem, root: &str) -> Page {
     let title = match problem.status() {
         StatusCode::NOT_FOUND => "Not found",
         StatusCode::FORBIDDEN => "Not allowed",
-        StatusCode::SERVICE_UNAVAILABLE => "The database is away",
+        StatusCode::SERVICE_UNAVAILABLE => "Away for now",
         _ => "That did not work",
     };
     let body = html! {
         h1 { (title) }
         p.refusal role="alert" { (problem.detail()) }
         @if problem.status() == StatusCode::SERVICE_UNAVAILABLE {
-            p { "Nothing is lost: tasks go on once it is back. " a href="" { "Try again" } }
+            p { "Nothing is lost. " a href="" { "Try again" } }
         } @else {
             p { a href=(root) { "To the first page" } }
         }

@@ -18,7 +18,8 @@ use crate::engine::events::events_of;
 use crate::engine::memories::read_values;
 use crate::engine::read::{read_results, read_task, ENDED};
 use crate::engine::reasons::{explain, Reason};
-use crate::engine::schema::input_schemas;
+use crate::engine::schema::input_schema;
+use crate::engine::tags::write_tag;
 
 /// How many children and steps a page lists.
 const MOST: usize = 200;
@@ -37,12 +38,7 @@ pub(super) async fn show(State(web): State<Web>, viewer: Reader, Part(id): Part<
     let (live, is_last) = content_of(&web, &task, chosen.step.as_deref()).await?;
     let step = chosen.step.as_deref().unwrap_or_default();
     let schema = match viewer.operates() {
-        true => input_schemas(&web.api.db, &[id])
-            .await?
-            .into_iter()
-            .next()
-            .map(|(_, schema)| schema)
-            .unwrap_or_default(),
+        true => input_schema(&web.api.db, id).await?,
         false => Value::Null,
     };
     let stream = (!is_last).then(|| format!("{id}/live{}", query([("step", step)])));
@@ -117,8 +113,8 @@ fn facts(task: &Value, trace_url: Option<&str>) -> Markup {
             @if let Some(tags) = task["tags"].as_object().filter(|tags| !tags.is_empty()) {
                 div { dt { "Tags" } dd {
                     @for (name, value) in tags {
-                        @let tag = format!("{name}={}", value.as_str().unwrap_or_default());
-                        a.tag href=(query([("tag", &*tag)]).replace('?', "../tasks?")) { (short(&tag, 60)) } " "
+                        @let value = value.as_str().unwrap_or_default();
+                        a.tag href=(query([("tag", &*write_tag(name, value))]).replace('?', "../tasks?")) { (short(&format!("{name}={value}"), 60)) } " "
                     }
                 } }
             }

@@ -1,6 +1,5 @@
 //! The list of tasks, by what is asked for in the URL.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::extract::{Query, State};
@@ -16,6 +15,7 @@ use super::viewer::Reader;
 use super::Web;
 use crate::api::problem::{Outcome, Problem};
 use crate::engine::read::{page_of_tasks, TaskFilter};
+use crate::engine::tags::read_tags;
 
 /// How many tasks a page has.
 const MOST: i32 = 50;
@@ -53,13 +53,6 @@ pub(super) struct Asked {
 
 impl Asked {
     pub(super) fn filter(&self) -> Outcome<TaskFilter> {
-        let mut tags = BTreeMap::new();
-        for tag in self.tag.split(',').map(str::trim).filter(|tag| !tag.is_empty()) {
-            let (name, value) = tag
-                .split_once('=')
-                .ok_or_else(|| Problem::bad_request("tag: expected NAME=VALUE"))?;
-            tags.insert(name.to_owned(), value.to_owned());
-        }
         let within = filled(&self.within).map(|within| humantime::parse_duration(&within)).transpose();
         let within: Option<Duration> = within.map_err(|_| Problem::bad_request("within: expected a length of time such as 1h"))?;
         let before = filled(&self.cursor).map(|id| id.parse::<Uuid>()).transpose();
@@ -71,7 +64,7 @@ impl Asked {
             key: filled(&self.key),
             since: within.and_then(|within| Utc::now().checked_sub_signed(chrono::TimeDelta::from_std(within).ok()?)),
             before: before.map_err(|_| Problem::bad_request("cursor: expected a task's id"))?,
-            tags,
+            tags: read_tags(&self.tag).map_err(Problem::bad_request)?,
         })
     }
 

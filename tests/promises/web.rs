@@ -112,7 +112,7 @@ async fn a_page_says_that_the_database_is_away_and_comes_back_by_itself() {
     viewers[1].until("The page goes on by itself").await;
     let (status, said) = ask("/tasks");
     assert_eq!(status, 503);
-    assert!(said.contains("<h1>The database is away</h1>") && !said.contains("5432"), "{said}");
+    assert!(said.contains("<h1>Away for now</h1>") && !said.contains("5432"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,6 +7,7 @@ use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
 use crate::cli::server::{read, Reach};
+use crate::cli::task;
 use crate::engine::dead_letters::{self, By, Filter, Replay, NEWEST};
 use crate::engine::fleet::fleet;
 use crate::engine::read::{page_of_tasks, read_minutes, read_task, TaskFilter};
@@ -25,8 +26,8 @@ const ROWS: i32 = 200;
 pub(super) enum Wanted {
     /// The namespaces, and what needs a person.
     Fleet,
-    /// The newest tasks, in this state or in any, of this namespace or of all.
-    Tasks { state: Option<String>, namespace: Option<String> },
+    /// The newest of these tasks.
+    Tasks(TaskFilter),
     /// One of them.
     Task(Uuid),
     /// Dead letters by error.
@@ -111,16 +112,12 @@ impl Reader {
                     ),
                 };
             }
-            Wanted::Tasks { state, namespace } => {
-                let filter = TaskFilter {
-                    state: state.clone(),
-                    namespace: namespace.clone(),
-                    ..TaskFilter::default()
-                };
+            Wanted::Tasks(filter) => {
                 known.tasks = match &self.0 {
-                    Reach::Database(db) => page_of_tasks(db, &filter, ROWS).await?.tasks,
+                    Reach::Database(db) => page_of_tasks(db, filter, ROWS).await?.tasks,
                     Reach::Server(server) => {
-                        let query = [("state", json!(state)), ("namespace", json!(namespace)), ("limit", json!(ROWS))];
+                        let mut query = task::query(filter);
+                        query.push(("limit", json!(ROWS)));
                         server.whole("/tasks", &query)?
                     }
                 };

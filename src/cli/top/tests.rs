@@ -4,6 +4,7 @@ use uuid::Uuid;
 
 use super::reader::{Known, Verb, Wanted};
 use super::view::View;
+use crate::engine::read::TaskFilter;
 use crate::engine::reasons::Reason;
 
 fn task() -> Uuid {
@@ -53,9 +54,12 @@ fn keys_lead_from_a_namespace_to_its_tasks_to_one_of_them_and_back() {
     picture(&mut view);
     view.press(KeyCode::Down, &known);
     view.press(KeyCode::Enter, &known);
-    let tasks = |state: Option<&str>| Wanted::Tasks {
-        state: state.map(str::to_owned),
-        namespace: Some("shop".into()),
+    let tasks = |state: Option<&str>| {
+        Wanted::Tasks(TaskFilter {
+            state: state.map(str::to_owned),
+            namespace: Some("shop".into()),
+            ..TaskFilter::default()
+        })
     };
     assert_eq!(view.wanted(), tasks(None));
     view.press(KeyCode::Char('s'), &known);
@@ -70,6 +74,21 @@ fn keys_lead_from_a_namespace_to_its_tasks_to_one_of_them_and_back() {
     );
     view.press(KeyCode::Backspace, &known);
     assert_eq!(view.wanted(), tasks(Some("blocked")));
+}
+
+#[test]
+fn a_group_of_dead_letters_leads_to_its_tasks() {
+    let (mut view, known) = (View::default(), known());
+    view.press(KeyCode::Char('3'), &known);
+    picture(&mut view);
+    view.press(KeyCode::Enter, &known);
+    let expected = TaskFilter {
+        template: Some("order".into()),
+        error: Some("Declined".into()),
+        ..TaskFilter::default()
+    };
+    assert_eq!(view.wanted(), Wanted::Tasks(expected));
+    assert!(picture(&mut view).contains("tasks: in all states, of all namespaces, order, dead of Declined"));
 }
 
 #[test]

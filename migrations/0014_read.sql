@@ -159,9 +159,19 @@ LANGUAGE sql STABLE BEGIN ATOMIC
            SELECT FROM tasker.steps s WHERE s.task_id = p_task.id AND s.state = 'dead' AND s.errors -> -1 ->> 'class' = p_filter ->> 'error'));
 END;
 
+-- The ids of the tasks with these tags, in no order; null where that are more than p_most.
+CREATE FUNCTION tasker.tagged_tasks(p_tags jsonb, p_most int) RETURNS uuid[]
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET enable_bitmapscan = on AS $$
+DECLARE
+    v_ids uuid[] := ARRAY(SELECT t.id FROM tasker.tasks t WHERE t.tags @> p_tags LIMIT p_most + 1);
+BEGIN
+    RETURN CASE WHEN cardinality(v_ids) <= p_most THEN v_ids END;
+END
+$$;
+
 -- The ids of the newest tasks first that a filter lets through: {namespace, template, state, error (the class of the last error of a dead step), before (a
--- task's id), since, key, tags}; what it lacks filters nothing. p_open: only those that have not ended. With a key, or with tags that few of the newest
--- tasks have, they are found by these; else the ids, which begin with the time, say where since is, and tasks are looked at for p_patience, two thousand of
+-- task's id), since, key, tags}; what it lacks filters nothing. p_open: only those that have not ended. With a key, or with tags that no more than two
+-- thousand tasks have, they are found by these; else the ids, which begin with the time, say where since is, and tasks are looked at for p_patience, two thousand of
 -- them at least: a list may be short, or empty, and yet not be the last. next: before which it continues; null: nowhere.
 CREATE FUNCTION tasker.find_tasks(p_filter jsonb, p_limit int, p_open boolean, p_patience interval, OUT ids uuid[], OUT next uuid)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -179,19 +189,17 @@ DECLARE
         SELECT tp.id FROM tasker.templates tp JOIN tasker.namespaces n ON n.id = tp.namespace_id
         WHERE n.name = coalesce(p_filter ->> 'namespace', n.name) AND tp.name = coalesce(p_filter ->> 'template', tp.name)) END;
     v_tags   jsonb := p_filter -> 'tags';
+    v_tagged uuid[] := CASE WHEN v_tags IS NOT NULL AND NOT p_filter ? 'key' THEN tasker.tagged_tasks(v_tags, 2000) END;
     v_from   uuid;
 BEGIN
     ids := '{}';
-    IF p_filter ? 'key' OR (
-        SELECT count(*) < 20 FROM (SELECT t.tags FROM tasker.tasks t WHERE t.id >= v_first AND t.id < v_before ORDER BY t.id DESC LIMIT 2000) AS n
-        WHERE n.tags @> v_tags) AND v_tags IS NOT NULL
-    THEN
+    IF p_filter ? 'key' OR v_tagged IS NOT NULL THEN
         ids := ARRAY(
             SELECT t.id FROM (
                 SELECT k.* FROM tasker.templates tp
                 CROSS JOIN LATERAL (SELECT * FROM tasker.tasks WHERE template_id = tp.id AND key = p_filter ->> 'key' OFFSET 0) AS k
                 UNION ALL
-                (SELECT * FROM tasker.tasks WHERE NOT p_filter ? 'key' AND tags @> v_tags OFFSET 0)) AS t
+                SELECT g.* FROM unnest(v_tagged) AS i(id) CROSS JOIN LATERAL (SELECT * FROM tasker.tasks WHERE id = i.id OFFSET 0) AS g) AS t
             WHERE coalesce(t.tags @> v_tags, v_tags IS NULL) AND t.id >= v_first AND t.id < v_before
               AND (v_templates IS NULL OR t.template_id = ANY (v_templates)) AND (v_states IS NULL OR t.state = ANY (v_states))
               AND NOT (p_open AND t.finished_at IS NOT NULL) AND tasker.is_listed(t, p_filter)

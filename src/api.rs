@@ -15,6 +15,7 @@ pub(crate) mod followed;
 mod groups;
 mod jwt;
 mod listed;
+mod namespaces;
 mod openapi;
 pub(crate) mod problem;
 mod proxy;
@@ -187,11 +188,11 @@ fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(schedules::trigger))
         .routes(routes!(schedules::backfill));
     let seldom_changed = OpenApiRouter::new()
-        .routes(routes!(templates::list))
+        .routes(routes!(templates::list, templates::register))
         .routes(routes!(templates::show))
         .routes(routes!(templates::versions))
         .routes(routes!(templates::diff))
-        .routes(routes!(fleet::namespaces))
+        .routes(routes!(namespaces::list, namespaces::create))
         .routes(routes!(configuration::show))
         .routes(routes!(configuration::versions))
         .layer(from_fn(etag::tagged));
@@ -206,7 +207,9 @@ fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(statistics::minutes));
     let settings = OpenApiRouter::new()
         .routes(routes!(configuration::drift))
+        .routes(routes!(namespaces::set))
         .routes(routes!(configuration::set))
+        .routes(routes!(configuration::apply))
         .routes(routes!(configuration::rollback))
         .routes(routes!(tokens::list, tokens::create))
         .routes(routes!(tokens::revoke))

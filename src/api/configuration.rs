@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::Json;
 use serde::Deserialize;
-use serde_json::{json, Value};
+use serde_json::{json, Map, Value};
 use utoipa::{IntoParams, ToSchema};
 
 use super::access::{Admin, As, Caller, Reader};
@@ -138,6 +138,35 @@ async fn edit(api: &Api, caller: &Caller, change: Change<'_>, edit: impl Fn(&mut
     };
     let version = caller.change(api, change, doing, |_| None).await?;
     Ok(Json(json!(version)))
+}
+
+/// All that is set
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({ "overrides": { "worker": { "threads": 20 } }, "why": "as in the repository" }))]
+pub(crate) struct Apply {
+    /// As `GET /configuration` has them: settings, `namespace_defaults`, `namespaces`, `instances`
+    #[schema(value_type = Object)]
+    overrides: Map<String, Value>,
+    /// For those who read the record
+    why: Option<String>,
+}
+
+/// Apply a configuration
+///
+/// In place of all that was set for running processes. It takes the role admin.
+#[utoipa::path(post, path = "/configuration/apply", tag = "configuration", request_body = Apply, responses(
+    (status = 200, description = "The new version", body = Object, example = json!({
+        "version": 6, "at": "2026-11-29T10:00:00Z", "who": "ada", "why": "as in the repository", "overrides": { "worker": { "threads": 20 } } })),
+    ChangeRefused))]
+pub(crate) async fn apply(State(api): State<Api>, As(caller): Admin, Body(given): Body<Apply>) -> Outcome<Json<Value>> {
+    let change = Change {
+        action: "configuration.apply",
+        why: given.why.as_deref(),
+        details: Some(json!({ "overrides": given.overrides })),
+        ..Change::default()
+    };
+    edit(&api, &caller, change, |overrides| *overrides = json!(given.overrides)).await
 }
 
 /// Which version

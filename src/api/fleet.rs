@@ -1,4 +1,4 @@
-//! What runs, and what holds it back: namespaces, queues, members, limits, pauses.
+//! What runs, and what holds it back: queues, members, limits, pauses.
 
 use axum::extract::State;
 use axum::Json;
@@ -14,19 +14,7 @@ use super::steering::Done;
 use super::Api;
 use crate::engine::audit::Change;
 use crate::engine::pauses::{self, Pausable};
-use crate::engine::{fleet, limits, namespaces};
-
-/// List namespaces
-///
-/// By name, with their rules. It takes the role reader.
-#[utoipa::path(get, path = "/namespaces", tag = "fleet", params(Paged), responses(
-    (status = 200, description = "A page of namespaces", body = Listed, example = json!({ "items": [{ "name": "fulfillment", "max_attempts": 5 }], "next": null })),
-    (status = 304, description = "It is what the header If-None-Match names by its ETag"),
-    ReadRefused))]
-pub(super) async fn namespaces(State(api): State<Api>, _: Reader, Asked(asked): Asked<Paged>) -> Outcome<Json<Listed>> {
-    let all = namespaces::list(&api.db).await?;
-    Ok(Json(Listed::of_all(all, &asked, &["name"])?))
-}
+use crate::engine::{fleet, limits};
 
 /// Show the fleet
 ///

@@ -4,15 +4,18 @@ use axum::extract::State;
 use axum::Json;
 use serde::Deserialize;
 use serde_json::{json, Value};
-use utoipa::IntoParams;
+use utoipa::{IntoParams, ToSchema};
 
-use super::access::Reader;
-use super::extract::{Asked, Part};
+use super::access::{Admin, As, Reader};
+use super::extract::{Asked, Body, Part};
 use super::listed::{Listed, Paged};
-use super::problem::{Outcome, ReadRefused};
+use super::problem::{ChangeRefused, Outcome, ReadRefused};
 use super::Api;
-use crate::engine::read;
+use crate::engine::audit::Change;
+use crate::engine::{read, register};
+use crate::error::Error;
 use crate::template::difference::difference;
+use crate::template::Template;
 
 /// List templates
 ///
@@ -25,6 +28,47 @@ use crate::template::difference::difference;
 pub(super) async fn list(State(api): State<Api>, _: Reader, Asked(asked): Asked<Paged>) -> Outcome<Json<Listed>> {
     let all = read::list_templates(&api.db).await?;
     Ok(Json(Listed::of_all(all, &asked, &["namespace", "name"])?))
+}
+
+/// A template to be registered
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({ "source": "name: order\nnamespace: fulfillment\nsteps:\n  - { name: validate, handler: ValidateOrder }\n", "why": "release 12" }))]
+pub(super) struct NewTemplate {
+    /// The file's text: YAML or JSON
+    source: String,
+    /// The file's name, for errors
+    #[serde(default = "body")]
+    origin: String,
+    /// For those who read the record
+    why: Option<String>,
+}
+
+fn body() -> String {
+    "source".into()
+}
+
+/// Register a template
+///
+/// It is the current version from now on, also if it was there before; tasks that there are keep theirs. It takes the role admin.
+#[utoipa::path(post, path = "/templates", tag = "templates", request_body = NewTemplate, responses(
+    (status = 200, description = "Its version, and whether that is new", body = Object, example = json!({
+        "namespace": "fulfillment", "name": "order", "version": "3", "created": true })),
+    ChangeRefused))]
+pub(super) async fn register(State(api): State<Api>, As(caller): Admin, Body(given): Body<NewTemplate>) -> Outcome<Json<Value>> {
+    let template = Template::parse(&given.source, &given.origin).map_err(Error::from)?;
+    let name = format!("{}/{}", template.namespace, template.name);
+    let change = Change {
+        action: "templates.register",
+        object: Some(&name),
+        why: given.why.as_deref(),
+        ..Change::default()
+    };
+    let doing = async { Ok(register::register(&api.db, &template).await?) };
+    let registered = caller.change(&api, change, doing, |_| None).await?;
+    Ok(Json(
+        json!({ "namespace": template.namespace, "name": template.name, "version": registered.version, "created": registered.created }),
+    ))
 }
 
 /// List the versions of a template

@@ -184,6 +184,9 @@ impl Config {
                     let found: Vec<String> = found.iter().map(|problem| placed(&file, problem)).collect();
                     Error::Config(found.join("\n"))
                 })?;
+                if let Some(server) = connection.server()? {
+                    return of_server(&server, "apply", json!({ "why": by.why }), ("overrides", &applied));
+                }
                 change(&connection, by, |overrides| {
                     *overrides = applied.clone();
                     Ok(())

@@ -1,9 +1,9 @@
 //! `tasker namespace`: the rules of failures where neither step nor template says otherwise.
 
 use clap::Subcommand;
-use serde_json::{json, Value};
+use serde_json::json;
 
-use super::server::Reach;
+use super::server::{part, read, Reach};
 use super::{listing, print, By, Connection};
 use crate::engine::namespaces::{self, Rules};
 use crate::error::Result;
@@ -96,11 +96,11 @@ impl Namespace {
                 Reach::Server(server) => (json, server.all("/namespaces", &[])?),
             },
             Namespace::Create { names, json, connection } => {
-                let db = connection.open().await?;
-                namespaces::ensure(&db, &names).await?;
-                let all = namespaces::list(&db).await?;
-                let made = |of: &Value| of["name"].as_str().is_some_and(|name| names.iter().any(|made| made == name));
-                (json, all.into_iter().filter(made).collect())
+                let created = match connection.reach().await? {
+                    Reach::Database(db) => namespaces::create(&db, &names).await?,
+                    Reach::Server(server) => read(server.post("/namespaces", json!({ "names": names }))?["items"].take())?,
+                };
+                (json, created)
             }
             Namespace::Set {
                 name,
@@ -129,8 +129,16 @@ impl Namespace {
                     queue_target,
                     ..Rules::default()
                 };
-                let (db, coordinator) = connection.coordinated().await?;
-                (json, vec![namespaces::set(&db, &*coordinator, &name, &rules, &by.author()).await?])
+                if let Some(server) = connection.server()? {
+                    let set = server.post(
+                        &format!("/namespaces/{}/rules", part(&name)),
+                        json!({ "rules": rules, "why": by.why }),
+                    )?;
+                    (json, vec![set])
+                } else {
+                    let (db, coordinator) = connection.coordinated().await?;
+                    (json, vec![namespaces::set(&db, &*coordinator, &name, &rules, &by.author()).await?])
+                }
             }
         };
         print(json, &json!(found), || {

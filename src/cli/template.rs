@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Subcommand;
 use serde_json::{json, Value};
 
-use super::server::{part, Reach};
+use super::server::{part, read as read_as, Reach};
 use super::{listing, print, say, Connection};
 use crate::engine::{read, register};
 use crate::error::{Error, Result};
@@ -82,15 +82,18 @@ impl Template {
     pub(super) async fn run(self) -> Result<i32> {
         match self {
             Template::Check { files } => {
-                for template in parse_all(&files)? {
+                for (_, template) in parse_all(&files)? {
                     say(&format!("{}/{}: {} steps", template.namespace, template.name, template.steps.len()));
                 }
             }
             Template::Register { files, json, connection } => {
                 let templates = parse_all(&files)?;
-                let db = connection.open().await?;
-                for template in templates {
-                    let registered = register::register(&db, &template).await?;
+                let reach = connection.reach().await?;
+                for ((source, template), file) in templates.iter().zip(&files) {
+                    let registered = match &reach {
+                        Reach::Database(db) => register::register(db, template).await?,
+                        Reach::Server(server) => read_as(server.post("/templates", json!({ "source": source, "origin": file }))?)?,
+                    };
                     let value = json!({ "namespace": template.namespace, "name": template.name, "version": registered.version, "created": registered.created });
                     print(json, &value, || {
                         let new = if registered.created { "registered" } else { "unchanged" };
@@ -170,13 +173,15 @@ fn path(template: &str) -> Result<String> {
     Ok(format!("/templates/{}/{}", part(namespace), part(name)))
 }
 
-fn parse_all(files: &[PathBuf]) -> Result<Vec<Definition>> {
+/// The text of each, and what it says.
+fn parse_all(files: &[PathBuf]) -> Result<Vec<(String, Definition)>> {
     let parse = |file: &PathBuf| {
         let source = std::fs::read_to_string(file).map_err(|source| Error::System {
             what: file.display().to_string(),
             source,
         })?;
-        Ok(Definition::parse(&source, &file.display().to_string())?)
+        let template = Definition::parse(&source, &file.display().to_string())?;
+        Ok((source, template))
     };
     files.iter().map(parse).collect()
 }

@@ -17,6 +17,13 @@ pub(crate) async fn ensure(db: &Db, names: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// Creates those that are missing; returns these namespaces with their rules.
+pub(crate) async fn create(db: &Db, names: &[String]) -> Result<Vec<Value>> {
+    ensure(db, names).await?;
+    let is_asked_for = |of: &Value| of["name"].as_str().is_some_and(|name| names.iter().any(|asked| asked == name));
+    Ok(list(db).await?.into_iter().filter(is_asked_for).collect())
+}
+
 /// Every namespace with its rules.
 pub async fn list(db: &Db) -> Result<Vec<Value>> {
     Ok(sqlx::query_scalar("SELECT tasker.list_namespaces()").fetch_all(db.pool()).await?)

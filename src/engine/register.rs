@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{json, Value};
 
 use crate::db::Db;
@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::template::{Kind, Retry, Step, Template, Undoing};
 
 /// A version of a template, as the database knows it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, sqlx::FromRow)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, sqlx::FromRow)]
 pub struct Registered {
     /// The version's name: the author's, or 1, 2, … where the author gave none.
     pub version: String,

@@ -163,6 +163,76 @@ async fn what_is_done_by_an_api_is_done_and_recorded_with_the_token_that_did_it(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn templates_namespaces_and_the_configuration_are_kept_by_an_api() {
+    World::with(async |world| {
+        let open = Asked::open(world, false).await;
+        let api = open.by(world, Role::Admin, &[]).await;
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        let order = file("order.yml", ORDER);
+        let register = ["template", "register", &order, "--json"];
+        assert_eq!(
+            (of(&api, &register)["created"].as_bool(), of(&api, &register)["created"].as_bool()),
+            (Some(true), Some(false))
+        );
+        assert_eq!(
+            of(&api, &["namespace", "create", "there", "here", "--json"])
+                .as_array()
+                .unwrap()
+                .len(),
+            2
+        );
+        let (code, text) = said(&run(&api, &["namespace", "create", "Not one"]));
+        assert!(
+            code == 1 && text.contains("'Not one' cannot be the name of a namespace"),
+            "{code}: {text}"
+        );
+        let set = of(
+            &api,
+            &[
+                "namespace",
+                "set",
+                "there",
+                "--max-attempts",
+                "8",
+                "--why",
+                "the bank is slow",
+                "--json",
+            ],
+        );
+        assert_eq!(set, json!([json_of(&world.url, &["namespace", "list", "--json"])[1]]));
+        assert_eq!(set[0]["max_attempts"], 8);
+
+        let settings = file("shared.yml", "orchestrator: { batch: 150 }");
+        assert_eq!(
+            said(&run(&api, &["config", "apply", &settings])).1.trim(),
+            r#"version 2: {"orchestrator":{"batch":150}}"#
+        );
+        let wrong = json!({ "overrides": { "orchestrator": { "batch": -1 } } });
+        let refused = api.post("/configuration/apply", wrong);
+        refused.is_refused(422, "orchestrator.batch");
+        let refused = api.post("/templates", json!({ "source": "name: order\nsteps: 5", "origin": "order.yml" }));
+        refused.is_refused(422, "order.yml:");
+        let operator = open.by(world, Role::Operator, &[]).await;
+        for path in ["/templates", "/namespaces", "/namespaces/there/rules", "/configuration/apply"] {
+            operator.post(path, json!({})).is_refused(403, "this takes admin");
+        }
+        let recorded = world
+            .text("SELECT string_agg(DISTINCT action, ' ' ORDER BY action) FROM tasker.audit WHERE error IS NULL")
+            .await;
+        assert_eq!(
+            recorded,
+            "configuration.apply namespaces.create namespaces.rules templates.register"
+        );
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_picture_of_what_goes_on_is_the_same_by_an_api() {
     World::with(async |world| {
         world.register(ORDER).await;

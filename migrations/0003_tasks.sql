@@ -317,7 +317,7 @@ $$;
 -- p_keys (may be null, as may each key): a task of this template that already has the key is returned instead of a new one.
 -- p_priorities: low, normal, high, urgent; null means the template's.
 -- p_tags (may be null, as may each): by which they can be found; above those that their template finds in the input.
--- p_checked: the version that the inputs were checked against, if the caller has only remembered it.
+-- p_checked: the digest of the version that the inputs were checked against, if the caller has only remembered it.
 -- p_uniques (may be null, as may each): in place of the template's rule, of which tasks there is one at a time (see 0033_unique.sql). Another one that
 -- is there may be returned instead of a new one.
 -- Errors: TK002, TK003 (see find_template), TK004 bad argument, TK005 the version is another by now than was checked, TK006 an input is too large,
@@ -327,7 +327,7 @@ $$;
 CREATE FUNCTION tasker.create_tasks(
     p_template text, p_inputs jsonb[], p_keys text[] DEFAULT NULL, p_priorities text[] DEFAULT NULL,
     p_version text DEFAULT NULL, p_traces jsonb[] DEFAULT NULL, p_run_ats timestamptz[] DEFAULT NULL,
-    p_checked int DEFAULT NULL, p_tags jsonb[] DEFAULT NULL, p_uniques jsonb[] DEFAULT NULL
+    p_checked text DEFAULT NULL, p_tags jsonb[] DEFAULT NULL, p_uniques jsonb[] DEFAULT NULL
 ) RETURNS TABLE (ordinal int, id uuid, created boolean)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
@@ -338,7 +338,7 @@ DECLARE
     v_instead   uuid[];
     v_bad       text;
 BEGIN
-    IF p_checked <> v_version.id THEN
+    IF p_checked <> v_version.digest THEN
         RAISE EXCEPTION 'template % has another version by now', p_template USING ERRCODE = 'TK005';
     END IF;
     IF cardinality(p_inputs) <> ANY (ARRAY[cardinality(p_keys), cardinality(p_priorities), cardinality(p_traces), cardinality(p_run_ats), cardinality(p_tags),

@@ -16,7 +16,9 @@ CREATE TABLE tasker.members (
     -- set by a clean leave, or by whoever notices that the lease ran out
     left_at      timestamptz,
     -- what it last said of itself: memory, connections, room
-    report       jsonb
+    report       jsonb,
+    -- which process it is: after a past that was lost, its id may have been given to another
+    proof        uuid
 ) WITH (fillfactor = 50);
 CREATE INDEX members_present ON tasker.members (id) WHERE left_at IS NULL;
 
@@ -53,7 +55,9 @@ CREATE TABLE tasker.unhandled (
 );
 
 -- Errors: TK008 for a role that may not be this.
-CREATE FUNCTION tasker.join_members(p_kind text, p_name text, p_version text, p_namespaces text[], p_lease interval) RETURNS int
+CREATE FUNCTION tasker.join_members(
+    p_kind text, p_name text, p_version text, p_namespaces text[], p_lease interval, p_proof uuid DEFAULT NULL
+) RETURNS int
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_id int;
@@ -63,8 +67,8 @@ BEGIN
     ELSIF NOT tasker.is_one_of('{tasker_operate}') THEN
         RAISE EXCEPTION 'the role % may not be an orchestrator', session_user USING ERRCODE = 'TK008', HINT = 'GRANT tasker_operate TO it';
     END IF;
-    INSERT INTO tasker.members (kind, name, version, namespaces, lease_until)
-    VALUES (p_kind, p_name, p_version, p_namespaces, clock_timestamp() + p_lease)
+    INSERT INTO tasker.members (kind, name, version, namespaces, lease_until, proof)
+    VALUES (p_kind, p_name, p_version, p_namespaces, clock_timestamp() + p_lease, p_proof)
     RETURNING id INTO v_id;
     IF p_kind = 'worker' THEN
         PERFORM tasker.wake_namespaces(ARRAY(SELECT n.id FROM tasker.namespaces n WHERE n.name = ANY (p_namespaces)));
@@ -77,12 +81,12 @@ $$;
 -- p_activity is {namespace: {completed, failed, seconds}}. Returns what is missing beside it (see lacking, 0020_capacity.sql).
 -- Not held: the membership was lost; nothing was renewed.
 CREATE FUNCTION tasker.renew_membership(
-    p_id int, p_lease interval, p_report jsonb DEFAULT NULL, p_activity jsonb DEFAULT NULL, OUT held boolean, OUT lacks jsonb)
+    p_id int, p_lease interval, p_report jsonb DEFAULT NULL, p_activity jsonb DEFAULT NULL, p_proof uuid DEFAULT NULL, OUT held boolean, OUT lacks jsonb)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     WITH renewed AS (
         UPDATE tasker.members SET heartbeat_at = clock_timestamp(), lease_until = clock_timestamp() + p_lease, report = coalesce(p_report, report)
-        WHERE id = p_id AND role = session_user AND left_at IS NULL AND lease_until > clock_timestamp()
+        WHERE id = p_id AND proof IS NOT DISTINCT FROM p_proof AND role = session_user AND left_at IS NULL AND lease_until > clock_timestamp()
         RETURNING id, namespaces
     ), noted AS (
         INSERT INTO tasker.activity AS a (at, namespace_id, member, completed, failed, seconds)
@@ -106,9 +110,10 @@ LANGUAGE sql BEGIN ATOMIC
     DELETE FROM tasker.activity WHERE at < clock_timestamp() - interval '20 minutes';
 END;
 
-CREATE FUNCTION tasker.leave_members(p_id int) RETURNS void
+CREATE FUNCTION tasker.leave_members(p_id int, p_proof uuid DEFAULT NULL) RETURNS void
 LANGUAGE sql BEGIN ATOMIC
-    UPDATE tasker.members SET left_at = clock_timestamp() WHERE id = p_id AND role = session_user AND left_at IS NULL;
+    UPDATE tasker.members SET left_at = clock_timestamp()
+    WHERE id = p_id AND proof IS NOT DISTINCT FROM p_proof AND role = session_user AND left_at IS NULL;
 END;
 
 -- Forgets members that left so long ago that nobody asks who it was. Returns how many.

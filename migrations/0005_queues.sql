@@ -8,13 +8,20 @@ CREATE TYPE tasker.leased_message AS (msg_id bigint, fence int, task uuid, step 
 -- Steps are changed by their place (ctid) where many are changed at once: whoever has locked or deleted a step's message is the only one to change
 -- the step, but for what ends it (0013_cancel.sql, 0016_deadlines.sql); so its place stays what the key has found, or it is no longer enqueued.
 
+-- Whether a message stands for this step. Numbers alone do not say so: after a failover or a restore that lost the last of the past, those of messages
+-- are given out again, while a worker may still hold what they once were.
+CREATE FUNCTION tasker.is_of_step(p_message jsonb, p_task uuid, p_step smallint) RETURNS boolean
+LANGUAGE sql IMMUTABLE BEGIN ATOMIC
+    SELECT p_message ->> 'task' = p_task::text AND p_message ->> 'step' = p_step::text;
+END;
+
 -- Makes the functions of a queue, or makes them anew:
 --   <queue>_send    sends messages, as pgmq.send_batch does; the first p_room of them are p_worker's from the beginning. Returns their ids.
 --   <queue>_lease   leases the first p_limit visible messages from p_mark on; skips those that another worker is leasing or reporting.
---   <queue>_delete  deletes the messages that are held under these fences; the ids are in order. Returns what was passed along with them, and when
---   they were leased.
---   <queue>_hold    locks the messages that are held under these fences, in order. Returns their ids.
---   <queue>_extend  renews the leases that are held under these fences, but for what is being reported at this moment: that needs none.
+--   <queue>_delete  deletes the messages of these steps that are held under these fences; the ids are in order. Returns what was passed along with them,
+--   and when they were leased.
+--   <queue>_hold    locks the messages of these steps that are held under these fences, in order. Returns their ids.
+--   <queue>_extend  renews the leases of these steps that are held under these fences, but for what is being reported at this moment: that needs none.
 --                   Returns the ids that are not held, and those whose task was cancelled.
 --   <queue>_waits   whether a visible message waits after this one.
 --   <queue>_depth   how many messages there are from p_mark on, counting no further than p_target.
@@ -74,6 +81,7 @@ DECLARE
             WITH gone AS (
                 DELETE FROM {table} q
                 WHERE q.msg_id = ANY (ids) AND q.read_ct = p_fences[width_bucket(q.msg_id, ids)]
+                  AND tasker.is_of_step(q.message, tasks[width_bucket(q.msg_id, ids)], steps[width_bucket(q.msg_id, ids)])
                 RETURNING width_bucket(q.msg_id, ids) AS place, q.last_read_at
             )
             SELECT array_agg(g.place ORDER BY g.place), array_agg(g.last_read_at ORDER BY g.place) INTO v_places, started FROM gone g;
@@ -86,25 +94,32 @@ DECLARE
         $$;
 
         -- Each message by its id, here and below, for the same reason.
-        CREATE OR REPLACE FUNCTION tasker.{queue}_hold(p_ids bigint[], p_fences int[], OUT held bigint[])
+        CREATE OR REPLACE FUNCTION tasker.{queue}_hold(p_ids bigint[], p_fences int[], p_tasks uuid[], p_steps smallint[], OUT held bigint[])
         LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
         BEGIN
             SELECT array_agg(h.msg_id) INTO held
-            FROM (SELECT * FROM unnest(p_ids, p_fences) AS u(id, fence) ORDER BY u.id) AS r
-            CROSS JOIN LATERAL (SELECT m.msg_id FROM {table} m WHERE m.msg_id = r.id AND m.read_ct = r.fence FOR UPDATE) AS h;
+            FROM (SELECT * FROM unnest(p_ids, p_fences, p_tasks, p_steps) AS u(id, fence, task, step) ORDER BY u.id) AS r
+            CROSS JOIN LATERAL (
+                SELECT m.msg_id FROM {table} m WHERE m.msg_id = r.id AND m.read_ct = r.fence AND tasker.is_of_step(m.message, r.task, r.step)
+                FOR UPDATE) AS h;
         END
         $$;
 
-        CREATE OR REPLACE FUNCTION tasker.{queue}_extend(p_ids bigint[], p_fences int[], p_lease interval) RETURNS TABLE (id bigint, cancelled boolean)
+        CREATE OR REPLACE FUNCTION tasker.{queue}_extend(p_ids bigint[], p_fences int[], p_tasks uuid[], p_steps smallint[], p_lease interval)
+        RETURNS TABLE (id bigint, cancelled boolean)
         LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
         BEGIN
             UPDATE {table} q SET vt = clock_timestamp() + p_lease
             WHERE q.msg_id = ANY (ARRAY(
-                SELECT h.msg_id FROM unnest(p_ids, p_fences) AS r(id, fence)
-                CROSS JOIN LATERAL (SELECT m.msg_id FROM {table} m WHERE m.msg_id = r.id AND m.read_ct = r.fence FOR UPDATE SKIP LOCKED) AS h));
+                SELECT h.msg_id FROM unnest(p_ids, p_fences, p_tasks, p_steps) AS r(id, fence, task, step)
+                CROSS JOIN LATERAL (
+                    SELECT m.msg_id FROM {table} m WHERE m.msg_id = r.id AND m.read_ct = r.fence AND tasker.is_of_step(m.message, r.task, r.step)
+                    FOR UPDATE SKIP LOCKED) AS h));
             RETURN QUERY
-            SELECT r.id, h.msg_id IS NOT NULL FROM unnest(p_ids, p_fences) AS r(id, fence)
-            LEFT JOIN LATERAL (SELECT m.msg_id, m.headers FROM {table} m WHERE m.msg_id = r.id AND m.read_ct = r.fence OFFSET 0) AS h ON true
+            SELECT r.id, h.msg_id IS NOT NULL FROM unnest(p_ids, p_fences, p_tasks, p_steps) AS r(id, fence, task, step)
+            LEFT JOIN LATERAL (
+                SELECT m.msg_id, m.headers FROM {table} m
+                WHERE m.msg_id = r.id AND m.read_ct = r.fence AND tasker.is_of_step(m.message, r.task, r.step) OFFSET 0) AS h ON true
             WHERE h.msg_id IS NULL OR h.headers ? 'cancelled';
         END
         $$;

@@ -298,12 +298,12 @@ $$;
 -- Renews leases. Returns the messages that are no longer the caller's, to be abandoned; and those whose task was cancelled, which are still its own:
 -- their handlers are to come to an end.
 -- Locks: the messages, skipping those whose completion or failure is being committed at this moment.
-CREATE FUNCTION tasker.extend_leases(p_queue text, p_ids bigint[], p_fences int[], p_lease interval)
+CREATE FUNCTION tasker.extend_leases(p_queue text, p_ids bigint[], p_fences int[], p_tasks uuid[], p_steps smallint[], p_lease interval)
 RETURNS TABLE (id bigint, cancelled boolean)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM tasker.check_worker(ARRAY[left(p_queue, -6)]);
-    RETURN QUERY EXECUTE format('SELECT * FROM tasker.%I($1, $2, $3)', p_queue || '_extend') USING p_ids, p_fences, p_lease;
+    RETURN QUERY EXECUTE format('SELECT * FROM tasker.%I($1, $2, $3, $4, $5)', p_queue || '_extend') USING p_ids, p_fences, p_tasks, p_steps, p_lease;
 END
 $$;
 
@@ -328,13 +328,13 @@ $$;
 CREATE FUNCTION tasker.begin_suspect(p_queue text, p_id bigint, p_fence int, p_task uuid, p_step smallint) RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    v_held bigint;
+    v_held bigint[];
 BEGIN
     PERFORM tasker.check_reporter(p_queue, ARRAY[p_id], ARRAY[p_task], ARRAY[p_step]);
-    EXECUTE format('SELECT msg_id FROM pgmq.%I WHERE msg_id = $1 AND read_ct = $2 FOR NO KEY UPDATE', pgmq.format_table_name(p_queue, 'q'))
-    INTO v_held USING p_id, p_fence;
+    EXECUTE format('SELECT tasker.%I($1, $2, $3, $4)', p_queue || '_hold')
+    INTO v_held USING ARRAY[p_id], ARRAY[p_fence], ARRAY[p_task], ARRAY[p_step];
     UPDATE tasker.steps s SET kills = s.kills + 1, suspected = p_fence
-    WHERE s.task_id = p_task AND s.step = p_step AND s.msg_id = v_held;
+    WHERE s.task_id = p_task AND s.step = p_step AND s.msg_id = ANY (v_held);
     RETURN FOUND;
 END
 $$;
@@ -350,7 +350,7 @@ DECLARE
     v_held bigint[];
 BEGIN
     PERFORM tasker.check_reporter(p_queue, p_ids, p_tasks, p_steps);
-    EXECUTE format('SELECT tasker.%I($1, $2)', p_queue || '_hold') INTO v_held USING p_ids, p_fences;
+    EXECUTE format('SELECT tasker.%I($1, $2, $3, $4)', p_queue || '_hold') INTO v_held USING p_ids, p_fences, p_tasks, p_steps;
     UPDATE tasker.steps s SET progress = coalesce(r.progress, s.progress), checkpoint = coalesce(r.checkpoint, s.checkpoint)
     FROM (SELECT u.progress, u.checkpoint, h.place FROM unnest(p_ids, p_tasks, p_steps, p_progress, p_checkpoints) AS u(id, task, step, progress, checkpoint)
           CROSS JOIN LATERAL (SELECT ctid AS place FROM tasker.steps WHERE task_id = u.task AND step = u.step AND msg_id = u.id OFFSET 0) AS h
@@ -362,14 +362,14 @@ $$;
 
 -- Hands back leased messages whose handlers have not begun, or were stopped by a shutdown: visible at once, and not a crash.
 -- Locks: the messages, then their steps; nobody who holds such a step waits for its message (reports delete the message first).
-CREATE FUNCTION tasker.release_steps(p_queue text, p_ids bigint[], p_fences int[]) RETURNS int
+CREATE FUNCTION tasker.release_steps(p_queue text, p_ids bigint[], p_fences int[], p_tasks uuid[], p_steps smallint[]) RETURNS int
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_held     bigint[];
     v_released int;
 BEGIN
     PERFORM tasker.check_worker(ARRAY[left(p_queue, -6)]);
-    EXECUTE format('SELECT tasker.%I($1, $2)', p_queue || '_hold') INTO v_held USING p_ids, p_fences;
+    EXECUTE format('SELECT tasker.%I($1, $2, $3, $4)', p_queue || '_hold') INTO v_held USING p_ids, p_fences, p_tasks, p_steps;
     EXECUTE format($f$
         WITH visible AS (
             UPDATE pgmq.%I q SET vt = clock_timestamp() WHERE q.msg_id = ANY ($1) RETURNING q.msg_id, q.read_ct, q.message

@@ -148,6 +148,7 @@ BEGIN
         WITH gone AS (
             DELETE FROM pgmq.%1$I q
             WHERE q.msg_id = ANY ($1) AND q.read_ct = ($2)[width_bucket(q.msg_id, $1)]
+              AND tasker.is_of_step(q.message, ($3)[width_bucket(q.msg_id, $1)], ($4)[width_bucket(q.msg_id, $1)])
             RETURNING q.msg_id, q.read_ct, q.last_read_at, q.message
         ), verdict AS (
             SELECT gone.*, s.place, r.task, r.step, r.error, r.permanent, z.snoozed,
@@ -259,8 +260,9 @@ DECLARE
 BEGIN
     PERFORM tasker.check_reporter(p_queue, ARRAY[p_id], ARRAY[p_task], ARRAY[p_step]);
     PERFORM FROM tasker.tasks t WHERE t.id = p_task FOR NO KEY UPDATE;
-    EXECUTE format('DELETE FROM pgmq.%I WHERE msg_id = $1 AND read_ct = $2 RETURNING msg_id', pgmq.format_table_name(p_queue, 'q'))
-    INTO v_gone USING p_id, p_fence;
+    EXECUTE format('DELETE FROM pgmq.%I WHERE msg_id = $1 AND read_ct = $2 AND tasker.is_of_step(message, $3, $4) RETURNING msg_id',
+                   pgmq.format_table_name(p_queue, 'q'))
+    INTO v_gone USING p_id, p_fence, p_task, p_step;
     RETURN v_gone IS NOT NULL AND tasker.end_barely(p_queue, p_id, p_task, p_step, p_reason, p_message);
 END
 $$;

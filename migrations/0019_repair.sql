@@ -7,15 +7,18 @@
 CREATE FUNCTION tasker.try_queue(p_queue text, OUT code text, OUT why text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '200ms' AS $$
 DECLARE
-    v_id bigint;
+    v_id   bigint;
+    v_task uuid := gen_random_uuid();
 BEGIN
-    EXECUTE format('SELECT (tasker.%I($1, 0, 0, interval ''0'', clock_timestamp()))[1]', p_queue || '_send') INTO v_id USING ARRAY['{}'::jsonb];
+    EXECUTE format('SELECT (tasker.%I($1, 0, 0, interval ''0'', clock_timestamp()))[1]', p_queue || '_send')
+    INTO v_id USING ARRAY[jsonb_build_object('task', v_task, 'step', 0)];
     EXECUTE format('SELECT tasker.%I($1, 1, interval ''1 second'', 0)', p_queue || '_lease') USING v_id;
-    EXECUTE format('SELECT tasker.%I($1, $2)', p_queue || '_hold') USING ARRAY[v_id], '{1}'::int[];
-    EXECUTE format('SELECT tasker.%I($1, $2, interval ''1 second'')', p_queue || '_extend') USING ARRAY[v_id], '{1}'::int[];
+    EXECUTE format('SELECT tasker.%I($1, $2, $3, $4)', p_queue || '_hold') USING ARRAY[v_id], '{1}'::int[], ARRAY[v_task], '{0}'::smallint[];
+    EXECUTE format('SELECT tasker.%I($1, $2, $3, $4, interval ''1 second'')', p_queue || '_extend')
+    USING ARRAY[v_id], '{1}'::int[], ARRAY[v_task], '{0}'::smallint[];
     EXECUTE format('SELECT tasker.%I($1), tasker.%I($1, 1)', p_queue || '_waits', p_queue || '_depth') USING v_id;
     EXECUTE format('SELECT tasker.%I($1, $2, $3, $4, $5)', p_queue || '_delete')
-    USING ARRAY[v_id], '{1}'::int[], ARRAY[gen_random_uuid()], '{0}'::smallint[], '{null}'::text[];
+    USING ARRAY[v_id], '{1}'::int[], ARRAY[v_task], '{0}'::smallint[], '{null}'::text[];
     PERFORM pgmq.send(p_queue || '_dlq', '{}');
     RAISE SQLSTATE 'TK000';
 EXCEPTION WHEN OTHERS THEN

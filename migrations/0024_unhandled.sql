@@ -11,7 +11,7 @@ BEGIN
     PERFORM tasker.check_reporter(p_queue, p_ids, p_tasks, p_steps);
     PERFORM tasker.note_unable(p_worker, array_agg(DISTINCT t.version_id), d.step)
     FROM unnest(p_tasks, p_steps) AS d(task, step) JOIN tasker.tasks t ON t.id = d.task GROUP BY d.step ORDER BY d.step;
-    PERFORM tasker.release_steps(p_queue, p_ids, p_fences);
+    PERFORM tasker.release_steps(p_queue, p_ids, p_fences, p_tasks, p_steps);
 END
 $$;
 

@@ -31,7 +31,8 @@ DECLARE
     v_held bigint[];
 BEGIN
     PERFORM tasker.check_reporter(p_queue, ARRAY[p_id], ARRAY[p_task], ARRAY[p_step]);
-    EXECUTE format('SELECT tasker.%I($1, $2)', p_queue || '_hold') INTO v_held USING ARRAY[p_id], ARRAY[p_fence];
+    EXECUTE format('SELECT tasker.%I($1, $2, $3, $4)', p_queue || '_hold')
+    INTO v_held USING ARRAY[p_id], ARRAY[p_fence], ARRAY[p_task], ARRAY[p_step];
     RETURN v_held IS NOT NULL AND EXISTS (
         SELECT FROM tasker.steps s WHERE s.task_id = p_task AND s.step = p_step AND s.msg_id = p_id AND s.state = 'enqueued');
 END

@@ -3,6 +3,7 @@
 mod bounded;
 mod certificate;
 mod migrations;
+mod servers;
 mod session;
 mod target;
 mod tunnel;
@@ -14,58 +15,25 @@ pub use session::PLANS;
 pub(crate) use wake::{channel, wait, Wake};
 
 use std::fmt;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{Connection, PgPool};
+use sqlx::Connection;
 use tokio_util::sync::CancellationToken;
 
 use bounded::{Bounded, Waits};
-use session::READ_ONLY;
+use servers::{Pool, Servers};
+use session::{ACQUIRE, READ_ONLY};
 use target::Target;
-use tunnel::Tunnel;
 
 use crate::error::{Error, Result};
 use crate::redaction::Redaction;
 
-/// How long to wait for a connection.
-const ACQUIRE: Duration = Duration::from_secs(10);
-
 /// How long a call can take, from wanting a connection to giving up on an answer.
 pub(crate) const LONGEST_CALL: Duration = Duration::from_secs(30);
 
-/// Why the last connection that could be made was refused by us; None: it was not.
-type Refusal = Arc<Mutex<Option<String>>>;
-
-fn pool(options: &PgConnectOptions, connections: u32, refusal: &Refusal) -> PgPool {
-    let refusal = refusal.clone();
-    PgPoolOptions::new()
-        .max_connections(connections)
-        .acquire_timeout(ACQUIRE)
-        .after_connect(move |connection, _| {
-            let refusal = refusal.clone();
-            Box::pin(async move {
-                let read_only = session::begin(connection).await?;
-                refusal.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&read_only);
-                match read_only {
-                    None => Ok(()),
-                    Some(why) => Err(sqlx::Error::Configuration(why.into())),
-                }
-            })
-        })
-        // A round trip for every call is too much; a connection that has been idle may have been cut off.
-        .test_before_acquire(false)
-        .before_acquire(|connection, about| {
-            Box::pin(async move {
-                if about.idle_for >= Duration::from_secs(5) {
-                    connection.ping().await?;
-                }
-                Ok(true)
-            })
-        })
-        .connect_lazy_with(options.clone())
-}
+/// How often a process that knows of several servers asks whether its own still is the primary, where nothing makes it doubt that.
+const DOUBTED: Duration = Duration::from_secs(5);
 
 /// How many connections are kept apart from the pool: one for upkeep, one for probes, one to LISTEN.
 const APART: u32 = 3;
@@ -95,19 +63,16 @@ pub struct PoolUse {
 /// (`max_connections`).
 #[derive(Clone)]
 pub struct Db {
-    pool: PgPool,
-    upkeep: PgPool,
-    probes: PgPool,
+    pool: Arc<Pool>,
+    upkeep: Arc<Pool>,
+    probes: Arc<Pool>,
     waits: Arc<Waits>,
-    refusal: Refusal,
-    options: PgConnectOptions,
+    servers: Arc<Servers>,
     closing: CancellationToken,
     target: String,
     installation: Arc<OnceLock<String>>,
     redaction: Redaction,
     is_for_people: bool,
-    /// Where the options lead, if they lead there.
-    _tunnel: Option<Arc<Tunnel>>,
 }
 
 /// The options have the password.
@@ -125,96 +90,57 @@ impl Db {
     /// a database that is not in UTF8 or a pooler that pools transactions, [`Error::Unreachable`] when there is no answer within 10 s (or its `connect_timeout`), a refusal, or the
     /// server is a standby or read-only.
     pub async fn connect(url: &str, max_connections: u32) -> Result<Db> {
-        let Target {
-            mut options,
-            patience,
-            certificates,
-        } = Target::parse(url)?;
+        let Target { servers, patience } = Target::parse(url)?;
         if max_connections <= APART {
             return Err(Error::Config(format!(
                 "{max_connections} database connections are too few: expected at least {}, one of them for heartbeats, one for probes and one to LISTEN",
                 APART + 1
             )));
         }
-        let place = options
-            .get_socket()
-            .map_or(options.get_host().into(), |folder| folder.display().to_string());
-        let target = format!(
-            "{place}:{} (user {}, database {})",
-            options.get_port(),
-            options.get_username(),
-            options.get_database().unwrap_or_else(|| options.get_username())
-        );
+        let target = target::named(&servers);
         let unreachable = |reason: String| Error::Unreachable {
             target: target.clone(),
             reason,
         };
-
         // A pool hides why it cannot connect behind its own timeout: ask directly first.
-        let patience = patience.unwrap_or(ACQUIRE);
-        let mut tunnel = None;
-        let first = tokio::time::timeout(patience, async {
-            match sqlx::ConnectOptions::connect(&options).await {
-                Err(refused) if certificates.root.is_some() && certificate::may_be_accepted(&refused) => {
-                    let opened = Tunnel::open(&options, &certificates)
-                        .await
-                        .map_err(|why| sqlx::Error::Tls(why.into()))?;
-                    (tunnel, options) = (Some(Arc::new(opened.0)), opened.1);
-                    sqlx::ConnectOptions::connect(&options).await
-                }
-                connected => connected,
-            }
-        })
-        .await;
-        match first {
-            Err(_) => return Err(unreachable(format!("no answer within {} s", patience.as_secs()))),
-            Ok(Err(sqlx::Error::Database(e))) => return Err(unreachable(e.message().to_owned())),
-            Ok(Err(error)) => return Err(unreachable(error.to_string())),
-            Ok(Ok(mut connection)) => {
-                if session::are_pooled_by_transaction(&mut connection, &options).await? {
-                    return Err(Error::Config(format!(
-                        "a pooler stands in front of {target} that gives each transaction another session (PgBouncer's pool_mode = transaction or \
-                         statement), so prepared statements, settings and LISTEN would be mixed up: expected pool_mode = session for this database, or \
-                         the server's own address (docs/deployment.md)"
-                    )));
-                }
-                let read_only: Option<String> = sqlx::query_scalar(READ_ONLY).fetch_one(&mut connection).await?;
-                if let Some(why) = read_only {
-                    return Err(unreachable(why));
-                }
-                let encoding: String = sqlx::query_scalar("SHOW server_encoding").fetch_one(&mut connection).await?;
-                if encoding != "UTF8" {
-                    return Err(Error::Config(format!(
-                        "the database at {target} has the encoding {encoding}: expected UTF8, as CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0 makes it"
-                    )));
-                }
-                let allowed: i64 = sqlx::query_scalar("SELECT setting::bigint FROM pg_settings WHERE name = 'max_connections'")
-                    .fetch_one(&mut connection)
-                    .await?;
-                if i64::from(max_connections) > allowed {
-                    tracing::warn!(
-                        max_connections,
-                        allowed,
-                        "PostgreSQL allows fewer connections than this process may want"
-                    );
-                }
-                sqlx::Connection::close(connection).await?;
-            }
+        let (servers, mut connection) = Servers::find(servers, patience.unwrap_or(ACQUIRE)).await.map_err(unreachable)?;
+        if session::are_pooled_by_transaction(&mut connection, &servers.way()).await? {
+            return Err(Error::Config(format!(
+                "a pooler stands in front of {target} that gives each transaction another session (PgBouncer's pool_mode = transaction or \
+                 statement), so prepared statements, settings and LISTEN would be mixed up: expected pool_mode = session for this database, or \
+                 the server's own address (docs/deployment.md)"
+            )));
         }
-        let refusal = Refusal::default();
+        let encoding: String = sqlx::query_scalar("SHOW server_encoding").fetch_one(&mut connection).await?;
+        if encoding != "UTF8" {
+            return Err(Error::Config(format!(
+                "the database at {target} has the encoding {encoding}: expected UTF8, as CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0 makes it"
+            )));
+        }
+        let allowed: i64 = sqlx::query_scalar("SELECT setting::bigint FROM pg_settings WHERE name = 'max_connections'")
+            .fetch_one(&mut connection)
+            .await?;
+        if i64::from(max_connections) > allowed {
+            tracing::warn!(
+                max_connections,
+                allowed,
+                "PostgreSQL allows fewer connections than this process may want"
+            );
+        }
+        connection.close().await?;
+        let closing = CancellationToken::new();
+        servers.follow(DOUBTED, closing.clone());
         Ok(Db {
-            pool: pool(&options, max_connections - APART, &refusal),
-            upkeep: pool(&options, 1, &refusal),
-            probes: pool(&options, 1, &refusal),
-            refusal,
+            pool: servers.pool(max_connections - APART),
+            upkeep: servers.pool(1),
+            probes: servers.pool(1),
+            servers,
             waits: Arc::default(),
-            options,
-            closing: CancellationToken::new(),
+            closing,
             target,
             installation: Arc::default(),
             redaction: Redaction::default(),
             is_for_people: false,
-            _tunnel: tunnel,
         })
     }
 
@@ -222,8 +148,8 @@ impl Db {
     /// the probes. Whoever uses these takes none from the others.
     pub fn apart(&self, connections: u32) -> Db {
         Db {
-            pool: pool(&self.options, connections, &self.refusal),
-            probes: pool(&self.options, 1, &self.refusal),
+            pool: self.servers.pool(connections),
+            probes: self.servers.pool(1),
             waits: Arc::default(),
             ..self.clone()
         }
@@ -270,8 +196,12 @@ impl Db {
         self.bounded(&self.probes)
     }
 
-    fn bounded<'p>(&'p self, pool: &'p PgPool) -> Bounded<'p> {
-        Bounded { pool, waits: &self.waits }
+    fn bounded<'p>(&'p self, pool: &'p Pool) -> Bounded<'p> {
+        Bounded {
+            pool,
+            waits: &self.waits,
+            doubt: &self.servers.doubt,
+        }
     }
 
     /// Whether a call had to wait too long for a connection, within the last 10 s.
@@ -281,7 +211,7 @@ impl Db {
 
     /// Why the server that answers is not worked with, when it is not: it is a standby, or read-only.
     pub(crate) fn refusal(&self) -> Option<String> {
-        let refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+        let refusal = self.servers.doubt.refusal();
         refusal
             .as_ref()
             .map(|why| format!("the server at {} cannot be worked with: {why}", self.target))
@@ -301,10 +231,11 @@ impl Db {
 
     /// How much of the pool is in use.
     pub fn pool_use(&self) -> PoolUse {
+        let pool = self.pool.now().pool;
         PoolUse {
-            max: self.pool.options().get_max_connections(),
-            open: self.pool.size(),
-            idle: self.pool.num_idle() as u32,
+            max: pool.options().get_max_connections(),
+            open: pool.size(),
+            idle: pool.num_idle() as u32,
         }
     }
 

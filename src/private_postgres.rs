@@ -120,17 +120,12 @@ impl PrivatePostgres {
             what: format!("cannot create {}", self.data.display()),
             source,
         };
-        fs::create_dir_all(&self.data).map_err(system)?;
-        fs::set_permissions(&self.data, fs::Permissions::from_mode(0o700)).map_err(system)?;
+        self.make_data_folder()?;
         write_private(password_file, &uuid::Uuid::new_v4().simple().to_string())?;
         // initdb reads the password as the user it runs as.
         let readable = self.data.with_extension("password");
         fs::copy(password_file, &readable).map_err(system)?;
-        if let Some(user) = &self.user {
-            for path in [&self.data, &readable] {
-                chown(path, Some(user.uid.as_raw()), Some(user.gid.as_raw())).map_err(system)?;
-            }
-        }
+        self.give(&readable).map_err(system)?;
         let (data, password) = (self.data.to_string_lossy(), readable.to_string_lossy());
         let done = self.run(
             "initdb",
@@ -150,6 +145,26 @@ impl PrivatePostgres {
         succeeded("initdb", done)
     }
 
+    fn make_data_folder(&self) -> Result<()> {
+        let make = || {
+            fs::create_dir_all(&self.data)?;
+            fs::set_permissions(&self.data, fs::Permissions::from_mode(0o700))?;
+            self.give(&self.data)
+        };
+        make().map_err(|source| Error::System {
+            what: format!("cannot create {}", self.data.display()),
+            source,
+        })
+    }
+
+    /// To the user that the server runs as.
+    fn give(&self, path: &Path) -> io::Result<()> {
+        match &self.user {
+            Some(user) => chown(path, Some(user.uid.as_raw()), Some(user.gid.as_raw())),
+            None => Ok(()),
+        }
+    }
+
     fn pg_ctl(&self, arguments: &[&str]) -> Result<()> {
         let data = self.data.to_string_lossy();
         let arguments: Vec<&str> = arguments.iter().copied().chain(["-D", &data]).collect();
@@ -160,6 +175,34 @@ impl PrivatePostgres {
     pub fn crash(&self) -> Result<()> {
         let log = self.data.join("server.log");
         self.pg_ctl(&["restart", "-w", "-t", "60", "-m", "immediate", "-l", &log.to_string_lossy()])
+    }
+
+    /// A streaming standby of this server, which runs, in another folder. Start it with [`PrivatePostgres::start`].
+    pub fn standby(&self, folder: &Path) -> Result<PrivatePostgres> {
+        let standby = PrivatePostgres::in_folder(folder)?;
+        let read = |file: &str| {
+            let path = self.folder.join(file);
+            fs::read_to_string(&path).map_err(|source| Error::System {
+                what: path.display().to_string(),
+                source,
+            })
+        };
+        write_private(&standby.folder.join("password"), &read("password")?)?;
+        standby.make_data_folder()?;
+        let (data, url) = (standby.data.to_string_lossy(), read("database_url")?);
+        let done = self.run("pg_basebackup", &["-D", &data, "-R", "-X", "stream", "-c", "fast", "-d", &url]);
+        succeeded("pg_basebackup", done)?;
+        Ok(standby)
+    }
+
+    /// Makes a standby the primary.
+    pub fn promote(&self) -> Result<()> {
+        self.pg_ctl(&["promote", "-w"])
+    }
+
+    /// Stops the server as a power failure would.
+    pub fn kill(&self) -> Result<()> {
+        self.pg_ctl(&["stop", "-w", "-m", "immediate"])
     }
 
     /// The folder of its data.

@@ -48,7 +48,7 @@ module TaskerCore
       inputs = inputs.to_a
       raise InvalidInput, "#{workflow.inspect} #{NO_WORKFLOW}" unless workflow.is_a?(Class) || workflow.to_s.match?(/\w/)
 
-      name, version = registered(workflow) if workflow.is_a?(Class)
+      name, = registered(workflow) if workflow.is_a?(Class)
       unique = unique_of(unique) unless unique.respond_to?(:call)
       tasks = inputs.map do |input|
         rule = unique.respond_to?(:call) ? unique_of(unique.call(input)) : unique
@@ -56,7 +56,8 @@ module TaskerCore
       end
       name ||= workflow.to_s
       Instrumentation.instrument("enqueue", { workflow: name, count: inputs.size }) do |payload|
-        payload[:tasks] = submit(name, version&.to_s, tasks).map { |id, created| Task.new(self, id, created: created) }
+        submitted = workflow.is_a?(Class) ? submit_registered(workflow, tasks) : submit(name, version&.to_s, tasks)
+        payload[:tasks] = submitted.map { |id, created| Task.new(self, id, created: created) }
       end
     end
 
@@ -227,6 +228,16 @@ module TaskerCore
 
     NO_WORKFLOW = "is not a workflow: expected a subclass of TaskerCore::Workflow, or the name of a registered one"
     private_constant :NO_WORKFLOW
+
+    # Where a failover or a restore has lost what was registered, it is registered again.
+    def submit_registered(workflow, tasks)
+      submit(*registered(workflow), tasks)
+    rescue NotFound
+      @registered.delete(workflow.source)
+      raise if own_transaction
+
+      submit(*registered(workflow), tasks)
+    end
 
     # Registered once per content: the tasks of a class run the version that this process has loaded.
     def registered(workflow)

@@ -278,7 +278,7 @@ impl Configuration {
     async fn refresh(&self) -> bool {
         let now = self.effective.borrow().clone();
         let found = match self.coordinator.get().await {
-            Ok(newest) if newest.version == now.version && now.fallback.is_none() => return false,
+            Ok(newest) if now.is_of(&newest) => return false,
             Ok(newest) => self
                 .local
                 .with(newest.version, &newest.overrides)

@@ -9,6 +9,7 @@ use serde_json::{json, Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::check::join;
+use super::distributed::Version;
 use super::layers::Layer;
 use super::secret::compared;
 use super::{schema, Settings};
@@ -26,6 +27,8 @@ pub struct Effective {
     pub fallback: Option<String>,
     since: Instant,
     figment: Figment,
+    /// What was set there.
+    overrides: Value,
 }
 
 impl fmt::Debug for Effective {
@@ -35,7 +38,7 @@ impl fmt::Debug for Effective {
 }
 
 impl Effective {
-    pub(super) fn new((settings, figment): (Settings, Figment), version: i64, instance: &str) -> Effective {
+    pub(super) fn new((settings, figment): (Settings, Figment), (version, overrides): (i64, &Value), instance: &str) -> Effective {
         Effective {
             settings,
             version,
@@ -43,14 +46,20 @@ impl Effective {
             fallback: None,
             since: Instant::now(),
             figment,
+            overrides: overrides.clone(),
         }
+    }
+
+    /// Whether it is what the coordinator has there. Where its past was lost, the same number may stand for something else.
+    pub(super) fn is_of(&self, newest: &Version) -> bool {
+        self.fallback.is_none() && self.version == newest.version && self.overrides == newest.overrides
     }
 
     /// Of a program that has made up its mind.
     pub(super) fn fixed(settings: Settings) -> Effective {
         let value = serde_json::to_value(&settings).unwrap_or_default();
         let origin = "program".into();
-        Effective::new((settings, Figment::new().merge(Layer { origin, value })), 0, "")
+        Effective::new((settings, Figment::new().merge(Layer { origin, value })), (0, &Value::Null), "")
     }
 
     /// The same, though there may be others.

@@ -126,6 +126,6 @@ impl Local {
         ];
         let above = above.into_iter().map(|(origin, value)| Layer { origin, value });
         let merged = merge(self.layers.iter().cloned().chain(above))?;
-        Ok(Effective::new(merged, version, &self.instance))
+        Ok(Effective::new(merged, (version, overrides), &self.instance))
     }
 }

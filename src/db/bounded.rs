@@ -12,6 +12,9 @@ use futures_util::{StreamExt, TryStreamExt};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgQueryResult, PgRow, PgStatement, PgTypeInfo};
 use sqlx::{Either, Execute, Executor, PgConnection, PgPool, Postgres};
+use tokio_util::sync::CancellationToken;
+
+use super::servers::{Doubt, Open, Pool};
 
 /// No answer for this long means that there will be none: PostgreSQL itself ends every statement earlier (`BOUNDS` in db.rs).
 const ANSWER: Duration = Duration::from_secs(20);
@@ -21,8 +24,9 @@ const SLOW: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bounded<'p> {
-    pub(super) pool: &'p PgPool,
+    pub(super) pool: &'p Pool,
     pub(super) waits: &'p Waits,
+    pub(super) doubt: &'p Doubt,
 }
 
 /// Whether calls wait too long for a connection.
@@ -42,12 +46,30 @@ impl Waits {
 }
 
 impl Bounded<'_> {
-    async fn acquire(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
-        let mut acquiring = pin!(self.pool.acquire());
+    async fn acquire(&self) -> Result<Borrowed, sqlx::Error> {
+        loop {
+            let Open { pool, left } = self.pool.now();
+            let acquired = unless_left(&left, self.acquire_from(&pool)).await;
+            match acquired {
+                Err(_) if left.as_ref().is_some_and(CancellationToken::is_cancelled) => {}
+                acquired => {
+                    return Ok(Borrowed {
+                        connection: acquired?,
+                        finished: false,
+                        left,
+                    })
+                }
+            }
+        }
+    }
+
+    async fn acquire_from(&self, pool: &PgPool) -> Result<PoolConnection<Postgres>, sqlx::Error> {
+        let mut acquiring = pin!(pool.acquire());
         if let Ok(acquired) = tokio::time::timeout(SLOW, &mut acquiring).await {
             return acquired;
         }
         self.waits.note();
+        self.doubt.raise();
         let acquired = acquiring.await;
         self.waits.note();
         acquired
@@ -58,16 +80,20 @@ impl Bounded<'_> {
     /// Does `work` in a transaction, which is rolled back, and its connection closed, when that fails or is given up. Each of its statements is to be
     /// [`answered`].
     pub(crate) async fn within<T>(&self, work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>) -> Result<T, sqlx::Error> {
-        let mut borrowed = Borrowed {
-            connection: self.acquire().await?,
-            finished: false,
-        };
+        let mut borrowed = self.acquire().await?;
         let connection: &mut PgConnection = &mut borrowed.connection;
-        answered(connection.execute("BEGIN")).await?;
-        let done = work(&mut *connection).await?;
-        answered(connection.execute("COMMIT")).await?;
-        borrowed.finished = true;
-        Ok(done)
+        let done = unless_left(&borrowed.left, async {
+            answered(connection.execute("BEGIN")).await?;
+            let done = work(&mut *connection).await?;
+            answered(connection.execute("COMMIT")).await?;
+            Ok(done)
+        })
+        .await;
+        borrowed.finished = done.is_ok();
+        if !is_finished(&done) {
+            self.doubt.raise();
+        }
+        done
     }
 }
 
@@ -76,6 +102,8 @@ impl Bounded<'_> {
 struct Borrowed {
     connection: PoolConnection<Postgres>,
     finished: bool,
+    /// Cancelled when its server is not the primary any more.
+    left: Option<CancellationToken>,
 }
 
 impl Drop for Borrowed {
@@ -101,6 +129,18 @@ pub(crate) async fn answered<T>(work: impl Future<Output = Result<T, sqlx::Error
         .unwrap_or_else(|_| Err(sqlx::Error::Io(no_answer())))
 }
 
+/// Does `work`, as long as the server that it is done on is not left for another.
+async fn unless_left<T>(left: &Option<CancellationToken>, work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
+    let Some(left) = left else { return work.await };
+    let done = left.run_until_cancelled(work).await;
+    done.unwrap_or_else(|| {
+        Err(sqlx::Error::Io(io::Error::new(
+            io::ErrorKind::ConnectionAborted,
+            "another server is the primary by now",
+        )))
+    })
+}
+
 /// Whether the connection may be used again: it has nothing more to say, and leads to a server that works.
 fn is_finished<T>(answer: &Result<T, sqlx::Error>) -> bool {
     match answer {
@@ -113,13 +153,13 @@ fn is_finished<T>(answer: &Result<T, sqlx::Error>) -> bool {
 /// Runs what `$work` makes of a connection, as far as it is answered.
 macro_rules! bounded {
     ($bounded:expr, $connection:ident => $work:expr) => {{
-        let mut borrowed = Borrowed {
-            connection: $bounded.acquire().await?,
-            finished: false,
-        };
+        let mut borrowed = $bounded.acquire().await?;
         let $connection: &mut PgConnection = &mut borrowed.connection;
-        let answer = answered($work).await;
+        let answer = unless_left(&borrowed.left, answered($work)).await;
         borrowed.finished = is_finished(&answer);
+        if !borrowed.finished {
+            $bounded.doubt.raise();
+        }
         answer
     }};
 }

@@ -37,7 +37,7 @@ impl Db {
     pub async fn migrate(&self) -> Result<()> {
         if !self.is_up_to_date().await? {
             self.make_schema().await?;
-            let mut lock = self.upkeep.begin().await?;
+            let mut lock = self.upkeep.now().pool.begin().await?;
             wait_for_turn(&mut lock).await?;
             self.apply().await?;
             lock.rollback().await?;
@@ -62,7 +62,7 @@ impl Db {
             "CREATE SCHEMA IF NOT EXISTS tasker",
             "CREATE TABLE IF NOT EXISTS tasker.turn_migrate ()",
         ] {
-            match sqlx::query(make).execute(&self.pool).await {
+            match sqlx::query(make).execute(&self.pool.now().pool).await {
                 // Somebody else has made it at the same moment.
                 Err(sqlx::Error::Database(error)) if error.is_unique_violation() => {}
                 Err(error) => return Err(error.into()),
@@ -74,23 +74,23 @@ impl Db {
 
     async fn apply(&self) -> Result<()> {
         let has_pgmq: bool = sqlx::query_scalar("SELECT to_regprocedure('pgmq.send_batch(text, jsonb[])') IS NOT NULL")
-            .fetch_one(&self.pool)
+            .fetch_one(&self.pool.now().pool)
             .await?;
         if !has_pgmq {
             let packaged: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM pg_available_extensions WHERE name = 'pgmq')")
-                .fetch_one(&self.pool)
+                .fetch_one(&self.pool.now().pool)
                 .await?;
             if packaged {
-                sqlx::query("CREATE EXTENSION pgmq").execute(&self.pool).await?;
+                sqlx::query("CREATE EXTENSION pgmq").execute(&self.pool.now().pool).await?;
             } else {
-                let installer = pgmq::PGMQueueExt::new_with_pool(self.pool.clone()).await;
+                let installer = pgmq::PGMQueueExt::new_with_pool(self.pool.now().pool).await;
                 installer
                     .install_sql_from_embedded()
                     .await
                     .map_err(|error| Error::NotMigrated(format!("pgmq cannot be installed: {error}")))?;
             }
         }
-        let mut connection = self.pool.acquire().await?;
+        let mut connection = self.pool.now().pool.acquire().await?;
         check_origin(&mut connection).await?;
         // sqlx keeps its list of migrations in the search path's first schema.
         sqlx::query("SET search_path = tasker, pg_temp").execute(&mut *connection).await?;
@@ -110,21 +110,21 @@ impl Db {
     pub async fn make_roles(&self, workers: &[String]) -> Result<Vec<String>> {
         Ok(sqlx::query_scalar("SELECT tasker.make_roles($1)")
             .bind(workers)
-            .fetch_all(&self.pool)
+            .fetch_all(&self.pool.now().pool)
             .await?)
     }
 
     /// Whether every migration is applied, as this binary has it.
     async fn is_up_to_date(&self) -> Result<bool> {
         let there: bool = sqlx::query_scalar("SELECT to_regclass('tasker._sqlx_migrations') IS NOT NULL")
-            .fetch_one(&self.pool)
+            .fetch_one(&self.pool.now().pool)
             .await?;
         if !there {
             return Ok(false);
         }
         let applied: Vec<(i64, Vec<u8>)> =
             sqlx::query_as("SELECT version, checksum FROM tasker._sqlx_migrations WHERE success ORDER BY version")
-                .fetch_all(&self.pool)
+                .fetch_all(&self.pool.now().pool)
                 .await?;
         Ok(EMBEDDED.iter().map(|m| (m.version, m.checksum.to_vec())).eq(applied))
     }

@@ -1,10 +1,13 @@
-//! What a session with the server is to be: one of our own, on a server that takes writes, with the settings that our statements take for granted.
+//! What a session with a server is to be: one of our own, on a server that takes writes, with the settings that our statements take for granted.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{ConnectOptions, Connection, Executor, Row};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
+use sqlx::{ConnectOptions, Connection, Executor, PgPool, Row};
+
+use super::servers::Doubt;
 
 /// What bounds every session on the server's side: a peer that is cut off holds its locks for seconds, not for the hours that TCP allows. And what
 /// our statements take for granted, whatever the database or the role sets: above all the search path, since whoever may create functions in a
@@ -42,8 +45,46 @@ pub(super) const READ_ONLY: &str = "
     SELECT CASE WHEN pg_is_in_recovery() THEN 'it is a standby (in recovery), expected the primary'
                 WHEN current_setting('transaction_read_only')::boolean THEN 'its transactions are read-only (default_transaction_read_only)' END";
 
+/// How often the server was promoted, or the one that it is a copy of, as the names of its files say (PostgreSQL 15, 30.6). 0: it does not say.
+pub(super) async fn timeline(connection: &mut PgConnection) -> i64 {
+    let asked = sqlx::query_scalar("SELECT ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint");
+    asked.fetch_one(connection).await.unwrap_or(0)
+}
+
+/// How long to wait for a connection.
+pub(super) const ACQUIRE: Duration = Duration::from_secs(10);
+
+/// A pool of one server's connections.
+pub(super) fn pool(options: &PgConnectOptions, connections: u32, doubt: Arc<Doubt>) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(ACQUIRE)
+        .after_connect(move |connection, _| {
+            let doubt = doubt.clone();
+            Box::pin(async move {
+                let read_only = begin(connection).await?;
+                doubt.note(&read_only);
+                match read_only {
+                    None => Ok(()),
+                    Some(why) => Err(sqlx::Error::Configuration(why.into())),
+                }
+            })
+        })
+        // A round trip for every call is too much; a connection that has been idle may have been cut off.
+        .test_before_acquire(false)
+        .before_acquire(|connection, about| {
+            Box::pin(async move {
+                if about.idle_for >= Duration::from_secs(5) {
+                    connection.ping().await?;
+                }
+                Ok(true)
+            })
+        })
+        .connect_lazy_with(options.clone())
+}
+
 /// Prepares a connection of the pool. Returns why the server is not worked with, if it is not.
-pub(super) async fn begin(connection: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
+async fn begin(connection: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
     connection.execute(BOUNDS).await?;
     connection.execute(PLANS).await?;
     sqlx::query_scalar(READ_ONLY).fetch_one(connection).await

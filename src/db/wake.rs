@@ -2,13 +2,14 @@
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::PgListener;
-use sqlx::PgPool;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
+use super::servers::{Open, Pool};
 use super::Db;
 use crate::backoff::Backoff;
 
@@ -64,7 +65,7 @@ impl Db {
         let (wakes, _) = broadcast::channel(64);
         let listener = Listener {
             db: self.clone(),
-            pool: super::pool(&self.options, 1, &self.refusal),
+            pool: self.servers.pool(1),
             channels,
             wakes: wakes.clone(),
             hears: AtomicBool::new(false),
@@ -90,7 +91,7 @@ const ARRIVES: Duration = Duration::from_secs(5);
 struct Listener {
     db: Db,
     /// Its one connection.
-    pool: PgPool,
+    pool: Arc<Pool>,
     channels: &'static [&'static str],
     wakes: broadcast::Sender<Wake>,
     /// Notifications arrive: one that it sent to itself has.
@@ -107,6 +108,7 @@ impl Listener {
             }
             if let Err(error) = ended {
                 tracing::warn!(%error, "LISTEN is not available, polling instead");
+                self.db.servers.doubt.raise();
             }
             tokio::time::sleep(backoff.next_delay()).await;
         }
@@ -115,7 +117,8 @@ impl Listener {
     /// Until the connection is lost.
     async fn hear(&self) -> Result<(), sqlx::Error> {
         let own = format!("tasker_listener_{:016x}", fastrand::u64(..));
-        let mut listener = PgListener::connect_with(&self.pool).await?;
+        let Open { pool, left } = self.pool.now();
+        let mut listener = PgListener::connect_with(&pool).await?;
         listener.eager_reconnect(false);
         listener.listen_all(self.channels.iter().copied().chain([own.as_str()])).await?;
         // What was sent before now was not heard.
@@ -129,7 +132,13 @@ impl Listener {
             }
             Ok(())
         };
-        tokio::select! { ended = listening => ended, never = self.check(&own) => match never {} }
+        let is_left = async {
+            match left {
+                Some(left) => left.cancelled().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! { ended = listening => ended, () = is_left => Ok(()), never = self.check(&own) => match never {} }
     }
 
     /// LISTEN succeeds behind a pooler that gives each transaction another session, too, but then nothing arrives.

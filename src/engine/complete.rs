@@ -6,7 +6,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{FromRow, Row};
 use uuid::Uuid;
 
-use super::lease::{Lease, LeasedStep};
+use super::lease::{Held, Lease, LeasedStep};
 use crate::db::Db;
 use crate::error::Result;
 
@@ -57,10 +57,7 @@ pub(crate) async fn complete_steps(
     lease: Duration,
 ) -> Result<Completed> {
     completions.sort_by_key(|c| c.lease);
-    let ids: Vec<i64> = completions.iter().map(|c| c.lease.msg_id).collect();
-    let fences: Vec<i32> = completions.iter().map(|c| c.lease.fence).collect();
-    let tasks: Vec<Uuid> = completions.iter().map(|c| c.lease.task_id).collect();
-    let steps: Vec<i16> = completions.iter().map(|c| c.lease.step).collect();
+    let held: Held = completions.iter().map(|c| &c.lease).collect();
     let results: Vec<&str> = completions.iter().map(|c| c.result.as_str()).collect();
     let shared: Vec<Uuid> = completions.iter().filter(|c| c.lease.shared).map(|c| c.lease.task_id).collect();
     let sql =
@@ -70,10 +67,10 @@ pub(crate) async fn complete_steps(
         let query = sqlx::query(sql)
             .bind(queue)
             .bind(worker)
-            .bind(&ids)
-            .bind(&fences)
-            .bind(&tasks)
-            .bind(&steps);
+            .bind(&held.ids)
+            .bind(&held.fences)
+            .bind(&held.tasks)
+            .bind(&held.steps);
         Ok(query
             .bind(&results)
             .bind(&shared)

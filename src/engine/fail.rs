@@ -5,9 +5,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sqlx::types::Json;
-use uuid::Uuid;
 
-use super::lease::Lease;
+use super::lease::{Held, Lease};
 use crate::db::Db;
 use crate::error::Result;
 
@@ -168,10 +167,7 @@ pub(crate) struct Failed {
 /// Fails steps of one queue together. Returns the messages whose report counted; the others were stale.
 pub(crate) async fn fail_steps(db: &Db, queue: &str, worker: i32, mut failures: Vec<&(Lease, Failure)>) -> Result<Vec<Failed>> {
     failures.sort_by_key(|(lease, _)| *lease);
-    let ids: Vec<i64> = failures.iter().map(|(lease, _)| lease.msg_id).collect();
-    let fences: Vec<i32> = failures.iter().map(|(lease, _)| lease.fence).collect();
-    let tasks: Vec<Uuid> = failures.iter().map(|(lease, _)| lease.task_id).collect();
-    let steps: Vec<i16> = failures.iter().map(|(lease, _)| lease.step).collect();
+    let held: Held = failures.iter().map(|(lease, _)| lease).collect();
     let errors: Vec<Failure> = failures.iter().map(|(_, failure)| failure.storable()).collect();
     let permanent: Vec<bool> = errors.iter().map(|failure| failure.permanent).collect();
     let retry_after: Vec<Option<f64>> = errors.iter().map(|failure| failure.retry_after).collect();
@@ -181,10 +177,10 @@ pub(crate) async fn fail_steps(db: &Db, queue: &str, worker: i32, mut failures: 
             sqlx::query_as("SELECT counted, state::text FROM tasker.fail_steps($1, $2, $3, $4, $5, $6, $7, $8, $9)")
                 .bind(queue)
                 .bind(worker)
-                .bind(&ids)
-                .bind(&fences)
-                .bind(&tasks)
-                .bind(&steps)
+                .bind(&held.ids)
+                .bind(&held.fences)
+                .bind(&held.tasks)
+                .bind(&held.steps)
                 .bind(&errors)
                 .bind(&permanent)
                 .bind(&retry_after)

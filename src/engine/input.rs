@@ -69,15 +69,17 @@ pub(super) struct Templates {
 #[derive(Debug, Default)]
 struct Known {
     /// By template and version, where None is the current one: a memory that may be outdated.
-    names: HashMap<(String, Option<String>), i32>,
-    /// By id; they never change.
-    versions: HashMap<i32, Arc<Version>>,
+    names: HashMap<(String, Option<String>), Content>,
+    versions: HashMap<Content, Arc<Version>>,
 }
+
+/// The name of a version, and the digest of its content: either may come to stand beside another, where the database's past was lost.
+type Content = (String, String);
 
 /// A version of a template.
 #[derive(Debug)]
 pub(super) struct Version {
-    pub(super) id: i32,
+    pub(super) digest: String,
     pub(super) name: String,
     schema: Option<jsonschema::Validator>,
 }
@@ -93,30 +95,42 @@ impl Templates {
     /// The version that was meant when it was last asked for.
     pub(super) fn remembered(&self, template: &str, version: Option<&str>) -> Option<Arc<Version>> {
         let known = self.known();
-        let id = known.names.get(&(template.to_owned(), version.map(str::to_owned)))?;
-        known.versions.get(id).cloned()
+        let content = known.names.get(&(template.to_owned(), version.map(str::to_owned)))?;
+        known.versions.get(content).cloned()
+    }
+
+    /// What was meant is not there any more.
+    pub(super) fn forget(&self, template: &str, version: Option<&str>) {
+        self.known().names.remove(&(template.to_owned(), version.map(str::to_owned)));
     }
 
     /// The version that is meant now. Errors: [`Error::NotFound`], [`Error::Invalid`] for an ambiguous name.
     pub(super) async fn ask(&self, template: &str, version: Option<&str>) -> Result<Arc<Version>> {
-        let found = sqlx::query_as("SELECT id, version FROM tasker.find_template($1, $2)")
+        let found = sqlx::query_as("SELECT id, version, digest FROM tasker.find_template($1, $2)")
             .bind(template)
             .bind(version)
             .fetch_one(self.db.pool())
             .await
             .map_err(Error::from);
-        let (id, name): (i32, String) = match found {
+        let (id, name, digest): (i32, _, _) = match found {
             Err(Error::NotFound(problem)) => return Err(Error::NotFound(problem + &self.meant(template).await)),
             found => found?,
         };
-        let known = self.known().versions.get(&id).cloned();
+        let content: Content = (name, digest);
+        let known = self.known().versions.get(&content).cloned();
         let found = match known {
             Some(found) => found,
-            None => Arc::new(self.read(id, name).await?),
+            None => {
+                let schema = read_schema(self.db.pool(), id).await?;
+                let (name, digest) = content.clone();
+                Arc::new(Version { digest, name, schema })
+            }
         };
         let mut known = self.known();
-        known.names.insert((template.to_owned(), version.map(str::to_owned)), id);
-        known.versions.insert(id, found.clone());
+        known
+            .names
+            .insert((template.to_owned(), version.map(str::to_owned)), content.clone());
+        known.versions.insert(content, found.clone());
         Ok(found)
     }
 
@@ -135,11 +149,6 @@ impl Templates {
             .map_or(String::new(), |name| format!("; did you mean {name}?"))
     }
 
-    async fn read(&self, id: i32, name: String) -> Result<Version> {
-        let schema = read_schema(self.db.pool(), id).await?;
-        Ok(Version { id, name, schema })
-    }
-
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -149,7 +158,7 @@ impl Templates {
 /// [`Error::TooLarge`].
 pub fn check_inputs(template: &Template, tasks: &[NewTask]) -> Result<()> {
     let version = Version {
-        id: 0,
+        digest: String::new(),
         name: String::new(),
         schema: template.input_schema.as_ref().map(validator).transpose()?,
     };

@@ -32,6 +32,28 @@ impl Lease {
     }
 }
 
+/// Leases as parallel arrays.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    pub(super) ids: Vec<i64>,
+    pub(super) fences: Vec<i32>,
+    pub(super) tasks: Vec<Uuid>,
+    pub(super) steps: Vec<i16>,
+}
+
+impl<'l> FromIterator<&'l Lease> for Held {
+    fn from_iter<I: IntoIterator<Item = &'l Lease>>(leases: I) -> Held {
+        let mut held = Held::default();
+        for lease in leases {
+            held.ids.push(lease.msg_id);
+            held.fences.push(lease.fence);
+            held.tasks.push(lease.task_id);
+            held.steps.push(lease.step);
+        }
+        held
+    }
+}
+
 /// A step as it is leased: all that its handler needs. The JSON is as PostgreSQL wrote it.
 #[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
 pub struct LeasedStep {
@@ -116,19 +138,16 @@ pub(crate) struct Word {
 
 /// Records progress and checkpoints. Returns the messages that are no longer the caller's.
 pub(crate) async fn record_progress(db: &Db, queue: &str, words: &[Word]) -> Result<Vec<i64>> {
-    let ids: Vec<i64> = words.iter().map(|word| word.lease.msg_id).collect();
-    let fences: Vec<i32> = words.iter().map(|word| word.lease.fence).collect();
-    let tasks: Vec<Uuid> = words.iter().map(|word| word.lease.task_id).collect();
-    let steps: Vec<i16> = words.iter().map(|word| word.lease.step).collect();
+    let held: Held = words.iter().map(|word| &word.lease).collect();
     let progress: Vec<Option<&Value>> = words.iter().map(|word| word.progress.as_ref()).collect();
     let checkpoints: Vec<Option<&Value>> = words.iter().map(|word| word.checkpoint.as_ref()).collect();
     let query = sqlx::query_scalar("SELECT tasker.record_progress($1, $2, $3, $4, $5, $6, $7)");
     let query = query
         .bind(queue)
-        .bind(ids)
-        .bind(fences)
-        .bind(tasks)
-        .bind(steps)
+        .bind(held.ids)
+        .bind(held.fences)
+        .bind(held.tasks)
+        .bind(held.steps)
         .bind(progress)
         .bind(checkpoints);
     Ok(query.fetch_all(db.pool()).await?)
@@ -202,9 +221,10 @@ pub(crate) struct Renewed {
 
 /// Renews leases.
 pub(crate) async fn extend_leases(db: &Db, queue: &str, leases: &[Lease], lease: Duration) -> Result<Renewed> {
-    let (ids, fences): (Vec<i64>, Vec<i32>) = leases.iter().map(|lease| (lease.msg_id, lease.fence)).unzip();
-    let query = sqlx::query_as("SELECT id, cancelled FROM tasker.extend_leases($1, $2, $3, make_interval(secs => $4))");
-    let query = query.bind(queue).bind(ids).bind(fences).bind(lease.as_secs_f64());
+    let query = sqlx::query_as("SELECT id, cancelled FROM tasker.extend_leases($1, $2, $3, $4, $5, make_interval(secs => $6))").bind(queue);
+    let held: Held = leases.iter().collect();
+    let query = query.bind(held.ids).bind(held.fences).bind(held.tasks).bind(held.steps);
+    let query = query.bind(lease.as_secs_f64());
     let mut renewed = Renewed::default();
     for (id, cancelled) in query.fetch_all(db.upkeep()).await? {
         match cancelled {
@@ -217,22 +237,18 @@ pub(crate) async fn extend_leases(db: &Db, queue: &str, leases: &[Lease], lease:
 
 /// The members that have these steps now, or had them last: host:pid.
 pub(crate) async fn lease_holders(db: &Db, queue: &str, leases: &[Lease]) -> Result<Vec<Option<String>>> {
-    let ids: Vec<i64> = leases.iter().map(|lease| lease.msg_id).collect();
-    let tasks: Vec<Uuid> = leases.iter().map(|lease| lease.task_id).collect();
-    let steps: Vec<i16> = leases.iter().map(|lease| lease.step).collect();
-    let query = sqlx::query_scalar("SELECT tasker.lease_holders($1, $2, $3, $4)");
-    Ok(query.bind(queue).bind(ids).bind(tasks).bind(steps).fetch_all(db.pool()).await?)
+    let held: Held = leases.iter().collect();
+    let query = sqlx::query_scalar("SELECT tasker.lease_holders($1, $2, $3, $4)").bind(queue);
+    let query = query.bind(held.ids).bind(held.tasks).bind(held.steps);
+    Ok(query.fetch_all(db.pool()).await?)
 }
 
 /// Hands leases back: visible to others at once, and not counted as a crash. Returns how many were held.
 pub(crate) async fn release_steps(db: &Db, queue: &str, leases: &[Lease]) -> Result<i32> {
-    let (ids, fences): (Vec<i64>, Vec<i32>) = leases.iter().map(|lease| (lease.msg_id, lease.fence)).unzip();
-    Ok(sqlx::query_scalar("SELECT tasker.release_steps($1, $2, $3)")
-        .bind(queue)
-        .bind(ids)
-        .bind(fences)
-        .fetch_one(db.pool())
-        .await?)
+    let query = sqlx::query_scalar("SELECT tasker.release_steps($1, $2, $3, $4, $5)").bind(queue);
+    let held: Held = leases.iter().collect();
+    let query = query.bind(held.ids).bind(held.fences).bind(held.tasks).bind(held.steps);
+    Ok(query.fetch_one(db.pool()).await?)
 }
 
 /// Wakes the workers of queues in which leases ran out. Returns (namespace, how many) where there were any.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sqlx::types::Json;
 use tokio::sync::Notify;
+use uuid::Uuid;
 
 use crate::db::Db;
 use crate::error::Result;
@@ -81,6 +82,8 @@ pub struct Membership {
     namespaces: Vec<String>,
     lease: Mutex<Duration>,
     id: AtomicI32,
+    /// Beside the id, which is another's where the database has forgotten who it was given to.
+    proof: Uuid,
     /// By namespace, since the last heartbeat.
     activity: Mutex<BTreeMap<String, Done>>,
     /// Steps are held back that no worker is known to have a handler for; or nobody knows what this one has.
@@ -98,6 +101,7 @@ impl Membership {
             namespaces: namespaces.to_vec(),
             lease: Mutex::new(lease),
             id: AtomicI32::new(0),
+            proof: Uuid::from_u128(fastrand::u128(..)),
             activity: Mutex::default(),
             unhandled: Notify::new(),
         };
@@ -117,12 +121,13 @@ impl Membership {
 
     /// Takes a new membership, after the old one was lost.
     pub async fn rejoin(&self) -> Result<()> {
-        let id: i32 = sqlx::query_scalar("SELECT tasker.join_members($1, $2, $3, $4, make_interval(secs => $5))")
+        let id: i32 = sqlx::query_scalar("SELECT tasker.join_members($1, $2, $3, $4, make_interval(secs => $5), $6)")
             .bind(self.kind.name())
             .bind(&self.name)
             .bind(env!("CARGO_PKG_VERSION"))
             .bind(&self.namespaces)
             .bind(self.lease().as_secs_f64())
+            .bind(self.proof)
             .fetch_one(self.db.upkeep())
             .await?;
         self.id.store(id, Ordering::Release);
@@ -150,12 +155,13 @@ impl Membership {
     /// Renews the lease, and says how this process is; takes a new membership where it was lost. Returns what is missing beside it, in words.
     pub async fn renew(&self, report: &Value) -> Result<Vec<String>> {
         let activity = std::mem::take(&mut *self.activity.lock().unwrap_or_else(PoisonError::into_inner));
-        let renewing = sqlx::query_as("SELECT held, lacks FROM tasker.renew_membership($1, make_interval(secs => $2), $3, $4)");
+        let renewing = sqlx::query_as("SELECT held, lacks FROM tasker.renew_membership($1, make_interval(secs => $2), $3, $4, $5)");
         let (held, lacks): (bool, Option<Json<Vec<Lack>>>) = renewing
             .bind(self.id())
             .bind(self.lease().as_secs_f64())
             .bind(report)
             .bind(Json(activity))
+            .bind(self.proof)
             .fetch_one(self.db.upkeep())
             .await?;
         if !held {
@@ -180,8 +186,9 @@ impl Membership {
 
     /// Leaves, so that nobody waits for the lease to run out.
     pub async fn leave(&self) -> Result<()> {
-        sqlx::query("SELECT tasker.leave_members($1)")
+        sqlx::query("SELECT tasker.leave_members($1, $2)")
             .bind(self.id())
+            .bind(self.proof)
             .execute(self.db.upkeep())
             .await?;
         Ok(())

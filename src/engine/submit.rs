@@ -138,11 +138,19 @@ impl Submitter {
                 let flow = Flow {
                     template: template.into(),
                     version: version.map(str::to_owned),
-                    checked: Some(known.id),
+                    checked: Some(known.digest.clone()),
                 };
                 match self.create_with_others(flow, tasks, trace.clone()).await {
                     // Another version is the current one by now.
-                    Err(Error::Stale(_)) => {}
+                    Err(Error::Stale(_)) if version.is_none() => {}
+                    Err(Error::Stale(_)) => {
+                        self.templates.forget(template, version);
+                        return Err(Error::NotFound(format!(
+                            "version {} of {template} is not what it was: the database has lost it, in a failover or a restore, and given its number \
+                             to another; register the template again",
+                            known.name
+                        )));
+                    }
                     done => return done,
                 }
             }
@@ -182,8 +190,8 @@ impl Submitter {
 struct Flow {
     template: String,
     version: Option<String>,
-    /// The version that the inputs were checked against; None: the one that is named.
-    checked: Option<i32>,
+    /// The digest of the version that the inputs were checked against; None: the one that is named.
+    checked: Option<String>,
 }
 
 /// Tasks that wait to be created.
@@ -358,7 +366,7 @@ fn insert<'q>(flow: &'q Flow, tasks: &[(&'q NewTask, Option<&'q Carrier>)]) -> Q
         .bind(&flow.version)
         .bind(traces)
         .bind(run_ats)
-        .bind(flow.checked)
+        .bind(flow.checked.as_deref())
         .bind(tags)
         .bind(uniques)
 }

@@ -1,6 +1,6 @@
 //! Steps that a worker has no handler for: declined, held back where nobody has one, and freed once somebody has.
 
-use super::lease::Lease;
+use super::lease::{Held, Lease};
 use crate::db::Db;
 use crate::error::Result;
 
@@ -17,15 +17,13 @@ pub struct Kind {
 
 /// Leaves these steps to others, and takes down that the worker has no handlers for them.
 pub(crate) async fn decline_steps(db: &Db, queue: &str, worker: i32, leases: &[Lease]) -> Result<()> {
-    let ids: Vec<i64> = leases.iter().map(|lease| lease.msg_id).collect();
-    let fences: Vec<i32> = leases.iter().map(|lease| lease.fence).collect();
-    let tasks: Vec<uuid::Uuid> = leases.iter().map(|lease| lease.task_id).collect();
-    let steps: Vec<i16> = leases.iter().map(|lease| lease.step).collect();
+    let held: Held = leases.iter().collect();
     super::again_on_conflict(|| async {
         let query = sqlx::query("SELECT tasker.decline_steps($1, $2, $3, $4, $5, $6)")
             .bind(queue)
             .bind(worker);
-        query.bind(&ids).bind(&fences).bind(&tasks).bind(&steps).execute(db.pool()).await?;
+        let query = query.bind(&held.ids).bind(&held.fences).bind(&held.tasks).bind(&held.steps);
+        query.execute(db.pool()).await?;
         Ok(())
     })
     .await

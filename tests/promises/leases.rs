@@ -53,16 +53,20 @@ async fn a_lost_lease_cannot_be_extended_or_handed_back() {
         world.claim().await;
         let (lost, holder) = lose(world).await;
 
-        let refused: Vec<i64> = sqlx::query_scalar("SELECT id FROM tasker.extend_leases('here_queue', $1, $2, interval '1 hour')")
+        let refused: Vec<i64> = sqlx::query_scalar("SELECT id FROM tasker.extend_leases('here_queue', $1, $2, $3, $4, interval '1 hour')")
             .bind(vec![lost.msg_id])
             .bind(vec![lost.fence])
+            .bind(vec![lost.task_id])
+            .bind(vec![lost.step])
             .fetch_all(&world.pool)
             .await
             .unwrap();
         assert_eq!(refused, [lost.msg_id]);
-        let released: i32 = sqlx::query_scalar("SELECT tasker.release_steps('here_queue', $1, $2)")
+        let released: i32 = sqlx::query_scalar("SELECT tasker.release_steps('here_queue', $1, $2, $3, $4)")
             .bind(vec![lost.msg_id])
             .bind(vec![lost.fence])
+            .bind(vec![lost.task_id])
+            .bind(vec![lost.step])
             .fetch_one(&world.pool)
             .await
             .unwrap();

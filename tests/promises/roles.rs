@@ -279,14 +279,8 @@ async fn a_worker_of_one_namespace_runs_its_steps_and_cannot_touch_anothers() {
         let statements = [
             "SELECT * FROM tasker.lease_steps('there_queue', 1, 1, '1 hour')".to_owned(),
             "SELECT * FROM tasker.give_up_unreadable('there_queue', 1, 1)".to_owned(),
-            format!(
-                "SELECT * FROM tasker.extend_leases('there_queue', ARRAY[{}::bigint], ARRAY[1], '1 hour')",
-                leased.msg_id
-            ),
-            format!(
-                "SELECT * FROM tasker.release_steps('there_queue', ARRAY[{}::bigint], ARRAY[1])",
-                leased.msg_id
-            ),
+            format!("SELECT * FROM tasker.extend_leases('there_queue', {}, '1 hour')", arguments(theirs)),
+            format!("SELECT * FROM tasker.release_steps('there_queue', {})", arguments(theirs)),
             format!(
                 "SELECT * FROM tasker.complete_steps('there_queue', 1, {}, ARRAY['1'], '{{}}')",
                 arguments(theirs)

@@ -1,0 +1,285 @@
+//! The servers that a database may be on. One of them takes writes: the primary. A failover makes it another, which every pool follows.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
+use std::time::Duration;
+
+use futures_util::stream::FuturesUnordered;
+use futures_util::StreamExt;
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{ConnectOptions, PgPool};
+use tokio::sync::Notify;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::certificate::{self, Certificates};
+use super::session::{self, READ_ONLY};
+use super::tunnel::Tunnel;
+
+/// How long a server that is asked where the primary is may take.
+const ANSWERS: Duration = Duration::from_secs(2);
+
+/// How long others may take, once one has said that it is the primary: of two that say so, the one that was promoted last is.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// How soon all of them are asked again, while none is the primary.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// One of them, as a URL names it.
+#[derive(Debug)]
+pub(super) struct Server {
+    pub(super) options: PgConnectOptions,
+    pub(super) certificates: Certificates,
+    /// Where the options lead, once it was seen that they must.
+    pub(super) tunnel: OnceLock<(Tunnel, PgConnectOptions)>,
+}
+
+impl Server {
+    /// How it is reached.
+    fn way(&self) -> &PgConnectOptions {
+        self.tunnel.get().map_or(&self.options, |(_, through)| through)
+    }
+
+    async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
+        match self.way().connect().await {
+            Err(refused) if self.tunnel.get().is_none() && self.certificates.root.is_some() && certificate::may_be_accepted(&refused) => {
+                let opened = Tunnel::open(&self.options, &self.certificates)
+                    .await
+                    .map_err(|why| sqlx::Error::Tls(why.into()))?;
+                self.tunnel.get_or_init(|| opened).1.connect().await
+            }
+            connected => connected,
+        }
+    }
+
+    /// A connection to it, if it takes writes. Errors: why it does not serve, in words.
+    async fn ask(&self, patience: Duration) -> Result<PgConnection, String> {
+        let asking = async {
+            let mut connection = self.connect().await?;
+            let read_only: Option<String> = sqlx::query_scalar(READ_ONLY).fetch_one(&mut connection).await?;
+            if let Some(why) = read_only {
+                return Ok(Err(why));
+            }
+            Ok(Ok(connection))
+        };
+        match timeout(patience, asking).await {
+            Err(_) => Err(format!("no answer within {} s", patience.as_secs())),
+            Ok(Err(sqlx::Error::Database(error))) => Err(error.message().to_owned()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Ok(Ok(answer)) => answer,
+        }
+    }
+}
+
+/// `host:port`, or `folder:port`.
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.options.get_socket() {
+            Some(folder) => write!(f, "{}:{}", folder.display(), self.options.get_port()),
+            None => write!(f, "{}:{}", self.options.get_host(), self.options.get_port()),
+        }
+    }
+}
+
+/// All of them, and what leads to the primary.
+#[derive(Debug)]
+pub(super) struct Servers {
+    all: Vec<Server>,
+    /// The primary's place.
+    primary: Mutex<usize>,
+    pools: Mutex<Vec<Weak<Pool>>>,
+    pub(super) doubt: Arc<Doubt>,
+}
+
+/// What pools see of the server that they lead to.
+#[derive(Debug, Default)]
+pub(super) struct Doubt {
+    /// Why the last connection that could be made was refused by us; None: it was not.
+    refusal: Mutex<Option<String>>,
+    raised: Notify,
+}
+
+impl Doubt {
+    /// Somebody should look whether another server is the primary by now.
+    pub(super) fn raise(&self) {
+        self.raised.notify_one();
+    }
+
+    /// A connection was made, to a server that is not worked with for this reason, if there is one.
+    pub(super) fn note(&self, refusal: &Option<String>) {
+        self.refusal().clone_from(refusal);
+        if refusal.is_some() {
+            self.raise();
+        }
+    }
+
+    pub(super) fn refusal(&self) -> MutexGuard<'_, Option<String>> {
+        self.refusal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Servers {
+    /// Finds the primary among `all`, and connects to it. Errors: why none is, in words.
+    pub(super) async fn find(all: Vec<Server>, patience: Duration) -> Result<(Arc<Servers>, PgConnection), String> {
+        let servers = Servers {
+            all,
+            primary: Mutex::new(0),
+            pools: Mutex::default(),
+            doubt: Arc::default(),
+        };
+        let (place, connection) = servers.primary(patience).await?;
+        *servers.place() = place;
+        Ok((Arc::new(servers), connection))
+    }
+
+    /// The one that takes writes, and a connection to it. Errors: why none does, in words.
+    async fn primary(&self, patience: Duration) -> Result<(usize, PgConnection), String> {
+        let ask = async |place: usize| {
+            let mut connection = self.all[place].ask(patience).await.map_err(|why| (place, why))?;
+            let timeline = match self.all.len() {
+                1 => 0,
+                _ => session::timeline(&mut connection).await,
+            };
+            Ok((timeline, place, connection))
+        };
+        let mut asked: FuturesUnordered<_> = (0..self.all.len()).map(ask).collect();
+        let mut found: Option<(i64, usize, PgConnection)> = None;
+        let mut refusals: Vec<(usize, String)> = Vec::new();
+        loop {
+            let answer = match found {
+                None => asked.next().await,
+                Some(_) => timeout(GRACE, asked.next()).await.unwrap_or(None),
+            };
+            match answer {
+                None => break,
+                Some(Err(refusal)) => refusals.push(refusal),
+                Some(Ok(answer)) if found.as_ref().is_none_or(|found| answer.0 > found.0) => found = Some(answer),
+                Some(Ok(_)) => {}
+            }
+        }
+        drop(asked);
+        match found {
+            Some((_, place, connection)) => Ok((place, connection)),
+            None if refusals.len() == 1 => Err(refusals.remove(0).1),
+            None => {
+                refusals.sort_by_key(|(place, _)| *place);
+                let all = refusals.iter().map(|(place, why)| format!("{}: {why}", self.all[*place]));
+                Err(format!("none of them takes writes: {}", all.collect::<Vec<_>>().join("; ")))
+            }
+        }
+    }
+
+    /// Of the primary, for a connection that belongs to no pool.
+    pub(super) fn way(&self) -> PgConnectOptions {
+        self.all[*self.place()].way().clone()
+    }
+
+    /// A pool that leads to the primary, wherever that is.
+    pub(super) fn pool(&self, connections: u32) -> Arc<Pool> {
+        // Held while it is opened: whoever is being led to another server is told of it after that.
+        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        let pool = Arc::new(Pool {
+            connections,
+            now: RwLock::new(self.open(connections)),
+        });
+        pools.retain(|pool| pool.strong_count() > 0);
+        pools.push(Arc::downgrade(&pool));
+        pool
+    }
+
+    fn open(&self, connections: u32) -> Open {
+        Open {
+            pool: session::pool(&self.way(), connections, self.doubt.clone()),
+            left: (self.all.len() > 1).then(CancellationToken::new),
+        }
+    }
+
+    /// Looks for the primary when there is doubt, and every now and then, as long as somebody has a pool, until `stop`.
+    pub(super) fn follow(self: &Arc<Self>, every: Duration, stop: CancellationToken) {
+        if self.all.len() == 1 {
+            return;
+        }
+        let (servers, doubt) = (Arc::downgrade(self), self.doubt.clone());
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = doubt.raised.notified() => {}
+                    () = tokio::time::sleep(every) => {}
+                }
+                let Some(servers) = servers.upgrade() else { return };
+                tokio::select! { () = stop.cancelled() => return, () = servers.look() => {} }
+            }
+        });
+    }
+
+    /// Until the pools lead to the primary.
+    async fn look(&self) {
+        let before = *self.place();
+        if self.all[before].ask(ANSWERS).await.is_ok() {
+            return;
+        }
+        let began = std::time::Instant::now();
+        tracing::warn!(server = %self.all[before], "the primary does not serve, looking for another");
+        loop {
+            match self.primary(ANSWERS).await {
+                Ok((place, _)) => {
+                    *self.place() = place;
+                    self.lead();
+                    tracing::warn!(server = %self.all[place], seconds = began.elapsed().as_secs_f64(), "the primary is found");
+                    return;
+                }
+                Err(why) => {
+                    tracing::debug!(why, "there is no primary");
+                    tokio::time::sleep(AGAIN).await;
+                }
+            }
+        }
+    }
+
+    /// Gives every pool connections to the primary in place of those that it has: what is under way on them comes to nothing.
+    fn lead(&self) {
+        self.doubt.note(&None);
+        let pools: Vec<Arc<Pool>> = {
+            let pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+            pools.iter().filter_map(Weak::upgrade).collect()
+        };
+        for pool in pools {
+            let now = self.open(pool.connections);
+            let before = std::mem::replace(&mut *pool.now.write().unwrap_or_else(PoisonError::into_inner), now);
+            if let Some(left) = before.left {
+                left.cancel();
+            }
+            tokio::spawn(async move { before.pool.close().await });
+        }
+    }
+
+    fn place(&self) -> MutexGuard<'_, usize> {
+        self.primary.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Connections to the primary, wherever that is.
+#[derive(Debug)]
+pub(super) struct Pool {
+    connections: u32,
+    now: RwLock<Open>,
+}
+
+/// Connections to one server.
+#[derive(Debug, Clone)]
+pub(super) struct Open {
+    pub(super) pool: PgPool,
+    /// Cancelled when they are left for another server; None: there is no other.
+    pub(super) left: Option<CancellationToken>,
+}
+
+impl Pool {
+    pub(super) fn now(&self) -> Open {
+        self.now.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) async fn close(&self) {
+        self.now().pool.close().await;
+    }
+}

@@ -1,0 +1,153 @@
+//! The primary dies, or is no primary any more: another server is, and every process goes on there without a restart.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use sqlx::{Connection, Executor, PgConnection};
+use tasker::engine::read::wait_for_end;
+use tasker::engine::register::register;
+use tasker::engine::submit::{NewTask, Submitter};
+use tasker::private_postgres::PrivatePostgres;
+use tasker::worker::{Handlers, Worker, WorkerConfig};
+use tasker::{Db, Error, Template};
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use crate::health::{own_postgres, Serve};
+
+const TWO: &str = "
+name: two
+namespace: here
+steps:
+  - { name: first, handler: H }
+  - { name: second, handler: H, depends_on: [first] }
+";
+
+/// A primary and its synchronous standby.
+struct Pair {
+    primary: PrivatePostgres,
+    standby: PrivatePostgres,
+    /// Of both.
+    url: String,
+    _folders: [TempDir; 2],
+}
+
+/// What is said of one server's place in its URL.
+fn place(url: &str) -> &str {
+    url.split('@')
+        .nth(1)
+        .and_then(|rest| rest.split('/').next())
+        .expect("host and port")
+}
+
+impl Pair {
+    async fn start() -> Pair {
+        let folders = [TempDir::new().expect("a folder"), TempDir::new().expect("a folder")];
+        let (primary, url) = own_postgres(&folders[0]).await;
+        let standby = primary.standby(folders[1].path()).expect("copies");
+        let of_standby = standby.start().await.expect("starts");
+        let mut connection = PgConnection::connect(&url).await.expect("connects");
+        connection
+            .execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+            .await
+            .expect("sets");
+        connection.execute("SELECT pg_reload_conf()").await.expect("reloads");
+        while sqlx::query_scalar::<_, i64>("SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'")
+            .fetch_one(&mut connection)
+            .await
+            .expect("asks")
+            == 0
+        {}
+        connection.close().await.expect("closes");
+        let both = format!("{},{}", place(&of_standby), place(&url));
+        Pair {
+            url: format!("{}?target_session_attrs=read-write", url.replace(place(&url), &both)),
+            primary,
+            standby,
+            _folders: folders,
+        }
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        self.primary.stop().ok();
+        self.standby.stop().ok();
+    }
+}
+
+/// Whoever submits, and remembers what was accepted, until told to stop.
+async fn submit(db: Db, accepted: Arc<Mutex<Vec<Uuid>>>, stop: Arc<AtomicBool>) {
+    let submitter = Submitter::new(db);
+    while !stop.load(Ordering::Relaxed) {
+        match submitter.submit("two", None, &[NewTask::default()]).await {
+            Ok(tasks) => accepted.lock().unwrap().extend(tasks.iter().map(|task| task.id)),
+            Err(error) => assert!(matches!(error, Error::Database(_)), "{error}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_that_dies_is_replaced_by_its_standby_and_nothing_that_was_accepted_is_lost() {
+    let pair = Pair::start().await;
+    let db = Db::connect(&pair.url, 8).await.unwrap();
+    register(&db, &Template::parse(TWO, "two.yml").unwrap()).await.unwrap();
+    let serve = Serve::start(&pair.url, &[], &[]);
+    let config = WorkerConfig {
+        namespaces: vec!["here".into()],
+        ..WorkerConfig::default()
+    };
+    let worker = Arc::new(Worker::start(&db, config).await.unwrap());
+    let done = Arc::new(Mutex::new(0));
+    let counting = done.clone();
+    worker.handle_with(Handlers::default().with("H", move |_| {
+        *counting.lock().unwrap() += 1;
+        async { Ok(json!(1)) }
+    }));
+    let (accepted, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
+    let load: Vec<_> = (0..4)
+        .map(|_| tokio::spawn(submit(Db::clone(&db), accepted.clone(), stop.clone())))
+        .collect();
+    let until = async |more: usize| {
+        let before = accepted.lock().unwrap().len();
+        while accepted.lock().unwrap().len() < before + more {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    until(200).await;
+
+    pair.primary.kill().unwrap();
+    let died = Instant::now();
+    pair.standby.promote().unwrap();
+    let promoted = died.elapsed();
+    until(1).await;
+    eprintln!(
+        "the first task after the death was accepted after {:.1} s, the promotion took {:.1} s of these",
+        died.elapsed().as_secs_f64(),
+        promoted.as_secs_f64()
+    );
+    // Nobody is left who would confirm what is committed.
+    until(200).await;
+    stop.store(true, Ordering::Relaxed);
+    for submitting in load {
+        submitting.await.unwrap();
+    }
+    let accepted = std::mem::take(&mut *accepted.lock().unwrap());
+    assert_eq!(accepted.iter().collect::<HashSet<_>>().len(), accepted.len());
+    for task in &accepted {
+        assert_eq!(wait_for_end(&db, *task, Some(Duration::from_secs(60))).await.unwrap(), "complete");
+    }
+    assert!(*done.lock().unwrap() >= 2 * accepted.len());
+    serve.until("/ready", |status, _| status == 200).await;
+    let is_ready = async {
+        while !worker.health().ready().await.ready {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), is_ready).await.expect("it is ready");
+    worker.shutdown(Duration::from_secs(5)).await;
+    db.close().await;
+}

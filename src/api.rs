@@ -20,6 +20,7 @@ mod openapi;
 pub(crate) mod problem;
 mod proxy;
 pub(crate) mod schedules;
+mod shards;
 pub(crate) mod signals;
 mod signatures;
 mod statistics;
@@ -198,6 +199,7 @@ fn routes() -> OpenApiRouter<Api> {
         .layer(from_fn(etag::tagged));
     let fleet = OpenApiRouter::new()
         .routes(routes!(fleet::whole))
+        .routes(routes!(shards::list))
         .routes(routes!(fleet::queues))
         .routes(routes!(fleet::members))
         .routes(routes!(fleet::limits))

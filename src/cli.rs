@@ -17,6 +17,7 @@ mod queue;
 mod schedule;
 mod serve;
 mod server;
+mod shard;
 mod signal;
 mod task;
 mod template;
@@ -86,6 +87,9 @@ enum Command {
     /// List namespaces and change their rules
     #[command(subcommand)]
     Namespace(namespace::Namespace),
+    /// Show the databases that tasks are in
+    #[command(subcommand)]
+    Shard(shard::Shard),
     /// Check, register, show and list templates
     #[command(subcommand)]
     Template(template::Template),
@@ -253,6 +257,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> i32 {
             Command::Resume(resume) => resume.run().await,
             Command::Pauses(pauses) => pauses.run().await,
             Command::Namespace(namespace) => namespace.run().await,
+            Command::Shard(shard) => shard.run().await,
             Command::Template(template) => template.run().await,
             Command::Top(top) => top.run().await,
             Command::Api(api) => api.run(),

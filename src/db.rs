@@ -229,6 +229,11 @@ impl Db {
         }
     }
 
+    /// host:port of each server that the database may be on, and that of the primary.
+    pub(crate) fn servers(&self) -> (Vec<String>, String) {
+        self.servers.named()
+    }
+
     /// How much of the pool is in use.
     pub fn pool_use(&self) -> PoolUse {
         let pool = self.pool.now().pool;

@@ -21,7 +21,8 @@ use crate::schedule::{Named, Schedule};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// Where tasks are: postgres://user:password@host:port/database. Without it, what `tasker dev` runs in this folder.
+    /// Where tasks are: postgres://user:password@host:port/database, with commas between several hosts of which one is the primary (docs/failover.md). Without it,
+    /// what `tasker dev` runs in this folder.
     #[schemars(with = "Option<String>", extend("x-restart" = true, "x-secret" = true))]
     pub database_url: Option<Secret>,
     /// In Rails the name in database.yml of the database where tasks are; without it the primary one.

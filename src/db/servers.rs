@@ -254,6 +254,14 @@ impl Servers {
         }
     }
 
+    /// All of them, and the primary.
+    pub(super) fn named(&self) -> (Vec<String>, String) {
+        (
+            self.all.iter().map(Server::to_string).collect(),
+            self.all[*self.place()].to_string(),
+        )
+    }
+
     fn place(&self) -> MutexGuard<'_, usize> {
         self.primary.lock().unwrap_or_else(PoisonError::into_inner)
     }

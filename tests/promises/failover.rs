@@ -16,6 +16,7 @@ use tasker::{Db, Error, Template};
 use tempfile::TempDir;
 use uuid::Uuid;
 
+use crate::command_line::json_of;
 use crate::health::{own_postgres, Serve};
 
 const TWO: &str = "
@@ -119,6 +120,9 @@ async fn a_primary_that_dies_is_replaced_by_its_standby_and_nothing_that_was_acc
     };
     until(200).await;
 
+    let of = pair.url.split('@').nth(1).unwrap().split('/').next().unwrap();
+    let (standby, primary) = of.split_once(',').unwrap();
+    assert_eq!(is_at(&pair), primary);
     pair.primary.kill().unwrap();
     let died = Instant::now();
     pair.standby.promote().unwrap();
@@ -148,6 +152,13 @@ async fn a_primary_that_dies_is_replaced_by_its_standby_and_nothing_that_was_acc
         }
     };
     tokio::time::timeout(Duration::from_secs(30), is_ready).await.expect("it is ready");
+    assert_eq!(is_at(&pair), standby);
     worker.shutdown(Duration::from_secs(5)).await;
     db.close().await;
+}
+
+/// Where the primary is, as the command line says.
+fn is_at(pair: &Pair) -> String {
+    let shards = json_of(&pair.url, &["shard", "list", "--json"]);
+    shards[0]["primary"].as_str().unwrap().to_owned()
 }

@@ -115,6 +115,7 @@ async fn what_a_command_shows_by_an_api_is_what_it_shows_by_the_database() {
             &["limit", "list", "--json"],
             &["pauses", "--json"],
             &["namespace", "list", "--json"],
+            &["shard", "list", "--json"],
             &["template", "list", "--json"],
             &["template", "show", "here/order", "--json"],
             &["template", "versions", "here/order", "--json"],

@@ -3,7 +3,7 @@
 Gem::Specification.new do |spec|
   spec.name = "tasker_core"
   # The only place where the version is written.
-  spec.version = File.read(File.join(__dir__, "Cargo.toml"))[/^version = "(.+)"/, 1]
+  spec.version = File.read(File.join(__dir__, "Cargo.toml"), encoding: "UTF-8")[/^version = "(.+)"/, 1]
   spec.authors = ["The tasker-core authors"]
   spec.summary = "Workflows for Ruby and Rails on nothing but PostgreSQL"
   spec.description = "Durable workflows of steps in Ruby, orchestrated by a Rust core over pgmq queues in your own PostgreSQL. " \

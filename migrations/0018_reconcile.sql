@@ -60,7 +60,8 @@ BEGIN
         EXECUTE format($f$
             SELECT array_agg(s.task_id), array_agg(s.step), array_agg(s.msg_id), array_agg(s.failures + 1)
             FROM tasker.steps s JOIN unnest($1, $2, $3) AS e(task, step, msg_id) ON s.task_id = e.task AND s.step = e.step AND s.msg_id = e.msg_id
-            WHERE s.state = 'enqueued' AND NOT EXISTS (SELECT 1 FROM pgmq.%I q WHERE q.msg_id = s.msg_id)
+            WHERE s.state = 'enqueued' AND NOT EXISTS (
+                SELECT FROM pgmq.%I q WHERE q.msg_id = s.msg_id AND tasker.is_of_step(q.message, s.task_id, s.step))
         $f$, pgmq.format_table_name(v_queue, 'q'))
         INTO v_ids, v_numbers, v_old, v_attempts USING v_ids, v_numbers, v_old;
         IF v_ids IS NOT NULL THEN
@@ -156,3 +157,80 @@ LANGUAGE sql STABLE BEGIN ATOMIC
             SELECT count(*) FROM tasker.steps ls
             WHERE ls.task_id = t.id AND ls.step = ANY (tv.sinks) AND ls.state IN ('complete', 'skipped'))));
 END;
+
+-- What of p_limit tasks after p_after is not as our transactions leave it, as [{what, task, step}], and the last task that it looked at (null: there were no
+-- more). Changes nothing: the reconciler mends what it can.
+CREATE FUNCTION tasker.find_faults(p_after uuid, p_limit int, OUT faults jsonb, OUT last uuid)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_unknown  uuid[];
+    v_tasks    uuid[];
+    v_queue    text;
+    v_ids      uuid[];
+    v_numbers  smallint[];
+    v_found    jsonb;
+BEGIN
+    SELECT CASE WHEN count(*) = p_limit THEN max(c.id::text)::uuid END, array_agg(c.id), array_agg(c.id) FILTER (
+        WHERE c.finished_at IS NULL AND NOT EXISTS (SELECT FROM tasker.template_versions tv WHERE tv.id = c.version_id))
+    INTO last, v_tasks, v_unknown
+    FROM (SELECT t.id, t.version_id, t.finished_at FROM tasker.tasks t WHERE t.id > p_after ORDER BY t.id LIMIT p_limit) AS c;
+    faults := coalesce((SELECT jsonb_agg(jsonb_build_object('what', 'its version is not there', 'task', u.id)) FROM unnest(v_unknown) AS u(id)), '[]');
+    FOR v_queue, v_ids, v_numbers IN
+        SELECT ts.queue, array_agg(s.task_id), array_agg(s.step)
+        FROM unnest(v_tasks) AS l(task)
+        CROSS JOIN LATERAL (SELECT * FROM tasker.tasks WHERE id = l.task OFFSET 0) AS t
+        CROSS JOIN LATERAL (SELECT * FROM tasker.steps WHERE task_id = l.task AND state = 'enqueued' OFFSET 0) AS s
+        JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = s.step
+        WHERE NOT EXISTS (SELECT FROM tasker.broken_queues b WHERE b.queue = ts.queue)
+        GROUP BY ts.queue ORDER BY ts.queue
+    LOOP
+        EXECUTE format($f$
+            SELECT jsonb_agg(jsonb_build_object('what', 'its message is not there', 'task', s.task_id, 'step', ts.name))
+            FROM unnest($1, $2) AS e(task, step)
+            CROSS JOIN LATERAL (SELECT * FROM tasker.steps WHERE task_id = e.task AND step = e.step AND state = 'enqueued' OFFSET 0) AS s
+            CROSS JOIN LATERAL (SELECT * FROM tasker.tasks WHERE id = e.task OFFSET 0) AS t
+            JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = s.step
+            WHERE NOT EXISTS (SELECT FROM pgmq.%I q WHERE q.msg_id = s.msg_id AND tasker.is_of_step(q.message, s.task_id, s.step))
+        $f$, pgmq.format_table_name(v_queue, 'q'))
+        INTO v_found USING v_ids, v_numbers;
+        faults := faults || coalesce(v_found, '[]');
+    END LOOP;
+    SELECT jsonb_agg(jsonb_build_object('what', 'it stands still', 'task', s.task_id)) INTO v_found
+    FROM (SELECT DISTINCT task_id FROM tasker.standing_still(v_tasks)) AS s;
+    faults := faults || coalesce(v_found, '[]');
+END
+$$;
+
+-- What of the queues is not as our transactions leave it, as [{what, queue, message}], of the first p_limit messages of each: what stands for no step, and
+-- numbers that will be given out a second time.
+CREATE FUNCTION tasker.find_queue_faults(p_limit int) RETURNS jsonb
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_queue  text;
+    v_table  text;
+    v_found  jsonb;
+    v_faults jsonb := '[]';
+BEGIN
+    FOR v_queue IN SELECT n.queue FROM tasker.namespaces n
+                   WHERE NOT EXISTS (SELECT FROM tasker.broken_queues b WHERE b.namespace_id = n.id) ORDER BY n.queue
+    LOOP
+        v_table := format('pgmq.%I', pgmq.format_table_name(v_queue, 'q'));
+        EXECUTE format($f$
+            SELECT jsonb_agg(jsonb_build_object('what', 'it stands for no step', 'queue', $1, 'message', h.msg_id))
+            FROM (SELECT * FROM %1$s ORDER BY msg_id LIMIT $2) AS h CROSS JOIN LATERAL tasker.message_identity(h.message) AS i
+            WHERE NOT EXISTS (SELECT FROM tasker.steps s WHERE s.task_id = i.task AND s.step = i.step AND s.msg_id = h.msg_id
+                                                           AND s.state IN ('enqueued', 'cancelling'))
+        $f$, v_table) INTO v_found USING v_queue, p_limit;
+        v_faults := v_faults || coalesce(v_found, '[]');
+        EXECUTE format($f$
+            SELECT jsonb_agg(jsonb_build_object('what', 'numbers up to its own will be given out again', 'queue', $1, 'message', m.last))
+            FROM (SELECT max(msg_id) AS last FROM %1$s) AS m
+            WHERE m.last > coalesce(pg_sequence_last_value(pg_get_serial_sequence(%1$L, 'msg_id')::regclass), 0)
+        $f$, v_table) INTO v_found USING v_queue;
+        v_faults := v_faults || coalesce(v_found, '[]');
+    END LOOP;
+    RETURN v_faults || coalesce((
+        SELECT jsonb_agg(jsonb_build_object('what', 'it cannot be worked with', 'queue', n.queue)) FROM tasker.namespaces n
+        WHERE n.name = ANY (ARRAY(SELECT tasker.damaged_namespaces()))), '[]');
+END
+$$;

@@ -9,7 +9,7 @@ LANGUAGE sql IMMUTABLE BEGIN ATOMIC
         ('tasker_submit', '{create_task, create_tasks, find_template, input_schema, send_signal, signal_schemas, task_states, unreachable_queues, which_installation}'::text[]),
         -- reads everything
         ('tasker_read', '{fleet, fleet_namespace, fleet_namespaces, group_dead_letters, list_changes, list_tokens, lettered_namespaces, list_bulk_actions, read_facts, read_minutes, list_dead_letter_actions, list_dead_letters, list_limits, list_pauses,
-                          list_namespaces, list_schedules, list_signals, list_tasks, list_templates, list_template_versions, list_waits, find_tasks, read_values, notifications_are_stuck, read_children, read_family, read_results, read_steps, read_task, task_states,
+                          list_namespaces, list_schedules, list_signals, list_tasks, list_templates, list_template_versions, list_waits, find_faults, find_queue_faults, find_tasks, read_values, notifications_are_stuck, read_children, read_family, read_results, read_steps, read_task, task_states,
                           unreachable_queues, which_installation}'),
         -- runs steps, of all namespaces or (tasker_worker_of_<namespace>) of one
         ('tasker_worker', '{answer_unhandled, await_signal, ask_unhandled, begin_suspect, complete_steps, decline_steps, ensure_namespaces,

@@ -98,13 +98,13 @@ RSpec.describe "documentation" do
 
   Dir[File.join(root, "{README.md,docs/*.md}")].each do |file|
     it "has no Ruby in #{File.basename(file)} that Ruby cannot read" do
-      blocks = File.read(file).scan(/^```ruby\n(.*?)^```/m).flatten
+      blocks = File.read(file, encoding: "UTF-8").scan(/^```ruby\n(.*?)^```/m).flatten
       expect(blocks.map { |block| RubyVM::InstructionSequence.compile(block) }.size).to eq(blocks.size)
     end
   end
 
   quotes = Dir[File.join(root, "docs/*.md")].flat_map do |file|
-    File.read(file).scan(%r{^```ruby\n# (examples/\S+)\n(.*?)^```}m).map { |example, quote| [file, example, quote] }
+    File.read(file, encoding: "UTF-8").scan(%r{^```ruby\n# (examples/\S+)\n(.*?)^```}m).map { |example, quote| [file, example, quote] }
   end
 
   quotes.each do |file, example, quote|

@@ -98,6 +98,17 @@ RSpec.describe "an application's database" do
     expect(told.lines(chomp: true)).to eq(shapes.keys.map { |name| "#{name}: the same" })
   end
 
+  it "may be on several hosts, as database.yml names them, of which one is the primary" do
+    at = URI(Database.url)
+    configuration = { adapter: "postgresql", host: "127.0.0.1,#{at.host}", port: "1,#{at.port}", username: at.user, password: at.password,
+                      database: at.path.delete_prefix("/") }
+    settings = TaskerCore::Configuration.new
+    settings.database_url = TaskerCore::RailsDatabase.url_of(configuration)
+    client = TaskerCore::Client.new(settings)
+    expect(client.health).to include(healthy: true)
+    client.close
+  end
+
   it "is refused with what to do where it is no PostgreSQL" do
     configuration = { adapter: "sqlite3", database: "db/shop.sqlite3" }
     expect {

@@ -5,6 +5,7 @@
 
 mod api;
 mod bulk;
+mod check;
 mod config;
 mod dev;
 mod dlq;
@@ -87,6 +88,8 @@ enum Command {
     /// List namespaces and change their rules
     #[command(subcommand)]
     Namespace(namespace::Namespace),
+    /// Look whether the database is as it must be, after a restore for example; exits with 1 if it is not
+    Check(check::Check),
     /// Show the databases that tasks are in
     #[command(subcommand)]
     Shard(shard::Shard),
@@ -181,7 +184,9 @@ impl Connection {
     async fn connect(&self, local: &Local, connections: u32) -> Result<Db> {
         let settings = local.with(0, &json!({}))?.settings;
         let url = database_url(settings.database_url.as_ref().map(Secret::reveal))?;
-        Ok(Db::connect(&url, connections).await?.redacting(settings.redaction()?))
+        Ok(Db::following(&url, connections, &settings.failover)
+            .await?
+            .redacting(settings.redaction()?))
     }
 }
 
@@ -257,6 +262,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> i32 {
             Command::Resume(resume) => resume.run().await,
             Command::Pauses(pauses) => pauses.run().await,
             Command::Namespace(namespace) => namespace.run().await,
+            Command::Check(check) => check.run().await,
             Command::Shard(shard) => shard.run().await,
             Command::Template(template) => template.run().await,
             Command::Top(top) => top.run().await,

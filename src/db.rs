@@ -23,17 +23,18 @@ use tokio_util::sync::CancellationToken;
 
 use bounded::{Bounded, Waits};
 use servers::{Pool, Servers};
-use session::{ACQUIRE, READ_ONLY};
+use session::READ_ONLY;
 use target::Target;
 
+use crate::config::FailoverConfig;
 use crate::error::{Error, Result};
 use crate::redaction::Redaction;
 
-/// How long a call can take, from wanting a connection to giving up on an answer.
-pub(crate) const LONGEST_CALL: Duration = Duration::from_secs(30);
+/// How long the first connection may take.
+const FIRST: Duration = Duration::from_secs(10);
 
-/// How often a process that knows of several servers asks whether its own still is the primary, where nothing makes it doubt that.
-const DOUBTED: Duration = Duration::from_secs(5);
+/// How long closing them all may take.
+const CLOSE: Duration = Duration::from_secs(10);
 
 /// How many connections are kept apart from the pool: one for upkeep, one for probes, one to LISTEN.
 const APART: u32 = 3;
@@ -85,11 +86,16 @@ impl fmt::Debug for Db {
 impl Db {
     /// Connects, and proves it with one connection.
     ///
-    /// `url` is `postgres://user:password@host:port/database`; `max_connections`, at least 4, is never exceeded while one orchestrator
+    /// `url` is `postgres://user:password@host:port/database`, with commas between several hosts of which one is the primary; `max_connections`, at least 4, is never exceeded while one orchestrator
     /// or one worker runs on it. Errors: [`Error::Config`] for a URL that cannot be read, a parameter in it that we do not know, too few connections,
     /// a database that is not in UTF8 or a pooler that pools transactions, [`Error::Unreachable`] when there is no answer within 10 s (or its `connect_timeout`), a refusal, or the
     /// server is a standby or read-only.
     pub async fn connect(url: &str, max_connections: u32) -> Result<Db> {
+        Db::following(url, max_connections, &FailoverConfig::default()).await
+    }
+
+    /// The same, where it is said how a failover is followed.
+    pub async fn following(url: &str, max_connections: u32, failover: &FailoverConfig) -> Result<Db> {
         let Target { servers, patience } = Target::parse(url)?;
         if max_connections <= APART {
             return Err(Error::Config(format!(
@@ -103,7 +109,9 @@ impl Db {
             reason,
         };
         // A pool hides why it cannot connect behind its own timeout: ask directly first.
-        let (servers, mut connection) = Servers::find(servers, patience.unwrap_or(ACQUIRE)).await.map_err(unreachable)?;
+        let (servers, mut connection) = Servers::find(servers, patience.unwrap_or(FIRST), failover.timeout)
+            .await
+            .map_err(unreachable)?;
         if session::are_pooled_by_transaction(&mut connection, &servers.way()).await? {
             return Err(Error::Config(format!(
                 "a pooler stands in front of {target} that gives each transaction another session (PgBouncer's pool_mode = transaction or \
@@ -129,7 +137,7 @@ impl Db {
         }
         connection.close().await?;
         let closing = CancellationToken::new();
-        servers.follow(DOUBTED, closing.clone());
+        servers.follow(failover.check_interval, closing.clone());
         Ok(Db {
             pool: servers.pool(max_connections - APART),
             upkeep: servers.pool(1),
@@ -234,6 +242,11 @@ impl Db {
         self.servers.named()
     }
 
+    /// How long a call can take, from wanting a connection to giving up on an answer.
+    pub(crate) fn longest_call(&self) -> Duration {
+        self.servers.patience + bounded::ANSWER
+    }
+
     /// How much of the pool is in use.
     pub fn pool_use(&self) -> PoolUse {
         let pool = self.pool.now().pool;
@@ -258,7 +271,7 @@ impl Db {
                 pool.close().await;
             }
         };
-        if tokio::time::timeout(ACQUIRE, all).await.is_err() {
+        if tokio::time::timeout(CLOSE, all).await.is_err() {
             tracing::warn!(database = self.target, "connections to the database could not be closed in time");
         }
     }

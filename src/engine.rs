@@ -10,6 +10,7 @@ pub mod backpressure;
 pub mod bulk;
 pub mod bulk_actions;
 pub mod cancel;
+pub(crate) mod check;
 pub mod children;
 pub mod claim;
 pub mod complete;

@@ -319,14 +319,14 @@ pub(crate) async fn keep_membership(
     stop: CancellationToken,
 ) {
     let (mut held, mut told) = (lease(), false);
-    let mut beat = health.beats().register("heartbeat", held + crate::db::LONGEST_CALL);
+    let mut beat = health.beats().register("heartbeat", held + health.0.db.longest_call());
     while !stop.is_cancelled() {
         let wanted = lease();
         if wanted != held {
             held = wanted;
             membership.hold_for(held);
             drop(beat);
-            beat = health.beats().register("heartbeat", held + crate::db::LONGEST_CALL);
+            beat = health.beats().register("heartbeat", held + health.0.db.longest_call());
         }
         let renewed = membership.renew(&health.process()).await;
         beat.note(&renewed);

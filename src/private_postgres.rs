@@ -69,13 +69,17 @@ impl PrivatePostgres {
     /// Starts the server, with these settings, unless it runs; makes the database `tasker` where it is missing, and returns its URL, which is kept in
     /// the file `database_url` of the folder.
     pub async fn start_with(&self, settings: &[(&str, &str)]) -> Result<String> {
+        self.start_on(free_port()?, settings).await
+    }
+
+    /// The same on that port.
+    pub async fn start_on(&self, port: u16, settings: &[(&str, &str)]) -> Result<String> {
         let url_file = self.folder.join("database_url");
         let password_file = self.folder.join("password");
         if !self.data.join("PG_VERSION").exists() {
             self.init(&password_file)?;
         }
         if !self.is_running() {
-            let port = free_port()?;
             let password = fs::read_to_string(&password_file).map_err(|source| Error::System {
                 what: password_file.display().to_string(),
                 source,
@@ -177,7 +181,7 @@ impl PrivatePostgres {
         self.pg_ctl(&["restart", "-w", "-t", "60", "-m", "immediate", "-l", &log.to_string_lossy()])
     }
 
-    /// A streaming standby of this server, which runs, in another folder. Start it with [`PrivatePostgres::start`].
+    /// A streaming standby of this server, which runs, in another folder, in place of what is there. Start it with [`PrivatePostgres::start`].
     pub fn standby(&self, folder: &Path) -> Result<PrivatePostgres> {
         let standby = PrivatePostgres::in_folder(folder)?;
         let read = |file: &str| {
@@ -188,6 +192,7 @@ impl PrivatePostgres {
             })
         };
         write_private(&standby.folder.join("password"), &read("password")?)?;
+        fs::remove_dir_all(&standby.data).ok();
         standby.make_data_folder()?;
         let (data, url) = (standby.data.to_string_lossy(), read("database_url")?);
         let done = self.run("pg_basebackup", &["-D", &data, "-R", "-X", "stream", "-c", "fast", "-d", &url]);

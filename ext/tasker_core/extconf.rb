@@ -7,7 +7,7 @@ require "rbconfig"
 require "tmpdir"
 
 root = File.expand_path("../..", __dir__)
-wanted = File.read(File.join(root, "Cargo.toml"))[/^rust-version = "(.+)"/, 1]
+wanted = File.read(File.join(root, "Cargo.toml"), encoding: "UTF-8")[/^rust-version = "(.+)"/, 1]
 begin
   found = `cargo --version`[/\d+\.\d+(\.\d+)?/]
 rescue Errno::ENOENT

@@ -304,7 +304,7 @@ module TaskerCore
       # @return [Array(String, String)]
       # @raise [TemplateError]
       def read(file)
-        [File.read(file), file.to_s]
+        [File.read(file, encoding: "UTF-8"), file.to_s]
       rescue SystemCallError => e
         raise TemplateError, "#{file}: #{e.message}"
       end

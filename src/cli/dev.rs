@@ -51,7 +51,9 @@ impl Dev {
                 let doors = serve::Doors::bind(&settings).await?;
                 let was_running = postgres.is_running();
                 let url = postgres.start().await?;
-                let db = Db::connect(&url, settings.connections).await?.redacting(settings.redaction()?);
+                let db = Db::following(&url, settings.connections, &settings.failover)
+                    .await?
+                    .redacting(settings.redaction()?);
                 db.migrate().await?;
                 say(&format!(
                     "PostgreSQL: {url}\nCtrl-C stops everything; the data stays in {}",

@@ -36,6 +36,8 @@ pub struct Settings {
     /// namespaces wants three for each.
     #[schemars(range(min = 4, max = 1000), extend("x-restart" = true))]
     pub connections: u32,
+    /// How the primary is followed when it becomes another server (docs/failover.md).
+    pub failover: FailoverConfig,
     /// What is logged, and how.
     pub log: LogConfig,
     /// What is traced.
@@ -65,6 +67,7 @@ impl Default for Settings {
             database: None,
             coordinator: None,
             connections: 6,
+            failover: FailoverConfig::default(),
             log: LogConfig::default(),
             traces: TracesConfig::default(),
             redact: Vec::new(),
@@ -73,6 +76,32 @@ impl Default for Settings {
             worker: WorkerConfig::default(),
             api: ApiConfig::default(),
             schedules: None,
+        }
+    }
+}
+
+/// Of `failover.timeout`, at most.
+const LONGEST_WAIT: Duration = Duration::from_secs(300);
+
+/// How the primary is followed when it becomes another server.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct FailoverConfig {
+    /// How long a call waits for a connection, also while no server is the primary. At most five minutes.
+    #[serde(with = "span")]
+    #[schemars(with = "Span", extend("x-restart" = true))]
+    pub timeout: Duration,
+    /// How often a process that knows of several servers asks whether its own still is the primary, where nothing makes it doubt that.
+    #[serde(with = "span")]
+    #[schemars(with = "Span", extend("x-restart" = true))]
+    pub check_interval: Duration,
+}
+
+impl Default for FailoverConfig {
+    fn default() -> Self {
+        FailoverConfig {
+            timeout: Duration::from_secs(10),
+            check_interval: Duration::from_secs(5),
         }
     }
 }
@@ -281,6 +310,14 @@ impl Settings {
         }
         if self.worker.lease < second {
             found.push(("worker.lease", short(self.worker.lease)));
+        }
+        if !(second..=LONGEST_WAIT).contains(&self.failover.timeout) {
+            let given = humantime::format_duration(self.failover.timeout);
+            found.push(("failover.timeout", format!("is {given}: expected 1s to 5m")));
+        }
+        if self.failover.check_interval < Duration::from_millis(100) {
+            let given = humantime::format_duration(self.failover.check_interval);
+            found.push(("failover.check_interval", format!("is {given}: expected at least 100ms")));
         }
         for (path, poll) in [("orchestrator.poll", self.orchestrator.poll), ("worker.poll", self.worker.poll)] {
             if poll < Duration::from_millis(1) {

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::servers::{Doubt, Open, Pool};
 
 /// No answer for this long means that there will be none: PostgreSQL itself ends every statement earlier (`BOUNDS` in db.rs).
-const ANSWER: Duration = Duration::from_secs(20);
+pub(super) const ANSWER: Duration = Duration::from_secs(20);
 
 /// A call that waits so long for a connection waits too long.
 const SLOW: Duration = Duration::from_secs(1);

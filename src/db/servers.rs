@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::stream::FuturesUnordered;
 use futures_util::StreamExt;
@@ -24,6 +24,9 @@ const GRACE: Duration = Duration::from_millis(500);
 
 /// How soon all of them are asked again, while none is the primary.
 const AGAIN: Duration = Duration::from_millis(200);
+
+/// How often they are looked at, however much doubt there is.
+const AT_MOST: Duration = Duration::from_millis(500);
 
 /// One of them, as a URL names it.
 #[derive(Debug)]
@@ -88,6 +91,8 @@ pub(super) struct Servers {
     /// The primary's place.
     primary: Mutex<usize>,
     pools: Mutex<Vec<Weak<Pool>>>,
+    /// How long a call waits for a connection.
+    pub(super) patience: Duration,
     pub(super) doubt: Arc<Doubt>,
 }
 
@@ -119,15 +124,16 @@ impl Doubt {
 }
 
 impl Servers {
-    /// Finds the primary among `all`, and connects to it. Errors: why none is, in words.
-    pub(super) async fn find(all: Vec<Server>, patience: Duration) -> Result<(Arc<Servers>, PgConnection), String> {
+    /// Finds the primary among `all` within `at_first`, and connects to it. Errors: why none is, in words.
+    pub(super) async fn find(all: Vec<Server>, at_first: Duration, patience: Duration) -> Result<(Arc<Servers>, PgConnection), String> {
         let servers = Servers {
             all,
             primary: Mutex::new(0),
             pools: Mutex::default(),
+            patience,
             doubt: Arc::default(),
         };
-        let (place, connection) = servers.primary(patience).await?;
+        let (place, connection) = servers.primary(at_first).await?;
         *servers.place() = place;
         Ok((Arc::new(servers), connection))
     }
@@ -142,6 +148,7 @@ impl Servers {
             };
             Ok((timeline, place, connection))
         };
+        let before = *self.place();
         let mut asked: FuturesUnordered<_> = (0..self.all.len()).map(ask).collect();
         let mut found: Option<(i64, usize, PgConnection)> = None;
         let mut refusals: Vec<(usize, String)> = Vec::new();
@@ -153,8 +160,12 @@ impl Servers {
             match answer {
                 None => break,
                 Some(Err(refusal)) => refusals.push(refusal),
-                Some(Ok(answer)) if found.as_ref().is_none_or(|found| answer.0 > found.0) => found = Some(answer),
-                Some(Ok(_)) => {}
+                Some(Ok(answer)) => {
+                    let rank = |(timeline, place, _): &(i64, usize, PgConnection)| (*timeline, *place == before);
+                    if found.as_ref().is_none_or(|found| rank(&answer) > rank(found)) {
+                        found = Some(answer);
+                    }
+                }
             }
         }
         drop(asked);
@@ -189,7 +200,7 @@ impl Servers {
 
     fn open(&self, connections: u32) -> Open {
         Open {
-            pool: session::pool(&self.way(), connections, self.doubt.clone()),
+            pool: session::pool(&self.way(), connections, self.patience, self.doubt.clone()),
             left: (self.all.len() > 1).then(CancellationToken::new),
         }
     }
@@ -202,38 +213,46 @@ impl Servers {
         let (servers, doubt) = (Arc::downgrade(self), self.doubt.clone());
         tokio::spawn(async move {
             loop {
-                tokio::select! {
+                let is_raised = tokio::select! {
                     () = stop.cancelled() => return,
-                    () = doubt.raised.notified() => {}
-                    () = tokio::time::sleep(every) => {}
-                }
+                    () = doubt.raised.notified() => true,
+                    () = tokio::time::sleep(every) => false,
+                };
                 let Some(servers) = servers.upgrade() else { return };
-                tokio::select! { () = stop.cancelled() => return, () = servers.look() => {} }
+                let looking = async {
+                    servers.look(is_raised).await;
+                    tokio::time::sleep(AT_MOST).await;
+                };
+                tokio::select! { () = stop.cancelled() => return, () = looking => {} }
             }
         });
     }
 
-    /// Until the pools lead to the primary.
-    async fn look(&self) {
+    /// Until the pools lead to the primary. Where there is no doubt, it is enough that theirs says that it is; else another may be, which was promoted later.
+    async fn look(&self, is_in_doubt: bool) {
         let before = *self.place();
-        if self.all[before].ask(ANSWERS).await.is_ok() {
+        if !is_in_doubt && self.all[before].ask(ANSWERS).await.is_ok() {
             return;
         }
-        let began = std::time::Instant::now();
-        tracing::warn!(server = %self.all[before], "the primary does not serve, looking for another");
-        loop {
+        let began = Instant::now();
+        let mut tries = 0;
+        let place = loop {
             match self.primary(ANSWERS).await {
-                Ok((place, _)) => {
-                    *self.place() = place;
-                    self.lead();
-                    tracing::warn!(server = %self.all[place], seconds = began.elapsed().as_secs_f64(), "the primary is found");
-                    return;
-                }
+                Ok((place, _)) => break place,
                 Err(why) => {
-                    tracing::debug!(why, "there is no primary");
+                    tries += 1;
+                    if tries == 1 {
+                        tracing::warn!(why, "there is no primary");
+                    }
                     tokio::time::sleep(AGAIN).await;
                 }
             }
+        };
+        if place != before || tries > 0 {
+            *self.place() = place;
+            self.lead();
+            let (server, seconds) = (&self.all[place], began.elapsed().as_secs_f64());
+            tracing::warn!(%server, seconds, "the primary is found");
         }
     }
 

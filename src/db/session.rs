@@ -51,14 +51,11 @@ pub(super) async fn timeline(connection: &mut PgConnection) -> i64 {
     asked.fetch_one(connection).await.unwrap_or(0)
 }
 
-/// How long to wait for a connection.
-pub(super) const ACQUIRE: Duration = Duration::from_secs(10);
-
-/// A pool of one server's connections.
-pub(super) fn pool(options: &PgConnectOptions, connections: u32, doubt: Arc<Doubt>) -> PgPool {
+/// A pool of one server's connections, for each of which a call waits so long.
+pub(super) fn pool(options: &PgConnectOptions, connections: u32, patience: Duration, doubt: Arc<Doubt>) -> PgPool {
     PgPoolOptions::new()
         .max_connections(connections)
-        .acquire_timeout(ACQUIRE)
+        .acquire_timeout(patience)
         .after_connect(move |connection, _| {
             let doubt = doubt.clone();
             Box::pin(async move {

@@ -12,7 +12,6 @@ use sqlx::postgres::PgConnectOptions;
 
 use super::certificate::Certificates;
 use super::servers::Server;
-use super::session::ACQUIRE;
 use crate::error::{Error, Result};
 
 /// What the driver reads.
@@ -182,7 +181,7 @@ fn certificates_of(rest: &[&str]) -> Certificates {
 fn patience_of(value: &str) -> Result<Option<Duration>> {
     match value.parse::<u64>() {
         Ok(0) => Ok(None),
-        Ok(seconds) => Ok(Some(Duration::from_secs(seconds.min(ACQUIRE.as_secs())))),
+        Ok(seconds) => Ok(Some(Duration::from_secs(seconds.min(super::FIRST.as_secs())))),
         Err(_) => Err(not_valid(&format!("connect_timeout is {value}: expected whole seconds"))),
     }
 }

@@ -19,14 +19,14 @@ pub(super) async fn run(shared: Arc<Shared>, mut wakes: broadcast::Receiver<Wake
     // What the leases that are held were last renewed for.
     let granted = Mutex::new(lease(&shared));
     let renewing = async {
-        let mut beat = beats.register("step heartbeat", lease(&shared) + db::LONGEST_CALL);
+        let mut beat = beats.register("step heartbeat", lease(&shared) + shared.db.longest_call());
         loop {
             // A cancellation shows as a lease that is gone: look at once. So do leases that are shorter from now on.
             tokio::select! {
                 () = db::wait(&mut wakes, lease(&shared) / 3, |name, _| name == channel::CANCELLED) => {}
                 () = live.changed() => {
                     drop(beat);
-                    beat = beats.register("step heartbeat", lease(&shared) + db::LONGEST_CALL);
+                    beat = beats.register("step heartbeat", lease(&shared) + shared.db.longest_call());
                 }
             }
             let lease = lease(&shared);

@@ -60,9 +60,9 @@ impl<'a> Faults<'a> {
             *self.done.entry("processes started again").or_default() += revived;
         }
         for process in &processes.0 {
-            process.proxy.set(PASS);
+            process.set_network(PASS);
             // What was swallowed is not delivered: such connections are dead.
-            process.proxy.cut();
+            process.cut();
             process.signal(Signal::SIGCONT);
         }
         while sqlx::query(RESUME).execute(self.pool).await.is_err() {
@@ -98,19 +98,19 @@ impl<'a> Faults<'a> {
                 "freezes"
             }
             9..=11 => {
-                processes.0[chosen].proxy.cut();
+                processes.0[chosen].cut();
                 "cut connections"
             }
             12..=13 => {
-                processes.0[chosen].proxy.set(BLACK_HOLE);
+                processes.0[chosen].set_network(BLACK_HOLE);
                 tokio::time::sleep(while_it_lasts).await;
-                processes.0[chosen].proxy.set(PASS);
+                processes.0[chosen].set_network(PASS);
                 "black holes"
             }
             14..=15 => {
-                processes.0[chosen].proxy.set(SLOW);
+                processes.0[chosen].set_network(SLOW);
                 tokio::time::sleep(while_it_lasts).await;
-                processes.0[chosen].proxy.set(PASS);
+                processes.0[chosen].set_network(PASS);
                 "slow networks"
             }
             16..=17 => {

@@ -6,6 +6,7 @@
 
 mod checker;
 mod disk;
+mod failovers;
 mod faults;
 mod flood;
 mod load;
@@ -22,6 +23,7 @@ use tasker::private_postgres::PrivatePostgres;
 use tasker::Db;
 
 use crate::disk::SmallDisk;
+use crate::failovers::Pair;
 use crate::faults::Faults;
 use crate::load::Load;
 use crate::processes::Processes;
@@ -53,6 +55,55 @@ fn a_rolling_restart_of_every_process_under_load_runs_no_step_twice() {
 fn a_flood_of_tasks_is_throttled_and_parked_and_loses_nothing() {
     let found = run(Ordeal::Flood(setting("CHAOS_FLOOD").unwrap_or(20_000) as usize));
     assert!(found.is_empty(), "the checker found:\n{}", found.join("\n"));
+}
+
+#[test]
+fn a_primary_that_is_lost_again_and_again_is_replaced_and_nothing_that_was_accepted_is_lost() {
+    let found = run_failovers(setting("CHAOS_FAILOVERS").unwrap_or(2));
+    assert!(found.is_empty(), "the checker found:\n{}", found.join("\n"));
+}
+
+/// Runs the load while the primary is lost so many times, each time in the other way; returns what the checker found.
+fn run_failovers(count: u64) -> Vec<String> {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let seed = setting("CHAOS_SEED").unwrap_or_else(|| fastrand::u64(..1_000_000));
+    println!("seed {seed}");
+    runtime().block_on(async {
+        let folder = tempfile::tempdir().unwrap();
+        let mut pair = Pair::start(folder.path()).await;
+        let db = Db::connect(&pair.url(), 4).await.unwrap();
+        db.migrate().await.unwrap();
+        load::prepare(&db, &pair.pool()).await;
+        let journal = folder.path().join("journal");
+        std::fs::create_dir(&journal).unwrap();
+        let mut processes = Processes::start(&pair.url(), &journal).await;
+        let load = Load::start(db.clone(), seed, load::anything);
+        for round in 0..count {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            pair.fail_over(&mut processes, round % 2 == 1).await;
+            pair.heal().await;
+        }
+        let accepted = load.stop().await;
+        let pool = pair.pool();
+        let settled = checker::settle(&pool, &mut processes, Duration::from_secs(60)).await;
+        let mut found = processes.stop().await;
+        println!("accepted {} tasks; left: {settled:?}", accepted.len());
+        found.extend(checker::check(&pool, &accepted, &journal).await);
+        if settled > 0 {
+            found.push(format!("{settled} tasks neither ended nor were blocked"));
+        }
+        db.close().await;
+        pool.close().await;
+        found
+    })
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap()
 }
 
 /// What the system goes through.
@@ -131,12 +182,7 @@ fn run(ordeal: Ordeal) -> Vec<String> {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let seed = setting("CHAOS_SEED").unwrap_or_else(|| fastrand::u64(..1_000_000));
     println!("seed {seed}");
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(async {
+    runtime().block_on(async {
         let folder = tempfile::tempdir().unwrap();
         let postgres = Cluster(PrivatePostgres::in_folder(folder.path()).unwrap_or_else(|error| panic!("{error}")));
         let url = postgres.0.start().await.unwrap();

@@ -19,7 +19,8 @@ enum Kind {
 
 pub(crate) struct Process {
     pub(crate) name: String,
-    pub(crate) proxy: Proxy,
+    /// One for each server of its URL, in its order.
+    pub(crate) proxies: Vec<Proxy>,
     kind: Kind,
     url: String,
     direct: String,
@@ -33,16 +34,20 @@ pub(crate) struct Processes(pub(crate) Vec<Process>);
 
 impl Process {
     async fn start(name: &str, kind: Kind, url: &str, journal: &Path) -> Process {
-        let (before, port_and_name) = url.rsplit_once(':').unwrap();
-        let (port, database) = port_and_name.split_once('/').unwrap();
-        let proxy = Proxy::start(port.parse().unwrap()).await;
-        let url_by_proxy = format!("{before}:{}/{database}", proxy.port);
+        let (before, after) = url.rsplit_once('@').unwrap();
+        let (servers, database) = after.split_once('/').unwrap();
+        let mut proxies = Vec::new();
+        for server in servers.split(',') {
+            proxies.push(Proxy::start(server.rsplit_once(':').unwrap().1.parse().unwrap()).await);
+        }
+        let servers: Vec<String> = proxies.iter().map(|proxy| format!("127.0.0.1:{}", proxy.port)).collect();
+        let url_by_proxy = format!("{before}@{}/{database}", servers.join(","));
         let clock = journal.with_file_name(format!("clock of {name}"));
         std::fs::write(&clock, "+0").unwrap();
         let child = spawn(kind, &url_by_proxy, url, journal, &clock);
         Process {
             name: name.into(),
-            proxy,
+            proxies,
             kind,
             url: url_by_proxy,
             direct: url.into(),
@@ -50,6 +55,16 @@ impl Process {
             clock,
             child,
         }
+    }
+
+    /// What happens to all that it says to PostgreSQL, and hears.
+    pub(crate) fn set_network(&self, mode: u8) {
+        self.proxies.iter().for_each(|proxy| proxy.set(mode));
+    }
+
+    /// Ends every connection of it.
+    pub(crate) fn cut(&self) {
+        self.proxies.iter().for_each(Proxy::cut);
     }
 
     pub(crate) fn signal(&self, signal: Signal) {

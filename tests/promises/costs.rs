@@ -176,9 +176,9 @@ async fn what_is_done_to_ten_of_many_steps_reads_no_others() {
         assert_eq!(leased, 500);
         connection.execute("ALTER TABLE leased RENAME TO all_leased").await.unwrap();
         for (function, arguments, counted) in [
-            ("extend_leases", "l.ids, l.fences, '1 minute'", 0),
+            ("extend_leases", "l.ids, l.fences, l.tasks, l.steps, '1 minute'", 0),
             ("record_progress", "l.ids, l.fences, l.tasks, l.steps, l.progress, l.progress", 0),
-            ("release_steps", "l.ids, l.fences", 1),
+            ("release_steps", "l.ids, l.fences, l.tasks, l.steps", 1),
             ("complete_steps", "0, l.ids, l.fences, l.tasks, l.steps, l.results, '{}'", 1),
             ("fail_steps", "0, l.ids, l.fences, l.tasks, l.steps, l.progress, l.permanent, l.retry_after", 10),
         ] {

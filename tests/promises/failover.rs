@@ -11,7 +11,7 @@ use tasker::engine::read::wait_for_end;
 use tasker::engine::register::register;
 use tasker::engine::submit::{NewTask, Submitter};
 use tasker::private_postgres::PrivatePostgres;
-use tasker::worker::{Handlers, Worker, WorkerConfig};
+use tasker::worker::{Handlers, Step, Worker, WorkerConfig};
 use tasker::{Db, Error, Template};
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -19,7 +19,7 @@ use uuid::Uuid;
 use crate::command_line::json_of;
 use crate::health::{own_postgres, Serve};
 
-const TWO: &str = "
+pub(crate) const TWO: &str = "
 name: two
 namespace: here
 steps:
@@ -31,8 +31,10 @@ steps:
 struct Pair {
     primary: PrivatePostgres,
     standby: PrivatePostgres,
-    /// Of both.
+    /// Of both, and of each.
     url: String,
+    of_primary: String,
+    of_standby: String,
     _folders: [TempDir; 2],
 }
 
@@ -66,6 +68,8 @@ impl Pair {
         let both = format!("{},{}", place(&of_standby), place(&url));
         Pair {
             url: format!("{}?target_session_attrs=read-write", url.replace(place(&url), &both)),
+            of_primary: url,
+            of_standby,
             primary,
             standby,
             _folders: folders,
@@ -81,7 +85,7 @@ impl Drop for Pair {
 }
 
 /// Whoever submits, and remembers what was accepted, until told to stop.
-async fn submit(db: Db, accepted: Arc<Mutex<Vec<Uuid>>>, stop: Arc<AtomicBool>) {
+pub(crate) async fn submit(db: Db, accepted: Arc<Mutex<Vec<Uuid>>>, stop: Arc<AtomicBool>) {
     let submitter = Submitter::new(db);
     while !stop.load(Ordering::Relaxed) {
         match submitter.submit("two", None, &[NewTask::default()]).await {
@@ -120,9 +124,7 @@ async fn a_primary_that_dies_is_replaced_by_its_standby_and_nothing_that_was_acc
     };
     until(200).await;
 
-    let of = pair.url.split('@').nth(1).unwrap().split('/').next().unwrap();
-    let (standby, primary) = of.split_once(',').unwrap();
-    assert_eq!(is_at(&pair), primary);
+    assert_eq!(is_at(&pair), place(&pair.of_primary));
     pair.primary.kill().unwrap();
     let died = Instant::now();
     pair.standby.promote().unwrap();
@@ -152,7 +154,7 @@ async fn a_primary_that_dies_is_replaced_by_its_standby_and_nothing_that_was_acc
         }
     };
     tokio::time::timeout(Duration::from_secs(30), is_ready).await.expect("it is ready");
-    assert_eq!(is_at(&pair), standby);
+    assert_eq!(is_at(&pair), place(&pair.of_standby));
     worker.shutdown(Duration::from_secs(5)).await;
     db.close().await;
 }
@@ -161,4 +163,83 @@ async fn a_primary_that_dies_is_replaced_by_its_standby_and_nothing_that_was_acc
 fn is_at(pair: &Pair) -> String {
     let shards = json_of(&pair.url, &["shard", "list", "--json"]);
     shards[0]["primary"].as_str().unwrap().to_owned()
+}
+
+/// Leaves the standby where it is while the primary goes on, and then makes it the primary: as a backup of then would be.
+async fn lose_the_last(pair: &Pair, meanwhile: impl AsyncFnOnce()) {
+    let mut connection = PgConnection::connect(&pair.of_primary).await.unwrap();
+    connection.execute("ALTER SYSTEM RESET synchronous_standby_names").await.unwrap();
+    connection.execute("SELECT pg_reload_conf()").await.unwrap();
+    connection.close().await.unwrap();
+    pair.standby.kill().unwrap();
+    meanwhile().await;
+    pair.primary.kill().unwrap();
+    pair.standby.crash().unwrap();
+    pair.standby.promote().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_the_last_of_the_past_is_lost_what_is_left_runs_again_and_nothing_counts_for_another() {
+    let pair = Pair::start().await;
+    let db = Db::connect(&pair.url, 8).await.unwrap();
+    register(&db, &Template::parse(TWO, "two.yml").unwrap()).await.unwrap();
+    let serve = Serve::start(&pair.url, &[], &[]);
+    let config = WorkerConfig {
+        namespaces: vec!["here".into()],
+        lease: Duration::from_secs(3),
+        ..WorkerConfig::default()
+    };
+    let worker = Arc::new(Worker::start(&db, config).await.unwrap());
+    // Long enough that many are under way when the past is lost.
+    worker.handle_with(Handlers::default().with("H", |step: Arc<Step>| async move {
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(0..300))).await;
+        Ok(json!(step.leased.task_id))
+    }));
+    let (accepted, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
+    let load = tokio::spawn(submit(Db::clone(&db), accepted.clone(), stop.clone()));
+    let until = async |more: usize| {
+        let before = accepted.lock().unwrap().len();
+        while accepted.lock().unwrap().len() < before + more {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    until(200).await;
+    lose_the_last(&pair, async || until(300).await).await;
+    let before = accepted.lock().unwrap().len();
+    until(300).await;
+    stop.store(true, Ordering::Relaxed);
+    load.await.unwrap();
+    let accepted = std::mem::take(&mut *accepted.lock().unwrap());
+    for task in &accepted[before + 1..] {
+        assert_eq!(wait_for_end(&db, *task, Some(Duration::from_secs(60))).await.unwrap(), "complete");
+    }
+
+    let mut connection = PgConnection::connect(&pair.of_standby).await.unwrap();
+    let count = async |connection: &mut PgConnection, sql: &str| sqlx::query_scalar::<_, i64>(sql).fetch_one(connection).await.unwrap();
+    while count(&mut connection, "SELECT count(*) FROM tasker.tasks WHERE finished_at IS NULL").await > 0 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let kept = count(&mut connection, "SELECT count(*) FROM tasker.tasks").await;
+    assert!((kept as usize) < accepted.len(), "nothing was lost: {kept} of {}", accepted.len());
+    for (what, sql) in [
+        (
+            "tasks did not complete",
+            "SELECT count(*) FROM tasker.tasks WHERE state <> 'complete'",
+        ),
+        (
+            "results are of another task",
+            "SELECT count(*) FROM tasker.steps WHERE result #>> '{}' IS DISTINCT FROM task_id::text",
+        ),
+        ("messages are left", "SELECT count(*) FROM pgmq.q_here_queue"),
+        (
+            "things had to be mended",
+            "SELECT coalesce(sum(value), 0)::bigint FROM tasker.counters WHERE name = 'reconciled'",
+        ),
+    ] {
+        assert_eq!(count(&mut connection, sql).await, 0, "{what}");
+    }
+    connection.close().await.unwrap();
+    serve.until("/ready", |status, _| status == 200).await;
+    worker.shutdown(Duration::from_secs(5)).await;
+    db.close().await;
 }

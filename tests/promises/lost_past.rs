@@ -7,6 +7,7 @@ use tasker::engine::configuration::DatabaseCoordinator;
 use tasker::engine::submit::{NewTask, Submitter};
 use uuid::Uuid;
 
+use crate::command_line::tasker;
 use crate::configuration::author;
 use crate::health::Serve;
 use crate::world::{Leased, World};
@@ -161,6 +162,42 @@ async fn a_version_of_the_configuration_that_was_lost_is_not_taken_for_another_u
             .run(r#"UPDATE tasker.configurations SET overrides = '{"orchestrator": {"batch": 60}}' WHERE version = 1"#)
             .await;
         in_force(60).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_go_together_is_found_by_a_check_and_nothing_is_changed() {
+    World::with(async |world| {
+        world.register(ONE).await;
+        let said = || {
+            let output = tasker(&world.url, &["check", "--json"]);
+            let faults: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
+            (output.status.code(), faults)
+        };
+        let [one, two, three] = [1, 2, 3].map(|_| world.submit("one", json!({})));
+        let (one, _two, three) = (one.await, two.await, three.await);
+        assert_eq!(world.claim().await, 3);
+        assert_eq!(said(), (Some(0), vec![]));
+
+        world
+            .run(&format!(
+                "DELETE FROM pgmq.q_here_queue q USING tasker.steps s WHERE s.task_id = '{one}' AND q.msg_id = s.msg_id;
+                 UPDATE tasker.steps SET state = 'complete' WHERE task_id = '{three}';
+                 SELECT setval('pgmq.q_here_queue_msg_id_seq', 1)"
+            ))
+            .await;
+        let last = world.count("SELECT max(msg_id) FROM pgmq.q_here_queue").await;
+        let of_task = |what: &str, task: Uuid, step: Option<&str>| json!({ "what": what, "task": task, "step": step, "queue": null, "message": null });
+        let of_queue = |what: &str| json!({ "what": what, "task": null, "step": null, "queue": "here_queue", "message": last });
+        let expected = vec![
+            of_task("its message is not there", one, Some("only")),
+            of_task("it stands still", three, None),
+            of_queue("it stands for no step"),
+            of_queue("numbers up to its own will be given out again"),
+        ];
+        assert_eq!(said(), (Some(1), expected.clone()));
+        assert_eq!(said(), (Some(1), expected));
     })
     .await;
 }

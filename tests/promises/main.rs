@@ -48,6 +48,7 @@ mod metrics;
 mod other_servers;
 mod owners;
 mod pages;
+mod patroni;
 mod pauses;
 mod poolers;
 mod priorities;

@@ -2,6 +2,7 @@
 
 mod bounded;
 mod certificate;
+mod doubt;
 mod migrations;
 mod servers;
 mod session;

@@ -14,7 +14,8 @@ use sqlx::postgres::{PgQueryResult, PgRow, PgStatement, PgTypeInfo};
 use sqlx::{Either, Execute, Executor, PgConnection, PgPool, Postgres};
 use tokio_util::sync::CancellationToken;
 
-use super::servers::{Doubt, Open, Pool};
+use super::doubt::Doubt;
+use super::servers::{Open, Pool};
 
 /// No answer for this long means that there will be none: PostgreSQL itself ends every statement earlier (`BOUNDS` in db.rs).
 pub(super) const ANSWER: Duration = Duration::from_secs(20);

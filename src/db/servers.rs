@@ -8,11 +8,11 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::StreamExt;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, PgPool};
-use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::certificate::{self, Certificates};
+use super::doubt::Doubt;
 use super::session::{self, READ_ONLY};
 use super::tunnel::Tunnel;
 
@@ -94,33 +94,6 @@ pub(super) struct Servers {
     /// How long a call waits for a connection.
     pub(super) patience: Duration,
     pub(super) doubt: Arc<Doubt>,
-}
-
-/// What pools see of the server that they lead to.
-#[derive(Debug, Default)]
-pub(super) struct Doubt {
-    /// Why the last connection that could be made was refused by us; None: it was not.
-    refusal: Mutex<Option<String>>,
-    raised: Notify,
-}
-
-impl Doubt {
-    /// Somebody should look whether another server is the primary by now.
-    pub(super) fn raise(&self) {
-        self.raised.notify_one();
-    }
-
-    /// A connection was made, to a server that is not worked with for this reason, if there is one.
-    pub(super) fn note(&self, refusal: &Option<String>) {
-        self.refusal().clone_from(refusal);
-        if refusal.is_some() {
-            self.raise();
-        }
-    }
-
-    pub(super) fn refusal(&self) -> MutexGuard<'_, Option<String>> {
-        self.refusal.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Servers {
@@ -215,7 +188,7 @@ impl Servers {
             loop {
                 let is_raised = tokio::select! {
                     () = stop.cancelled() => return,
-                    () = doubt.raised.notified() => true,
+                    () = doubt.raised() => true,
                     () = tokio::time::sleep(every) => false,
                 };
                 let Some(servers) = servers.upgrade() else { return };

@@ -7,7 +7,7 @@ use std::time::Duration;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, Executor, PgPool, Row};
 
-use super::servers::Doubt;
+use super::doubt::Doubt;
 
 /// What bounds every session on the server's side: a peer that is cut off holds its locks for seconds, not for the hours that TCP allows. And what
 /// our statements take for granted, whatever the database or the role sets: above all the search path, since whoever may create functions in a

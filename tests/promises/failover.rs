@@ -14,6 +14,7 @@ use tasker::private_postgres::PrivatePostgres;
 use tasker::worker::{Handlers, Step, Worker, WorkerConfig};
 use tasker::{Db, Error, Template};
 use tempfile::TempDir;
+use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use crate::command_line::json_of;
@@ -84,14 +85,57 @@ impl Drop for Pair {
     }
 }
 
-/// Whoever submits, and remembers what was accepted, until told to stop.
-pub(crate) async fn submit(db: Db, accepted: Arc<Mutex<Vec<Uuid>>>, stop: Arc<AtomicBool>) {
-    let submitter = Submitter::new(db);
-    while !stop.load(Ordering::Relaxed) {
-        match submitter.submit("two", None, &[NewTask::default()]).await {
-            Ok(tasks) => accepted.lock().unwrap().extend(tasks.iter().map(|task| task.id)),
-            Err(error) => assert!(matches!(error, Error::Database(_)), "{error}"),
+/// Some who submit, and remember what was accepted, until they are told to stop.
+pub(crate) struct Load {
+    accepted: Arc<Mutex<Vec<Uuid>>>,
+    stop: Arc<AtomicBool>,
+    submitting: Vec<JoinHandle<()>>,
+}
+
+impl Load {
+    pub(crate) fn start(db: &Db, clients: usize) -> Load {
+        let (accepted, stop) = (Arc::<Mutex<Vec<Uuid>>>::default(), Arc::<AtomicBool>::default());
+        let client = |_| {
+            let (submitter, accepted, stop) = (Submitter::new(db.clone()), accepted.clone(), stop.clone());
+            tokio::spawn(async move {
+                while !stop.load(Ordering::Relaxed) {
+                    match submitter.submit("two", None, &[NewTask::default()]).await {
+                        Ok(tasks) => accepted.lock().unwrap().extend(tasks.iter().map(|task| task.id)),
+                        Err(error) => assert!(matches!(error, Error::Database(_)), "{error}"),
+                    }
+                }
+            })
+        };
+        Load {
+            submitting: (0..clients).map(client).collect(),
+            accepted,
+            stop,
         }
+    }
+
+    pub(crate) fn accepted(&self) -> usize {
+        self.accepted.lock().unwrap().len()
+    }
+
+    /// Until so many more were accepted.
+    pub(crate) async fn goes_on(&self, more: usize, when: &str) {
+        let before = self.accepted();
+        let going = async {
+            while self.accepted() < before + more {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let in_time = tokio::time::timeout(Duration::from_secs(120), going).await;
+        in_time.unwrap_or_else(|_| panic!("{when}: {before} were accepted, and {} now", self.accepted()));
+    }
+
+    /// What was accepted altogether.
+    pub(crate) async fn stop(self) -> Vec<Uuid> {
+        self.stop.store(true, Ordering::Relaxed);
+        for submitting in self.submitting {
+            submitting.await.unwrap();
+        }
+        Arc::into_inner(self.accepted).unwrap().into_inner().unwrap()
     }
 }
 
@@ -112,36 +156,21 @@ async fn a_primary_that_dies_is_replaced_by_its_standby_and_nothing_that_was_acc
         *counting.lock().unwrap() += 1;
         async { Ok(json!(1)) }
     }));
-    let (accepted, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
-    let load: Vec<_> = (0..4)
-        .map(|_| tokio::spawn(submit(Db::clone(&db), accepted.clone(), stop.clone())))
-        .collect();
-    let until = async |more: usize| {
-        let before = accepted.lock().unwrap().len();
-        while accepted.lock().unwrap().len() < before + more {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    until(200).await;
-
+    let load = Load::start(&db, 4);
+    load.goes_on(200, "at first").await;
     assert_eq!(is_at(&pair), place(&pair.of_primary));
     pair.primary.kill().unwrap();
     let died = Instant::now();
     pair.standby.promote().unwrap();
     let promoted = died.elapsed();
-    until(1).await;
+    load.goes_on(1, "after the promotion").await;
     eprintln!(
         "the first task after the death was accepted after {:.1} s, the promotion took {:.1} s of these",
         died.elapsed().as_secs_f64(),
         promoted.as_secs_f64()
     );
-    // Nobody is left who would confirm what is committed.
-    until(200).await;
-    stop.store(true, Ordering::Relaxed);
-    for submitting in load {
-        submitting.await.unwrap();
-    }
-    let accepted = std::mem::take(&mut *accepted.lock().unwrap());
+    load.goes_on(200, "on the new primary").await;
+    let accepted = load.stop().await;
     assert_eq!(accepted.iter().collect::<HashSet<_>>().len(), accepted.len());
     for task in &accepted {
         assert_eq!(wait_for_end(&db, *task, Some(Duration::from_secs(60))).await.unwrap(), "complete");
@@ -195,21 +224,12 @@ async fn where_the_last_of_the_past_is_lost_what_is_left_runs_again_and_nothing_
         tokio::time::sleep(Duration::from_millis(fastrand::u64(0..300))).await;
         Ok(json!(step.leased.task_id))
     }));
-    let (accepted, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
-    let load = tokio::spawn(submit(Db::clone(&db), accepted.clone(), stop.clone()));
-    let until = async |more: usize| {
-        let before = accepted.lock().unwrap().len();
-        while accepted.lock().unwrap().len() < before + more {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    until(200).await;
-    lose_the_last(&pair, async || until(300).await).await;
-    let before = accepted.lock().unwrap().len();
-    until(300).await;
-    stop.store(true, Ordering::Relaxed);
-    load.await.unwrap();
-    let accepted = std::mem::take(&mut *accepted.lock().unwrap());
+    let load = Load::start(&db, 1);
+    load.goes_on(200, "at first").await;
+    lose_the_last(&pair, async || load.goes_on(300, "without the standby").await).await;
+    let before = load.accepted();
+    load.goes_on(300, "on what is left").await;
+    let accepted = load.stop().await;
     for task in &accepted[before + 1..] {
         assert_eq!(wait_for_end(&db, *task, Some(Duration::from_secs(60))).await.unwrap(), "complete");
     }

@@ -5,8 +5,7 @@ use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::{kill, Signal};
@@ -18,9 +17,8 @@ use tasker::private_postgres::PrivatePostgres;
 use tasker::worker::{Handlers, Worker, WorkerConfig};
 use tasker::{Db, Template};
 use tempfile::TempDir;
-use uuid::Uuid;
 
-use crate::failover::{submit, TWO};
+use crate::failover::{Load, TWO};
 use crate::world::{free_port, Server};
 
 /// Of one server.
@@ -217,10 +215,8 @@ async fn a_switchover_and_the_death_of_the_leader_are_followed_by_addresses_and_
     let mut connection = <sqlx::PgConnection as sqlx::Connection>::connect(&admin).await.unwrap();
     sqlx::Executor::execute(&mut connection, "CREATE DATABASE tasker").await.unwrap();
 
-    let accepted: [Arc<Mutex<Vec<Uuid>>>; 2] = Default::default();
-    let stop = Arc::new(AtomicBool::new(false));
     let (mut dbs, mut workers, mut load) = (Vec::new(), Vec::new(), Vec::new());
-    for (url, accepted) in urls.iter().zip(&accepted) {
+    for url in &urls {
         let db = loop {
             // HAProxy finds out by and by.
             if let Ok(db) = Db::connect(url, 8).await {
@@ -235,25 +231,13 @@ async fn a_switchover_and_the_death_of_the_leader_are_followed_by_addresses_and_
         };
         let worker = Arc::new(Worker::start(&db, config).await.unwrap());
         worker.handle_with(Handlers::default().with("H", |_| async { Ok(json!(1)) }));
-        load.push(tokio::spawn(submit(db.clone(), accepted.clone(), stop.clone())));
+        load.push(Load::start(&db, 1));
         dbs.push(db);
         workers.push(worker);
     }
     let both_go_on = async |when: &str| {
-        let count = || accepted.each_ref().map(|accepted| accepted.lock().unwrap().len());
-        let before = count();
-        let going = async {
-            while accepted
-                .iter()
-                .zip(before)
-                .any(|(accepted, before)| accepted.lock().unwrap().len() < before + 100)
-            {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(120), going)
-            .await
-            .unwrap_or_else(|_| panic!("{when}: {before:?} were accepted by address and through HAProxy, {:?} now", count()));
+        load[0].goes_on(100, &format!("{when}, by addresses")).await;
+        load[1].goes_on(100, &format!("{when}, through HAProxy")).await;
     };
     both_go_on("at first").await;
 
@@ -273,15 +257,13 @@ async fn a_switchover_and_the_death_of_the_leader_are_followed_by_addresses_and_
 
     cluster.nodes[1 - leader].die();
     both_go_on("after the death").await;
-    stop.store(true, Ordering::Relaxed);
-    for submitting in load {
-        submitting.await.unwrap();
-    }
-    for task in accepted.iter().flat_map(|accepted| accepted.lock().unwrap().clone()) {
-        assert_eq!(
-            wait_for_end(&dbs[0], task, Some(Duration::from_secs(60))).await.unwrap(),
-            "complete"
-        );
+    for load in load {
+        for task in load.stop().await {
+            assert_eq!(
+                wait_for_end(&dbs[0], task, Some(Duration::from_secs(60))).await.unwrap(),
+                "complete"
+            );
+        }
     }
     for worker in workers {
         worker.shutdown(Duration::from_secs(5)).await;

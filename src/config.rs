@@ -34,7 +34,9 @@ pub use live::Live;
 pub use local::{Given, Local};
 pub use rules::{Rules, Throttle};
 pub use secret::{Address, Secret};
-pub use settings::{FailoverConfig, HealthConfig, LogConfig, LogFormat, OrchestratorConfig, Settings, TracesConfig, WorkerConfig};
+pub use settings::{
+    FailoverConfig, HealthConfig, LogConfig, LogFormat, OrchestratorConfig, ReplicaConfig, Settings, TracesConfig, WorkerConfig,
+};
 pub use sources::{check_file, read_source};
 
 use std::path::Path;

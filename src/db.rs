@@ -4,6 +4,7 @@ mod bounded;
 mod certificate;
 mod doubt;
 mod migrations;
+mod replicas;
 mod servers;
 mod session;
 mod target;
@@ -23,11 +24,13 @@ use sqlx::Connection;
 use tokio_util::sync::CancellationToken;
 
 use bounded::{Bounded, Waits};
+use doubt::Doubt;
+use replicas::Replicas;
 use servers::{Pool, Servers};
 use session::READ_ONLY;
 use target::Target;
 
-use crate::config::FailoverConfig;
+use crate::config::{FailoverConfig, ReplicaConfig};
 use crate::error::{Error, Result};
 use crate::redaction::Redaction;
 
@@ -70,6 +73,7 @@ pub struct Db {
     probes: Arc<Pool>,
     waits: Arc<Waits>,
     servers: Arc<Servers>,
+    replicas: Option<Arc<Replicas>>,
     closing: CancellationToken,
     target: String,
     installation: Arc<OnceLock<String>>,
@@ -144,6 +148,7 @@ impl Db {
             upkeep: servers.pool(1),
             probes: servers.pool(1),
             servers,
+            replicas: None,
             waits: Arc::default(),
             closing,
             target,
@@ -193,6 +198,52 @@ impl Db {
     /// The pool, for [`crate::engine`]: no call through it waits for ever.
     pub(crate) fn pool(&self) -> Bounded<'_> {
         self.bounded(&self.pool)
+    }
+
+    /// The same for what only looks: where people do, a replica answers that is not too far behind, if there is one.
+    pub(crate) fn readers(&self) -> Bounded<'_> {
+        self.replica_or(self.pool())
+    }
+
+    /// The same for what else would be asked on the connection that is kept for probes.
+    pub(crate) fn probing_readers(&self) -> Bounded<'_> {
+        self.replica_or(self.probes())
+    }
+
+    fn replica_or<'d>(&'d self, primary: Bounded<'d>) -> Bounded<'d> {
+        match self.replica() {
+            Some((pool, doubt, _)) => Bounded { pool, doubt, ..primary },
+            None => primary,
+        }
+    }
+
+    fn replica(&self) -> Option<(&Pool, &Doubt, Duration)> {
+        self.replicas.as_ref().filter(|_| self.is_for_people)?.now()
+    }
+
+    /// How old the answers of [`Db::readers`] may be; None: they are of now.
+    pub(crate) fn age(&self) -> Option<Duration> {
+        self.replica().map(|(.., age)| age)
+    }
+
+    /// Something was changed, and whoever did it will look at it.
+    pub(crate) fn note_change(&self) {
+        if let Some(replicas) = &self.replicas {
+            replicas.look_away();
+        }
+    }
+
+    /// The same database, of which these servers, if there are any, have copies for people: each with so many connections at most.
+    /// Errors: [`Error::Config`] for a URL that cannot be read.
+    pub fn with_replicas(self, config: &ReplicaConfig, connections: u32) -> Result<Db> {
+        let Some(url) = &config.url else { return Ok(self) };
+        let servers = Target::parse(url.reveal())?.servers;
+        let replicas = Arc::new(Replicas::new(servers, connections, config.max_lag, self.servers.patience));
+        replicas.follow(&self, self.closing.clone());
+        Ok(Db {
+            replicas: Some(replicas),
+            ..self
+        })
     }
 
     /// The same for heartbeats, on the connection that is kept for them.

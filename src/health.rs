@@ -88,6 +88,8 @@ struct Inner {
     ready: Fresh<(Vec<String>, Vec<String>)>,
     schema: Fresh<Option<String>>,
     fleet: Fresh<std::result::Result<Value, String>>,
+    /// Where the fleet is read; empty: where everything is.
+    readers: OnceLock<Db>,
 }
 
 impl Health {
@@ -117,6 +119,7 @@ impl Health {
             ready: Fresh::default(),
             schema: Fresh::default(),
             fleet: Fresh::default(),
+            readers: OnceLock::new(),
         }))
     }
 
@@ -252,12 +255,22 @@ impl Health {
     /// The fleet, as it was within the last second.
     pub(crate) async fn fleet(&self) -> std::result::Result<Value, String> {
         let ask = || async {
-            match tokio::time::timeout(PATIENCE, fleet::fleet(&self.0.db)).await {
-                Ok(fleet) => fleet.map_err(|error| error.to_string()),
+            let db = self.0.readers.get().unwrap_or(&self.0.db);
+            match tokio::time::timeout(PATIENCE, fleet::fleet(db)).await {
+                Ok(Ok(mut fleet)) => {
+                    fleet["age_seconds"] = json!(db.age().unwrap_or_default().as_secs_f64());
+                    Ok(fleet)
+                }
+                Ok(Err(error)) => Err(error.to_string()),
                 Err(_) => Err(database::NO_ANSWER.to_owned()),
             }
         };
         self.0.fleet.get(ask).await
+    }
+
+    /// From now on the fleet is read where people look.
+    pub(crate) fn read_fleet_from(&self, readers: &Db) {
+        self.0.readers.set(readers.clone()).ok();
     }
 
     /// What each namespace needs: see `capacity` in the migrations.

@@ -30,6 +30,7 @@ mod timeline;
 mod viewer;
 
 use axum::extract::{FromRef, Request};
+use axum::http::header::AGE;
 use axum::middleware::from_fn;
 use axum::routing::{get, post};
 use axum::Router;
@@ -100,11 +101,17 @@ pub fn router(api: Api) -> Router {
         .fallback(frame::none)
         .layer(from_fn(frame::framed))
         .with_state(web);
+    let db = api.db.clone();
     let api = api.router();
     Router::new()
         .route("/assets/{name}", get(assets::show))
-        .fallback(|request: Request| {
+        .fallback(async move |request: Request| {
             let of = if request.uri().path().starts_with("/api/") { api } else { pages };
-            of.oneshot(request)
+            let Ok(mut answer) = of.oneshot(request).await;
+            // Of what a replica has answered (RFC 9111, 5.1).
+            if let Some(age) = db.age() {
+                answer.headers_mut().insert(AGE, age.as_secs().saturating_add(1).into());
+            }
+            answer
         })
 }

@@ -175,6 +175,7 @@ impl Caller {
         };
         let number = audit::begin(&api.db, &change).await?;
         let done = doing.await;
+        api.db.note_change();
         let (error, object) = match &done {
             Ok(done) => (None, object(done)),
             Err(problem) => (Some(problem.detail()), None),

@@ -276,6 +276,8 @@ pub(super) async fn wait(
         return Err(Problem::bad_request("timeout: expected 0 to 30"));
     }
     let state = api.waiting.for_end(&api.db, id, Duration::from_secs_f64(timeout)).await?;
+    // Whoever has waited for a task looks at what came of it next.
+    api.db.note_change();
     Ok(Json(TaskState { id, state }))
 }
 

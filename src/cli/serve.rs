@@ -125,6 +125,8 @@ pub(super) async fn serve(db: Db, doors: Doors, local: Local) -> Result<i32> {
     let orchestrator = Orchestrator::start(&db, live).await?;
     let probed = doors.probes.start(orchestrator.health().clone());
     let apart = db.apart(settings.api.connections).for_people();
+    let apart = apart.with_replicas(&settings.replicas, settings.api.connections)?;
+    orchestrator.health().read_fleet_from(&apart);
     let api = Api::new(&apart, coordinator, &settings.api)?;
     let asked = doors.api.map(|door| door.open(web::router(api))).unwrap_or_default();
 

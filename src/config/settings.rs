@@ -38,6 +38,8 @@ pub struct Settings {
     pub connections: u32,
     /// How the primary is followed when it becomes another server (docs/failover.md).
     pub failover: FailoverConfig,
+    /// Which servers answer who only looks.
+    pub replicas: ReplicaConfig,
     /// What is logged, and how.
     pub log: LogConfig,
     /// What is traced.
@@ -68,6 +70,7 @@ impl Default for Settings {
             coordinator: None,
             connections: 6,
             failover: FailoverConfig::default(),
+            replicas: ReplicaConfig::default(),
             log: LogConfig::default(),
             traces: TracesConfig::default(),
             redact: Vec::new(),
@@ -102,6 +105,28 @@ impl Default for FailoverConfig {
         FailoverConfig {
             timeout: Duration::from_secs(10),
             check_interval: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Which servers answer who only looks: pages, the API, `tasker top`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReplicaConfig {
+    /// Where they are: postgres://user:password@host:port/database, with commas between several hosts (docs/failover.md). Without it the primary answers.
+    #[schemars(with = "Option<String>", extend("x-restart" = true, "x-secret" = true))]
+    pub url: Option<Secret>,
+    /// How old an answer may be; where all of them are farther behind, the primary answers.
+    #[serde(with = "span")]
+    #[schemars(with = "Span", extend("x-restart" = true))]
+    pub max_lag: Duration,
+}
+
+impl Default for ReplicaConfig {
+    fn default() -> Self {
+        ReplicaConfig {
+            url: None,
+            max_lag: Duration::from_secs(5),
         }
     }
 }

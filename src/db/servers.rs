@@ -275,6 +275,14 @@ pub(super) struct Open {
 }
 
 impl Pool {
+    /// One that leads nowhere else.
+    pub(super) fn of(open: Open) -> Pool {
+        Pool {
+            connections: open.pool.options().get_max_connections(),
+            now: RwLock::new(open),
+        }
+    }
+
     pub(super) fn now(&self) -> Open {
         self.now.read().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -80,6 +80,16 @@ pub(super) fn pool(options: &PgConnectOptions, connections: u32, patience: Durat
         .connect_lazy_with(options.clone())
 }
 
+/// The same of a server that is only asked, and may be a standby.
+pub(super) fn readers(options: &PgConnectOptions, connections: u32, patience: Duration) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(patience)
+        .after_connect(|connection, _| Box::pin(async move { begin(connection).await.map(drop) }))
+        .test_before_acquire(false)
+        .connect_lazy_with(options.clone())
+}
+
 /// Prepares a connection of the pool. Returns why the server is not worked with, if it is not.
 async fn begin(connection: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
     connection.execute(BOUNDS).await?;

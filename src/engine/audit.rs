@@ -63,7 +63,7 @@ pub async fn list(db: &Db, filter: &ChangeFilter, limit: i32) -> Result<Vec<Valu
     let query = sqlx::query_scalar("SELECT tasker.list_changes($1, $2, $3, $4)")
         .bind(filter.before)
         .bind(&filter.object);
-    let mut changes: Vec<Value> = query.bind(&filter.who).bind(limit).fetch_all(db.pool()).await?;
+    let mut changes: Vec<Value> = query.bind(&filter.who).bind(limit).fetch_all(db.readers()).await?;
     let hidden = db.hidden();
     for change in &mut changes {
         let details = &mut change["details"];

@@ -57,7 +57,7 @@ pub async fn begin(db: &Db, new: &NewBulkAction, by: &By) -> Result<i64> {
 /// failed). `before`: the last of the page before.
 pub async fn list(db: &Db, before: Option<i64>, limit: i32) -> Result<Vec<Value>> {
     let query = sqlx::query_scalar("SELECT tasker.list_bulk_actions($1, $2)");
-    let mut actions: Vec<Value> = query.bind(before).bind(limit).fetch_all(db.pool()).await?;
+    let mut actions: Vec<Value> = query.bind(before).bind(limit).fetch_all(db.readers()).await?;
     actions.iter_mut().for_each(|action| hide(db, action));
     Ok(actions)
 }

@@ -132,7 +132,7 @@ pub async fn read_children(db: &Db, task: Uuid, before: Option<i16>, name: &str,
         .bind(page.after)
         .bind(page.limit)
         .bind(page.dead);
-    let rows: Vec<Row> = query.fetch_all(db.pool()).await?;
+    let rows: Vec<Row> = query.fetch_all(db.readers()).await?;
     let hidden = db.hidden();
     let child = |(item, id, state, result, error): Row| Child {
         item,
@@ -152,5 +152,5 @@ const OF_A_PARENT: i32 = 50;
 /// the first 50. Errors: those of the database.
 pub async fn read_family(db: &Db, task: Uuid) -> Result<Vec<Value>> {
     let query = sqlx::query_scalar("SELECT tasker.read_family($1, $2, $3)").bind(task);
-    Ok(query.bind(OF_A_PARENT).bind(FAMILY).fetch_all(db.pool()).await?)
+    Ok(query.bind(OF_A_PARENT).bind(FAMILY).fetch_all(db.readers()).await?)
 }

@@ -128,7 +128,7 @@ pub async fn list(db: &Db, filter: &Filter, limit: i32) -> Result<Vec<Value>> {
     let mut letters: Vec<Value> = Vec::new();
     for slice in slices(db, filter).await? {
         let query = sqlx::query_scalar("SELECT tasker.list_dead_letters($1, $2)");
-        letters.extend::<Vec<Value>>(query.bind(Json(&slice)).bind(limit).fetch_all(db.pool()).await?);
+        letters.extend::<Vec<Value>>(query.bind(Json(&slice)).bind(limit).fetch_all(db.readers()).await?);
     }
     // As each slice is ordered: PostgreSQL writes all times in one zone, with as many digits as they need.
     letters.sort_by(|a, b| (died_at(b), b["id"].as_str()).cmp(&(died_at(a), a["id"].as_str())));
@@ -209,7 +209,7 @@ pub async fn groups(db: &Db, filter: &Filter) -> Result<Vec<Value>> {
     let mut groups: Vec<Value> = Vec::new();
     for slice in slices(db, filter).await? {
         let query = sqlx::query_scalar("SELECT tasker.group_dead_letters($1)");
-        groups.extend::<Vec<Value>>(query.bind(Json(&slice)).fetch_all(db.pool()).await?);
+        groups.extend::<Vec<Value>>(query.bind(Json(&slice)).fetch_all(db.readers()).await?);
     }
     groups.sort_by_key(|group| std::cmp::Reverse(group["count"].as_i64()));
     Ok(groups)

@@ -24,13 +24,13 @@ pub(crate) async fn fleet(db: &Db) -> Result<Value> {
 
 /// The same without the namespaces, each of which takes a millisecond or two.
 pub(crate) async fn overview(db: &Db) -> Result<Value> {
-    Ok(sqlx::query_scalar("SELECT tasker.fleet()").fetch_one(db.probes()).await?)
+    Ok(sqlx::query_scalar("SELECT tasker.fleet()").fetch_one(db.probing_readers()).await?)
 }
 
 /// The next `limit` namespaces, and behind which number those after them are; None: there are none.
 pub(crate) async fn namespaces_after(db: &Db, after: i32, limit: usize) -> Result<(Map<String, Value>, Option<i32>)> {
     let query = sqlx::query_as("SELECT id, name, namespace FROM tasker.fleet_namespaces($1, $2)");
-    let slice: Vec<(i32, String, Value)> = query.bind(after).bind(limit as i32).fetch_all(db.probes()).await?;
+    let slice: Vec<(i32, String, Value)> = query.bind(after).bind(limit as i32).fetch_all(db.probing_readers()).await?;
     let next = slice.last().map(|(id, _, _)| *id).filter(|_| slice.len() == limit);
     Ok((slice.into_iter().map(|(_, name, namespace)| (name, namespace)).collect(), next))
 }
@@ -38,7 +38,7 @@ pub(crate) async fn namespaces_after(db: &Db, after: i32, limit: usize) -> Resul
 /// How one namespace is; null: it is asleep. On the same connection.
 pub(crate) async fn namespace(db: &Db, name: &str) -> Result<Value> {
     let query = sqlx::query_scalar("SELECT tasker.fleet_namespace($1)").bind(name);
-    let found: Option<Option<Value>> = query.fetch_optional(db.probes()).await?;
+    let found: Option<Option<Value>> = query.fetch_optional(db.probing_readers()).await?;
     Ok(found.flatten().unwrap_or_default())
 }
 
@@ -47,6 +47,6 @@ pub(crate) async fn unreachable_queues(db: &Db, namespaces: &[String]) -> Result
     let filter = (!namespaces.is_empty()).then_some(namespaces);
     Ok(sqlx::query_as("SELECT queue, why FROM tasker.unreachable_queues($1)")
         .bind(filter)
-        .fetch_all(db.probes())
+        .fetch_all(db.probing_readers())
         .await?)
 }

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 
 /// Every limit, with how many permits are granted, how many steps wait, and its breakers that are not closed.
 pub async fn list(db: &Db) -> Result<Vec<Value>> {
-    Ok(sqlx::query_scalar("SELECT tasker.list_limits()").fetch_all(db.pool()).await?)
+    Ok(sqlx::query_scalar("SELECT tasker.list_limits()").fetch_all(db.readers()).await?)
 }
 
 /// Closes the breakers of a limit, or that of one key. Returns how many were not closed.

@@ -83,5 +83,5 @@ pub(crate) async fn forget(db: &Db) -> Result<()> {
 
 /// The pauses that there are: kind, name, who, why, since, and how many steps are held back under it (`held`); the oldest first.
 pub async fn list(db: &Db) -> Result<Vec<Value>> {
-    Ok(sqlx::query_scalar("SELECT tasker.list_pauses()").fetch_all(db.pool()).await?)
+    Ok(sqlx::query_scalar("SELECT tasker.list_pauses()").fetch_all(db.readers()).await?)
 }

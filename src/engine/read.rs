@@ -65,15 +65,17 @@ pub(crate) async fn read_outline(db: &Db, task: Uuid) -> Result<Value> {
 }
 
 async fn read_with(db: &Db, task: Uuid, bytes: i64) -> Result<Value> {
-    let found: Option<Value> = sqlx::query_scalar("SELECT tasker.read_task($1)")
-        .bind(task)
-        .fetch_one(db.pool())
-        .await?;
+    let read = || sqlx::query_scalar("SELECT tasker.read_task($1)").bind(task);
+    let mut found: Option<Value> = read().fetch_one(db.readers()).await?;
+    if found.is_none() && db.age().is_some() {
+        // It may be younger than what a replica knows.
+        found = read().fetch_one(db.pool()).await?;
+    }
     let mut found = found.ok_or_else(|| Error::NotFound(format!("no task {task}")))?;
     let mut steps: Vec<Value> = sqlx::query_scalar("SELECT tasker.read_steps($1, $2)")
         .bind(task)
         .bind(bytes)
-        .fetch_all(db.pool())
+        .fetch_all(db.readers())
         .await?;
     let hidden = db.hidden();
     hidden.hide_fields(&mut found, &["input"]);
@@ -89,7 +91,7 @@ async fn read_with(db: &Db, task: Uuid, bytes: i64) -> Result<Value> {
 pub async fn read_results(db: &Db, task: Uuid, before: Option<i16>, names: &[String], bytes: Option<i64>) -> Result<Vec<(String, String)>> {
     let query = sqlx::query_as("SELECT name, result FROM tasker.read_results($1, $2, $3, $4)");
     let query = query.bind(task).bind(before).bind(names).bind(bytes);
-    let results: Vec<(String, String)> = query.fetch_all(db.pool()).await?;
+    let results: Vec<(String, String)> = query.fetch_all(db.readers()).await?;
     let hidden = db.hidden();
     Ok(results.into_iter().map(|(name, json)| (name, hidden.hide_in_json(json))).collect())
 }
@@ -123,7 +125,7 @@ const PATIENCE: Duration = Duration::from_millis(50);
 /// At most `limit` tasks, the newest first, of those that can be looked at in some 50 ms.
 pub async fn page_of_tasks(db: &Db, filter: &TaskFilter, limit: i32) -> Result<TaskPage> {
     let query = sqlx::query_as("SELECT tasks, next FROM tasker.list_tasks($1, $2, $3)").bind(Json(filter));
-    let (Json(tasks), next) = query.bind(limit).bind(PATIENCE).fetch_one(db.pool()).await?;
+    let (Json(tasks), next) = query.bind(limit).bind(PATIENCE).fetch_one(db.readers()).await?;
     Ok(TaskPage { tasks, next })
 }
 
@@ -177,7 +179,7 @@ pub async fn task_states(db: &Db, tasks: &[Uuid]) -> Result<Vec<(Uuid, String)>>
 
 /// Every template in its current version.
 pub async fn list_templates(db: &Db) -> Result<Vec<Value>> {
-    Ok(sqlx::query_scalar("SELECT tasker.list_templates()").fetch_all(db.pool()).await?)
+    Ok(sqlx::query_scalar("SELECT tasker.list_templates()").fetch_all(db.readers()).await?)
 }
 
 /// The newest 1,000 versions of a template (name or namespace/name), the newest first. Errors: [`Error::NotFound`].
@@ -201,7 +203,7 @@ pub async fn read_minutes(db: &Db, minutes: i32, namespace: Option<&str>) -> Res
     let query = sqlx::query_scalar("SELECT tasker.read_minutes($1, $2)")
         .bind(minutes)
         .bind(namespace);
-    Ok(query.fetch_all(db.pool()).await?)
+    Ok(query.fetch_all(db.readers()).await?)
 }
 
 /// What went wrong without anything being lost, by name, since the database was made.

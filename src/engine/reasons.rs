@@ -22,7 +22,7 @@ pub async fn explain(db: &Db, task: &Value) -> Result<Vec<Reason>> {
     let id: Option<Uuid> = task["id"].as_str().and_then(|id| id.parse().ok());
     let facts: Option<Value> = sqlx::query_scalar("SELECT tasker.read_facts($1)")
         .bind(id)
-        .fetch_one(db.pool())
+        .fetch_one(db.readers())
         .await?;
     Ok(reasons(task, &facts.unwrap_or_default(), Utc::now()))
 }

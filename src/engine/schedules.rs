@@ -154,7 +154,7 @@ async fn begin(db: &Db, name: &str, times: Option<&[DateTime<Utc>]>) -> Result<V
 
 /// The schedules, by name: objects of name, template, definition, owner, since, next_at, paused and last.
 pub async fn list(db: &Db) -> Result<Vec<Value>> {
-    let mut schedules: Vec<Value> = sqlx::query_scalar("SELECT tasker.list_schedules()").fetch_all(db.pool()).await?;
+    let mut schedules: Vec<Value> = sqlx::query_scalar("SELECT tasker.list_schedules()").fetch_all(db.readers()).await?;
     let hidden = db.hidden();
     for schedule in &mut schedules {
         hidden.hide_fields(&mut schedule["definition"], &["input"]);

@@ -161,7 +161,7 @@ pub struct WaitFilter {
 pub async fn list_waits(db: &Db, filter: &WaitFilter, limit: i32) -> Result<Vec<Value>> {
     let query = sqlx::query_scalar("SELECT tasker.list_waits($1, $2, $3, $4, $5)");
     let query = query.bind(&filter.namespace).bind(&filter.signal).bind(&filter.assignee);
-    Ok(query.bind(filter.after).bind(limit).fetch_all(db.pool()).await?)
+    Ok(query.bind(filter.after).bind(limit).fetch_all(db.readers()).await?)
 }
 
 /// Which signals to list. None filters nothing.
@@ -181,7 +181,7 @@ pub struct SignalFilter {
 pub async fn list_signals(db: &Db, filter: &SignalFilter, limit: i32) -> Result<Vec<Value>> {
     let query = sqlx::query_scalar("SELECT tasker.list_signals($1, $2, $3, $4, $5)");
     let query = query.bind(&filter.name).bind(filter.task).bind(&filter.key);
-    let mut signals: Vec<Value> = query.bind(filter.unclaimed).bind(limit).fetch_all(db.pool()).await?;
+    let mut signals: Vec<Value> = query.bind(filter.unclaimed).bind(limit).fetch_all(db.readers()).await?;
     let hidden = db.hidden();
     signals.iter_mut().for_each(|signal| hidden.hide_fields(signal, &["payload"]));
     Ok(signals)

@@ -29,13 +29,13 @@ steps:
 ";
 
 /// A primary and its synchronous standby.
-struct Pair {
+pub(crate) struct Pair {
     primary: PrivatePostgres,
-    standby: PrivatePostgres,
+    pub(crate) standby: PrivatePostgres,
     /// Of both, and of each.
     url: String,
-    of_primary: String,
-    of_standby: String,
+    pub(crate) of_primary: String,
+    pub(crate) of_standby: String,
     _folders: [TempDir; 2],
 }
 
@@ -48,7 +48,7 @@ fn place(url: &str) -> &str {
 }
 
 impl Pair {
-    async fn start() -> Pair {
+    pub(crate) async fn start() -> Pair {
         let folders = [TempDir::new().expect("a folder"), TempDir::new().expect("a folder")];
         let (primary, url) = own_postgres(&folders[0]).await;
         let standby = primary.standby(folders[1].path()).expect("copies");

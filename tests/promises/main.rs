@@ -54,6 +54,7 @@ mod poolers;
 mod priorities;
 mod redaction;
 mod remote_commands;
+mod replicas;
 mod roles;
 mod schedule_times;
 mod schedules;

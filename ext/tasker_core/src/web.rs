@@ -42,6 +42,7 @@ impl Web {
         let web = block_on(ruby, async move {
             let coordinator = coordinator(&db, &settings).await?;
             let db = db.apart(settings.api.connections).redacting(settings.redaction()?).for_people();
+            let db = db.with_replicas(&settings.replicas, settings.api.connections)?;
             let mut config = settings.api;
             config.trust_loopback &= trusts_loopback;
             InProcess::new(&db, coordinator, &config)

@@ -20,6 +20,7 @@ pub mod overrides;
 mod rules;
 pub mod schema;
 mod secret;
+mod servers;
 mod settings;
 mod sources;
 mod span;
@@ -34,9 +35,8 @@ pub use live::Live;
 pub use local::{Given, Local};
 pub use rules::{Rules, Throttle};
 pub use secret::{Address, Secret};
-pub use settings::{
-    FailoverConfig, HealthConfig, LogConfig, LogFormat, OrchestratorConfig, ReplicaConfig, Settings, TracesConfig, WorkerConfig,
-};
+pub use servers::{FailoverConfig, ReplicaConfig};
+pub use settings::{HealthConfig, LogConfig, LogFormat, OrchestratorConfig, Settings, TracesConfig, WorkerConfig};
 pub use sources::{check_file, read_source};
 
 use std::path::Path;

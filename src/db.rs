@@ -238,7 +238,7 @@ impl Db {
     pub fn with_replicas(self, config: &ReplicaConfig, connections: u32) -> Result<Db> {
         let Some(url) = &config.url else { return Ok(self) };
         let servers = Target::parse(url.reveal())?.servers;
-        let replicas = Arc::new(Replicas::new(servers, connections, config.max_lag, self.servers.patience));
+        let replicas = Arc::new(Replicas::new(servers, connections, config.max_lag));
         replicas.follow(&self, self.closing.clone());
         Ok(Db {
             replicas: Some(replicas),

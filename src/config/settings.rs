@@ -12,6 +12,7 @@ use super::api::ApiConfig;
 use super::check::{is_web_address, problems};
 use super::schema;
 use super::secret::{Address, Secret};
+use super::servers::{FailoverConfig, ReplicaConfig};
 use super::span::{self, Span};
 use crate::error::{Error, Result};
 use crate::redaction::Redaction;
@@ -79,54 +80,6 @@ impl Default for Settings {
             worker: WorkerConfig::default(),
             api: ApiConfig::default(),
             schedules: None,
-        }
-    }
-}
-
-/// Of `failover.timeout`, at most.
-const LONGEST_WAIT: Duration = Duration::from_secs(300);
-
-/// How the primary is followed when it becomes another server.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct FailoverConfig {
-    /// How long a call waits for a connection, also while no server is the primary. At most five minutes.
-    #[serde(with = "span")]
-    #[schemars(with = "Span", extend("x-restart" = true))]
-    pub timeout: Duration,
-    /// How often a process that knows of several servers asks whether its own still is the primary, where nothing makes it doubt that.
-    #[serde(with = "span")]
-    #[schemars(with = "Span", extend("x-restart" = true))]
-    pub check_interval: Duration,
-}
-
-impl Default for FailoverConfig {
-    fn default() -> Self {
-        FailoverConfig {
-            timeout: Duration::from_secs(10),
-            check_interval: Duration::from_secs(5),
-        }
-    }
-}
-
-/// Which servers answer who only looks: pages, the API, `tasker top`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct ReplicaConfig {
-    /// Where they are: postgres://user:password@host:port/database, with commas between several hosts (docs/failover.md). Without it the primary answers.
-    #[schemars(with = "Option<String>", extend("x-restart" = true, "x-secret" = true))]
-    pub url: Option<Secret>,
-    /// How old an answer may be; where all of them are farther behind, the primary answers.
-    #[serde(with = "span")]
-    #[schemars(with = "Span", extend("x-restart" = true))]
-    pub max_lag: Duration,
-}
-
-impl Default for ReplicaConfig {
-    fn default() -> Self {
-        ReplicaConfig {
-            url: None,
-            max_lag: Duration::from_secs(5),
         }
     }
 }
@@ -336,14 +289,8 @@ impl Settings {
         if self.worker.lease < second {
             found.push(("worker.lease", short(self.worker.lease)));
         }
-        if !(second..=LONGEST_WAIT).contains(&self.failover.timeout) {
-            let given = humantime::format_duration(self.failover.timeout);
-            found.push(("failover.timeout", format!("is {given}: expected 1s to 5m")));
-        }
-        if self.failover.check_interval < Duration::from_millis(100) {
-            let given = humantime::format_duration(self.failover.check_interval);
-            found.push(("failover.check_interval", format!("is {given}: expected at least 100ms")));
-        }
+        found.extend(self.failover.problems());
+        found.extend(self.replicas.problems());
         for (path, poll) in [("orchestrator.poll", self.orchestrator.poll), ("worker.poll", self.worker.poll)] {
             if poll < Duration::from_millis(1) {
                 found.push((path, "is 0: expected at least 1ms".into()));

@@ -16,7 +16,7 @@ use super::{session, Db};
 /// How often it is asked how far they are.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// How long a server may take to say so.
+/// How long a server may take to say so, and how long a call waits for a connection to one.
 const ANSWERS: Duration = Duration::from_secs(1);
 
 /// How far a server is: the end of what it has written, or replayed, in bytes (PostgreSQL 15, 8.20).
@@ -49,11 +49,11 @@ struct Chosen {
 
 impl Replicas {
     /// Each has so many connections, which are made when they are needed.
-    pub(super) fn new(servers: Vec<Server>, connections: u32, max_lag: Duration, patience: Duration) -> Replicas {
+    pub(super) fn new(servers: Vec<Server>, connections: u32, max_lag: Duration) -> Replicas {
         let doubt = Arc::<Doubt>::default();
         let replica = |server: Server| Replica {
             pool: Arc::new(Pool::of(Open {
-                pool: session::readers(&server.options, connections, patience),
+                pool: session::readers(&server.options, connections, ANSWERS),
                 left: None,
             })),
             server,

@@ -51,23 +51,33 @@ pub(super) async fn timeline(connection: &mut PgConnection) -> i64 {
     asked.fetch_one(connection).await.unwrap_or(0)
 }
 
-/// A pool of one server's connections, for each of which a call waits so long.
+/// A pool of one server's connections, for each of which a call waits so long. The server must take writes.
 pub(super) fn pool(options: &PgConnectOptions, connections: u32, patience: Duration, doubt: Arc<Doubt>) -> PgPool {
+    let pool = sparing(connections, patience).after_connect(move |connection, _| {
+        let doubt = doubt.clone();
+        Box::pin(async move {
+            let read_only = begin(connection).await?;
+            doubt.note(&read_only);
+            match read_only {
+                None => Ok(()),
+                Some(why) => Err(sqlx::Error::Configuration(why.into())),
+            }
+        })
+    });
+    pool.connect_lazy_with(options.clone())
+}
+
+/// The same of a server that is only asked, and may be a standby.
+pub(super) fn readers(options: &PgConnectOptions, connections: u32, patience: Duration) -> PgPool {
+    let pool = sparing(connections, patience).after_connect(|connection, _| Box::pin(async move { begin(connection).await.map(drop) }));
+    pool.connect_lazy_with(options.clone())
+}
+
+/// A round trip for every call is too much; a connection that has been idle may have been cut off.
+fn sparing(connections: u32, patience: Duration) -> PgPoolOptions {
     PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(patience)
-        .after_connect(move |connection, _| {
-            let doubt = doubt.clone();
-            Box::pin(async move {
-                let read_only = begin(connection).await?;
-                doubt.note(&read_only);
-                match read_only {
-                    None => Ok(()),
-                    Some(why) => Err(sqlx::Error::Configuration(why.into())),
-                }
-            })
-        })
-        // A round trip for every call is too much; a connection that has been idle may have been cut off.
         .test_before_acquire(false)
         .before_acquire(|connection, about| {
             Box::pin(async move {
@@ -77,17 +87,6 @@ pub(super) fn pool(options: &PgConnectOptions, connections: u32, patience: Durat
                 Ok(true)
             })
         })
-        .connect_lazy_with(options.clone())
-}
-
-/// The same of a server that is only asked, and may be a standby.
-pub(super) fn readers(options: &PgConnectOptions, connections: u32, patience: Duration) -> PgPool {
-    PgPoolOptions::new()
-        .max_connections(connections)
-        .acquire_timeout(patience)
-        .after_connect(|connection, _| Box::pin(async move { begin(connection).await.map(drop) }))
-        .test_before_acquire(false)
-        .connect_lazy_with(options.clone())
 }
 
 /// Prepares a connection of the pool. Returns why the server is not worked with, if it is not.

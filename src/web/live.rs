@@ -19,7 +19,7 @@ use super::Web;
 use crate::api::etag::digest;
 use crate::api::extract::Part;
 use crate::api::followed::Followed;
-use crate::api::problem::Outcome;
+use crate::api::problem::{Outcome, Problem};
 use crate::api::streamed::{self, last_seen, OneAtATime, SILENCE};
 
 /// How often a task is read while somebody looks.
@@ -49,6 +49,14 @@ async fn content(web: &Web, (id, step): &Look) -> Outcome<Content> {
     })
 }
 
+/// In its place, while it cannot be read.
+fn stale(problem: &Problem) -> Content {
+    Content {
+        html: task::stale(problem).into_string().into(),
+        is_last: false,
+    }
+}
+
 pub(super) async fn follow(
     State(web): State<Web>,
     _: Reader,
@@ -64,16 +72,19 @@ pub(super) async fn follow(
         let read = move |look: Look| {
             let web = web.clone();
             async move {
-                let content = content(&web, &look).await.unwrap_or_else(|problem| Content {
-                    html: task::stale(&problem).into_string().into(),
-                    is_last: false,
-                });
+                let content = content(&web, &look).await.unwrap_or_else(|problem| stale(&problem));
                 (look, content)
             }
         };
         iter(looks).map(read).buffer_unordered(AT_ONCE).collect()
     };
-    let first = content(&web, &look);
+    // A page that begins while PostgreSQL is away goes on by itself, too: a browser asks for no stream a second time that was refused.
+    let first = async {
+        match content(&web, &look).await {
+            Err(problem) if problem.status().is_server_error() => Ok(stale(&problem)),
+            first => first,
+        }
+    };
     let shown = web.live.follow_from(look.clone(), first, EVERY, read).await?;
     let seen = last_seen(&headers);
     let body = match one {

@@ -16,13 +16,15 @@ RSpec.describe "tasker top" do
       output.winsize = [40, 120]
       shown = +""
       until_shown = lambda do |text|
-        Timeout.timeout(60, nil, "#{text} is not shown, but #{words(shown)}") do
+        Timeout.timeout(60) do
           shown << output.readpartial(1 << 16).force_encoding(Encoding::UTF_8) until words(shown).include?(text)
         end
         shown.clear
+      rescue Timeout::Error
+        raise "#{text} is not shown, but #{words(shown)}"
       end
-      # Its namespaces may be more than a terminal has lines; the newest task is the first.
-      until_shown.call("what needs a person")
+      # Its namespaces may be more than a terminal has lines; the newest task is the first. (A blank is not written where there was one.)
+      until_shown.call("WORKERS")
       keys.write("2")
       until_shown.call(namespace)
       keys.write("q")

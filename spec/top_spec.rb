@@ -37,4 +37,12 @@ RSpec.describe "tasker top" do
       expect(shown).to include("\e[?1049l")
     end
   end
+
+  it "ends with its terminal" do
+    output, keys, pid = PTY.spawn({ "DATABASE_URL" => Database.url }, *Processes::TASKER, "top")
+    output.winsize = [40, 120]
+    output.readpartial(1)
+    [output, keys].each(&:close)
+    expect(Timeout.timeout(60) { Process.wait2(pid).last }.termsig).to eq(Signal.list["HUP"])
+  end
 end

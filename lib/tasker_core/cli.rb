@@ -31,7 +31,7 @@ module TaskerCore
       # Where database.yml says nothing else, Rails itself takes DATABASE_URL.
       ENV["DATABASE_URL"] = url if url
       # The native command line has handlers of its own; Ruby's would turn the signal into an exception once it returns.
-      %w[INT TERM].each { |signal| trap(signal, "SYSTEM_DEFAULT") }
+      %w[HUP INT TERM].each { |signal| trap(signal, "SYSTEM_DEFAULT") }
       Native.run_command(["tasker", *arguments], settings)
     rescue ConfigurationError, URI::Error => e
       new.complain(e)

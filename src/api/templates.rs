@@ -38,13 +38,13 @@ pub(super) struct NewTemplate {
     /// The file's text: YAML or JSON
     source: String,
     /// The file's name, for errors
-    #[serde(default = "body")]
+    #[serde(default = "unnamed")]
     origin: String,
     /// For those who read the record
     why: Option<String>,
 }
 
-fn body() -> String {
+fn unnamed() -> String {
     "source".into()
 }
 

@@ -65,10 +65,7 @@ fn a_primary_that_is_lost_again_and_again_is_replaced_and_nothing_that_was_accep
 
 /// Runs the load while the primary is lost so many times, each time in the other way; returns what the checker found.
 fn run_failovers(count: u64) -> Vec<String> {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let seed = setting("CHAOS_SEED").unwrap_or_else(|| fastrand::u64(..1_000_000));
-    println!("seed {seed}");
-    runtime().block_on(async {
+    alone(async |seed| {
         let folder = tempfile::tempdir().unwrap();
         let mut pair = Pair::start(folder.path()).await;
         let db = Db::connect(&pair.url(), 4).await.unwrap();
@@ -98,12 +95,17 @@ fn run_failovers(count: u64) -> Vec<String> {
     })
 }
 
-fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_multi_thread()
+/// While no other run goes on, with a seed that is printed.
+fn alone<T>(run: impl AsyncFnOnce(u64) -> T) -> T {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let seed = setting("CHAOS_SEED").unwrap_or_else(|| fastrand::u64(..1_000_000));
+    println!("seed {seed}");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
-        .unwrap()
+        .unwrap();
+    runtime.block_on(run(seed))
 }
 
 /// What the system goes through.
@@ -179,10 +181,7 @@ fn setting(name: &str) -> Option<u64> {
 
 /// Runs the load through the ordeal; returns what the checker found.
 fn run(ordeal: Ordeal) -> Vec<String> {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let seed = setting("CHAOS_SEED").unwrap_or_else(|| fastrand::u64(..1_000_000));
-    println!("seed {seed}");
-    runtime().block_on(async {
+    alone(async |seed| {
         let folder = tempfile::tempdir().unwrap();
         let postgres = Cluster(PrivatePostgres::in_folder(folder.path()).unwrap_or_else(|error| panic!("{error}")));
         let url = postgres.0.start().await.unwrap();

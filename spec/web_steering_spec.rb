@@ -13,7 +13,8 @@ RSpec.describe "the dashboard, for those who change how things run" do
       gate.close
       enqueue.wait(timeout: 120)
       browser.visit("/queues")
-      browser.click_link(namespace)
+      browser.fill_in("Namespace", with: namespace)
+      browser.click_button("Open")
       opening("Pause…")
       browser.fill_in("Why, for those who read the record", with: "the bank is away")
       browser.click_button("Pause")

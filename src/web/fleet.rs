@@ -2,7 +2,7 @@
 
 use axum::extract::rejection::FormRejection;
 use axum::extract::{Query, State};
-use axum::response::Response;
+use axum::response::{IntoResponse, Redirect, Response};
 use axum::Form;
 use maud::html;
 use serde::Deserialize;
@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::actions::{body, said, see, Done, Fields};
 use super::home;
 use super::page::Page;
-use super::shown::{badge, count, count_to, filled, list, moment, number, query, seconds, short, text};
+use super::shown::{badge, count, count_to, filled, list, moment, number, part, query, seconds, short, text};
 use super::table::{table, written};
 use super::viewer::{Operator, Reader};
 use super::Web;
@@ -24,25 +24,33 @@ use crate::engine::fleet::{namespaces_after, overview};
 use crate::engine::limits as engine_limits;
 use crate::engine::read::list_templates;
 
-/// Which part of the queues.
+/// Which part of the queues, or which namespace.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Position {
     after: i32,
+    namespace: String,
 }
 
-pub(super) async fn queues(State(web): State<Web>, viewer: Reader, Query(asked): Query<Position>) -> Outcome<Page> {
+pub(super) async fn queues(State(web): State<Web>, viewer: Reader, Query(asked): Query<Position>) -> Outcome<Response> {
+    if let Some(name) = filled(&asked.namespace) {
+        return Ok(Redirect::to(&format!("{}namespaces/{}", viewer.root, part(&name))).into_response());
+    }
     let (namespaces, next) = namespaces_after(&web.api.db, asked.after, home::NAMESPACES).await?;
     let fleet = overview(&web.api.db).await?;
     let body = html! {
         h1 { "Queues" }
+        form.filter method="get" action="queues" {
+            label { "Namespace" input name="namespace" required; }
+            button { "Open" }
+        }
         (home::table(&namespaces, &viewer.root))
         @if let Some(next) = next {
             nav.pages aria-label="Pages" { a rel="next" href={ "queues?after=" (next) } { "More namespaces" } }
         }
         @if number(&fleet, "asleep") > 0 { p.note { (count(number(&fleet, "asleep"))) " more namespaces have nothing to do." } }
     };
-    Ok(viewer.page("Queues", body))
+    Ok(viewer.page("Queues", body).into_response())
 }
 
 pub(super) async fn limits(State(web): State<Web>, viewer: Reader, Query(done): Query<Done>) -> Outcome<Page> {

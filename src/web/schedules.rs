@@ -5,12 +5,11 @@ use axum::extract::{Query, State};
 use axum::response::Response;
 use axum::Form;
 use maud::{html, Markup};
-use percent_encoding::{utf8_percent_encode, NON_ALPHANUMERIC};
 use serde_json::Value;
 
 use super::actions::{body, form, said, see, Done, Fields};
 use super::page::Page;
-use super::shown::{badge, json, list as entries, moment, short, text};
+use super::shown::{badge, json, list as entries, moment, part, short, text};
 use super::table::{table, written};
 use super::viewer::{Operator, Reader};
 use super::Web;
@@ -22,11 +21,6 @@ use crate::engine::schedules;
 
 /// How many times of a schedule its page has.
 const TIMES: i32 = 50;
-
-/// As a part of a path.
-fn part(name: &str) -> String {
-    utf8_percent_encode(name, NON_ALPHANUMERIC).to_string()
-}
 
 fn when(definition: &Value) -> String {
     let kind = ["cron", "every", "at"].iter().find(|kind| !definition[**kind].is_null());

@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use maud::{html, Markup};
+use percent_encoding::{utf8_percent_encode, NON_ALPHANUMERIC};
 use serde_json::Value;
 
 /// How many characters of one value a page shows.
@@ -142,14 +143,17 @@ pub(super) fn filled(field: &str) -> Option<String> {
     Some(field.trim()).filter(|field| !field.is_empty()).map(str::to_owned)
 }
 
+/// As a part of a path, or of a query.
+pub(super) fn part(text: &str) -> String {
+    utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()
+}
+
 /// `name=value` of a query, joined, without those that are empty.
 pub(super) fn query<'p>(pairs: impl IntoIterator<Item = (&'p str, &'p str)>) -> String {
-    use percent_encoding::{utf8_percent_encode, NON_ALPHANUMERIC};
-    let encoded = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
     let pairs: Vec<String> = pairs
         .into_iter()
         .filter(|(_, value)| !value.is_empty())
-        .map(|(name, value)| format!("{name}={}", encoded(value)))
+        .map(|(name, value)| format!("{name}={}", part(value)))
         .collect();
     match pairs.is_empty() {
         true => String::new(),

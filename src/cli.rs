@@ -184,9 +184,7 @@ impl Connection {
     async fn connect(&self, local: &Local, connections: u32) -> Result<Db> {
         let settings = local.with(0, &json!({}))?.settings;
         let url = database_url(settings.database_url.as_ref().map(Secret::reveal))?;
-        Ok(Db::following(&url, connections, &settings.failover)
-            .await?
-            .redacting(settings.redaction()?))
+        Db::configured(&url, connections, &settings).await
     }
 }
 

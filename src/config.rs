@@ -35,7 +35,7 @@ pub use live::Live;
 pub use local::{Given, Local};
 pub use rules::{Rules, Throttle};
 pub use secret::{Address, Secret};
-pub use servers::{FailoverConfig, ReplicaConfig};
+pub use servers::{DirectConfig, FailoverConfig, ReplicaConfig};
 pub use settings::{HealthConfig, LogConfig, LogFormat, OrchestratorConfig, Settings, TracesConfig, WorkerConfig};
 pub use sources::{check_file, read_source};
 

@@ -11,7 +11,7 @@ mod target;
 mod tunnel;
 mod wake;
 
-pub(crate) use bounded::answered;
+pub(crate) use bounded::{answered, Transaction};
 pub use migrations::Repaired;
 pub use session::PLANS;
 pub(crate) use wake::{channel, wait, Wake};
@@ -27,10 +27,10 @@ use bounded::{Bounded, Waits};
 use doubt::Doubt;
 use replicas::Replicas;
 use servers::{Pool, Servers};
-use session::READ_ONLY;
+use session::{Sessions, READ_ONLY};
 use target::Target;
 
-use crate::config::{FailoverConfig, ReplicaConfig};
+use crate::config::{FailoverConfig, ReplicaConfig, Secret, Settings};
 use crate::error::{Error, Result};
 use crate::redaction::Redaction;
 
@@ -73,6 +73,8 @@ pub struct Db {
     probes: Arc<Pool>,
     waits: Arc<Waits>,
     servers: Arc<Servers>,
+    /// With sessions of our own; None: a pooler is all that is known.
+    direct: Option<Arc<Servers>>,
     replicas: Option<Arc<Replicas>>,
     closing: CancellationToken,
     target: String,
@@ -93,7 +95,7 @@ impl Db {
     ///
     /// `url` is `postgres://user:password@host:port/database`, with commas between several hosts of which one is the primary; `max_connections`, at least 4, is never exceeded while one orchestrator
     /// or one worker runs on it. Errors: [`Error::Config`] for a URL that cannot be read, a parameter in it that we do not know, too few connections,
-    /// a database that is not in UTF8 or a pooler that pools transactions, [`Error::Unreachable`] when there is no answer within 10 s (or its `connect_timeout`), a refusal, or the
+    /// a database that is not in UTF8 or a pooler that pools statements, [`Error::Unreachable`] when there is no answer within 10 s (or its `connect_timeout`), a refusal, or the
     /// server is a standby or read-only.
     pub async fn connect(url: &str, max_connections: u32) -> Result<Db> {
         Db::following(url, max_connections, &FailoverConfig::default()).await
@@ -117,23 +119,21 @@ impl Db {
         let (servers, mut connection) = Servers::find(servers, patience.unwrap_or(FIRST), failover.timeout)
             .await
             .map_err(unreachable)?;
-        if session::are_pooled_by_transaction(&mut connection, &servers.way()).await? {
+        if servers.sessions == Sessions::Shared && !session::may_begin(&mut connection).await {
             return Err(Error::Config(format!(
-                "a pooler stands in front of {target} that gives each transaction another session (PgBouncer's pool_mode = transaction or \
-                 statement), so prepared statements, settings and LISTEN would be mixed up: expected pool_mode = session for this database, or \
-                 the server's own address (docs/deployment.md)"
+                "a pooler stands in front of {target} that gives each statement another session (PgBouncer's pool_mode = statement): expected \
+                 pool_mode = transaction or session for this database (docs/deployment.md)"
             )));
         }
-        let encoding: String = sqlx::query_scalar("SHOW server_encoding").fetch_one(&mut connection).await?;
+        let encoding: String = session::ask(&mut connection, "SHOW server_encoding").await?;
         if encoding != "UTF8" {
             return Err(Error::Config(format!(
                 "the database at {target} has the encoding {encoding}: expected UTF8, as CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0 makes it"
             )));
         }
-        let allowed: i64 = sqlx::query_scalar("SELECT setting::bigint FROM pg_settings WHERE name = 'max_connections'")
-            .fetch_one(&mut connection)
-            .await?;
-        if i64::from(max_connections) > allowed {
+        let allowed = "SELECT setting::bigint FROM pg_settings WHERE name = 'max_connections'";
+        let allowed: i64 = session::ask(&mut connection, allowed).await?;
+        if servers.sessions == Sessions::Own && i64::from(max_connections) > allowed {
             tracing::warn!(
                 max_connections,
                 allowed,
@@ -147,6 +147,7 @@ impl Db {
             pool: servers.pool(max_connections - APART),
             upkeep: servers.pool(1),
             probes: servers.pool(1),
+            direct: Some(servers.clone()).filter(|servers| servers.sessions == Sessions::Own),
             servers,
             replicas: None,
             waits: Arc::default(),
@@ -155,6 +156,49 @@ impl Db {
             installation: Arc::default(),
             redaction: Redaction::default(),
             is_for_people: false,
+        })
+    }
+
+    /// As the settings have it, at `url`. Errors: those of [`Db::connect`].
+    pub async fn configured(url: &str, max_connections: u32, settings: &Settings) -> Result<Db> {
+        let db = Db::following(url, max_connections, &settings.failover).await?;
+        let db = match &settings.direct.url {
+            Some(direct) => db.with_direct(direct, &settings.failover).await?,
+            None => db,
+        };
+        Ok(db.redacting(settings.redaction()?))
+    }
+
+    /// The same database, whose own address this is: where a pooler stands in front of it, it is to LISTEN and to migrate by.
+    async fn with_direct(self, url: &Secret, failover: &FailoverConfig) -> Result<Db> {
+        let Target { servers, patience } = Target::parse(url.reveal())?;
+        let target = target::named(&servers);
+        let found = Servers::find(servers, patience.unwrap_or(FIRST), failover.timeout).await;
+        let (direct, connection) = found.map_err(|reason| Error::Unreachable {
+            target: target.clone(),
+            reason,
+        })?;
+        connection.close().await?;
+        if direct.sessions == Sessions::Shared {
+            return Err(Error::Config(format!(
+                "direct.url leads to {target}, where a pooler gives each transaction another session: expected PostgreSQL's own address"
+            )));
+        }
+        direct.follow(failover.check_interval, self.closing.clone());
+        Ok(Db {
+            direct: Some(direct),
+            ..self
+        })
+    }
+
+    /// Where sessions are our own. Errors: [`Error::Config`] where a pooler is all that is known.
+    fn direct(&self) -> Result<&Arc<Servers>> {
+        self.direct.as_ref().ok_or_else(|| {
+            Error::Config(format!(
+                "a pooler stands in front of {} that gives each transaction another session: expected PostgreSQL's own address as direct.url, or \
+                 in place of the pooler's (docs/deployment.md)",
+                self.target
+            ))
         })
     }
 

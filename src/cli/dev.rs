@@ -51,9 +51,7 @@ impl Dev {
                 let doors = serve::Doors::bind(&settings).await?;
                 let was_running = postgres.is_running();
                 let url = postgres.start().await?;
-                let db = Db::following(&url, settings.connections, &settings.failover)
-                    .await?
-                    .redacting(settings.redaction()?);
+                let db = Db::configured(&url, settings.connections, &settings).await?;
                 db.migrate().await?;
                 say(&format!(
                     "PostgreSQL: {url}\nCtrl-C stops everything; the data stays in {}",

@@ -49,6 +49,16 @@ impl FailoverConfig {
     }
 }
 
+/// PostgreSQL's own address, where the database is reached through a pooler that gives each transaction another session (PgBouncer's `pool_mode = transaction`).
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct DirectConfig {
+    /// Where a process LISTENs, over one connection, and migrates: postgres://user:password@host:port/database (docs/deployment.md). Without it, it polls behind
+    /// such a pooler, and nobody can migrate.
+    #[schemars(with = "Option<String>", extend("x-restart" = true, "x-secret" = true))]
+    pub url: Option<Secret>,
+}
+
 /// Which servers answer who only looks: at pages, the API, the fleet.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]

@@ -12,7 +12,7 @@ use super::api::ApiConfig;
 use super::check::{is_web_address, problems};
 use super::schema;
 use super::secret::{Address, Secret};
-use super::servers::{FailoverConfig, ReplicaConfig};
+use super::servers::{DirectConfig, FailoverConfig, ReplicaConfig};
 use super::span::{self, Span};
 use crate::error::{Error, Result};
 use crate::redaction::Redaction;
@@ -39,6 +39,8 @@ pub struct Settings {
     pub connections: u32,
     /// How the primary is followed when it becomes another server (docs/failover.md).
     pub failover: FailoverConfig,
+    /// PostgreSQL's own address, where the other is that of a pooler (docs/deployment.md).
+    pub direct: DirectConfig,
     /// Which servers answer who only looks.
     pub replicas: ReplicaConfig,
     /// What is logged, and how.
@@ -71,6 +73,7 @@ impl Default for Settings {
             coordinator: None,
             connections: 6,
             failover: FailoverConfig::default(),
+            direct: DirectConfig::default(),
             replicas: ReplicaConfig::default(),
             log: LogConfig::default(),
             traces: TracesConfig::default(),

@@ -10,12 +10,14 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt, TryStreamExt};
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgQueryResult, PgRow, PgStatement, PgTypeInfo};
+use sqlx::error::BoxDynError;
+use sqlx::postgres::{PgArguments, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
 use sqlx::{Either, Execute, Executor, PgConnection, PgPool, Postgres};
 use tokio_util::sync::CancellationToken;
 
 use super::doubt::Doubt;
 use super::servers::{Open, Pool};
+use super::session::{Sessions, TRANSACTION};
 
 /// No answer for this long means that there will be none: PostgreSQL itself ends every statement earlier (`BOUNDS` in db.rs).
 pub(super) const ANSWER: Duration = Duration::from_secs(20);
@@ -49,13 +51,14 @@ impl Waits {
 impl Bounded<'_> {
     async fn acquire(&self) -> Result<Borrowed, sqlx::Error> {
         loop {
-            let Open { pool, left } = self.pool.now();
+            let Open { pool, sessions, left } = self.pool.now();
             let acquired = unless_left(&left, self.acquire_from(&pool)).await;
             match acquired {
                 Err(_) if left.as_ref().is_some_and(CancellationToken::is_cancelled) => {}
                 acquired => {
                     return Ok(Borrowed {
                         connection: acquired?,
+                        sessions,
                         finished: false,
                         left,
                     })
@@ -80,13 +83,18 @@ impl Bounded<'_> {
 impl Bounded<'_> {
     /// Does `work` in a transaction, which is rolled back, and its connection closed, when that fails or is given up. Each of its statements is to be
     /// [`answered`].
-    pub(crate) async fn within<T>(&self, work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>) -> Result<T, sqlx::Error> {
+    pub(crate) async fn within<T>(&self, work: impl AsyncFnOnce(&mut Transaction<'_>) -> Result<T, sqlx::Error>) -> Result<T, sqlx::Error> {
         let mut borrowed = self.acquire().await?;
+        let sessions = borrowed.sessions;
         let connection: &mut PgConnection = &mut borrowed.connection;
         let done = unless_left(&borrowed.left, async {
-            answered(connection.execute("BEGIN")).await?;
-            let done = work(&mut *connection).await?;
-            answered(connection.execute("COMMIT")).await?;
+            let begin = match sessions {
+                Sessions::Own => "BEGIN",
+                Sessions::Shared => TRANSACTION,
+            };
+            answered(connection.execute(begin)).await?;
+            let done = work(&mut Transaction { connection, sessions }).await?;
+            answered(end(connection, true)).await?;
             Ok(done)
         })
         .await;
@@ -102,6 +110,7 @@ impl Bounded<'_> {
 /// closed: who knows what is still to come through it.
 struct Borrowed {
     connection: PoolConnection<Postgres>,
+    sessions: Sessions,
     finished: bool,
     /// Cancelled when its server is not the primary any more.
     left: Option<CancellationToken>,
@@ -151,18 +160,60 @@ fn is_finished<T>(answer: &Result<T, sqlx::Error>) -> bool {
     }
 }
 
-/// Runs what `$work` makes of a connection, as far as it is answered.
+/// Ends the transaction that a call was given.
+async fn end(connection: &mut PgConnection, is_done: bool) -> Result<(), sqlx::Error> {
+    connection.execute(if is_done { "COMMIT" } else { "ROLLBACK" }).await.map(drop)
+}
+
+/// Runs what `$work` makes of a connection, as far as it is answered: in a transaction of its own, where the next one may have another session.
 macro_rules! bounded {
-    ($bounded:expr, $connection:ident => $work:expr) => {{
+    ($bounded:expr, $connection:ident, $query:ident => $work:expr) => {{
         let mut borrowed = $bounded.acquire().await?;
+        let sessions = borrowed.sessions;
+        let $query = Prepared { query: $query, sessions };
         let $connection: &mut PgConnection = &mut borrowed.connection;
-        let answer = unless_left(&borrowed.left, answered($work)).await;
+        let work = async {
+            if sessions == Sessions::Own {
+                return $work.await;
+            }
+            $connection.execute(TRANSACTION).await?;
+            let answer = $work.await;
+            if is_finished(&answer) {
+                end($connection, answer.is_ok()).await?;
+            }
+            answer
+        };
+        let answer = unless_left(&borrowed.left, answered(work)).await;
         borrowed.finished = is_finished(&answer);
         if !borrowed.finished {
             $bounded.doubt.raise();
         }
         answer
     }};
+}
+
+/// A statement that is prepared for as long as the session lasts.
+struct Prepared<E> {
+    query: E,
+    sessions: Sessions,
+}
+
+impl<'q, E: Execute<'q, Postgres>> Execute<'q, Postgres> for Prepared<E> {
+    fn sql(&self) -> &'q str {
+        self.query.sql()
+    }
+
+    fn statement(&self) -> Option<&PgStatement<'q>> {
+        self.query.statement().filter(|_| self.persistent())
+    }
+
+    fn take_arguments(&mut self) -> Result<Option<PgArguments>, BoxDynError> {
+        self.query.take_arguments()
+    }
+
+    fn persistent(&self) -> bool {
+        self.sessions == Sessions::Own && self.query.persistent()
+    }
 }
 
 impl<'p> Executor<'p> for Bounded<'p> {
@@ -173,7 +224,7 @@ impl<'p> Executor<'p> for Bounded<'p> {
         'p: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        let rows = async move { bounded!(self, connection => connection.fetch_many(query).try_collect::<Vec<_>>()) };
+        let rows = async move { bounded!(self, connection, query => connection.fetch_many(query).try_collect::<Vec<_>>()) };
         stream::once(rows)
             .map_ok(|rows| stream::iter(rows.into_iter().map(Ok)))
             .try_flatten()
@@ -185,20 +236,68 @@ impl<'p> Executor<'p> for Bounded<'p> {
         'p: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        Box::pin(async move { bounded!(self, connection => connection.fetch_optional(query)) })
+        Box::pin(async move { bounded!(self, connection, query => connection.fetch_optional(query)) })
     }
 
-    fn prepare_with<'e, 'q: 'e>(self, sql: &'q str, parameters: &'e [PgTypeInfo]) -> BoxFuture<'e, Result<PgStatement<'q>, sqlx::Error>>
+    fn prepare_with<'e, 'q: 'e>(self, _: &'q str, _: &'e [PgTypeInfo]) -> BoxFuture<'e, Result<PgStatement<'q>, sqlx::Error>>
     where
         'p: 'e,
     {
-        Box::pin(async move { bounded!(self, connection => connection.prepare_with(sql, parameters)) })
+        Box::pin(async { Err(prepared_elsewhere()) })
     }
 
-    fn describe<'e, 'q: 'e>(self, sql: &'q str) -> BoxFuture<'e, Result<sqlx::Describe<Postgres>, sqlx::Error>>
+    fn describe<'e, 'q: 'e>(self, _: &'q str) -> BoxFuture<'e, Result<sqlx::Describe<Postgres>, sqlx::Error>>
     where
         'p: 'e,
     {
-        Box::pin(async move { bounded!(self, connection => connection.describe(sql)) })
+        Box::pin(async { Err(prepared_elsewhere()) })
     }
+}
+
+/// A transaction under way.
+#[derive(Debug)]
+pub(crate) struct Transaction<'c> {
+    connection: &'c mut PgConnection,
+    sessions: Sessions,
+}
+
+impl<'t> Executor<'t> for &'t mut Transaction<'_> {
+    type Database = Postgres;
+
+    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, Result<Either<PgQueryResult, PgRow>, sqlx::Error>>
+    where
+        't: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        let sessions = self.sessions;
+        self.connection.fetch_many(Prepared { query, sessions })
+    }
+
+    fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<PgRow>, sqlx::Error>>
+    where
+        't: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        let sessions = self.sessions;
+        self.connection.fetch_optional(Prepared { query, sessions })
+    }
+
+    fn prepare_with<'e, 'q: 'e>(self, _: &'q str, _: &'e [PgTypeInfo]) -> BoxFuture<'e, Result<PgStatement<'q>, sqlx::Error>>
+    where
+        't: 'e,
+    {
+        Box::pin(async { Err(prepared_elsewhere()) })
+    }
+
+    fn describe<'e, 'q: 'e>(self, _: &'q str) -> BoxFuture<'e, Result<sqlx::Describe<Postgres>, sqlx::Error>>
+    where
+        't: 'e,
+    {
+        Box::pin(async { Err(prepared_elsewhere()) })
+    }
+}
+
+/// A statement that somebody keeps would be unknown to the session that the next transaction has.
+fn prepared_elsewhere() -> sqlx::Error {
+    sqlx::Error::Configuration("no statement is prepared but by running it".into())
 }

@@ -3,10 +3,9 @@
 use std::time::{Duration, Instant};
 
 use sqlx::migrate::Migrator;
-use sqlx::{Executor, PgConnection};
+use sqlx::{Executor, PgConnection, PgPool};
 use uuid::Uuid;
 
-use super::session::BOUNDS;
 use super::Db;
 use crate::error::{Error, Result};
 
@@ -37,10 +36,13 @@ impl Db {
     pub async fn migrate(&self) -> Result<()> {
         if !self.is_up_to_date().await? {
             self.make_schema().await?;
-            let mut lock = self.upkeep.now().pool.begin().await?;
+            // One has the turn, the other does the work.
+            let pool = self.direct()?.pool(2).now().pool;
+            let mut lock = pool.begin().await?;
             wait_for_turn(&mut lock).await?;
-            self.apply().await?;
+            apply(&pool).await?;
             lock.rollback().await?;
+            pool.close().await;
         }
         match self.damaged().await {
             Ok(damaged) => {
@@ -62,7 +64,7 @@ impl Db {
             "CREATE SCHEMA IF NOT EXISTS tasker",
             "CREATE TABLE IF NOT EXISTS tasker.turn_migrate ()",
         ] {
-            match sqlx::query(make).execute(&self.pool.now().pool).await {
+            match sqlx::query(make).execute(self.pool()).await {
                 // Somebody else has made it at the same moment.
                 Err(sqlx::Error::Database(error)) if error.is_unique_violation() => {}
                 Err(error) => return Err(error.into()),
@@ -72,59 +74,26 @@ impl Db {
         Ok(())
     }
 
-    async fn apply(&self) -> Result<()> {
-        let has_pgmq: bool = sqlx::query_scalar("SELECT to_regprocedure('pgmq.send_batch(text, jsonb[])') IS NOT NULL")
-            .fetch_one(&self.pool.now().pool)
-            .await?;
-        if !has_pgmq {
-            let packaged: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM pg_available_extensions WHERE name = 'pgmq')")
-                .fetch_one(&self.pool.now().pool)
-                .await?;
-            if packaged {
-                sqlx::query("CREATE EXTENSION pgmq").execute(&self.pool.now().pool).await?;
-            } else {
-                let installer = pgmq::PGMQueueExt::new_with_pool(self.pool.now().pool).await;
-                installer
-                    .install_sql_from_embedded()
-                    .await
-                    .map_err(|error| Error::NotMigrated(format!("pgmq cannot be installed: {error}")))?;
-            }
-        }
-        let mut connection = self.pool.now().pool.acquire().await?;
-        check_origin(&mut connection).await?;
-        // sqlx keeps its list of migrations in the search path's first schema.
-        sqlx::query("SET search_path = tasker, pg_temp").execute(&mut *connection).await?;
-        let migrator = Migrator {
-            // By an advisory lock.
-            locking: false,
-            migrations: EMBEDDED.migrations.clone(),
-            ..EMBEDDED
-        };
-        let done = migrator.run_direct(&mut *connection).await;
-        connection.execute(BOUNDS).await?;
-        done.map_err(|error| Error::NotMigrated(format!("the migrations cannot be applied: {error}")))
-    }
-
     /// Makes the roles that may do parts of what the schema's owner may, and one for the workers of each of these namespaces. Returns their names.
     /// Errors: [`Error::Forbidden`] where this role may not make roles.
     pub async fn make_roles(&self, workers: &[String]) -> Result<Vec<String>> {
         Ok(sqlx::query_scalar("SELECT tasker.make_roles($1)")
             .bind(workers)
-            .fetch_all(&self.pool.now().pool)
+            .fetch_all(self.pool())
             .await?)
     }
 
     /// Whether every migration is applied, as this binary has it.
     async fn is_up_to_date(&self) -> Result<bool> {
         let there: bool = sqlx::query_scalar("SELECT to_regclass('tasker._sqlx_migrations') IS NOT NULL")
-            .fetch_one(&self.pool.now().pool)
+            .fetch_one(self.pool())
             .await?;
         if !there {
             return Ok(false);
         }
         let applied: Vec<(i64, Vec<u8>)> =
             sqlx::query_as("SELECT version, checksum FROM tasker._sqlx_migrations WHERE success ORDER BY version")
-                .fetch_all(&self.pool.now().pool)
+                .fetch_all(self.pool())
                 .await?;
         Ok(EMBEDDED.iter().map(|m| (m.version, m.checksum.to_vec())).eq(applied))
     }
@@ -185,6 +154,39 @@ impl Db {
         }
         Ok(repaired)
     }
+}
+
+/// Whose connections are used for nothing else.
+async fn apply(pool: &PgPool) -> Result<()> {
+    let has_pgmq: bool = sqlx::query_scalar("SELECT to_regprocedure('pgmq.send_batch(text, jsonb[])') IS NOT NULL")
+        .fetch_one(pool)
+        .await?;
+    if !has_pgmq {
+        let packaged: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM pg_available_extensions WHERE name = 'pgmq')")
+            .fetch_one(pool)
+            .await?;
+        if packaged {
+            sqlx::query("CREATE EXTENSION pgmq").execute(pool).await?;
+        } else {
+            let installer = pgmq::PGMQueueExt::new_with_pool(pool.clone()).await;
+            installer
+                .install_sql_from_embedded()
+                .await
+                .map_err(|error| Error::NotMigrated(format!("pgmq cannot be installed: {error}")))?;
+        }
+    }
+    let mut connection = pool.acquire().await?;
+    check_origin(&mut connection).await?;
+    // sqlx keeps its list of migrations in the search path's first schema.
+    sqlx::query("SET search_path = tasker, pg_temp").execute(&mut *connection).await?;
+    let migrator = Migrator {
+        // By an advisory lock.
+        locking: false,
+        migrations: EMBEDDED.migrations.clone(),
+        ..EMBEDDED
+    };
+    let done = migrator.run_direct(&mut *connection).await;
+    done.map_err(|error| Error::NotMigrated(format!("the migrations cannot be applied: {error}")))
 }
 
 /// What is there was made by migrations of ours, and by none that this program does not know.

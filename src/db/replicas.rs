@@ -11,7 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::doubt::Doubt;
 use super::servers::{Open, Pool, Server};
-use super::{session, Db};
+use super::session::{self, Sessions};
+use super::Db;
 
 /// How often it is asked how far they are.
 const EVERY: Duration = Duration::from_secs(1);
@@ -54,6 +55,8 @@ impl Replicas {
         let replica = |server: Server| Replica {
             pool: Arc::new(Pool::of(Open {
                 pool: session::readers(&server.options, connections, ANSWERS),
+                // It was not asked.
+                sessions: Sessions::Shared,
                 left: None,
             })),
             server,
@@ -140,10 +143,6 @@ impl Server {
             *connection = self.options.connect().await.ok();
         }
         let connection = connection.as_mut()?;
-        sqlx::query_scalar::<_, Option<i64>>(REPLAYED)
-            .fetch_one(connection)
-            .await
-            .ok()
-            .flatten()
+        session::ask(connection, REPLAYED).await.ok().flatten()
     }
 }

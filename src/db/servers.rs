@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::certificate::{self, Certificates};
 use super::doubt::Doubt;
-use super::session::{self, READ_ONLY};
+use super::session::{self, Sessions, READ_ONLY};
 use super::tunnel::Tunnel;
 
 /// How long a server that is asked where the primary is may take.
@@ -59,7 +59,7 @@ impl Server {
     async fn ask(&self, patience: Duration) -> Result<PgConnection, String> {
         let asking = async {
             let mut connection = self.connect().await?;
-            let read_only: Option<String> = sqlx::query_scalar(READ_ONLY).fetch_one(&mut connection).await?;
+            let read_only: Option<String> = session::ask(&mut connection, READ_ONLY).await?;
             if let Some(why) = read_only {
                 return Ok(Err(why));
             }
@@ -91,6 +91,8 @@ pub(super) struct Servers {
     /// The primary's place.
     primary: Mutex<usize>,
     pools: Mutex<Vec<Weak<Pool>>>,
+    /// Seen at the start.
+    pub(super) sessions: Sessions,
     /// How long a call waits for a connection.
     pub(super) patience: Duration,
     pub(super) doubt: Arc<Doubt>,
@@ -99,15 +101,18 @@ pub(super) struct Servers {
 impl Servers {
     /// Finds the primary among `all` within `at_first`, and connects to it. Errors: why none is, in words.
     pub(super) async fn find(all: Vec<Server>, at_first: Duration, patience: Duration) -> Result<(Arc<Servers>, PgConnection), String> {
-        let servers = Servers {
+        let mut servers = Servers {
             all,
+            sessions: Sessions::Own,
             primary: Mutex::new(0),
             pools: Mutex::default(),
             patience,
             doubt: Arc::default(),
         };
-        let (place, connection) = servers.primary(at_first).await?;
+        let (place, mut connection) = servers.primary(at_first).await?;
         *servers.place() = place;
+        let sessions = session::find(&mut connection, &servers.way()).await;
+        servers.sessions = sessions.map_err(|error| error.to_string())?;
         Ok((Arc::new(servers), connection))
     }
 
@@ -173,7 +178,8 @@ impl Servers {
 
     fn open(&self, connections: u32) -> Open {
         Open {
-            pool: session::pool(&self.way(), connections, self.patience, self.doubt.clone()),
+            pool: session::pool(&self.way(), self.sessions, connections, self.patience, self.doubt.clone()),
+            sessions: self.sessions,
             left: (self.all.len() > 1).then(CancellationToken::new),
         }
     }
@@ -270,6 +276,7 @@ pub(super) struct Pool {
 #[derive(Debug, Clone)]
 pub(super) struct Open {
     pub(super) pool: PgPool,
+    pub(super) sessions: Sessions,
     /// Cancelled when they are left for another server; None: there is no other.
     pub(super) left: Option<CancellationToken>,
 }

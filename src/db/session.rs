@@ -1,11 +1,12 @@
-//! What a session with a server is to be: one of our own, on a server that takes writes, with the settings that our statements take for granted.
+//! What a session with a server is to be: on a server that takes writes, with the settings that our statements take for granted. Behind a pooler that gives
+//! each transaction another session, that is for each transaction to say.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
-use sqlx::{ConnectOptions, Connection, Executor, PgPool, Row};
+use sqlx::{ConnectOptions, Connection, Decode, Executor, PgPool, Postgres, Row, Type};
 
 use super::doubt::Doubt;
 
@@ -40,6 +41,34 @@ pub const PLANS: &str = "
     SET jit = off;
 ";
 
+/// Begins a transaction in a session that is another's after it, with what [`BOUNDS`] and [`PLANS`] say of a session of our own.
+pub(super) const TRANSACTION: &str = "
+    BEGIN ISOLATION LEVEL READ COMMITTED;
+    SET LOCAL search_path = pg_catalog, pg_temp;
+    SET LOCAL standard_conforming_strings = on;
+    SET LOCAL statement_timeout = '15s';
+    SET LOCAL lock_timeout = '10s';
+    SET LOCAL idle_in_transaction_session_timeout = '10s';
+    SET LOCAL plan_cache_mode = 'force_generic_plan';
+    SET LOCAL enable_seqscan = off;
+    SET LOCAL enable_bitmapscan = off;
+    SET LOCAL enable_sort = off;
+    SET LOCAL enable_hashjoin = off;
+    SET LOCAL enable_mergejoin = off;
+    SET LOCAL enable_memoize = off;
+    SET LOCAL jit = off;
+";
+
+/// Whose a connection's session is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sessions {
+    /// The connection's own, until it ends.
+    Own,
+    /// A pooler's (PgBouncer's `pool_mode = transaction`), which may give each transaction another: nothing of one lasts longer than that, neither settings nor
+    /// statements that were prepared.
+    Shared,
+}
+
 /// Why a server is not worked with, if it is not: what libpq's `target_session_attrs=read-write` asks.
 pub(super) const READ_ONLY: &str = "
     SELECT CASE WHEN pg_is_in_recovery() THEN 'it is a standby (in recovery), expected the primary'
@@ -47,16 +76,27 @@ pub(super) const READ_ONLY: &str = "
 
 /// How often the server was promoted, or the one that it is a copy of, as the names of its files say (PostgreSQL 15, 30.6). 0: it does not say.
 pub(super) async fn timeline(connection: &mut PgConnection) -> i64 {
-    let asked = sqlx::query_scalar("SELECT ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint");
-    asked.fetch_one(connection).await.unwrap_or(0)
+    let asked = "SELECT ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint";
+    ask(connection, asked).await.unwrap_or(0)
+}
+
+/// What one statement says, which is not prepared: behind a pooler another session may be asked to run it.
+pub(super) async fn ask<T>(connection: &mut PgConnection, sql: &str) -> Result<T, sqlx::Error>
+where
+    T: for<'r> Decode<'r, Postgres> + Type<Postgres>,
+{
+    connection.fetch_one(sql).await?.try_get(0)
 }
 
 /// A pool of one server's connections, for each of which a call waits so long. The server must take writes.
-pub(super) fn pool(options: &PgConnectOptions, connections: u32, patience: Duration, doubt: Arc<Doubt>) -> PgPool {
+pub(super) fn pool(options: &PgConnectOptions, sessions: Sessions, connections: u32, patience: Duration, doubt: Arc<Doubt>) -> PgPool {
     let pool = sparing(connections, patience).after_connect(move |connection, _| {
         let doubt = doubt.clone();
         Box::pin(async move {
-            let read_only = begin(connection).await?;
+            if sessions == Sessions::Own {
+                begin(connection).await?;
+            }
+            let read_only: Option<String> = ask(connection, READ_ONLY).await?;
             doubt.note(&read_only);
             match read_only {
                 None => Ok(()),
@@ -67,10 +107,9 @@ pub(super) fn pool(options: &PgConnectOptions, connections: u32, patience: Durat
     pool.connect_lazy_with(options.clone())
 }
 
-/// The same of a server that is only asked, and may be a standby.
+/// The same of a server that is only asked, may be a standby, and may have a pooler in front of it.
 pub(super) fn readers(options: &PgConnectOptions, connections: u32, patience: Duration) -> PgPool {
-    let pool = sparing(connections, patience).after_connect(|connection, _| Box::pin(async move { begin(connection).await.map(drop) }));
-    pool.connect_lazy_with(options.clone())
+    sparing(connections, patience).connect_lazy_with(options.clone())
 }
 
 /// A round trip for every call is too much; a connection that has been idle may have been cut off.
@@ -89,15 +128,19 @@ fn sparing(connections: u32, patience: Duration) -> PgPoolOptions {
         })
 }
 
-/// Prepares a connection of the pool. Returns why the server is not worked with, if it is not.
-async fn begin(connection: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
+async fn begin(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     connection.execute(BOUNDS).await?;
-    connection.execute(PLANS).await?;
-    sqlx::query_scalar(READ_ONLY).fetch_one(connection).await
+    connection.execute(PLANS).await.map(drop)
 }
 
-/// How often two connections are asked, in turns, which process serves them.
-const ASKED: usize = 3;
+/// Whether a transaction may have more than one statement: not where each has another session.
+pub(super) async fn may_begin(connection: &mut PgConnection) -> bool {
+    connection.execute("BEGIN").await.is_ok() && connection.execute("ROLLBACK").await.is_ok()
+}
+
+/// In which order two connections are asked which process serves them: where it is for each statement the one that has not been used for longest, or
+/// the one that was used last, that tells.
+const ASKED: [usize; 7] = [0, 0, 1, 1, 0, 1, 0];
 
 /// How long a second connection may take. A pooler whose sessions are all taken would make it wait for one.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -105,23 +148,24 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Whether something between here and the server gives each transaction another session (PgBouncer's `pool_mode = transaction` or `statement`):
 /// one process of the server serves two connections, or more than one serves the same. Where no second connection can be had, the first tells what
 /// it can.
-pub(super) async fn are_pooled_by_transaction(first: &mut PgConnection, options: &PgConnectOptions) -> Result<bool, sqlx::Error> {
+pub(super) async fn find(first: &mut PgConnection, options: &PgConnectOptions) -> Result<Sessions, sqlx::Error> {
     let second = tokio::time::timeout(PATIENCE, options.connect()).await;
     let mut second = second.ok().and_then(Result::ok);
-    let (mut of_first, mut of_second) = (HashSet::new(), HashSet::new());
-    for _ in 0..ASKED {
-        of_first.insert(serving(first).await?);
-        if let Some(second) = &mut second {
-            of_second.insert(serving(second).await?);
-        }
+    let mut serving = [HashSet::new(), HashSet::new()];
+    for place in ASKED {
+        let connection = match (place, &mut second) {
+            (0, _) => &mut *first,
+            (_, Some(second)) => second,
+            (_, None) => continue,
+        };
+        serving[place].insert(ask::<i32>(connection, "SELECT pg_backend_pid()").await?);
     }
     if let Some(second) = second {
         second.close().await?;
     }
-    Ok(of_first.len() > 1 || of_second.len() > 1 || !of_first.is_disjoint(&of_second))
-}
-
-/// The server's process that runs this statement; which is not prepared, since another process would not know it.
-async fn serving(connection: &mut PgConnection) -> Result<i32, sqlx::Error> {
-    connection.fetch_one("SELECT pg_backend_pid()").await?.try_get(0)
+    let [of_first, of_second] = serving;
+    Ok(match of_first.len() > 1 || of_second.len() > 1 || !of_first.is_disjoint(&of_second) {
+        true => Sessions::Shared,
+        false => Sessions::Own,
+    })
 }

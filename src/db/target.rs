@@ -159,6 +159,8 @@ fn options_of(scheme: &str, login: &str, host: &str, database: &str, rest: &[Str
     if !rest.iter().any(|parameter| parameter.starts_with("application_name=")) {
         options = options.application_name("tasker");
     }
+    // No float of ours is text, and PgBouncer refuses a parameter that it does not know.
+    options = options.extra_float_digits(None);
     Ok(options)
 }
 

@@ -64,8 +64,8 @@ impl Db {
     pub(crate) fn listen(&self, channels: &'static [&'static str], stop: CancellationToken) -> broadcast::Sender<Wake> {
         let (wakes, _) = broadcast::channel(64);
         let listener = Listener {
+            pool: self.direct.as_ref().map(|direct| direct.pool(1)),
             db: self.clone(),
-            pool: self.servers.pool(1),
             channels,
             wakes: wakes.clone(),
             hears: AtomicBool::new(false),
@@ -90,8 +90,8 @@ const ARRIVES: Duration = Duration::from_secs(5);
 
 struct Listener {
     db: Db,
-    /// Its one connection.
-    pool: Arc<Pool>,
+    /// Its one connection; None: there is nowhere to listen.
+    pool: Option<Arc<Pool>>,
     channels: &'static [&'static str],
     wakes: broadcast::Sender<Wake>,
     /// Notifications arrive: one that it sent to itself has.
@@ -100,9 +100,13 @@ struct Listener {
 
 impl Listener {
     async fn listen(&self) {
+        let Some(pool) = &self.pool else {
+            tracing::warn!("a pooler stands in front of PostgreSQL and there is no direct.url to LISTEN at, polling instead");
+            return std::future::pending().await;
+        };
         let mut backoff = Backoff::default();
         loop {
-            let ended = self.hear().await;
+            let ended = self.hear(pool).await;
             if self.hears.swap(false, Ordering::Relaxed) {
                 backoff.reset();
             }
@@ -115,9 +119,9 @@ impl Listener {
     }
 
     /// Until the connection is lost.
-    async fn hear(&self) -> Result<(), sqlx::Error> {
+    async fn hear(&self, pool: &Pool) -> Result<(), sqlx::Error> {
         let own = format!("tasker_listener_{:016x}", fastrand::u64(..));
-        let Open { pool, left } = self.pool.now();
+        let Open { pool, left, .. } = pool.now();
         let mut listener = PgListener::connect_with(&pool).await?;
         listener.eager_reconnect(false);
         listener.listen_all(self.channels.iter().copied().chain([own.as_str()])).await?;
@@ -151,7 +155,7 @@ impl Listener {
                 return std::future::pending().await;
             }
             if sent.is_ok() && !told {
-                tracing::warn!("notifications do not arrive (PgBouncer should pool sessions, not transactions), polling instead");
+                tracing::warn!("notifications do not arrive, polling instead: something between here and PostgreSQL keeps them (direct.url may be PostgreSQL's own address)");
                 told = true;
             }
         }

@@ -6,11 +6,11 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::Value;
-use sqlx::{Executor, PgConnection};
+use sqlx::Executor;
 use uuid::Uuid;
 
 use super::schema::{problem_of_input, read_schema};
-use crate::db::{answered, Db};
+use crate::db::{answered, Db, Transaction};
 use crate::error::Result;
 use crate::redaction::Redaction;
 
@@ -40,7 +40,7 @@ pub(crate) async fn move_children(db: &Db, limit: i32) -> Result<Moved> {
     .await
 }
 
-async fn move_in(session: &mut PgConnection, limit: i32, redaction: &Redaction) -> Result<Moved, sqlx::Error> {
+async fn move_in(session: &mut Transaction<'_>, limit: i32, redaction: &Redaction) -> Result<Moved, sqlx::Error> {
     let sql = "SELECT t.tallied >= $1 OR m.more, t.tallied + m.moved > 0, m.unchecked
                FROM tasker.tally_children($1) AS t(tallied), tasker.move_fan_outs($1) AS m";
     answered(session.execute("SAVEPOINT unmoved")).await?;
@@ -61,7 +61,7 @@ async fn move_in(session: &mut PgConnection, limit: i32, redaction: &Redaction) 
 
 /// What is wrong with the input of the first child of a step that its template does not accept.
 async fn find_refused(
-    session: &mut PgConnection,
+    session: &mut Transaction<'_>,
     unchecked: &[Uuid],
     redaction: &Redaction,
 ) -> Result<HashMap<(Uuid, i16), String>, sqlx::Error> {
@@ -86,11 +86,11 @@ async fn find_refused(
     Ok(refused)
 }
 
-async fn refuse(session: &mut PgConnection, refused: HashMap<(Uuid, i16), String>) -> Result<(), sqlx::Error> {
+async fn refuse(session: &mut Transaction<'_>, refused: HashMap<(Uuid, i16), String>) -> Result<(), sqlx::Error> {
     let (steps, problems): (Vec<(Uuid, i16)>, Vec<String>) = refused.into_iter().unzip();
     let (tasks, steps): (Vec<Uuid>, Vec<i16>) = steps.into_iter().unzip();
     let query = sqlx::query("SELECT tasker.refuse_children($1, $2, $3)");
-    answered(query.bind(tasks).bind(steps).bind(problems).execute(session)).await?;
+    answered(query.bind(tasks).bind(steps).bind(problems).execute(&mut *session)).await?;
     Ok(())
 }
 

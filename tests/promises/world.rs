@@ -6,7 +6,7 @@ use std::sync::Arc;
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use serde_json::Value;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
 use sqlx::{ConnectOptions, Connection, PgPool};
 use tasker::config::distributed::Author;
 use tasker::engine::configuration::DatabaseCoordinator;
@@ -48,6 +48,14 @@ pub(crate) struct Leased {
 fn server() -> PgConnectOptions {
     let url = std::env::var("DATABASE_URL").expect("set DATABASE_URL to a server where databases may be created, or run bin/test");
     url.parse().expect("DATABASE_URL is a URL")
+}
+
+/// By way of the pooler that the run has, if it has one (bin/test).
+fn pooled(options: PgConnectOptions) -> PgConnectOptions {
+    match std::env::var("TEST_POOLER_PORT") {
+        Ok(port) => options.port(port.parse().expect("a port")).ssl_mode(PgSslMode::Disable),
+        Err(_) => options,
+    }
 }
 
 /// Nobody listens there.
@@ -99,7 +107,7 @@ impl World {
         let name = format!("tasker_test_{}", Uuid::new_v4().simple());
         admin(format!("CREATE DATABASE {name} TEMPLATE {TEMPLATE}")).await;
         let options = server().database(&name);
-        let url = options.to_url_lossy().to_string();
+        let url = pooled(options.clone()).to_url_lossy().to_string();
         let db = Db::connect(&url, 16).await.expect("connects");
         let pool = PgPoolOptions::new().max_connections(16).connect_lazy_with(options);
         let orchestrator = sqlx::query_scalar("SELECT tasker.join_members('orchestrator', 'test', 'test', '{}', interval '1 hour')")

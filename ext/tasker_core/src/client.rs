@@ -71,9 +71,7 @@ impl Client {
         let local = Local::read(Given::default()).and_then(|local| local.with(0, &serde_json::json!({})));
         let settings = local.map_err(|error| raise::error(ruby, &error))?.settings;
         let connecting = async move {
-            let db = Db::following(&url, max_connections, &settings.failover)
-                .await?
-                .redacting(settings.redaction()?);
+            let db = Db::configured(&url, max_connections, &settings).await?;
             Ok(Parts {
                 health: Health::of_client(&db, settings),
                 submitter: Submitter::new(db.clone()),

@@ -12,6 +12,7 @@ mod horizon;
 mod latency;
 mod limits;
 mod memory;
+mod pooler;
 mod raw;
 mod report;
 mod scaling;
@@ -47,7 +48,7 @@ struct Options {
     /// Minutes of steady load, with the xmin horizon held back for a quarter of them; 0: leave it out
     #[arg(long, default_value_t = 0)]
     horizon: u32,
-    /// Only this: raw, submit, rust, ruby, latency, claims, history, profile, scale, telemetry, limits, fanout, scaling, flood, idle, compare, horizon;
+    /// Only this: raw, submit, rust, ruby, latency, claims, history, profile, scale, telemetry, limits, fanout, scaling, flood, idle, pooler, compare, horizon;
     /// and memory and stalls, which are measured only so
     #[arg(long)]
     only: Option<String>,
@@ -218,6 +219,23 @@ async fn main() {
             report.row(name, &[figure, beside]);
         }
     }
+    if wanted("pooler") {
+        report.section("linear-4, handlers in rust, by the way to PostgreSQL", &pooler::COLUMNS);
+        // In turns, as above.
+        let mut rates = vec![Vec::new(); pooler::WAYS.len()];
+        for _ in 0..options.runs {
+            for ((_, way), rates) in pooler::WAYS.iter().zip(&mut rates) {
+                rates.push(pooler::rate(&site, languages[0], options.steps, *way).await);
+            }
+        }
+        for ((name, way), rates) in pooler::WAYS.iter().zip(rates) {
+            let latency = pooler::latency(&site, languages[0], *way).await;
+            report.row(name, &[vec![json!(middle(rates))], latency].concat());
+        }
+        report.section("Submitting one by one, by how many clients", &pooler::CROWD);
+        report.row("20, direct", &pooler::crowd(&site, 20, pooler::Way::Direct).await);
+        report.row("500, by PgBouncer alone", &pooler::crowd(&site, 500, pooler::Way::Polling).await);
+    }
     if options.only.as_deref() == Some("memory") {
         report.section("A Ruby worker, by the steps of linear-4 that it has run", &["MB"]);
         memory::measure(&site, options.ruby_threads, |name, figures| report.row(name, figures)).await;
@@ -260,6 +278,9 @@ async fn main() {
             ("rust, one", shape),
             ("rust, one", "linear-4"),
         );
+    }
+    for (name, _) in &pooler::WAYS[1..] {
+        report.ratio(&format!("linear-4 {name} to direct"), ("by the way", name), ("by the way", "direct"));
     }
     report.ratio(
         "jobs with a million finished tasks kept",

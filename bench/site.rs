@@ -7,13 +7,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use nix::sys::signal;
 use nix::unistd::Pid;
 use serde_json::{json, Value};
-use sqlx::postgres::PgConnectOptions;
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use sqlx::{ConnectOptions, PgPool};
+use tasker::config::{Secret, Settings};
 use tasker::engine::register::register;
 use tasker::orchestrator::{Orchestrator, OrchestratorConfig};
 use tasker::private_postgres::PrivatePostgres;
 use tasker::worker::{Handlers, Worker, WorkerConfig};
-use tasker::{Db, Template};
+use tasker::{Db, Error, Template};
 
 use crate::raw;
 
@@ -55,6 +56,8 @@ pub(crate) struct Place {
     pub(crate) db: Db,
     pub(crate) pool: PgPool,
     url: String,
+    /// To LISTEN at, where the other is a pooler's.
+    direct: Option<String>,
 }
 
 /// What works there.
@@ -129,7 +132,12 @@ impl Site {
                 .await
                 .expect("registers");
         }
-        Place { db, pool, url }
+        Place {
+            db,
+            pool,
+            url,
+            direct: None,
+        }
     }
 
     /// Messages a second that a script moves by itself.
@@ -182,9 +190,39 @@ impl Place {
         self.work_through(language, processes, None).await
     }
 
+    pub(crate) fn options(&self) -> PgConnectOptions {
+        self.url.parse().expect("our own URL")
+    }
+
+    /// The same database by way of a pooler at this port of this machine; its own address, too, where that is to LISTEN at.
+    pub(crate) async fn by(self, port: u16, is_listening: bool) -> Place {
+        self.db.close().await;
+        let pooled = self.options().port(port).ssl_mode(PgSslMode::Disable).to_url_lossy().to_string();
+        let mut place = Place {
+            direct: is_listening.then_some(self.url),
+            url: pooled,
+            ..self
+        };
+        place.db = place.connect(10).await;
+        place
+    }
+
+    /// Another process's connections.
+    pub(crate) async fn connect(&self, connections: u32) -> Db {
+        let mut settings = Settings::default();
+        settings.direct.url = self.direct.clone().map(Secret::from);
+        loop {
+            match Db::configured(&self.url, connections, &settings).await {
+                // A pooler that was only just started.
+                Err(Error::Unreachable { .. }) => tokio::time::sleep(Duration::from_millis(20)).await,
+                connected => return connected.expect("connects"),
+            }
+        }
+    }
+
     /// Where PostgreSQL listens.
     pub(crate) fn address(&self) -> (String, u16) {
-        let options: PgConnectOptions = self.url.parse().expect("our own URL");
+        let options = self.options();
         (options.get_host().to_owned(), options.get_port())
     }
 
@@ -209,7 +247,7 @@ impl Place {
                 .await
                 .expect("asks");
         }
-        let db = Db::connect(&self.url, 6).await.expect("connects");
+        let db = self.connect(6).await;
         let orchestrator = Orchestrator::start(&db, OrchestratorConfig::default())
             .await
             .expect("the orchestrator starts");
@@ -221,7 +259,7 @@ impl Place {
             namespaces: vec![NAMESPACE.into()],
             ..WorkerConfig::default()
         };
-        let db = Db::connect(&self.url, 6).await.expect("connects");
+        let db = self.connect(6).await;
         let worker = Arc::new(Worker::start(&db, config).await.expect("the worker starts"));
         worker.handle_with(Handlers::default().with("Noop", |_| async { Ok(json!(now())) }));
         Hand::Rust(worker)
@@ -248,6 +286,7 @@ impl Place {
             .args(worker)
             .args(["--threads", &threads.to_string()])
             .env("DATABASE_URL", &self.url)
+            .envs(self.direct.iter().map(|url| ("TASKER__DIRECT__URL", url)))
             .envs(environment.iter().copied())
             .stderr(Stdio::null())
             .spawn();

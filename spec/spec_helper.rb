@@ -26,6 +26,7 @@ RSpec.configure do |config|
   # One database for the suite; every example has a namespace of its own in it.
   config.before(:suite) do
     Database.create
+    ENV["TASKER__DIRECT__URL"] = Database.direct_url if ENV.key?("TEST_POOLER_PORT")
     TaskerCore.configure do |settings|
       settings.database_url = Database.url
       settings.logger = Logger.new(File::NULL)

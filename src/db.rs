@@ -174,14 +174,22 @@ impl Db {
         let Target { servers, patience } = Target::parse(url.reveal())?;
         let target = target::named(&servers);
         let found = Servers::find(servers, patience.unwrap_or(FIRST), failover.timeout).await;
-        let (direct, connection) = found.map_err(|reason| Error::Unreachable {
+        let (direct, mut connection) = found.map_err(|reason| Error::Unreachable {
             target: target.clone(),
             reason,
         })?;
-        connection.close().await?;
         if direct.sessions == Sessions::Shared {
             return Err(Error::Config(format!(
                 "direct.url leads to {target}, where a pooler gives each transaction another session: expected PostgreSQL's own address"
+            )));
+        }
+        let there: String = session::ask(&mut connection, session::PLACE).await?;
+        connection.close().await?;
+        let here: String = sqlx::query_scalar(session::PLACE).fetch_one(self.pool()).await?;
+        if here != there {
+            return Err(Error::Config(format!(
+                "direct.url leads to {target}, which is another database than that of {}",
+                self.target
             )));
         }
         direct.follow(failover.check_interval, self.closing.clone());

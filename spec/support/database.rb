@@ -6,9 +6,11 @@ module Database
 
   class << self
     # @param suffix [String] to the name: of another one, which an example has for itself
-    def url(suffix = "")
-      server.dup.tap { |url| url.path = "/#{NAME}#{suffix}" }.to_s
-    end
+    # @return [String] by way of the pooler that the run has, if it has one (bin/test)
+    def url(suffix = "") = address(suffix, ENV["TEST_POOLER_PORT"])
+
+    # PostgreSQL's own address.
+    def direct_url(suffix = "") = address(suffix, nil)
 
     def create(suffix = "") = admin("CREATE DATABASE #{NAME}#{suffix}")
 
@@ -23,13 +25,20 @@ module Database
 
     # @return [Array<Hash>]
     def query(sql, values = [], suffix: "")
-      connection = PG.connect(url(suffix))
+      connection = PG.connect(direct_url(suffix))
       connection.exec_params(sql, values).to_a
     ensure
       connection&.close
     end
 
     private
+
+    def address(suffix, port)
+      url = server.dup
+      url.port = port if port
+      url.path = "/#{NAME}#{suffix}"
+      url.to_s
+    end
 
     def server
       URI.parse(ENV.fetch("DATABASE_URL") {

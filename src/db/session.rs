@@ -74,6 +74,10 @@ pub(super) const READ_ONLY: &str = "
     SELECT CASE WHEN pg_is_in_recovery() THEN 'it is a standby (in recovery), expected the primary'
                 WHEN current_setting('transaction_read_only')::boolean THEN 'its transactions are read-only (default_transaction_read_only)' END";
 
+/// Which database of which server, as long as both run: a session of another says something else.
+pub(super) const PLACE: &str = "
+    SELECT concat_ws(' ', pg_postmaster_start_time(), (SELECT oid FROM pg_database WHERE datname = current_database()))";
+
 /// How often the server was promoted, or the one that it is a copy of, as the names of its files say (PostgreSQL 15, 30.6). 0: it does not say.
 pub(super) async fn timeline(connection: &mut PgConnection) -> i64 {
     let asked = "SELECT ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint";

@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use serde_json::{json, Value};
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
-use sqlx::ConnectOptions;
+use sqlx::{ConnectOptions, Executor, Row};
 use tasker::config::distributed::{change, set, Configuration};
-use tasker::config::{Given, Local};
+use tasker::config::{Given, Local, Secret, Settings};
 use tasker::engine::configuration::DatabaseCoordinator;
 use tasker::engine::read;
+use tasker::engine::submit::{NewTask, Submitter};
 use tasker::orchestrator::{Orchestrator, OrchestratorConfig};
 use tasker::worker::{Handlers, Step, Worker};
 use tasker::{Db, Error};
@@ -25,6 +26,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::configuration::author;
 use crate::world::{free_port, Server, World};
+
+const ONE: &str = "name: one\nnamespace: here\nsteps:\n  - { name: only, handler: H }\n";
 
 fn pgbouncer(folder: &Path, port: u16, pool_mode: &str, to: &PgConnectOptions) -> Server {
     fs::set_permissions(folder, Permissions::from_mode(0o755)).unwrap();
@@ -96,8 +99,7 @@ impl World {
     /// Of a process that reaches the database by that port alone: tasks are done, and a change of the configuration is in force long before anybody looks
     /// for one by the way.
     async fn works_by(&self, port: u16) {
-        self.register("name: one\nnamespace: here\nsteps:\n  - { name: only, handler: H }\n")
-            .await;
+        self.register(ONE).await;
         let db = self.connect_by(port).await.unwrap();
         let flags = json!({ "worker": { "namespaces": ["here"] } });
         let local = Local::read(Given { flags, ..Given::default() }).unwrap();
@@ -147,6 +149,67 @@ async fn all_works_behind_a_pgbouncer_that_pools_transactions() {
         let (folder, port) = (tempfile::tempdir().unwrap(), free_port());
         let _pgbouncer = pgbouncer(folder.path(), port, "transaction", &world.options());
         world.works_by(port).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_of_such_a_pgbouncer_goes_back_as_it_was_also_after_a_statement_that_failed() {
+    World::with(async |world| {
+        let (folder, port) = (tempfile::tempdir().unwrap(), free_port());
+        let _pgbouncer = pgbouncer(folder.path(), port, "transaction", &world.options());
+        let db = world.connect_by(port).await.unwrap();
+        world.register(ONE).await;
+        let unknown = Submitter::new(db.clone()).submit("nowhere", None, &[NewTask::default()]).await;
+        assert!(matches!(unknown, Err(Error::NotFound(_))), "{unknown:?}");
+        Submitter::new(db.clone()).submit("one", None, &[NewTask::default()]).await.unwrap();
+        let others = world.options().port(port).ssl_mode(PgSslMode::Disable).extra_float_digits(None);
+        let mut others = others.connect().await.unwrap();
+        let left = "SELECT current_setting('enable_seqscan') || ' ' || current_setting('statement_timeout') || ' ' || count(*) FROM pg_prepared_statements";
+        let left: String = others.fetch_one(left).await.unwrap().get(0);
+        assert_eq!(left, "on 0 0");
+        db.close().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn migrating_and_listening_go_by_the_address_behind_the_pooler_and_by_no_other_database() {
+    World::with(async |world| {
+        let (folder, port) = (tempfile::tempdir().unwrap(), free_port());
+        let _pgbouncer = pgbouncer(folder.path(), port, "transaction", &world.options());
+        world.connect_by(port).await.unwrap().close().await;
+        let name = format!("{}_empty", world.options().get_database().unwrap());
+        sqlx::query(&format!("CREATE DATABASE {name}")).execute(&world.pool).await.unwrap();
+        let pooled = |options: PgConnectOptions| options.port(port).ssl_mode(PgSslMode::Disable).to_url_lossy().to_string();
+        let empty = world.options().database(&name);
+        let migrate = |direct: Option<&PgConnectOptions>| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_tasker"));
+            command.arg("migrate").env("DATABASE_URL", pooled(empty.clone()));
+            if let Some(direct) = direct {
+                command.env("TASKER__DIRECT__URL", direct.to_url_lossy().as_str());
+            }
+            let done = command.output().unwrap();
+            (done.status.success(), String::from_utf8(done.stderr).unwrap())
+        };
+        let (done, why) = migrate(None);
+        assert!(!done && why.contains("direct.url"), "{why}");
+        let (done, why) = migrate(Some(&world.options()));
+        assert!(!done && why.contains("another database"), "{why}");
+        let (done, why) = migrate(Some(&world.options().database(&name).port(port).ssl_mode(PgSslMode::Disable)));
+        assert!(!done && why.contains("expected PostgreSQL's own address"), "{why}");
+        let (done, why) = migrate(Some(&empty));
+        assert!(done, "{why}");
+
+        let mut settings = Settings::default();
+        settings.direct.url = Some(Secret::from(world.options().to_url_lossy().to_string()));
+        let db = Db::configured(&pooled(world.options()), 8, &settings).await.unwrap();
+        let orchestrator = Orchestrator::start(&db, OrchestratorConfig::default()).await.unwrap();
+        let listeners = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN%'";
+        world.until_true(&format!("({listeners}) = 1")).await;
+        orchestrator.shutdown().await;
+        db.close().await;
+        sqlx::query(&format!("DROP DATABASE {name} WITH (FORCE)")).execute(&world.pool).await.unwrap();
     })
     .await;
 }

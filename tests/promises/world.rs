@@ -18,8 +18,14 @@ use tasker::{Db, Template};
 use tokio::sync::OnceCell;
 use uuid::Uuid;
 
-/// What every test's database is copied from.
-const TEMPLATE: &str = "tasker_test_template";
+/// What every test's database is copied from: another for those that go by a pooler, which run beside the others.
+fn template() -> &'static str {
+    match std::env::var_os("TEST_POOLER_PORT") {
+        Some(_) => "tasker_test_template_pooled",
+        None => "tasker_test_template",
+    }
+}
+
 static MIGRATED: OnceCell<()> = OnceCell::const_new();
 
 pub(crate) struct World {
@@ -95,9 +101,9 @@ impl World {
     pub(crate) async fn with(test: impl AsyncFnOnce(&World)) {
         MIGRATED
             .get_or_init(|| async {
-                admin(format!("DROP DATABASE IF EXISTS {TEMPLATE} WITH (FORCE)")).await;
-                admin(format!("CREATE DATABASE {TEMPLATE}")).await;
-                let db = Db::connect(server().database(TEMPLATE).to_url_lossy().as_str(), 4)
+                admin(format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", template())).await;
+                admin(format!("CREATE DATABASE {}", template())).await;
+                let db = Db::connect(server().database(template()).to_url_lossy().as_str(), 4)
                     .await
                     .expect("connects");
                 db.migrate().await.expect("migrates");
@@ -105,7 +111,7 @@ impl World {
             })
             .await;
         let name = format!("tasker_test_{}", Uuid::new_v4().simple());
-        admin(format!("CREATE DATABASE {name} TEMPLATE {TEMPLATE}")).await;
+        admin(format!("CREATE DATABASE {name} TEMPLATE {}", template())).await;
         let options = server().database(&name);
         let url = pooled(options.clone()).to_url_lossy().to_string();
         let db = Db::connect(&url, 16).await.expect("connects");

@@ -280,7 +280,11 @@ async fn main() {
         );
     }
     for (name, _) in &pooler::WAYS[1..] {
-        report.ratio(&format!("linear-4 {name} to direct"), ("by the way", name), ("by the way", "direct"));
+        report.ratio(
+            &format!("linear-4 {name} to direct"),
+            ("by the way", name),
+            ("by the way", "direct"),
+        );
     }
     report.ratio(
         "jobs with a million finished tasks kept",

@@ -134,10 +134,11 @@ pub(crate) async fn crowd(site: &Site, clients: usize, way: Way) -> Vec<Value> {
     let began = Instant::now();
     join_all(all.iter().map(submit)).await;
     let seconds = began.elapsed().as_secs_f64();
-    let connections: i64 = sqlx::query_scalar("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
-        .fetch_one(&place.pool)
-        .await
-        .expect("asks");
+    let connections: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
+            .fetch_one(&place.pool)
+            .await
+            .expect("asks");
     join_all(all.iter().map(Db::close)).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
     place.leave().await;

@@ -209,11 +209,34 @@ EXCEPTION WHEN feature_not_supported THEN
 END
 $$;
 
--- RFC 9562 UUID version 7: 48 bits of Unix milliseconds, then random bits.
+-- Which shard this database is: 0 to 4095, the default one is 0. tasker.become_shard replaces it, so that it costs nothing to know: plans have the number in
+-- them, and are made again, as they would not be if it were called immutable.
+CREATE FUNCTION tasker.shard() RETURNS int
+LANGUAGE sql STABLE PARALLEL SAFE BEGIN ATOMIC SELECT 0; END;
+
+-- Has the ids of tasks say from now on that they are in this shard. Errors: TK001 for a number that is none, or where there are tasks already whose ids say
+-- something else.
+CREATE FUNCTION tasker.become_shard(p_number int) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF p_number IS NULL OR p_number NOT BETWEEN 0 AND 4095 THEN
+        RAISE EXCEPTION 'a shard has a number from 0 to 4095, not %', p_number USING ERRCODE = 'TK001';
+    END IF;
+    -- Whoever creates a task meanwhile would have an id of before.
+    LOCK TABLE tasker.tasks IN SHARE MODE;
+    IF p_number <> tasker.shard() AND EXISTS (SELECT FROM tasker.tasks) THEN
+        RAISE EXCEPTION 'this database has tasks whose ids say that it is shard %', tasker.shard() USING ERRCODE = 'TK001';
+    END IF;
+    EXECUTE format('CREATE OR REPLACE FUNCTION tasker.shard() RETURNS int LANGUAGE sql STABLE PARALLEL SAFE BEGIN ATOMIC SELECT %s; END', p_number);
+END
+$$;
+
+-- RFC 9562 UUID version 7: 48 bits of Unix milliseconds, the version; in the 12 bits of rand_a the shard, and 62 random bits.
 CREATE FUNCTION tasker.uuidv7() RETURNS uuid
 LANGUAGE sql VOLATILE PARALLEL SAFE BEGIN ATOMIC
-    SELECT encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid())
-        PLACING substring(int8send((extract(epoch FROM clock_timestamp()) * 1000)::bigint) FROM 3) FROM 1 FOR 6), 52, 1), 53, 1), 'hex')::uuid;
+    SELECT encode(overlay(uuid_send(gen_random_uuid())
+        PLACING substring(int8send((extract(epoch FROM clock_timestamp()) * 1000)::bigint) FROM 3) || int2send((28672 + tasker.shard())::smallint)
+        FROM 1 FOR 8), 'hex')::uuid;
 END;
 
 CREATE FUNCTION tasker.priority_number(p_name text) RETURNS smallint

@@ -6,15 +6,15 @@ CREATE FUNCTION tasker.rights() RETURNS TABLE (role text, function text)
 LANGUAGE sql IMMUTABLE BEGIN ATOMIC
     SELECT r.role, f.name FROM (VALUES
         -- creates tasks, sends signals to them, and learns what becomes of them; reads no payload
-        ('tasker_submit', '{create_task, create_tasks, find_template, input_schema, send_signal, signal_schemas, task_states, unreachable_queues, which_installation}'::text[]),
+        ('tasker_submit', '{create_task, create_tasks, find_template, input_schema, send_signal, shard, signal_schemas, task_states, unreachable_queues, which_installation}'::text[]),
         -- reads everything
         ('tasker_read', '{fleet, fleet_namespace, fleet_namespaces, group_dead_letters, list_changes, list_tokens, lettered_namespaces, list_bulk_actions, read_facts, read_minutes, list_dead_letter_actions, list_dead_letters, list_limits, list_pauses,
-                          list_namespaces, list_schedules, list_signals, list_tasks, list_templates, list_template_versions, list_waits, find_faults, find_queue_faults, find_tasks, read_values, notifications_are_stuck, read_children, read_family, read_results, read_steps, read_task, task_states,
+                          list_namespaces, list_schedules, list_signals, list_tasks, list_templates, list_template_versions, list_waits, find_faults, find_queue_faults, find_tasks, read_values, notifications_are_stuck, read_children, read_family, read_results, read_steps, read_task, shard, task_states,
                           unreachable_queues, which_installation}'),
         -- runs steps, of all namespaces or (tasker_worker_of_<namespace>) of one
         ('tasker_worker', '{answer_unhandled, await_signal, ask_unhandled, begin_suspect, complete_steps, decline_steps, ensure_namespaces,
                             extend_leases, fail_barely, fail_steps, find_template, free_held_steps, give_up_unreadable, join_members, lease_holders,
-                            lease_steps, leave_members, names_before, notifications_are_stuck, publish_value, read_children, read_leased, recall, read_results, record_progress, register_template, release_steps, remember, renew_membership, unreachable_queues,
+                            lease_steps, leave_members, names_before, notifications_are_stuck, publish_value, read_children, read_leased, recall, read_results, record_progress, register_template, release_steps, remember, renew_membership, shard, unreachable_queues,
                             which_installation}'),
         -- what orchestrators and operators do beside what the others may
         ('tasker_operate', '{alert_delivered, alerting_namespaces, begin_due_tasks, cancel_tasks, end_sleeps, change_configuration, check_alerts, children_due, claim_tasks,

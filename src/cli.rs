@@ -39,9 +39,11 @@ use crate::config::{database_url, Given, Local, Secret};
 use crate::db::Db;
 use crate::engine::configuration::coordinator;
 use crate::engine::dead_letters;
+use crate::engine::shards::Shards;
 use crate::error::{Error, ErrorKind, Result};
 use crate::telemetry;
 use server::{Reach, Server};
+use uuid::Uuid;
 
 #[derive(Parser)]
 #[command(name = "tasker", version, about = "Workflow orchestration that needs nothing but PostgreSQL")]
@@ -114,12 +116,24 @@ enum Command {
     Dev(dev::Dev),
 }
 
+/// What a command is about, by which its shard is known.
+#[derive(Clone, Copy)]
+enum About<'n> {
+    Task(Uuid),
+    /// A name, or namespace/name.
+    Template(&'n str),
+    Namespace(&'n str),
+}
+
 /// Which database.
 #[derive(Args, Clone, Default)]
 struct Connection {
     /// postgres://user:password@host:port/database; default: DATABASE_URL, or tasker.yml, or the private one of `tasker dev`, if it runs
     #[arg(long, global = true)]
     database_url: Option<String>,
+    /// Works with this one of the databases that tasker.yml names under shards; default: the one of the task, the template or the namespace that the command is about
+    #[arg(long, global = true, conflicts_with = "database_url")]
+    shard: Option<String>,
     /// Asks the API of a `tasker serve` there, in place of the database: http://host:port or https://host; SSL_CERT_FILE names the certificates that are trusted
     #[arg(long, global = true, env = "TASKER_SERVER")]
     server: Option<String>,
@@ -134,6 +148,41 @@ impl Connection {
         match self.server()? {
             Some(server) => Ok(Reach::Server(server)),
             None => Ok(Reach::Database(Box::new(self.open().await?))),
+        }
+    }
+
+    /// The same for a command that is about something of one shard.
+    async fn reach_of(&self, what: About<'_>) -> Result<Reach> {
+        match self.server()? {
+            Some(server) => Ok(Reach::Server(server)),
+            None => Ok(Reach::Database(Box::new(self.open_of(what).await?))),
+        }
+    }
+
+    async fn open_of(&self, what: About<'_>) -> Result<Db> {
+        self.check_no_server()?;
+        let local = self.local(None, json!({}))?;
+        let shards = self.shards(&local, 4)?;
+        let db = match what {
+            _ if self.database_url.is_some() || shards.settings().shard.is_some() => shards.home().await?,
+            About::Task(task) => shards.of_task(task).await?,
+            About::Template(template) => shards.of_template(template).await?,
+            About::Namespace(namespace) => shards.of_namespace(namespace).await?,
+        };
+        Ok(db.for_people())
+    }
+
+    /// Brings the schema up to date, and has the ids of a shard's tasks say so.
+    async fn migrate(&self) -> Result<Db> {
+        self.check_no_server()?;
+        let shards = self.shards(&self.local(None, json!({}))?, 4)?;
+        match &shards.settings().shard {
+            Some(name) => shards.add(name).await,
+            None => {
+                let db = shards.home().await?;
+                db.migrate().await?;
+                Ok(db)
+            }
         }
     }
 
@@ -164,6 +213,9 @@ impl Connection {
         if let Some(url) = &self.database_url {
             flags["database_url"] = json!(url);
         }
+        if let Some(shard) = &self.shard {
+            flags["shard"] = json!(shard);
+        }
         let given = Given {
             settings: EMBEDDING.get().filter(|_| file.is_none()).cloned(),
             file,
@@ -174,17 +226,26 @@ impl Connection {
 
     /// The database, and where the configuration is kept that all share.
     async fn coordinated(&self) -> Result<(Db, Arc<dyn ConfigurationCoordinator>)> {
-        self.check_no_server()?;
-        let local = self.local(None, json!({}))?;
-        let db = self.connect(&local, 4).await?.for_people();
-        let coordinator = coordinator(&db, &local.with(0, &json!({}))?.settings).await?;
+        self.coordinated_by(self.open().await?).await
+    }
+
+    async fn coordinated_by(&self, db: Db) -> Result<(Db, Arc<dyn ConfigurationCoordinator>)> {
+        let settings = self.local(None, json!({}))?.with(0, &json!({}))?.settings;
+        let coordinator = coordinator(&db, &settings).await?;
         Ok((db, coordinator))
     }
 
     async fn connect(&self, local: &Local, connections: u32) -> Result<Db> {
-        let settings = local.with(0, &json!({}))?.settings;
+        self.shards(local, connections)?.home().await
+    }
+
+    fn shards(&self, local: &Local, connections: u32) -> Result<Shards> {
+        let mut settings = local.with(0, &json!({}))?.settings;
+        if self.database_url.is_some() {
+            settings.shard = None;
+        }
         let url = database_url(settings.database_url.as_ref().map(Secret::reveal))?;
-        Db::configured(&url, connections, &settings).await
+        Ok(Shards::new(url, connections, settings))
     }
 }
 

@@ -22,6 +22,7 @@ pub mod schema;
 mod secret;
 mod servers;
 mod settings;
+mod shards;
 mod sources;
 mod span;
 #[cfg(test)]
@@ -37,6 +38,8 @@ pub use rules::{Rules, Throttle};
 pub use secret::{Address, Secret};
 pub use servers::{DirectConfig, FailoverConfig, ReplicaConfig};
 pub use settings::{HealthConfig, LogConfig, LogFormat, OrchestratorConfig, Settings, TracesConfig, WorkerConfig};
+pub(crate) use shards::DEFAULT_NUMBER as DEFAULT_SHARD_NUMBER;
+pub use shards::{ShardConfig, DEFAULT as DEFAULT_SHARD};
 pub use sources::{check_file, read_source};
 
 use std::path::Path;

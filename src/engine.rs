@@ -35,7 +35,7 @@ pub mod register;
 pub(crate) mod repair;
 pub mod schedules;
 pub(crate) mod schema;
-pub(crate) mod shards;
+pub mod shards;
 pub mod signals;
 pub mod submit;
 pub(crate) mod tags;

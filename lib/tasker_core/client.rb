@@ -88,7 +88,7 @@ module TaskerCore
     def signal(addressee, name, payload = nil, id: nil, by: nil, keep: nil)
       signal = Signals.addressee(addressee, by).merge(name: name.to_s, payload: Native.to_json(payload), id: id&.to_s,
                                                       keep: Span.seconds(keep, "keep"))
-      connection = own_transaction
+      connection = own_transaction(nil, signal[:task])
       sent = connection ? signal_within(connection, signal) : ask_signals(verb: "send", signal: signal)
       TaskerCore.configuration.logger.warn(sent[:note]) if sent[:note]
       sent[:outcome].to_sym
@@ -115,16 +115,18 @@ module TaskerCore
     end
 
     def submit(*arguments)
-      transaction = own_transaction
+      transaction = own_transaction(arguments.first)
       arguments << Tracing.current
       transaction ? submit_within(transaction, *arguments) : @native.submit(*arguments)
     end
 
-    # The connection on which the caller has a transaction open.
-    def own_transaction
+    # The connection on which the caller has a transaction open, in the database that has this template, or this task.
+    def own_transaction(template, task = nil)
       return if @native.is_a?(Server)
 
-      Array(TaskerCore.configuration.open_transaction&.call).find { |connection| same_installation?(connection) }
+      open = Array(TaskerCore.configuration.open_transaction&.call).select { |connection| installation_of(connection) }
+      ours = @native.installation(template, task) unless open.empty?
+      open.find { |connection| installation_of(connection) == ours }
     end
 
     def check_limit(limit)
@@ -215,15 +217,14 @@ module TaskerCore
       raise InvalidInput, "#{name} is #{time.inspect}: expected a Time"
     end
 
-    # Asked once for each connection.
-    def same_installation?(connection)
+    # Asked once for each connection; nil: none is there.
+    def installation_of(connection)
       @installations ||= ObjectSpace::WeakMap.new
-      @installations[connection] ||= begin
+      found = @installations[connection] ||= begin
         answer = ->(sql) { connection.exec_params(sql, []).getvalue(0, 0) }
-        theirs = answer.call(Native::Client::INSTALLATION) if answer.call(Native::Client::IS_INSTALLED) == "true"
-        theirs == @native.installation ? :yes : :no
+        answer.call(Native::Client::IS_INSTALLED) == "true" ? answer.call(Native::Client::INSTALLATION) : :none
       end
-      @installations[connection] == :yes
+      found unless found == :none
     end
 
     NO_WORKFLOW = "is not a workflow: expected a subclass of TaskerCore::Workflow, or the name of a registered one"
@@ -233,8 +234,8 @@ module TaskerCore
     def submit_registered(workflow, tasks)
       submit(*registered(workflow), tasks)
     rescue NotFound
-      @registered.delete(workflow.source)
-      raise if own_transaction
+      name, = @registered.delete(workflow.source)
+      raise if own_transaction(name)
 
       submit(*registered(workflow), tasks)
     end

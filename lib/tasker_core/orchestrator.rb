@@ -18,9 +18,11 @@ module TaskerCore
     # What is not given here is what the environment or tasker.yml says (+orchestrator:+).
     # @param namespaces [Array<String>] whose tasks to admit; none: all
     # @param listen [String, nil] address and port where to answer GET /health, /ready, /health/detailed and /metrics
+    # @param shard [String, nil] of tasker.yml, with which it works; without it, the one of its namespaces
     # @param client [Client]
-    def initialize(namespaces: [], listen: nil, client: TaskerCore.client)
+    def initialize(namespaces: [], listen: nil, shard: nil, client: TaskerCore.client)
       @options = { namespaces: Array(namespaces).map(&:to_s), listen: listen }.reject { |_, value| value.nil? || value.empty? }
+      @shard = shard
       @client = client
       @pid = Process.pid
     end
@@ -29,7 +31,7 @@ module TaskerCore
     # @raise [ConfigurationError, DatabaseError]
     def start
       Native.init_logging
-      @native = Native::Orchestrator.start(@client.native, { orchestrator: @options }, TaskerCore.configuration.file)
+      @native = Native::Orchestrator.start(@client.native, { orchestrator: @options, shard: @shard }.compact, TaskerCore.configuration.file)
       self.class.current = self
     end
 

@@ -50,14 +50,14 @@ module TaskerCore
     # @raise [ConfigurationError, DatabaseError]
     def start
       settings = [{ worker: @options }, TaskerCore.configuration.file]
-      namespaces, @grace, orchestrate = JSON.parse(Native.worker_settings(*settings)).values_at("namespaces", "grace", "orchestrate")
+      namespaces, @grace, orchestrate, shard = JSON.parse(Native.worker_settings(*settings)).values_at("namespaces", "grace", "orchestrate", "shard")
       raise ConfigurationError, NO_NAMESPACE if namespaces.empty?
 
       handlers = register_templates(namespaces)
       Native.init_logging
       logger = TaskerCore.configuration.logger
       @log_pump = LogPump.new(logger) unless logger.is_a?(NativeLogger)
-      @orchestrator = Orchestrator.new(client: @client).start if orchestrate
+      @orchestrator = Orchestrator.new(client: @client, shard: shard).start if orchestrate
       @native = Native::Worker.start(@client.native, *settings)
       @executor = Executor.new(@native, TaskerCore.configuration)
       handlers.each { |name, handler| @executor.gather(name, handler) }

@@ -5,11 +5,13 @@ use clap::Args;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::server::{Reach, Server};
-use super::{print, By, Connection};
+use super::server::Server;
+use super::{print, About, By, Connection};
+use crate::db::Db;
 use crate::engine::bulk::{self, Action};
 use crate::engine::dead_letters::Replay as How;
 use crate::engine::read::TaskFilter;
+use crate::engine::shards::by_shard;
 use crate::error::{Error, Result};
 use crate::template::Priority;
 
@@ -236,37 +238,40 @@ impl Which {
             (1.., false) => return Err(Error::Invalid("give either ids or filters".into())),
             _ => {}
         }
-        let db = match self.connection.reach().await? {
-            Reach::Database(db) => db,
-            Reach::Server(server) => {
-                let (done, of) = match (named, self.dry_run) {
-                    (_, true) => {
-                        return Err(Error::Invalid(
-                            "--dry-run works with the database itself: `tasker task list` says which they are".into(),
-                        ))
-                    }
-                    (0, _) => of_filter(&server, &filter, action).await?,
-                    _ => of_named(&server, &self.ids, action)?,
-                };
-                print(self.json, &json!({ did: done, "of": of }), || format!("{did} {done} of {of}"));
-                return Ok(i32::from(done < named as i64));
-            }
-        };
-        let tasks = match named {
-            0 => bulk::matching(&db, &filter, action).await?,
-            _ => self.ids,
-        };
+        if let Some(server) = self.connection.server()? {
+            let (done, of) = match (named, self.dry_run) {
+                (_, true) => {
+                    return Err(Error::Invalid(
+                        "--dry-run works with the database itself: `tasker task list` says which they are".into(),
+                    ))
+                }
+                (0, _) => of_filter(&server, &filter, action).await?,
+                _ => of_named(&server, &self.ids, action)?,
+            };
+            print(self.json, &json!({ did: done, "of": of }), || format!("{did} {done} of {of}"));
+            return Ok(i32::from(done < named as i64));
+        }
+        let mut shards: Vec<(Db, Vec<Uuid>)> = Vec::new();
+        if named == 0 {
+            let db = self.connection.open().await?;
+            let tasks = bulk::matching(&db, &filter, action).await?;
+            shards.push((db, tasks));
+        }
+        for tasks in by_shard(self.ids) {
+            shards.push((self.connection.open_of(About::Task(tasks[0])).await?, tasks));
+        }
+        let count = shards.iter().map(|(_, tasks)| tasks.len()).sum::<usize>();
         if self.dry_run {
-            let count = tasks.len();
             print(self.json, &json!({ "dry_run": true, "tasks": count }), || {
                 format!("would concern {count} tasks")
             });
             return Ok(0);
         }
-        let done = bulk::apply(&db, &tasks, action).await?;
-        print(self.json, &json!({ did: done }), || {
-            format!("{did} {} of {}", done.len(), tasks.len())
-        });
+        let mut done = Vec::new();
+        for (db, tasks) in &shards {
+            done.extend(bulk::apply(db, tasks, action).await?);
+        }
+        print(self.json, &json!({ did: done }), || format!("{did} {} of {count}", done.len()));
         Ok(i32::from(done.len() < named))
     }
 }

@@ -19,8 +19,7 @@ pub(super) struct Migrate {
 
 impl Migrate {
     pub(super) async fn run(self) -> Result<i32> {
-        let db = self.connection.open().await?;
-        db.migrate().await?;
+        let db = self.connection.migrate().await?;
         say(&format!("migrated {}", db.target()));
         if self.roles {
             for role in db.make_roles(&self.workers).await? {

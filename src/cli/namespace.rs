@@ -4,7 +4,7 @@ use clap::Subcommand;
 use serde_json::json;
 
 use super::server::{part, read, Reach};
-use super::{listing, print, By, Connection};
+use super::{listing, print, About, By, Connection};
 use crate::engine::namespaces::{self, Rules};
 use crate::error::Result;
 use crate::template::Backoff;
@@ -136,7 +136,8 @@ impl Namespace {
                     )?;
                     (json, vec![set])
                 } else {
-                    let (db, coordinator) = connection.coordinated().await?;
+                    let db = connection.open_of(About::Namespace(&name)).await?;
+                    let (db, coordinator) = connection.coordinated_by(db).await?;
                     (json, vec![namespaces::set(&db, &*coordinator, &name, &rules, &by.author()).await?])
                 }
             }

@@ -66,7 +66,8 @@ impl Serve {
         let local = self.options.local(&self.connection)?;
         let settings = local.with(0, &json!({}))?.settings;
         let doors = Doors::bind(&settings).await?;
-        let db = self.connection.connect(&local, settings.connections).await?;
+        let shards = self.connection.shards(&local, settings.connections)?;
+        let db = shards.named(shards.settings().shard_of(&settings.orchestrator.namespaces)?).await?;
         serve(db, doors, local).await
     }
 }

@@ -3,13 +3,20 @@
 use clap::Subcommand;
 use serde_json::{json, Value};
 
-use super::server::{read, Reach};
-use super::{listing, print, Connection};
-use crate::engine::shards;
+use super::server::read;
+use super::{listing, print, say, Connection};
+use crate::engine::shards::{self, Shard as Found};
 use crate::error::Result;
 
 #[derive(Subcommand)]
 pub(super) enum Shard {
+    /// Make the database of a shard of tasker.yml ready: its schema, and ids of tasks that say that they are there. The same as `tasker migrate --shard NAME`
+    Add {
+        /// As tasker.yml has it under shards
+        name: String,
+        #[command(flatten)]
+        connection: Connection,
+    },
     /// List the shards: the servers that each may be on, and which of them is the primary now
     List {
         /// A JSON array
@@ -22,20 +29,39 @@ pub(super) enum Shard {
 
 impl Shard {
     pub(super) async fn run(self) -> Result<i32> {
-        let Shard::List { json, connection } = self;
-        let shards: Vec<shards::Shard> = match connection.reach().await? {
-            Reach::Database(db) => shards::list(&db).await?,
-            Reach::Server(server) => read(server.whole("/shards", &[])?.into())?,
-        };
-        print(json, &json!(shards), || {
-            let row = |shard: &shards::Shard| json!({ "name": shard.name, "primary": shard.primary, "servers": shard.servers.join(" "), "namespaces": shard.namespaces });
-            let rows: Vec<Value> = shards.iter().map(row).collect();
-            listing(
-                &["NAME", "PRIMARY", "SERVERS", "NAMESPACES"],
-                &["name", "primary", "servers", "namespaces"],
-                &rows,
-            )
-        });
-        Ok(0)
+        match self {
+            Shard::Add { name, connection } => {
+                let added = Connection {
+                    shard: Some(name.clone()),
+                    ..connection
+                };
+                let db = added.migrate().await?;
+                say(&format!("{} is the shard {name}", db.target()));
+                Ok(0)
+            }
+            Shard::List { json, connection } => {
+                let shards: Vec<Found> = match connection.server()? {
+                    None => shards::list(&connection.shards(&connection.local(None, json!({}))?, 4)?).await,
+                    Some(server) => read(server.whole("/shards", &[])?.into())?,
+                };
+                print(json, &json!(shards), || table(&shards));
+                // Whoever asks is told by the exit code that one of them is away.
+                Ok(i32::from(shards.iter().any(|shard| shard.error.is_some())))
+            }
+        }
     }
+}
+
+fn table(shards: &[Found]) -> String {
+    let row = |shard: &Found| {
+        let primary = shard.primary.as_ref().or(shard.error.as_ref());
+        json!({ "name": shard.name, "number": shard.number, "region": shard.region, "primary": primary, "servers": shard.servers.join(" "),
+                "namespaces": shard.namespaces })
+    };
+    let rows: Vec<Value> = shards.iter().map(row).collect();
+    listing(
+        &["NAME", "NUMBER", "REGION", "PRIMARY", "SERVERS", "NAMESPACES"],
+        &["name", "number", "region", "primary", "servers", "namespaces"],
+        &rows,
+    )
 }

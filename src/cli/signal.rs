@@ -7,7 +7,7 @@ use serde_json::{json, Value};
 use uuid::Uuid;
 
 use super::server::{read, Reach};
-use super::{field, listing, print, read_json, say, table, Connection};
+use super::{field, listing, print, read_json, say, table, About, Connection};
 use crate::engine::signals::{self, Addressee, SignalFilter, WaitFilter};
 use crate::error::Result;
 
@@ -86,7 +86,11 @@ impl Signal {
                     id,
                     keep,
                 };
-                let sent = match connection.reach().await? {
+                let reach = match signal.to {
+                    Addressee::Task(task) => connection.reach_of(About::Task(task)).await?,
+                    Addressee::Key(_) => connection.reach().await?,
+                };
+                let sent = match reach {
                     Reach::Database(db) => signals::send(&db, &signal).await?,
                     Reach::Server(server) => read(server.post("/signals", of(&signal)?)?)?,
                 };

@@ -13,7 +13,7 @@ use super::bulk::{self, tag, Filters};
 use super::server::{part, read as read_as, Reach};
 use super::signal::Waiting;
 use super::watch::{describe, follow, whole};
-use super::{field, listing, print, read_json, table, Connection};
+use super::{field, listing, print, read_json, table, About, Connection};
 use crate::engine::children::{read_children, Child, Page};
 use crate::engine::fork::fork_task;
 use crate::engine::memories::read_values;
@@ -181,7 +181,7 @@ impl Task {
                 let tags: BTreeMap<String, String> = tags.into_iter().collect();
                 let input = read_json(&input)?;
                 let run_at = at.or_else(|| Utc::now().checked_add_signed(TimeDelta::from_std(wait?).ok()?));
-                let reach = connection.reach().await?;
+                let reach = connection.reach_of(About::Template(&template)).await?;
                 let submitted = match &reach {
                     Reach::Database(db) => {
                         let task = NewTask {
@@ -218,7 +218,7 @@ impl Task {
                 }
             }
             Task::Show { id, json, connection } => {
-                let reach = connection.reach().await?;
+                let reach = connection.reach_of(About::Task(id)).await?;
                 let mut task = whole(&reach, id).await?;
                 task["values"] = match &reach {
                     Reach::Database(db) => read_values(db, id).await?,
@@ -236,7 +236,7 @@ impl Task {
                 json,
                 connection,
             } => {
-                let children: Vec<Child> = match connection.reach().await? {
+                let children: Vec<Child> = match connection.reach_of(About::Task(id)).await? {
                     Reach::Database(db) => read_children(&db, id, None, &step, &Page { after, limit, dead }).await?,
                     Reach::Server(server) => {
                         let path = format!("/tasks/{id}/steps/{}/children", part(&step));
@@ -284,7 +284,7 @@ impl Task {
                 Ok(0)
             }
             Task::Why { id, json, connection } => {
-                let reasons: Vec<Reason> = match connection.reach().await? {
+                let reasons: Vec<Reason> = match connection.reach_of(About::Task(id)).await? {
                     Reach::Database(db) => explain(&db, &read::read_task(&db, id).await?).await?,
                     Reach::Server(server) => read_as(server.get(&format!("/tasks/{id}/reasons"), &[])?["items"].take())?,
                 };
@@ -294,7 +294,7 @@ impl Task {
                 });
                 Ok(0)
             }
-            Task::Watch { id, json, connection } => follow(&connection.reach().await?, id, json).await,
+            Task::Watch { id, json, connection } => follow(&connection.reach_of(About::Task(id)).await?, id, json).await,
             Task::Cancel(cancel) => cancel.run().await,
             Task::Pause(pause) => pause.run().await,
             Task::Resume(resume) => resume.run().await,
@@ -307,7 +307,7 @@ impl Task {
                 connection,
             } => {
                 let input = input.as_deref().map(read_json).transpose()?;
-                let fork: Uuid = match connection.reach().await? {
+                let fork: Uuid = match connection.reach_of(About::Task(id)).await? {
                     Reach::Database(db) => fork_task(&db, id, from.as_deref(), input.as_ref()).await?,
                     Reach::Server(server) => {
                         let body = json!({ "from": from, "input": input });

@@ -6,7 +6,7 @@ use clap::Subcommand;
 use serde_json::{json, Value};
 
 use super::server::{part, read as read_as, Reach};
-use super::{listing, print, say, Connection};
+use super::{listing, print, say, About, Connection};
 use crate::engine::{read, register};
 use crate::error::{Error, Result};
 use crate::template::difference::{difference, Difference};
@@ -88,10 +88,9 @@ impl Template {
             }
             Template::Register { files, json, connection } => {
                 let templates = parse_all(&files)?;
-                let reach = connection.reach().await?;
                 for ((source, template), file) in templates.iter().zip(&files) {
-                    let registered = match &reach {
-                        Reach::Database(db) => register::register(db, template).await?,
+                    let registered = match connection.reach_of(About::Namespace(&template.namespace)).await? {
+                        Reach::Database(db) => register::register(&db, template).await?,
                         Reach::Server(server) => read_as(server.post("/templates", json!({ "source": source, "origin": file }))?)?,
                     };
                     let value = json!({ "namespace": template.namespace, "name": template.name, "version": registered.version, "created": registered.created });
@@ -119,7 +118,7 @@ impl Template {
                 json,
                 connection,
             } => {
-                let versions = match connection.reach().await? {
+                let versions = match connection.reach_of(About::Template(&template)).await? {
                     Reach::Database(db) => read::list_template_versions(&db, &template).await?,
                     Reach::Server(server) => server.whole(&format!("{}/versions", path(&template)?), &[])?,
                 };
@@ -151,7 +150,12 @@ impl Template {
                 json,
                 connection,
             } => {
-                let definition = definition(&connection.reach().await?, &template, version.as_deref()).await?;
+                let definition = definition(
+                    &connection.reach_of(About::Template(&template)).await?,
+                    &template,
+                    version.as_deref(),
+                )
+                .await?;
                 print(json, &definition, || format!("{definition:#}"));
             }
         }

@@ -93,9 +93,15 @@ pub(super) fn is_secret(path: &str) -> bool {
     has(path, "x-secret")
 }
 
+/// What a setting of this name is: one that is named there, or one of many alike.
+fn below<'s>(at: &'s Value, name: &str) -> Option<&'s Value> {
+    let alike = || Some(&at["additionalProperties"]).filter(|alike| alike.is_object());
+    at["properties"].get(name).or_else(alike)
+}
+
 fn has(path: &str, mark: &str) -> bool {
     let marked = |path: &str| {
-        let at = path.split('.').try_fold(settings(), |at, name| at["properties"].get(name));
+        let at = path.split('.').try_fold(settings(), below);
         at.is_some_and(|setting| setting[mark] == true)
     };
     match path.strip_prefix("instances.") {

@@ -13,6 +13,7 @@ use super::check::{is_web_address, problems};
 use super::schema;
 use super::secret::{Address, Secret};
 use super::servers::{DirectConfig, FailoverConfig, ReplicaConfig};
+use super::shards::{self, ShardConfig};
 use super::span::{self, Span};
 use crate::error::{Error, Result};
 use crate::redaction::Redaction;
@@ -41,6 +42,12 @@ pub struct Settings {
     pub failover: FailoverConfig,
     /// PostgreSQL's own address, where the other is that of a pooler (docs/deployment.md).
     pub direct: DirectConfig,
+    /// The databases of those namespaces that do not live in that one, by name: `eu: { number: 1, url: postgres://…, namespaces: [billing] }` (docs/shards.md).
+    #[schemars(extend("x-restart" = true))]
+    pub shards: BTreeMap<String, ShardConfig>,
+    /// Which of them this process works with; without it, the one of its namespaces.
+    #[schemars(extend("x-restart" = true))]
+    pub shard: Option<String>,
     /// Which servers answer who only looks.
     pub replicas: ReplicaConfig,
     /// What is logged, and how.
@@ -74,6 +81,8 @@ impl Default for Settings {
             connections: 6,
             failover: FailoverConfig::default(),
             direct: DirectConfig::default(),
+            shards: BTreeMap::new(),
+            shard: None,
             replicas: ReplicaConfig::default(),
             log: LogConfig::default(),
             traces: TracesConfig::default(),
@@ -294,6 +303,7 @@ impl Settings {
         }
         found.extend(self.failover.problems());
         found.extend(self.replicas.problems());
+        found.extend(shards::problems(&self.shards, self.shard.as_deref()));
         for (path, poll) in [("orchestrator.poll", self.orchestrator.poll), ("worker.poll", self.worker.poll)] {
             if poll < Duration::from_millis(1) {
                 found.push((path, "is 0: expected at least 1ms".into()));
@@ -321,6 +331,34 @@ impl Settings {
             found.push(("schedules", problem));
         }
         found
+    }
+
+    /// The name of the shard where these namespaces live, or in which this process is to work. Errors: [`Error::Config`] where they live in several.
+    pub fn shard_of(&self, namespaces: &[String]) -> Result<&str> {
+        if let Some(own) = &self.shard {
+            return Ok(own);
+        }
+        let mut homes: Vec<&str> = namespaces.iter().map(|namespace| self.home_of(namespace)).collect();
+        homes.sort_unstable();
+        homes.dedup();
+        match homes[..] {
+            [] => Ok(shards::DEFAULT),
+            [home] => Ok(home),
+            _ => Err(Error::Config(format!(
+                "the namespaces {} live in the shards {}: expected those of one, since a process works in one",
+                namespaces.join(", "),
+                homes.join(", ")
+            ))),
+        }
+    }
+
+    /// The name of the shard where a namespace lives.
+    pub fn home_of(&self, namespace: &str) -> &str {
+        let home = self
+            .shards
+            .iter()
+            .find(|(_, shard)| shard.namespaces.iter().any(|of| of == namespace));
+        home.map_or(shards::DEFAULT, |(name, _)| name)
     }
 
     /// What is not shown. Errors: [`Error::Config`].

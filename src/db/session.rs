@@ -168,8 +168,10 @@ pub(super) async fn find(first: &mut PgConnection, options: &PgConnectOptions) -
         second.close().await?;
     }
     let [of_first, of_second] = serving;
-    Ok(match of_first.len() > 1 || of_second.len() > 1 || !of_first.is_disjoint(&of_second) {
-        true => Sessions::Shared,
-        false => Sessions::Own,
-    })
+    Ok(
+        match of_first.len() > 1 || of_second.len() > 1 || !of_first.is_disjoint(&of_second) {
+            true => Sessions::Shared,
+            false => Sessions::Own,
+        },
+    )
 }

@@ -1,34 +1,244 @@
-//! The shards that tasks are in: each is one PostgreSQL, with its primary and those that may become it.
+//! The shards that tasks are in: each is one PostgreSQL, with its primary and those that may become it, and has whole namespaces. The id of a task says which.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::OnceCell;
+use uuid::Uuid;
 
 use super::namespaces;
+use super::submit::Submitter;
+use crate::config::{DirectConfig, ReplicaConfig, Settings, ShardConfig, DEFAULT_SHARD, DEFAULT_SHARD_NUMBER};
 use crate::db::Db;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
-/// The shard of whoever has configured none.
-const DEFAULT: &str = "default";
+/// Where the tasks of whole namespaces are. Each database is connected to when it is first asked for, so that one that is away troubles nobody else. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Shards(Arc<All>);
 
-/// One of them.
+#[derive(Debug)]
+struct All {
+    /// Of the default one.
+    url: String,
+    /// To each of them at most.
+    connections: u32,
+    settings: Settings,
+    open: BTreeMap<String, OnceCell<Open>>,
+}
+
+#[derive(Debug)]
+struct Open {
+    db: Db,
+    submitter: Submitter,
+}
+
+/// The shard whose tasks have ids like this one: its bits 52 to 63, which are `rand_a` of UUIDv7 (`tasker.uuidv7`).
+pub fn number_of(task: Uuid) -> u16 {
+    let bytes = task.as_bytes();
+    u16::from_be_bytes([bytes[6], bytes[7]]) & 0x0fff
+}
+
+/// Those of each shard together.
+pub fn by_shard(tasks: Vec<Uuid>) -> Vec<Vec<Uuid>> {
+    let mut shards = BTreeMap::<u16, Vec<Uuid>>::new();
+    for task in tasks {
+        shards.entry(number_of(task)).or_default().push(task);
+    }
+    shards.into_values().collect()
+}
+
+impl Shards {
+    /// Those of the settings, beside the default one at `url`.
+    pub fn new(url: String, connections: u32, settings: Settings) -> Shards {
+        let names = settings.shards.keys().map(String::as_str).chain([DEFAULT_SHARD]);
+        Shards(Arc::new(All {
+            url,
+            connections,
+            open: names.map(|name| (name.to_owned(), OnceCell::new())).collect(),
+            settings,
+        }))
+    }
+
+    /// Their settings.
+    pub fn settings(&self) -> &Settings {
+        &self.0.settings
+    }
+
+    /// The one of this name. Errors: [`Error::Config`] for an unknown one, and for a database that is not that shard; those of [`Db::connect`].
+    pub async fn named(&self, name: &str) -> Result<Db> {
+        Ok(self.open(name).await?.db.clone())
+    }
+
+    /// The one that this process is to work with: that of the setting `shard`, or the default one.
+    pub async fn home(&self) -> Result<Db> {
+        self.named(self.0.settings.shard.as_deref().unwrap_or(DEFAULT_SHARD)).await
+    }
+
+    /// The one that has a task. Errors: those of [`Shards::named`], [`Error::NotFound`] where none has its number.
+    pub async fn of_task(&self, task: Uuid) -> Result<Db> {
+        let number = number_of(task);
+        let named = self.0.settings.shards.iter().find(|(_, shard)| shard.number == number);
+        match named {
+            Some((name, _)) => self.named(name).await,
+            None if number == DEFAULT_SHARD_NUMBER => self.named(DEFAULT_SHARD).await,
+            // Of an id that is none of ours, or of a time before ids said so.
+            None if self.0.settings.shards.is_empty() => self.named(DEFAULT_SHARD).await,
+            None => Err(Error::NotFound(format!(
+                "no task {task}: it would be in shard {number}, which shards in tasker.yml does not have"
+            ))),
+        }
+    }
+
+    /// The one where a namespace lives.
+    pub async fn of_namespace(&self, namespace: &str) -> Result<Db> {
+        self.named(self.0.settings.home_of(namespace)).await
+    }
+
+    /// The one that has a template (name or namespace/name): the default one for a bare name.
+    pub async fn of_template(&self, template: &str) -> Result<Db> {
+        self.named(self.home_of_template(template)).await
+    }
+
+    /// Creates tasks of that template, in its own shard.
+    pub async fn submitter(&self, template: &str) -> Result<Submitter> {
+        Ok(self.open(self.home_of_template(template)).await?.submitter.clone())
+    }
+
+    fn home_of_template(&self, template: &str) -> &str {
+        let namespace = template.split_once('/').map(|(namespace, _)| namespace);
+        namespace.map_or(DEFAULT_SHARD, |namespace| self.0.settings.home_of(namespace))
+    }
+
+    /// Makes the database of a shard that one, and returns it: migrated, with ids that say so. Again, nothing happens.
+    /// Errors: those of [`Shards::named`] and [`Db::migrate`]; [`Error::Invalid`] where it has tasks of another shard.
+    pub async fn add(&self, name: &str) -> Result<Db> {
+        let (db, number) = self.connect(name).await?;
+        db.migrate().await?;
+        sqlx::query("SELECT tasker.become_shard($1)")
+            .bind(i32::from(number))
+            .execute(db.pool())
+            .await?;
+        Ok(db)
+    }
+
+    async fn open(&self, name: &str) -> Result<&Open> {
+        let cell = self.0.open.get(name).ok_or_else(|| {
+            let known: Vec<&str> = self.0.open.keys().map(String::as_str).collect();
+            Error::Config(format!("there is no shard {name}: expected one of {}", known.join(", ")))
+        })?;
+        cell.get_or_try_init(|| async {
+            let (db, number) = self.connect(name).await?;
+            if name != DEFAULT_SHARD {
+                check_number(&db, name, number).await?;
+            }
+            Ok(Open {
+                submitter: Submitter::new(db.clone()),
+                db,
+            })
+        })
+        .await
+    }
+
+    async fn connect(&self, name: &str) -> Result<(Db, u16)> {
+        let All {
+            url,
+            connections,
+            settings,
+            ..
+        } = &*self.0;
+        let Some(shard) = settings.shards.get(name) else {
+            return Ok((Db::configured(url, *connections, settings).await?, DEFAULT_SHARD_NUMBER));
+        };
+        let ShardConfig {
+            number, url, direct_url, ..
+        } = shard;
+        let settings = Settings {
+            direct: DirectConfig { url: direct_url.clone() },
+            replicas: ReplicaConfig::default(),
+            ..settings.clone()
+        };
+        Ok((Db::configured(url.reveal(), *connections, &settings).await?, *number))
+    }
+
+    /// Closes the connections to all of them.
+    pub async fn close(&self) {
+        for open in self.0.open.values().filter_map(OnceCell::get) {
+            open.db.close().await;
+        }
+    }
+}
+
+/// The ids of its tasks must lead to it.
+async fn check_number(db: &Db, name: &str, expected: u16) -> Result<()> {
+    db.check_schema().await?;
+    let number: i32 = sqlx::query_scalar("SELECT tasker.shard()").fetch_one(db.pool()).await?;
+    match number == i32::from(expected) {
+        true => Ok(()),
+        false => Err(Error::Config(format!(
+            "the database of shard {name} at {} is shard {number}, expected {expected}: `tasker shard add {name}` makes an empty one that shard",
+            db.target()
+        ))),
+    }
+}
+
+/// One of them, as it is listed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Shard {
     /// Its name.
     pub(crate) name: String,
+    /// What the ids of its tasks say.
+    pub(crate) number: u16,
+    /// Where it stands, for people.
+    pub(crate) region: Option<String>,
     /// host:port of each server that the process knows of, the primary among them.
     pub(crate) servers: Vec<String>,
     /// The one that takes writes, as this process found it.
-    pub(crate) primary: String,
+    pub(crate) primary: Option<String>,
     /// How many namespaces it has.
-    pub(crate) namespaces: usize,
+    pub(crate) namespaces: Option<usize>,
+    /// Why it cannot be worked with; None: it can.
+    pub(crate) error: Option<String>,
 }
 
-/// Every shard.
-pub(crate) async fn list(db: &Db) -> Result<Vec<Shard>> {
-    let (servers, primary) = db.servers();
-    Ok(vec![Shard {
-        name: DEFAULT.into(),
-        servers,
-        primary,
-        namespaces: namespaces::list(db).await?.len(),
-    }])
+impl Shard {
+    /// The default one.
+    pub(crate) async fn of(db: &Db) -> Result<Shard> {
+        let (servers, primary) = db.servers();
+        Ok(Shard {
+            name: DEFAULT_SHARD.into(),
+            number: DEFAULT_SHARD_NUMBER,
+            region: None,
+            servers,
+            primary: Some(primary),
+            namespaces: Some(namespaces::list(db).await?.len()),
+            error: None,
+        })
+    }
+}
+
+/// Every shard, whether it is there or not.
+pub(crate) async fn list(shards: &Shards) -> Vec<Shard> {
+    let mut found = Vec::new();
+    let others = shards.settings().shards.keys().map(String::as_str);
+    for name in [DEFAULT_SHARD].into_iter().chain(others) {
+        let config = shards.settings().shards.get(name);
+        let asked = async { Shard::of(&shards.named(name).await?).await };
+        let shard = asked.await.unwrap_or_else(|error| Shard {
+            name: String::new(),
+            number: DEFAULT_SHARD_NUMBER,
+            region: None,
+            servers: Vec::new(),
+            primary: None,
+            namespaces: None,
+            error: Some(error.to_string()),
+        });
+        found.push(Shard {
+            name: name.into(),
+            number: config.map_or(DEFAULT_SHARD_NUMBER, |config| config.number),
+            region: config.and_then(|config| config.region.clone()),
+            ..shard
+        });
+    }
+    found
 }

@@ -60,6 +60,7 @@ mod schedule_times;
 mod schedules;
 mod scheduling;
 mod search_path;
+mod shards;
 mod shares;
 mod signals;
 mod sleeps;

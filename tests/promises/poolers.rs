@@ -209,7 +209,10 @@ async fn migrating_and_listening_go_by_the_address_behind_the_pooler_and_by_no_o
         world.until_true(&format!("({listeners}) = 1")).await;
         orchestrator.shutdown().await;
         db.close().await;
-        sqlx::query(&format!("DROP DATABASE {name} WITH (FORCE)")).execute(&world.pool).await.unwrap();
+        sqlx::query(&format!("DROP DATABASE {name} WITH (FORCE)"))
+            .execute(&world.pool)
+            .await
+            .unwrap();
     })
     .await;
 }
@@ -221,7 +224,10 @@ async fn a_pgbouncer_that_pools_statements_is_refused_with_what_to_do() {
         let _pgbouncer = pgbouncer(folder.path(), port, "statement", &world.options());
         let refused = world.connect_by(port).await.unwrap_err();
         assert!(matches!(refused, Error::Config(_)), "{refused}");
-        assert!(refused.to_string().contains("expected pool_mode = transaction or session"), "{refused}");
+        assert!(
+            refused.to_string().contains("expected pool_mode = transaction or session"),
+            "{refused}"
+        );
     })
     .await;
 }

@@ -12,6 +12,7 @@ use tasker::config::{Given, Local};
 use tasker::engine::children::{read_children, Page};
 use tasker::engine::fork::fork_task;
 use tasker::engine::memories::read_values;
+use tasker::engine::shards::{by_shard, Shards};
 use tasker::engine::submit::{check_inputs, Accepted as CoreAccepted, Input, NewTask, Submitted, Submitter, CREATE_WITHIN};
 use tasker::engine::{bulk, cancel, read, register};
 use tasker::health::Health;
@@ -27,8 +28,9 @@ use crate::{json, raise};
 pub(crate) struct Client(Owned<Parts>);
 
 struct Parts {
-    db: Db,
-    submitter: Submitter,
+    shards: Shards,
+    /// The one of what is not about a task, a template or a namespace.
+    home: Db,
     health: Health,
 }
 
@@ -46,7 +48,7 @@ pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
     class.define_method("submit", method!(Client::submit, 4))?;
     class.define_method("check", method!(Client::check, 4))?;
     class.define_method("created", method!(Client::created, 2))?;
-    class.define_method("installation", method!(Client::installation, 0))?;
+    class.define_method("installation", method!(Client::installation, 2))?;
     class.define_method("read_task", method!(Client::read_task, 1))?;
     class.define_method("fork", method!(Client::fork, 3))?;
     class.define_method("bulk", method!(Client::bulk, 1))?;
@@ -71,11 +73,12 @@ impl Client {
         let local = Local::read(Given::default()).and_then(|local| local.with(0, &serde_json::json!({})));
         let settings = local.map_err(|error| raise::error(ruby, &error))?.settings;
         let connecting = async move {
-            let db = Db::configured(&url, max_connections, &settings).await?;
+            let shards = Shards::new(url, max_connections, settings.clone());
+            let home = shards.home().await?;
             Ok(Parts {
-                health: Health::of_client(&db, settings),
-                submitter: Submitter::new(db.clone()),
-                db,
+                health: Health::of_client(&home, settings),
+                home,
+                shards,
             })
         };
         Ok(Client(Owned::new(block_on(ruby, connecting)?)))
@@ -92,7 +95,11 @@ impl Client {
     }
 
     pub(crate) fn db(&self, ruby: &Ruby) -> Result<Db, Error> {
-        Ok(self.owned(ruby)?.db.clone())
+        Ok(self.owned(ruby)?.home.clone())
+    }
+
+    pub(crate) fn shards(&self, ruby: &Ruby) -> Result<Shards, Error> {
+        Ok(self.owned(ruby)?.shards.clone())
     }
 
     fn migrate(ruby: &Ruby, this: &Client) -> Result<(), Error> {
@@ -109,10 +116,11 @@ impl Client {
 
     /// "namespace/name" and the version, which is the current one if it is new, or `use_it`.
     fn register(ruby: &Ruby, this: &Client, source: String, origin: String, use_it: bool) -> Result<(String, String), Error> {
-        let db = this.db(ruby)?;
+        let shards = this.shards(ruby)?;
         let template = Template::parse(&source, &origin).map_err(|error| raise::error(ruby, &error.into()))?;
         let name = format!("{}/{}", template.namespace, template.name);
         let registered = block_on(ruby, async move {
+            let db = shards.of_namespace(&template.namespace).await?;
             match use_it {
                 true => register::register(&db, &template).await,
                 false => register::register_if_new(&db, &template).await,
@@ -130,9 +138,15 @@ impl Client {
         tasks: RArray,
         trace: Option<Carrier>,
     ) -> Result<Vec<(String, bool)>, Error> {
-        let submitter = this.owned(ruby)?.submitter.clone();
+        let shards = this.shards(ruby)?;
         let tasks = new_tasks(ruby, tasks)?;
-        let submitting = async move { submitter.submit(&template, version.as_deref(), &tasks).await };
+        let submitting = async move {
+            shards
+                .submitter(&template)
+                .await?
+                .submit(&template, version.as_deref(), &tasks)
+                .await
+        };
         let submitted = block_on(ruby, submitting.with_context(context(trace)))?;
         Ok(submitted.into_iter().map(|task| (task.id.to_string(), task.created)).collect())
     }
@@ -146,23 +160,27 @@ impl Client {
         tasks: RArray,
         trace: Option<Carrier>,
     ) -> Result<(Accepted, Vec<String>), Error> {
-        let submitter = this.owned(ruby)?.submitter.clone();
+        let shards = this.shards(ruby)?;
         let tasks = new_tasks(ruby, tasks)?;
         let texts = tasks.iter().map(|task| task.input.as_str().to_owned()).collect();
-        let checking = async move { submitter.check(&template, version.as_deref(), &tasks).await };
-        let accepted = block_on(ruby, checking.with_context(context(trace)))?;
+        let checking = async move {
+            let submitter = shards.submitter(&template).await?;
+            let accepted = submitter.check(&template, version.as_deref(), &tasks).await?;
+            Ok((submitter, accepted))
+        };
+        let (submitter, accepted) = block_on(ruby, checking.with_context(context(trace)))?;
         Ok((
             Accepted {
                 version: accepted.version.clone(),
                 trace: accepted.trace.as_ref().map(|trace| serde_json::json!(trace).to_string()),
-                core: Cell::new(Some(accepted)),
+                core: Cell::new(Some((submitter, accepted))),
             },
             texts,
         ))
     }
 
     /// They were created, with these ids; and whether each is new.
-    fn created(ruby: &Ruby, this: &Client, accepted: &Accepted, tasks: Vec<(String, bool)>) -> Result<(), Error> {
+    fn created(ruby: &Ruby, _: &Client, accepted: &Accepted, tasks: Vec<(String, bool)>) -> Result<(), Error> {
         let submitted = |(id, created): &(String, bool)| {
             Ok(Submitted {
                 id: parse_id(ruby, id)?,
@@ -170,22 +188,30 @@ impl Client {
             })
         };
         let tasks = tasks.iter().map(submitted).collect::<Result<Vec<_>, Error>>()?;
-        if let Some(core) = accepted.core.take() {
-            this.owned(ruby)?.submitter.created(core, &tasks);
+        if let Some((submitter, core)) = accepted.core.take() {
+            submitter.created(core, &tasks);
         }
         Ok(())
     }
 
-    /// The identity of the installation that this client leads to.
-    fn installation(ruby: &Ruby, this: &Client) -> Result<String, Error> {
-        let db = this.db(ruby)?;
-        block_on(ruby, async move { read::installation(&db).await })
+    /// The identity of the installation that has this template, or this task.
+    fn installation(ruby: &Ruby, this: &Client, template: Option<String>, task: Option<String>) -> Result<String, Error> {
+        let shards = this.shards(ruby)?;
+        let task = task.map(|id| parse_id(ruby, &id)).transpose()?;
+        block_on(ruby, async move {
+            let db = match (template, task) {
+                (Some(template), _) => shards.of_template(&template).await?,
+                (None, Some(task)) => shards.of_task(task).await?,
+                (None, None) => shards.home().await?,
+            };
+            read::installation(&db).await
+        })
     }
 
     /// The task with its steps, as JSON.
     fn read_task(ruby: &Ruby, this: &Client, id: String) -> Result<String, Error> {
-        let (db, id) = (this.db(ruby)?, parse_id(ruby, &id)?);
-        Ok(block_on(ruby, async move { read::read_task(&db, id).await })?.to_string())
+        let (shards, id) = (this.shards(ruby)?, parse_id(ruby, &id)?);
+        Ok(block_on(ruby, async move { read::read_task(&shards.of_task(id).await?, id).await })?.to_string())
     }
 
     /// The tasks that a filter (JSON) lets through, as a list has them, as JSON.
@@ -199,9 +225,12 @@ impl Client {
 
     /// Its id. `input`: JSON.
     fn fork(ruby: &Ruby, this: &Client, id: String, from: Option<String>, input: Option<String>) -> Result<String, Error> {
-        let (db, id) = (this.db(ruby)?, parse_id(ruby, &id)?);
+        let (shards, id) = (this.shards(ruby)?, parse_id(ruby, &id)?);
         let input = input.map(|input| json::parse(ruby, &input)).transpose()?;
-        Ok(block_on(ruby, async move { fork_task(&db, id, from.as_deref(), input.as_ref()).await })?.to_string())
+        Ok(block_on(ruby, async move {
+            fork_task(&shards.of_task(id).await?, id, from.as_deref(), input.as_ref()).await
+        })?
+        .to_string())
     }
 
     /// What is done to many tasks: {action, filter, dry_run}. How many it concerned.
@@ -220,41 +249,55 @@ impl Client {
 
     /// [name, JSON] of the results of these steps of a task, of those that are complete or skipped.
     fn read_results(ruby: &Ruby, this: &Client, id: String, names: Vec<String>) -> Result<Vec<(String, String)>, Error> {
-        let (db, id) = (this.db(ruby)?, parse_id(ruby, &id)?);
-        block_on(ruby, async move { read::read_results(&db, id, None, &names, None).await })
+        let (shards, id) = (this.shards(ruby)?, parse_id(ruby, &id)?);
+        block_on(ruby, async move {
+            read::read_results(&shards.of_task(id).await?, id, None, &names, None).await
+        })
     }
 
     /// What the handlers of a task have published, as JSON.
     fn read_values(ruby: &Ruby, this: &Client, id: String) -> Result<String, Error> {
-        let (db, id) = (this.db(ruby)?, parse_id(ruby, &id)?);
-        Ok(block_on(ruby, async move { read_values(&db, id).await })?.to_string())
+        let (shards, id) = (this.shards(ruby)?, parse_id(ruby, &id)?);
+        Ok(block_on(ruby, async move { read_values(&shards.of_task(id).await?, id).await })?.to_string())
     }
 
     /// The next page of what became of the tasks of a step, as JSON.
     fn read_children(ruby: &Ruby, this: &Client, id: String, step: String, after: Option<i32>, dead: bool) -> Result<String, Error> {
-        let (db, id) = (this.db(ruby)?, parse_id(ruby, &id)?);
-        let children = block_on(ruby, async move { read_children(&db, id, None, &step, &page(after, dead)).await })?;
+        let (shards, id) = (this.shards(ruby)?, parse_id(ruby, &id)?);
+        let children = block_on(ruby, async move {
+            read_children(&shards.of_task(id).await?, id, None, &step, &page(after, dead)).await
+        })?;
         Ok(serde_json::json!(children).to_string())
     }
 
     /// [id, state] of each task that exists.
     fn task_states(ruby: &Ruby, this: &Client, ids: Vec<String>) -> Result<Vec<(String, String)>, Error> {
-        let db = this.db(ruby)?;
+        let shards = this.shards(ruby)?;
         let ids = ids.iter().map(|id| parse_id(ruby, id)).collect::<Result<Vec<_>, _>>()?;
-        let states = block_on(ruby, async move { read::task_states(&db, &ids).await })?;
+        let states = block_on(ruby, async move {
+            let mut states = Vec::new();
+            for ids in by_shard(ids) {
+                states.extend(read::task_states(&shards.of_task(ids[0]).await?, &ids).await?);
+            }
+            Ok(states)
+        })?;
         Ok(states.into_iter().map(|(id, state)| (id.to_string(), state)).collect())
     }
 
     /// The task's state once it has ended or is blocked, or after that many seconds; nil waits for ever.
     fn wait(ruby: &Ruby, this: &Client, id: String, seconds: Option<f64>) -> Result<String, Error> {
-        let (db, id) = (this.db(ruby)?, parse_id(ruby, &id)?);
+        let (shards, id) = (this.shards(ruby)?, parse_id(ruby, &id)?);
         let timeout = seconds.map(|s| Duration::try_from_secs_f64(s).unwrap_or_default());
-        block_on(ruby, async move { read::wait_for_end(&db, id, timeout).await })
+        block_on(
+            ruby,
+            async move { read::wait_for_end(&shards.of_task(id).await?, id, timeout).await },
+        )
     }
 
     fn cancel(ruby: &Ruby, this: &Client, id: String, undo: bool) -> Result<bool, Error> {
-        let (db, id) = (this.db(ruby)?, parse_id(ruby, &id)?);
+        let (shards, id) = (this.shards(ruby)?, parse_id(ruby, &id)?);
         let cancelled = block_on(ruby, async move {
+            let db = shards.of_task(id).await?;
             match undo {
                 true => cancel::undo_tasks(&db, &[id]).await,
                 false => cancel::cancel_tasks(&db, &[id]).await,
@@ -264,9 +307,9 @@ impl Client {
     }
 
     fn close(ruby: &Ruby, this: &Client) -> Result<(), Error> {
-        let db = this.db(ruby)?;
+        let shards = this.shards(ruby)?;
         block_on(ruby, async move {
-            db.close().await;
+            shards.close().await;
             Ok(())
         })
     }
@@ -285,7 +328,7 @@ struct Accepted {
     version: String,
     /// JSON.
     trace: Option<String>,
-    core: Cell<Option<CoreAccepted>>,
+    core: Cell<Option<(Submitter, CoreAccepted)>>,
 }
 
 /// The inputs, as JSON, of tasks that this template accepts. For tests without a database.

@@ -36,14 +36,14 @@ pub(crate) fn init(ruby: &Ruby, native: RModule) -> Result<(), Error> {
 impl Orchestrator {
     /// With what this process sets (as a section of tasker.yml has it), and that file's own section where Ruby has read it.
     fn start(ruby: &Ruby, with: RubyValue, flags: RubyValue, file: RubyValue) -> Result<Orchestrator, Error> {
-        let db = client::unwrap(with)?.db(ruby)?;
+        let shards = client::unwrap(with)?.shards(ruby)?;
         let local = settings::local(ruby, flags, file)?;
         let own = settings::own(ruby, &local)?;
         let listen = own.orchestrator.listen;
         let parts = block_on(ruby, async move {
             // The address first: a port in use should not cost a membership.
             let server = Server::bind(listen, Kind::Orchestrator).await?;
-            let db = db.redacting(own.redaction()?);
+            let db = shards.named(own.shard_of(&own.orchestrator.namespaces)?).await?;
             let (live, following) = settings::follow(&db, local).await?;
             let orchestrator = CoreOrchestrator::start(&db, live).await?;
             let health = orchestrator.health().clone();

@@ -40,7 +40,12 @@ pub(crate) fn own(ruby: &Ruby, local: &Local) -> Result<Settings, Error> {
 pub(crate) fn read(ruby: &Ruby, flags: RubyValue, file: RubyValue) -> Result<String, Error> {
     let settings = own(ruby, &local(ruby, flags, file)?)?;
     let grace = settings.worker.grace.as_secs_f64();
-    Ok(json!({ "namespaces": settings.worker.namespaces, "grace": grace, "orchestrate": settings.worker.orchestrate }).to_string())
+    let shard = settings.shard_of(&settings.worker.namespaces);
+    let shard = shard.map_err(|error| raise::error(ruby, &error))?;
+    Ok(
+        json!({ "shard": shard, "namespaces": settings.worker.namespaces, "grace": grace, "orchestrate": settings.worker.orchestrate })
+            .to_string(),
+    )
 }
 
 /// With those of the coordinator, and their changes until the guard is dropped.

@@ -5,7 +5,9 @@ use std::time::Duration;
 use magnus::{method, prelude::*, Error, RClass, RModule, Ruby, Value as RubyValue};
 use serde::Deserialize;
 use serde_json::{json, Value};
+use tasker::engine::shards::Shards;
 use tasker::engine::signals::{self, Addressee, Signal, WaitFilter, SEND_WITHIN};
+use tasker::Db;
 
 use crate::client::{parse_id, Client};
 use crate::waiting::block_on;
@@ -41,19 +43,31 @@ pub(crate) fn init(native: RModule) -> Result<(), Error> {
 fn call(ruby: &Ruby, client: &Client, request: RubyValue) -> Result<String, Error> {
     let request: Request = serde_json::from_value(json::from_ruby(ruby, request)?)
         .map_err(|error| raise::with_class(ruby, "InvalidInput", format!("signals: {error}")))?;
-    let db = client.db(ruby)?;
+    let (db, shards) = (client.db(ruby)?, client.shards(ruby)?);
     let answer = match request {
         Request::Send { signal } => {
             let signal = signal.read(ruby)?;
-            block_on(ruby, async move { Ok(json!(signals::send(&db, &signal).await?)) })?
+            block_on(ruby, async move {
+                Ok(json!(signals::send(&of(&shards, &signal).await?, &signal).await?))
+            })?
         }
         Request::Check { signal } => {
             let signal = signal.read(ruby)?;
-            block_on(ruby, async move { Ok(json!(signals::check(&db, &signal).await?)) })?
+            block_on(ruby, async move {
+                Ok(json!(signals::check(&of(&shards, &signal).await?, &signal).await?))
+            })?
         }
         Request::Waiting { filter, limit } => block_on(ruby, async move { Ok(json!(signals::list_waits(&db, &filter, limit).await?)) })?,
     };
     Ok(answer.to_string())
+}
+
+/// Where it is to arrive: a key is looked for at home.
+async fn of(shards: &Shards, signal: &Signal) -> tasker::Result<Db> {
+    match signal.to {
+        Addressee::Task(task) => shards.of_task(task).await,
+        Addressee::Key(_) => shards.home().await,
+    }
 }
 
 impl Given {

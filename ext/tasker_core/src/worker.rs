@@ -213,12 +213,14 @@ fn undescribed() -> Failure {
 impl Worker {
     /// With what this process sets (as a section of tasker.yml has it), and that file's own section where Ruby has read it.
     fn start(ruby: &Ruby, with: RubyValue, flags: RubyValue, file: RubyValue) -> Result<Worker, Error> {
-        let db = client::unwrap(with)?.db(ruby)?;
+        let shards = client::unwrap(with)?.shards(ruby)?;
         let local = settings::local(ruby, flags, file)?;
-        let listen = settings::own(ruby, &local)?.worker.listen;
+        let own = settings::own(ruby, &local)?;
+        let listen = own.worker.listen;
         let parts = block_on(ruby, async move {
             // The address first: a port in use should not cost a membership.
             let server = Server::bind(listen, Kind::Worker).await?;
+            let db = shards.named(own.shard_of(&own.worker.namespaces)?).await?;
             let (live, following) = settings::follow(&db, local).await?;
             let worker = CoreWorker::start(&db, live).await?;
             Ok(Parts {

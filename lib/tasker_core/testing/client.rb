@@ -19,7 +19,7 @@ module TaskerCore
 
       private
 
-      def own_transaction = nil
+      def own_transaction(*) = nil
 
       def submit(name, _version, tasks) = native.submit(name, tasks, inline: Testing.mode == :inline)
     end

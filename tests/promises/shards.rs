@@ -1,0 +1,291 @@
+//! Namespaces may live in databases of their own. The id of a task says in which it is.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{json, Value};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions, Connection, Executor};
+use tasker::config::{Secret, Settings, ShardConfig};
+use tasker::engine::read;
+use tasker::engine::register::register;
+use tasker::engine::shards::{number_of, Shards};
+use tasker::engine::submit::NewTask;
+use tasker::orchestrator::{Orchestrator, OrchestratorConfig};
+use tasker::worker::{Handlers, Worker, WorkerConfig};
+use tasker::{Error, Template};
+use tempfile::TempDir;
+use uuid::{Uuid, Variant};
+
+use crate::world::{free_port, World};
+
+const HERE: &str = "name: one\nnamespace: here\nsteps:\n  - { name: only, handler: H }\n";
+const THERE: &str = "name: one\nnamespace: there\nsteps:\n  - { name: only, handler: H }\n";
+
+/// A second database, and a tasker.yml by which it is the shard `eu`, number 7, where the namespace `there` lives.
+struct Two<'w> {
+    world: &'w World,
+    eu: PgConnectOptions,
+    folder: TempDir,
+}
+
+impl Two<'_> {
+    async fn with(test: impl AsyncFnOnce(&Two<'_>)) {
+        World::with(async |world| {
+            let options: PgConnectOptions = world.url.parse().unwrap();
+            let name = format!("{}_eu", options.get_database().unwrap());
+            world.pool.execute(&*format!("CREATE DATABASE {name}")).await.unwrap();
+            let two = Two {
+                world,
+                eu: options.database(&name),
+                folder: tempfile::tempdir().unwrap(),
+            };
+            two.configure(two.eu.to_url_lossy().as_str());
+            test(&two).await;
+            world.pool.execute(&*format!("DROP DATABASE {name} WITH (FORCE)")).await.unwrap();
+        })
+        .await;
+    }
+
+    fn file(&self) -> PathBuf {
+        self.folder.path().join("tasker.yml")
+    }
+
+    fn configure(&self, url: &str) {
+        let shards = json!({ "eu": { "number": 7, "url": url, "namespaces": ["there"], "region": "eu-central" } });
+        fs::write(self.file(), json!({ "shared": { "shards": shards } }).to_string()).unwrap();
+    }
+
+    fn settings(&self) -> Settings {
+        let eu = ShardConfig {
+            number: 7,
+            url: Secret::from(self.eu.to_url_lossy().to_string()),
+            direct_url: None,
+            namespaces: vec!["there".into()],
+            region: None,
+        };
+        Settings {
+            shards: [("eu".to_owned(), eu)].into(),
+            ..Settings::default()
+        }
+    }
+
+    fn shards(&self) -> Shards {
+        Shards::new(self.world.url.clone(), 8, self.settings())
+    }
+
+    fn tasker(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tasker"));
+        command
+            .args(arguments)
+            .env("DATABASE_URL", &self.world.url)
+            .env("TASKER_CONFIG", self.file());
+        command.output().unwrap()
+    }
+
+    fn says(&self, arguments: &[&str]) -> String {
+        let output = self.tasker(arguments);
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    fn told(&self, arguments: &[&str]) -> Value {
+        serde_json::from_str(&self.says(&[arguments, &["--json"]].concat())).unwrap()
+    }
+
+    async fn count_there(&self, sql: &str) -> i64 {
+        let mut connection = self.eu.connect().await.unwrap();
+        let count = sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
+        count
+    }
+}
+
+#[tokio::test]
+async fn the_id_of_a_task_says_its_shard_and_its_time_and_is_a_uuid_of_version_7() {
+    World::with(async |world| {
+        for number in [0, 1, 7, 2_048, 4_095] {
+            sqlx::query("SELECT tasker.become_shard($1)")
+                .bind(number)
+                .execute(&world.pool)
+                .await
+                .unwrap();
+            let sql = "SELECT tasker.uuidv7() FROM generate_series(1, 1000)";
+            let ids: Vec<Uuid> = sqlx::query_scalar(sql).fetch_all(&world.pool).await.unwrap();
+            let now = chrono::Utc::now().timestamp_millis();
+            for id in &ids {
+                assert_eq!(
+                    (i32::from(number_of(*id)), id.get_version_num(), id.get_variant()),
+                    (number, 7, Variant::RFC4122)
+                );
+                assert!((id.as_u128() >> 80) as i64 - now < 60_000);
+            }
+            assert_eq!(ids.iter().collect::<std::collections::HashSet<_>>().len(), ids.len());
+        }
+        for number in [-1, 4_096] {
+            let refused = sqlx::query("SELECT tasker.become_shard($1)")
+                .bind(number)
+                .execute(&world.pool)
+                .await;
+            assert!(refused.unwrap_err().to_string().contains("from 0 to 4095"));
+        }
+        world.register(HERE).await;
+        assert_eq!(number_of(world.submit("one", json!({})).await), 4_095);
+        let refused = sqlx::query("SELECT tasker.become_shard(3)").execute(&world.pool).await;
+        assert!(refused.unwrap_err().to_string().contains("whose ids say that it is shard 4095"));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_find_the_shard_of_a_task_a_template_and_a_namespace_by_themselves() {
+    Two::with(async |two| {
+        two.says(&["shard", "add", "eu"]);
+        two.says(&["shard", "add", "eu"]);
+        for (file, template) in [("here.yml", HERE), ("there.yml", THERE)] {
+            let file = two.folder.path().join(file);
+            fs::write(&file, template).unwrap();
+            two.says(&["template", "register", file.to_str().unwrap()]);
+        }
+        let create = |template: &str| two.told(&["task", "create", template])["id"].as_str().unwrap().to_owned();
+        let (here, there) = (create("here/one"), create("there/one"));
+        assert_eq!(two.count_there("SELECT count(*) FROM tasker.tasks").await, 1);
+        assert_eq!(two.world.count("SELECT count(*) FROM tasker.tasks").await, 1);
+        for (task, namespace) in [(&here, "here"), (&there, "there")] {
+            assert_eq!(two.told(&["task", "show", task])["namespace"], namespace);
+            assert!(!two.told(&["task", "why", task]).as_array().unwrap().is_empty());
+        }
+        assert_eq!(two.told(&["template", "versions", "there/one"]).as_array().unwrap().len(), 1);
+        assert_eq!(two.told(&["task", "list", "--shard", "eu"])[0]["id"], *there);
+        assert_eq!(two.told(&["task", "list"])[0]["id"], *here);
+        two.says(&["namespace", "set", "there", "--max-attempts", "9"]);
+        let rules = two.told(&["namespace", "list", "--shard", "eu"]);
+        assert!(rules
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|of| of["name"] == "there" && of["max_attempts"] == 9));
+        assert_eq!(two.says(&["task", "cancel", &here, &there]), "cancelled 2 of 2");
+        assert_eq!(two.told(&["task", "show", &there])["state"], "cancelled");
+        let unknown = two.tasker(&["task", "show", "0190163d-8694-7003-8000-000000000000"]);
+        assert_eq!(unknown.status.code(), Some(4));
+        assert!(String::from_utf8_lossy(&unknown.stderr).contains("it would be in shard 3"));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_of_a_namespace_that_lives_elsewhere_is_created_run_and_waited_for_there() {
+    Two::with(async |two| {
+        let shards = two.shards();
+        let eu = shards.add("eu").await.unwrap();
+        let settings = two.settings();
+        for (source, namespace) in [(HERE, "here"), (THERE, "there")] {
+            let template = Template::parse(source, "test.yml").unwrap();
+            let db = shards.of_namespace(namespace).await.unwrap();
+            register(&db, &template).await.unwrap();
+            let orchestrator = Orchestrator::start(&db, OrchestratorConfig::default()).await.unwrap();
+            let config = WorkerConfig {
+                namespaces: vec![namespace.into()],
+                ..WorkerConfig::default()
+            };
+            assert_eq!(
+                settings.shard_of(&config.namespaces).unwrap(),
+                if namespace == "here" { "default" } else { "eu" }
+            );
+            let worker = Arc::new(Worker::start(&db, config).await.unwrap());
+            worker.handle_with(Handlers::default().with("H", |_| async { Ok(json!("done")) }));
+            let name = format!("{namespace}/one");
+            let submitter = shards.submitter(&name).await.unwrap();
+            let task = submitter.submit(&name, None, &[NewTask::default()]).await.unwrap()[0].id;
+            assert_eq!(number_of(task), if namespace == "here" { 0 } else { 7 });
+            let of_task = shards.of_task(task).await.unwrap();
+            let ended = read::wait_for_end(&of_task, task, Some(Duration::from_secs(60))).await.unwrap();
+            assert_eq!(ended, "complete");
+            worker.shutdown(Duration::from_secs(5)).await;
+            orchestrator.shutdown().await;
+        }
+        let both = settings.shard_of(&["here".into(), "there".into()]).unwrap_err().to_string();
+        assert!(both.contains("expected those of one"), "{both}");
+        eu.close().await;
+        shards.close().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_that_is_away_or_is_none_troubles_only_its_own_namespaces() {
+    Two::with(async |two| {
+        two.world.register(HERE).await;
+        let known = || two.shards();
+        // It was never made one.
+        let refused = known().of_namespace("there").await.unwrap_err();
+        assert!(matches!(refused, Error::NotMigrated(_)), "{refused}");
+        let other = Shards::new(two.eu.to_url_lossy().to_string(), 4, Settings::default());
+        other.home().await.unwrap().migrate().await.unwrap();
+        other.close().await;
+        let refused = known().of_namespace("there").await.unwrap_err().to_string();
+        assert!(refused.contains("is shard 0, expected 7: `tasker shard add eu`"), "{refused}");
+
+        two.configure(two.eu.clone().port(free_port()).to_url_lossy().as_str());
+        let task = two.told(&["task", "create", "here/one"])["id"].clone();
+        assert_eq!(two.told(&["task", "show", task.as_str().unwrap()])["state"], "pending");
+        let away = two.tasker(&["task", "create", "there/one"]);
+        assert_eq!(away.status.code(), Some(3));
+        let listed = two.tasker(&["shard", "list", "--json"]);
+        assert_eq!(listed.status.code(), Some(1));
+        let listed: Value = serde_json::from_slice(&listed.stdout).unwrap();
+        assert_eq!(
+            (&listed[0]["error"], &listed[1]["name"], &listed[1]["region"]),
+            (&json!(null), &json!("eu"), &json!("eu-central"))
+        );
+        assert!(listed[1]["error"].as_str().unwrap().contains("refused"), "{listed}");
+        let shown = two.says(&["config", "show"]);
+        assert!(!shown.contains(two.eu.to_url_lossy().password().unwrap()), "{shown}");
+    })
+    .await;
+}
+
+#[test]
+fn shards_that_contradict_each_other_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tasker.yml");
+    let check = |settings: Value| {
+        fs::write(&file, json!({ "shared": settings }).to_string()).unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_tasker"))
+            .args(["config", "check"])
+            .arg(&file)
+            .output()
+            .unwrap();
+        (
+            output.status.success(),
+            String::from_utf8([output.stdout, output.stderr].concat()).unwrap(),
+        )
+    };
+    let shard = |number: i32, namespace: &str| json!({ "number": number, "url": "postgres://somewhere/app", "namespaces": [namespace] });
+    assert!(check(json!({ "shards": { "eu": shard(1, "a"), "us": shard(2, "b") }, "shard": "us" })).0);
+    for (wrong, what) in [
+        (json!({ "shards": { "eu": shard(1, "a"), "us": shard(1, "b") } }), "the number 1"),
+        (
+            json!({ "shards": { "eu": shard(1, "a"), "us": shard(2, "a") } }),
+            "has a live in eu and in us",
+        ),
+        (json!({ "shards": { "eu": shard(0, "a") } }), "number"),
+        (
+            json!({ "shards": { "default": shard(1, "a") } }),
+            "as the one at database_url is called",
+        ),
+        (json!({ "shards": { "eu": shard(1, "a") }, "shard": "us" }), "none of shards"),
+        (json!({ "shards": { "eu": { "number": 1 } } }), "url"),
+    ] {
+        let (accepted, said) = check(wrong);
+        assert!(!accepted && said.contains(what), "{what}: {said}");
+    }
+}

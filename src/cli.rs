@@ -123,6 +123,8 @@ enum About<'n> {
     /// A name, or namespace/name.
     Template(&'n str),
     Namespace(&'n str),
+    /// What is to be registered.
+    Definition(&'n crate::template::Template),
 }
 
 /// Which database.
@@ -168,6 +170,7 @@ impl Connection {
             About::Task(task) => shards.of_task(task).await?,
             About::Template(template) => shards.of_template(template).await?,
             About::Namespace(namespace) => shards.of_namespace(namespace).await?,
+            About::Definition(template) => shards.of_definition(template).await?,
         };
         Ok(db.for_people())
     }

@@ -226,6 +226,23 @@ impl Kind {
     }
 }
 
+impl Template {
+    /// The namespaces that its steps and their children are in: (step, namespace).
+    pub(crate) fn namespaces(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.steps.iter().flat_map(|step| {
+            let children = step
+                .kind
+                .template()
+                .and_then(|name| name.split_once('/'))
+                .map(|(namespace, _)| namespace);
+            [Some(step.namespace.as_str()), children]
+                .into_iter()
+                .flatten()
+                .map(|namespace| (step.name.as_str(), namespace))
+        })
+    }
+}
+
 impl Step {
     /// How long it waits, or sleeps, once it is ready. None: not at all.
     pub fn waits(&self) -> Option<Duration> {

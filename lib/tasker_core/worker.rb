@@ -50,7 +50,8 @@ module TaskerCore
     # @raise [ConfigurationError, DatabaseError]
     def start
       settings = [{ worker: @options }, TaskerCore.configuration.file]
-      namespaces, @grace, orchestrate, shard = JSON.parse(Native.worker_settings(*settings)).values_at("namespaces", "grace", "orchestrate", "shard")
+      own = JSON.parse(Native.worker_settings(*settings))
+      namespaces, @grace, orchestrate, shard = own.values_at("namespaces", "grace", "orchestrate", "shard")
       raise ConfigurationError, NO_NAMESPACE if namespaces.empty?
 
       handlers = register_templates(namespaces)

@@ -7,7 +7,7 @@ module Database
   class << self
     # @param suffix [String] to the name: of another one, which an example has for itself
     # @return [String] by way of the pooler that the run has, if it has one (bin/test)
-    def url(suffix = "") = address(suffix, ENV["TEST_POOLER_PORT"])
+    def url(suffix = "") = address(suffix, ENV.fetch("TEST_POOLER_PORT", nil))
 
     # PostgreSQL's own address.
     def direct_url(suffix = "") = address(suffix, nil)

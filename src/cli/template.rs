@@ -89,7 +89,7 @@ impl Template {
             Template::Register { files, json, connection } => {
                 let templates = parse_all(&files)?;
                 for ((source, template), file) in templates.iter().zip(&files) {
-                    let registered = match connection.reach_of(About::Namespace(&template.namespace)).await? {
+                    let registered = match connection.reach_of(About::Definition(template)).await? {
                         Reach::Database(db) => register::register(&db, template).await?,
                         Reach::Server(server) => read_as(server.post("/templates", json!({ "source": source, "origin": file }))?)?,
                     };

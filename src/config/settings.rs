@@ -303,7 +303,7 @@ impl Settings {
         }
         found.extend(self.failover.problems());
         found.extend(self.replicas.problems());
-        found.extend(shards::problems(&self.shards, self.shard.as_deref()));
+        found.extend(shards::problems(&self.shards));
         for (path, poll) in [("orchestrator.poll", self.orchestrator.poll), ("worker.poll", self.worker.poll)] {
             if poll < Duration::from_millis(1) {
                 found.push((path, "is 0: expected at least 1ms".into()));

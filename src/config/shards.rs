@@ -15,40 +15,40 @@ pub(crate) const DEFAULT_NUMBER: u16 = 0;
 const LAST_NUMBER: u16 = 4095;
 
 /// One of them beside the default one (docs/shards.md).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
 pub struct ShardConfig {
     /// What the ids of its tasks say, from 1 on. It never changes.
-    #[schemars(range(min = 1, max = 4095))]
+    #[schemars(range(min = 1, max = 4095), extend("x-restart" = true))]
     pub number: u16,
     /// Where it is, as `database_url`.
-    #[schemars(with = "String", extend("x-restart" = true, "x-secret" = true))]
-    pub url: Secret,
+    #[schemars(with = "Option<String>", extend("x-restart" = true, "x-secret" = true))]
+    pub url: Option<Secret>,
     /// As `direct.url`.
-    #[serde(default)]
     #[schemars(with = "Option<String>", extend("x-restart" = true, "x-secret" = true))]
     pub direct_url: Option<Secret>,
     /// Those that live there; the default shard has all others.
-    #[serde(default)]
+    #[schemars(extend("x-restart" = true))]
     pub namespaces: Vec<String>,
     /// Where it stands, for people.
-    #[serde(default)]
+    #[schemars(extend("x-restart" = true))]
     pub region: Option<String>,
 }
 
-/// What is wrong with them, and with the one that the process is to work with.
-pub(super) fn problems(shards: &BTreeMap<String, ShardConfig>, own: Option<&str>) -> Vec<(&'static str, String)> {
+/// What is wrong with them; what is missing of one may be said elsewhere, by a variable of the environment for example.
+pub(super) fn problems(shards: &BTreeMap<String, ShardConfig>) -> Vec<(&'static str, String)> {
     let mut found = Vec::new();
     let (mut numbers, mut homes) = (BTreeMap::new(), BTreeMap::new());
     for (name, shard) in shards {
         if name == DEFAULT {
             found.push(("shards", format!("names one {name}, as the one at database_url is called")));
         }
-        if !(1..=LAST_NUMBER).contains(&shard.number) {
+        if shard.number > LAST_NUMBER {
             let number = shard.number;
             found.push(("shards", format!("gives {name} the number {number}: expected 1 to {LAST_NUMBER}")));
         }
-        if let Some(other) = numbers.insert(shard.number, name) {
+        let number = Some(shard.number).filter(|number| *number != DEFAULT_NUMBER);
+        if let Some(other) = number.and_then(|number| numbers.insert(number, name)) {
             found.push(("shards", format!("gives {other} and {name} the number {}", shard.number)));
         }
         for namespace in &shard.namespaces {
@@ -56,9 +56,6 @@ pub(super) fn problems(shards: &BTreeMap<String, ShardConfig>, own: Option<&str>
                 found.push(("shards", format!("has {namespace} live in {other} and in {name}")));
             }
         }
-    }
-    if let Some(own) = own.filter(|own| *own != DEFAULT && !shards.contains_key(*own)) {
-        found.push(("shard", format!("is {own}, which is none of shards")));
     }
     found
 }

@@ -12,6 +12,7 @@ use super::submit::Submitter;
 use crate::config::{DirectConfig, ReplicaConfig, Settings, ShardConfig, DEFAULT_SHARD, DEFAULT_SHARD_NUMBER};
 use crate::db::Db;
 use crate::error::{Error, Result};
+use crate::template::Template;
 
 /// Where the tasks of whole namespaces are. Each database is connected to when it is first asked for, so that one that is away troubles nobody else. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -100,6 +101,22 @@ impl Shards {
         self.named(self.home_of_template(template)).await
     }
 
+    /// The one where a template is to be registered. Errors: [`Error::Invalid`] where a step, or the tasks that do its work, are of a namespace that lives in
+    /// another: the steps of a task move on in one transaction, and its children count there.
+    pub async fn of_definition(&self, template: &Template) -> Result<Db> {
+        let home = self.0.settings.home_of(&template.namespace);
+        let elsewhere = |(_, namespace): &(&str, &str)| self.0.settings.home_of(namespace) != home;
+        if let Some((step, namespace)) = template.namespaces().find(elsewhere) {
+            let other = self.0.settings.home_of(namespace);
+            return Err(Error::Invalid(format!(
+                "{}/{} lives in shard {home}, and its step {step} wants the namespace {namespace}, which lives in {other}: a task has its steps and its \
+                 children in its own shard; let a handler of the step enqueue a task there (docs/shards.md)",
+                template.namespace, template.name
+            )));
+        }
+        self.named(home).await
+    }
+
     /// Creates tasks of that template, in its own shard.
     pub async fn submitter(&self, template: &str) -> Result<Submitter> {
         Ok(self.open(self.home_of_template(template)).await?.submitter.clone())
@@ -158,6 +175,11 @@ impl Shards {
             replicas: ReplicaConfig::default(),
             ..settings.clone()
         };
+        let lacks = |what: &str| Error::Config(format!("the shard {name} has no {what}"));
+        let url = url.as_ref().ok_or_else(|| lacks("url"))?;
+        if *number == DEFAULT_SHARD_NUMBER {
+            return Err(lacks("number"));
+        }
         Ok((Db::configured(url.reveal(), *connections, &settings).await?, *number))
     }
 

@@ -62,10 +62,9 @@ impl Two<'_> {
     fn settings(&self) -> Settings {
         let eu = ShardConfig {
             number: 7,
-            url: Secret::from(self.eu.to_url_lossy().to_string()),
-            direct_url: None,
+            url: Some(Secret::from(self.eu.to_url_lossy().to_string())),
             namespaces: vec!["there".into()],
-            region: None,
+            ..ShardConfig::default()
         };
         Settings {
             shards: [("eu".to_owned(), eu)].into(),
@@ -78,12 +77,16 @@ impl Two<'_> {
     }
 
     fn tasker(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tasker"));
         command
             .args(arguments)
             .env("DATABASE_URL", &self.world.url)
             .env("TASKER_CONFIG", self.file());
-        command.output().unwrap()
+        command
     }
 
     fn says(&self, arguments: &[&str]) -> String {
@@ -247,8 +250,38 @@ async fn a_shard_that_is_away_or_is_none_troubles_only_its_own_namespaces() {
             (&json!(null), &json!("eu"), &json!("eu-central"))
         );
         assert!(listed[1]["error"].as_str().unwrap().contains("refused"), "{listed}");
-        let shown = two.says(&["config", "show"]);
+        fs::write(
+            two.file(),
+            json!({ "shared": { "shards": { "eu": { "number": 7, "namespaces": ["there"] } } } }).to_string(),
+        )
+        .unwrap();
+        let listed = two.tasker(&["shard", "list"]);
+        assert!(String::from_utf8_lossy(&listed.stdout).contains("the shard eu has no url"));
+        let mut command = two.command(&["config", "show"]);
+        let output = command
+            .env("TASKER__SHARDS__EU__URL", two.eu.to_url_lossy().as_str())
+            .output()
+            .unwrap();
+        let shown = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert!(shown.contains("\"url\":\"(secret)\""), "{shown}");
         assert!(!shown.contains(two.eu.to_url_lossy().password().unwrap()), "{shown}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_step_or_a_child_of_a_namespace_that_lives_elsewhere_is_refused_at_registration() {
+    Two::with(async |two| {
+        for step in ["{ name: far, handler: H, namespace: there }", "{ name: far, workflow: there/one }"] {
+            let template = format!("name: wide\nnamespace: here\nsteps:\n  - {{ name: near, handler: H }}\n  - {step}\n");
+            let file = two.folder.path().join("wide.yml");
+            fs::write(&file, template).unwrap();
+            let refused = two.tasker(&["template", "register", file.to_str().unwrap()]);
+            let said = String::from_utf8(refused.stderr).unwrap();
+            assert_eq!(refused.status.code(), Some(1), "{said}");
+            assert!(said.contains("its step far wants the namespace there, which lives in eu"), "{said}");
+        }
+        assert_eq!(two.world.count("SELECT count(*) FROM tasker.templates").await, 0);
     })
     .await;
 }
@@ -282,8 +315,7 @@ fn shards_that_contradict_each_other_are_refused() {
             json!({ "shards": { "default": shard(1, "a") } }),
             "as the one at database_url is called",
         ),
-        (json!({ "shards": { "eu": shard(1, "a") }, "shard": "us" }), "none of shards"),
-        (json!({ "shards": { "eu": { "number": 1 } } }), "url"),
+        (json!({ "shards": { "eu": { "numbers": 1 } } }), "number"),
     ] {
         let (accepted, said) = check(wrong);
         assert!(!accepted && said.contains(what), "{what}: {said}");

@@ -120,7 +120,7 @@ impl Client {
         let template = Template::parse(&source, &origin).map_err(|error| raise::error(ruby, &error.into()))?;
         let name = format!("{}/{}", template.namespace, template.name);
         let registered = block_on(ruby, async move {
-            let db = shards.of_namespace(&template.namespace).await?;
+            let db = shards.of_definition(&template).await?;
             match use_it {
                 true => register::register(&db, &template).await,
                 false => register::register_if_new(&db, &template).await,

@@ -1,0 +1,75 @@
+# frozen_string_literal: true
+
+require "spec_helper"
+require "tmpdir"
+
+RSpec.describe "namespaces that live in a database of their own" do
+  let(:folder) { Dir.mktmpdir }
+  let(:environment) { { "TASKER_CONFIG" => File.join(folder, "tasker.yml") } }
+
+  def ruby(code)
+    script = File.join(folder, "script.rb")
+    File.write(script, <<~RUBY)
+      require "tasker_core"
+      class Greet < TaskerCore::StepHandler
+        def call(step) = { hello: step.context[:name] }
+      end
+      class Greeting < TaskerCore::Workflow
+        namespace "#{namespace}"
+        step :greet, Greet
+      end
+      class Home < TaskerCore::Workflow
+        namespace "#{namespace}_home"
+        step :greet, Greet
+      end
+      #{code}
+    RUBY
+    succeed(RbConfig.ruby, "-I", "lib", script, environment: environment).lines.map(&:strip)
+  end
+
+  before do
+    Database.create("_eu")
+    eu = { number: 5, url: Database.url("_eu"), direct_url: Database.direct_url("_eu"), namespaces: [namespace] }
+    File.write(environment["TASKER_CONFIG"], JSON.generate(shared: { shards: { eu: eu } }))
+    succeed(*Processes::TASKER, "shard", "add", "eu", environment: environment)
+  end
+
+  after do
+    Database.drop("_eu")
+    FileUtils.remove_entry(folder)
+  end
+
+  it "enqueues, runs, signals and waits there, and everything else at home" do
+    said = ruby(<<~RUBY)
+      worker = TaskerCore::Worker.new(namespaces: ["#{namespace}"], orchestrate: true).start
+      task = TaskerCore.enqueue(Greeting, { name: "Ada" })
+      task.wait(timeout: 60)
+      home = TaskerCore.enqueue(Home, { name: "Bob" })
+      home.cancel
+      puts [task.status, task.results.to_h, home.status, TaskerCore.client.statuses([task, home]).size].inspect
+      worker.stop(grace: 5)
+    RUBY
+    expect(said.last).to include('"complete"').and include("Ada").and include('"cancelled"').and end_with("2]")
+    counted = "SELECT count(*) FROM tasker.tasks t JOIN tasker.namespaces n ON n.id = t.namespace_id WHERE n.name LIKE '#{namespace}%'"
+    expect(Database.query(counted, suffix: "_eu")).to eq(["count" => "1"])
+    expect(Database.query(counted)).to eq(["count" => "1"])
+  end
+
+  it "creates a task in the caller's own transaction where that is one of the task's own database" do
+    said = ruby(<<~RUBY)
+      require "pg"
+      open = []
+      TaskerCore.configure { |settings| settings.open_transaction = -> { open } }
+      [#{Database.direct_url('_eu').inspect}, #{Database.direct_url.inspect}].each do |url|
+        connection = PG.connect(url)
+        open.replace([connection])
+        connection.exec("BEGIN")
+        task = TaskerCore.enqueue(Greeting, { name: "Ada" })
+        connection.exec("ROLLBACK")
+        puts TaskerCore.client.statuses([task]).size
+      end
+    RUBY
+    # Rolled back with the first; of the second, which leads elsewhere, it is no part.
+    expect(said.last(2)).to eq(%w[0 1])
+  end
+end

@@ -28,6 +28,8 @@ CREATE TABLE tasker.namespaces (
     -- null: dead letters are kept for ever, and raise no alert
     retention_days  int CHECK (retention_days BETWEEN 1 AND 36500),
     alert_threshold int CHECK (alert_threshold > 0),
+    -- null: tasks that have ended are kept for ever (see 0039_history.sql)
+    history_seconds float8 CHECK (history_seconds > 0),
     -- null: the orchestrators' own
     queue_target    int CHECK (queue_target > 0),
     -- null: no backlog, and no age of the first of it, is too much (see 0023_backpressure.sql)
@@ -44,7 +46,7 @@ CREATE TABLE tasker.namespaces (
     drain_rate      float8 NOT NULL DEFAULT 0
 );
 
--- Whether the session may do what members of these roles may: it is one, or the owner of this schema, as whom what it calls runs (0039_roles.sql).
+-- Whether the session may do what members of these roles may: it is one, or the owner of this schema, as whom what it calls runs (0040_roles.sql).
 CREATE FUNCTION tasker.is_one_of(p_roles text[]) RETURNS boolean
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -176,7 +178,7 @@ BEGIN
     PERFORM tasker.await_turn('tasker.turn_namespaces');
     FOR v_queue IN
         INSERT INTO tasker.namespaces (name, max_attempts, backoff, multiplier, base_seconds, max_seconds, jitter, retention_days, alert_threshold,
-                                       queue_target, depth_warning, depth_critical, age_warning_seconds, age_critical_seconds,
+                                       history_seconds, queue_target, depth_warning, depth_critical, age_warning_seconds, age_critical_seconds,
                                        throttle_new_tasks, throttle_wait_seconds, shed_low_priority)
         SELECT n.name, r.*
         FROM (SELECT DISTINCT name FROM unnest(p_names) AS u(name)) AS n, tasker.rules(n.name) AS r

@@ -13,7 +13,7 @@ INSERT INTO tasker.configurations (version, who, why, overrides) VALUES (0, 'tas
 -- The rules of a namespace, whether or not it is there: its own, else those for all namespaces, else these.
 CREATE FUNCTION tasker.rules(p_namespace text) RETURNS TABLE (
     max_attempts int, backoff text, multiplier float8, base_seconds float8, max_seconds float8, jitter float8, retention_days int,
-    alert_threshold int, queue_target int, depth_warning int, depth_critical int, age_warning_seconds float8, age_critical_seconds float8,
+    alert_threshold int, history_seconds float8, queue_target int, depth_warning int, depth_critical int, age_warning_seconds float8, age_critical_seconds float8,
     throttle_new_tasks text, throttle_wait_seconds float8, shed_low_priority boolean
 )
 LANGUAGE sql STABLE BEGIN ATOMIC
@@ -22,7 +22,7 @@ LANGUAGE sql STABLE BEGIN ATOMIC
                           "throttle_new_tasks": "hold", "throttle_wait_seconds": 5, "shed_low_priority": false}'
                         || coalesce(c.overrides -> 'namespace_defaults', '{}') || coalesce(c.overrides -> 'namespaces' -> p_namespace, '{}')) AS r(
             max_attempts int, backoff text, multiplier float8, base_seconds float8, max_seconds float8, jitter float8, retention_days int,
-            alert_threshold int, queue_target int, depth_warning int, depth_critical int, age_warning_seconds float8, age_critical_seconds float8,
+            alert_threshold int, history_seconds float8, queue_target int, depth_warning int, depth_critical int, age_warning_seconds float8, age_critical_seconds float8,
             throttle_new_tasks text, throttle_wait_seconds float8, shed_low_priority boolean);
 END;
 
@@ -42,7 +42,7 @@ BEGIN
     END IF;
     INSERT INTO tasker.configurations (version, who, why, overrides) VALUES (v_newest + 1, p_who, p_why, p_overrides);
     UPDATE tasker.namespaces n
-    SET (max_attempts, backoff, multiplier, base_seconds, max_seconds, jitter, retention_days, alert_threshold, queue_target, depth_warning,
+    SET (max_attempts, backoff, multiplier, base_seconds, max_seconds, jitter, retention_days, alert_threshold, history_seconds, queue_target, depth_warning,
          depth_critical, age_warning_seconds, age_critical_seconds, throttle_new_tasks, throttle_wait_seconds, shed_low_priority)
         = (SELECT r.* FROM tasker.rules(n.name) AS r);
     PERFORM tasker.apply_limits(p_overrides);

@@ -20,6 +20,7 @@ pub(crate) mod events;
 pub mod fail;
 pub(crate) mod fleet;
 pub mod fork;
+pub mod history;
 mod input;
 pub mod lease;
 pub mod limits;

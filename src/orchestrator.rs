@@ -1,6 +1,6 @@
 //! The orchestrator: admits tasks, enqueues due retries, notices what died. Any number run side by side, all equal.
 //!
-//! It is ten loops of one shape (and another where metrics are pushed): repeat a cycle, beat, and wait: for a wake (admission, retries, alerts) or for the next of its `rounds`.
+//! It is eleven loops of one shape (and another where metrics are pushed): repeat a cycle, beat, and wait: for a wake (admission, retries, alerts) or for the next of its `rounds`.
 
 mod admission;
 mod alerts;
@@ -8,6 +8,7 @@ mod backpressure;
 mod bulk_actions;
 mod children;
 mod due;
+mod history;
 mod marks;
 mod observation;
 mod reconciliation;
@@ -117,6 +118,7 @@ impl Orchestrator {
         each.round(&loops, |of| backpressure::Backpressure::new(&of.db));
         each.round(&loops, |of| reconciliation::Reconciliation::new(&of.db));
         each.round(&loops, |of| retention::Retention::new(&of.db));
+        each.round(&loops, |of| history::History::new(&of.db));
         each.round(&loops, |of| schedules::Schedules::new(&of.db, &of.live));
         if telemetry::pushes_metrics() {
             each.round(&loops, |of| observation::Observation::new(&of.health));

@@ -58,6 +58,9 @@ pub(super) enum Namespace {
         /// How many dead letters raise an alert
         #[arg(long)]
         alert_threshold: Option<i32>,
+        /// How long a task that has ended is kept; for ever where nothing is said
+        #[arg(long)]
+        history_seconds: Option<f64>,
         /// Leave its tasks waiting while its queue holds this many messages
         #[arg(long)]
         queue_target: Option<i32>,
@@ -75,7 +78,7 @@ fn backoff(name: &str) -> std::result::Result<Backoff, String> {
     serde_json::from_value(json!(name)).map_err(|_| "expected fixed, linear or exponential".into())
 }
 
-const COLUMNS: [&str; 10] = [
+const COLUMNS: [&str; 11] = [
     "name",
     "max_attempts",
     "backoff",
@@ -85,6 +88,7 @@ const COLUMNS: [&str; 10] = [
     "jitter",
     "retention_days",
     "alert_threshold",
+    "history_seconds",
     "queue_target",
 ];
 
@@ -112,6 +116,7 @@ impl Namespace {
                 jitter,
                 retention_days,
                 alert_threshold,
+                history_seconds,
                 queue_target,
                 by,
                 json,
@@ -126,6 +131,7 @@ impl Namespace {
                     jitter,
                     retention_days,
                     alert_threshold,
+                    history_seconds,
                     queue_target,
                     ..Rules::default()
                 };

@@ -34,6 +34,9 @@ pub struct Rules {
     /// How many dead letters raise an alert; none do where nothing else is said.
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub alert_threshold: Option<i32>,
+    /// How long a task that has ended is kept, with all that is known of it, its key among it: at least a minute; for ever where nothing else is said (docs/history.md).
+    #[schemars(range(min = 60, max = 3_153_600_000.0))]
+    pub history_seconds: Option<f64>,
     /// In place of `orchestrator.queue_target`.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub queue_target: Option<i32>,

@@ -36,6 +36,7 @@ mod failures;
 mod family_properties;
 mod forks;
 mod health;
+mod history;
 mod kind_properties;
 mod large;
 mod leases;

@@ -19,7 +19,7 @@ LANGUAGE sql IMMUTABLE BEGIN ATOMIC
         -- what orchestrators and operators do beside what the others may
         ('tasker_operate', '{alert_delivered, alerting_namespaces, begin_due_tasks, cancel_tasks, end_sleeps, change_configuration, check_alerts, children_due, claim_tasks,
                              damaged_namespaces, delete_dead_letters, delete_schedule, due_schedules, fire_schedule, forget_ticks, pause, pause_schedule, pause_tasks, prioritize_tasks, put_schedule, put_schedules, schedules_due, trigger_schedule, enqueue_due_retries, expire_members, expire_tasks, expired_dead_letters, find_broken_queues, find_dead_letters,
-                             find_token, advance_bulk_action, begin_bulk_action, forget_bulk_actions, stop_bulk_action, take_bulk_action, begin_change, end_change, create_token, revoke_token, fork_task, forget_activity, forget_changes, forget_letterless, forget_limits, forget_members, forget_pauses, forget_signals, forget_uniques, grant_permits, input_schemas, match_signals, measure_pressure,
+                             find_token, advance_bulk_action, begin_bulk_action, forget_bulk_actions, stop_bulk_action, take_bulk_action, begin_change, end_change, create_token, revoke_token, fork_task, forget_activity, forget_changes, forget_letterless, forget_limits, forget_members, forget_pauses, forget_signals, forget_tasks, forget_uniques, grant_permits, input_schemas, match_signals, measure_pressure,
                              move_fan_outs, move_marks, note_traffic, reconcile, refuse_children, repair_queue, replay_dead_letters, reset_breakers, restore_queue, resume, resume_tasks,
                              settle_dead_letters, signals_due, take_alert, tally_children, try_broken_queues, unchecked_inputs, wake_expired_leases}')
     ) AS r(role, functions), unnest(r.functions) AS f(name);
@@ -69,8 +69,8 @@ BEGIN
     REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA tasker FROM PUBLIC;
     FOR v_function IN
         SELECT p.oid FROM pg_proc p WHERE p.pronamespace = 'tasker'::regnamespace AND p.proname IN (SELECT r.function FROM tasker.rights() AS r)
-          -- It looks at no row, and is written into the functions that ask it.
-          AND p.proname <> 'notifications_are_stuck'
+          -- They look at no row, and are written into the functions that ask them.
+          AND p.proname NOT IN ('notifications_are_stuck', 'shard')
     LOOP
         EXECUTE format('ALTER FUNCTION %s SECURITY DEFINER', v_function);
     END LOOP;

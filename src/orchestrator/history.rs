@@ -1,0 +1,34 @@
+//! History: deletes tasks that ended so long ago that their namespaces do not want to know them any longer.
+
+use std::time::Duration;
+
+use super::rounds::Round;
+use crate::db::Db;
+use crate::engine::history::forget_tasks;
+use crate::error::Result;
+
+/// How many tasks one statement looks at, so that it takes some tens of milliseconds.
+const SLICE: i32 = 1_000;
+
+/// What may be looked for meanwhile, and what is at work beside it.
+const BUSY: Duration = Duration::from_millis(10);
+
+pub(super) struct History {
+    db: Db,
+}
+
+impl History {
+    pub(super) fn new(db: &Db) -> Self {
+        History { db: db.clone() }
+    }
+}
+
+impl Round for History {
+    const NAME: &'static str = "history";
+    const EVERY: Duration = Duration::from_secs(10);
+
+    async fn round(&mut self) -> Result<Duration> {
+        let (looked, _) = forget_tasks(&self.db, SLICE).await?;
+        Ok(if looked < SLICE { Self::EVERY } else { BUSY })
+    }
+}

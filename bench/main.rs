@@ -15,6 +15,7 @@ mod memory;
 mod pooler;
 mod raw;
 mod report;
+mod retention;
 mod scaling;
 mod site;
 mod stalls;
@@ -48,7 +49,10 @@ struct Options {
     /// Minutes of steady load, with the xmin horizon held back for a quarter of them; 0: leave it out
     #[arg(long, default_value_t = 0)]
     horizon: u32,
-    /// Only this: raw, submit, rust, ruby, latency, claims, history, profile, scale, telemetry, limits, fanout, scaling, flood, idle, pooler, compare, horizon;
+    /// Minutes of 5,000 tasks a second, of which a sixth is kept; 0: leave it out
+    #[arg(long, default_value_t = 0)]
+    retention: u32,
+    /// Only this: raw, submit, rust, ruby, latency, claims, history, profile, scale, telemetry, limits, fanout, scaling, flood, idle, pooler, compare, horizon, retention;
     /// and memory and stalls, which are measured only so
     #[arg(long)]
     only: Option<String>,
@@ -127,13 +131,15 @@ async fn main() {
             &["steps/s"],
         );
         // In turns, since a machine's speed drifts.
-        let (mut none, mut million) = (Vec::new(), Vec::new());
+        let (mut none, mut million, mut deleted) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..options.runs {
             none.push(rate(&throughput::drain(&site, Shape::Jobs, languages[0], options.steps).await));
-            million.push(throughput::with_history(&site, languages[0], options.steps).await);
+            million.push(throughput::with_history(&site, languages[0], options.steps, false).await);
+            deleted.push(throughput::with_history(&site, languages[0], options.steps, true).await);
         }
         report.row("none", &[json!(middle(none))]);
         report.row("a million", &[json!(middle(million))]);
+        report.row("a million, which are deleted meanwhile", &[json!(middle(deleted))]);
     }
     if wanted("profile") {
         report.section(
@@ -243,6 +249,13 @@ async fn main() {
     if options.horizon > 0 && wanted("horizon") {
         report.section("linear-4 with the xmin horizon held back, handlers in rust", &horizon::COLUMNS);
         horizon::measure(&site, options.horizon, |name, figures| report.row(name, figures)).await;
+    }
+    if options.retention > 0 && wanted("retention") {
+        report.section(
+            "5,000 one-step tasks a second, a sixth of the time kept, handlers in rust",
+            &retention::COLUMNS,
+        );
+        retention::measure(&site, options.retention, |name, figures| report.row(name, figures)).await;
     }
     if options.compare && wanted("compare") {
         report.section(

@@ -1,10 +1,11 @@
 //! How many tasks a second come in, and how many steps a second go through.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{json, Value};
 use tasker::engine::submit::{NewTask, Submitter};
 
+use crate::retention;
 use crate::site::{Language, Place, Site, NAMESPACE};
 
 /// What the tasks look like.
@@ -136,8 +137,8 @@ pub(crate) async fn scale(site: &Site, processes: usize) -> f64 {
     (4 * tasks) as f64 / seconds
 }
 
-/// One-step tasks a second while a million finished tasks are kept.
-pub(crate) async fn with_history(site: &Site, language: Language, tasks: usize) -> f64 {
+/// One-step tasks a second while a million finished tasks are kept, or are deleted.
+pub(crate) async fn with_history(site: &Site, language: Language, tasks: usize, deleting: bool) -> f64 {
     let place = site.place(&[Shape::Jobs.template()]).await;
     let history = "
         INSERT INTO tasker.tasks (id, template_id, version_id, namespace_id, priority, state, input, created_at, finished_at)
@@ -148,6 +149,10 @@ pub(crate) async fn with_history(site: &Site, language: Language, tasks: usize) 
         VACUUM ANALYZE tasker.tasks; VACUUM ANALYZE tasker.steps";
     for statement in history.split(';') {
         sqlx::raw_sql(statement).execute(&place.pool).await.expect("makes a history");
+    }
+    if deleting {
+        retention::keep(&place, 60).await;
+        tokio::time::sleep(Duration::from_secs(61)).await;
     }
     fill(&place, tasks).await;
     place.settle().await;

@@ -13,6 +13,7 @@ CREATE TABLE tasker.dead_letter_actions (
     why     text,
     details jsonb NOT NULL
 );
+CREATE INDEX dead_letter_actions_gone ON tasker.dead_letter_actions (task_id) WHERE action IN ('discard', 'purge');
 
 -- The last p_limit actions, the newest first. What is large is left out: it says how many bytes it has.
 CREATE FUNCTION tasker.list_dead_letter_actions(p_limit int) RETURNS SETOF jsonb

@@ -43,7 +43,7 @@ BEGIN
 END
 $$;
 
--- Looks at p_limit tasks at most, and deletes those whose time is over. Kept are those that have not ended, or have a dead step, those whose parent is kept, and those of which
+-- Looks at p_limit tasks at most, and deletes those whose time is over. Kept are those that have not ended, or have a dead letter, those whose parent is kept, and those of which
 -- there is a fork. Returns how many it looked at and deleted; fewer than p_limit: there are no more for now.
 -- Locks: one mark, without waiting; then as delete_tasks.
 CREATE FUNCTION tasker.forget_tasks(p_limit int, OUT looked int, OUT forgotten int)
@@ -75,7 +75,10 @@ BEGIN
         SELECT t.id FROM unnest(v_slice) AS s(id) JOIN tasker.tasks t ON t.id = s.id JOIN tasker.namespaces n ON n.id = t.namespace_id
         WHERE n.history_seconds = v_mark.seconds AND t.finished_at < v_before AND t.state IN ('complete', 'failed', 'cancelled', 'discarded')
           AND NOT EXISTS (SELECT FROM tasker.tasks f WHERE f.forked_from = t.id)
-          AND NOT EXISTS (SELECT FROM tasker.steps d WHERE d.task_id = t.id AND d.state IN ('dead', 'enqueued', 'in_progress', 'cancelling')));
+          AND NOT EXISTS (
+              SELECT FROM tasker.steps s WHERE s.task_id = t.id AND (s.state IN ('enqueued', 'in_progress', 'cancelling') OR s.state = 'dead' AND NOT EXISTS (
+                  SELECT FROM tasker.dead_letter_actions a JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.name = a.step
+                  WHERE a.task_id = t.id AND ts.step = s.step AND a.action IN ('discard', 'purge') AND a.at >= s.finished_at))));
     -- The children of those that are gone by now can go, too.
     LOOP
         v_gone := tasker.delete_tasks(v_old);

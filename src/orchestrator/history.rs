@@ -1,6 +1,6 @@
 //! History: deletes tasks that ended so long ago that their namespaces do not want to know them any longer.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::rounds::Round;
 use crate::db::Db;
@@ -10,8 +10,8 @@ use crate::error::Result;
 /// How many tasks one statement looks at, so that it takes some tens of milliseconds.
 const SLICE: i32 = 1_000;
 
-/// What may be looked for meanwhile, and what is at work beside it.
-const BUSY: Duration = Duration::from_millis(10);
+/// For each second of that it rests for two: whoever waits for his tasks comes first.
+const REST: u32 = 2;
 
 pub(super) struct History {
     db: Db,
@@ -28,7 +28,11 @@ impl Round for History {
     const EVERY: Duration = Duration::from_secs(10);
 
     async fn round(&mut self) -> Result<Duration> {
+        let began = Instant::now();
         let (looked, _) = forget_tasks(&self.db, SLICE).await?;
-        Ok(if looked < SLICE { Self::EVERY } else { BUSY })
+        Ok(match looked < SLICE {
+            true => Self::EVERY,
+            false => began.elapsed() * REST,
+        })
     }
 }

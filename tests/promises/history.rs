@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use tasker::engine::cancel::cancel_tasks;
+use tasker::engine::dead_letters::{self, By};
 use tasker::engine::fail::Failure;
 use tasker::engine::fork::fork_task;
 use tasker::engine::history::forget_tasks;
@@ -92,7 +93,7 @@ async fn a_task_that_has_ended_is_deleted_with_all_that_is_known_of_it_and_its_k
             tags: [("customer".to_owned(), "42".to_owned())].into(),
             ..NewTask::default()
         };
-        let ended = submitter.submit("here/one", None, &[keyed.clone()]).await.unwrap()[0].id;
+        let ended = submitter.submit("here/one", None, std::slice::from_ref(&keyed)).await.unwrap()[0].id;
         assert_eq!(end_of(world, ended).await, "complete");
         let dead = world.submit("one", json!({ "kind": "bad" })).await;
         assert_eq!(end_of(world, dead).await, "blocked");
@@ -114,6 +115,15 @@ async fn a_task_that_has_ended_is_deleted_with_all_that_is_known_of_it_and_its_k
             let sql = format!("SELECT count(*) FROM tasker.{table} WHERE task_id = '{ended}'");
             assert_eq!(world.count(&sql).await, 0, "{table}");
         }
+        // Its letter was discarded: it has failed, and goes.
+        let letters: Vec<String> = dead_letters::of_tasks(&world.db, &[dead]).await.unwrap().into_keys().collect();
+        assert_eq!(dead_letters::discard(&world.db, &letters, &By::default()).await.unwrap(), letters);
+        sqlx::query("UPDATE tasker.history_marks SET anew_at = now()")
+            .execute(&world.pool)
+            .await
+            .unwrap();
+        assert_eq!(world.forget(10).await + world.forget(10).await, 1);
+        assert!(!world.left().await.contains(&dead));
         let again = submitter.submit("here/one", None, &[keyed]).await.unwrap();
         assert!(again[0].created && again[0].id != ended);
     })

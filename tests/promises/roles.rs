@@ -121,7 +121,7 @@ async fn each_role_may_call_what_is_its_right_and_no_other_function_and_touch_no
                      SELECT FROM pg_proc p WHERE p.pronamespace = 'tasker'::regnamespace AND p.proname = r.function AND p.prosecdef)",
             )
             .await;
-        assert_eq!(wrong, "notifications_are_stuck", "which looks at no row");
+        assert_eq!(wrong, "notifications_are_stuck, shard", "which look at no row");
         let refused = answers(&nobody, &["SELECT tasker.create_task('here', '{}')", "SELECT * FROM tasker.tasks"]).await;
         assert_eq!(refused, ["42501", "42501"]);
         forget(world, &nobody).await;

@@ -6,7 +6,7 @@ use serde_json::{json, Value};
 use sqlx::PgPool;
 use tokio::time::{interval, sleep_until, MissedTickBehavior};
 
-use crate::site::{Language, Place, Site, NAMESPACE};
+use crate::site::{Language, Site};
 use crate::throughput::{fill, Shape};
 
 pub(crate) const COLUMNS: [&str; 4] = ["tasks/s", "tasks kept", "of them waiting", "MB"];
@@ -14,19 +14,10 @@ pub(crate) const COLUMNS: [&str; 4] = ["tasks/s", "tasks kept", "of them waiting
 /// Tasks a second that come in.
 const RATE: usize = 5_000;
 
-/// How long tasks that have ended are kept from now on.
-pub(crate) async fn keep(place: &Place, seconds: u32) {
-    sqlx::query("SELECT tasker.change_configuration(0, $1, 'bench', NULL)")
-        .bind(json!({ "namespaces": { NAMESPACE: { "history_seconds": seconds } } }))
-        .execute(&place.pool)
-        .await
-        .expect("sets the rule");
-}
-
 /// So many minutes, of which a sixth is kept, a minute at least; calls `row` with the minute and the figures of [`COLUMNS`].
 pub(crate) async fn measure(site: &Site, minutes: u32, mut row: impl FnMut(&str, &[Value])) {
     let place = site.place(&[Shape::Jobs.template()]).await;
-    keep(&place, (minutes * 10).max(60)).await;
+    place.keep_history((minutes * 10).max(60)).await;
     let feeding = async {
         let mut ticks = interval(Duration::from_millis(200));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);

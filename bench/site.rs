@@ -207,6 +207,15 @@ impl Place {
         place
     }
 
+    /// From now on a task that has ended is kept for so many seconds.
+    pub(crate) async fn keep_history(&self, seconds: u32) {
+        sqlx::query("SELECT tasker.change_configuration(0, $1, 'bench', NULL)")
+            .bind(json!({ "namespaces": { NAMESPACE: { "history_seconds": seconds } } }))
+            .execute(&self.pool)
+            .await
+            .expect("sets the rule");
+    }
+
     /// Another process's connections.
     pub(crate) async fn connect(&self, connections: u32) -> Db {
         let mut settings = Settings::default();

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use serde_json::{json, Value};
 use tasker::engine::submit::{NewTask, Submitter};
 
-use crate::retention;
 use crate::site::{Language, Place, Site, NAMESPACE};
 
 /// What the tasks look like.
@@ -151,7 +150,7 @@ pub(crate) async fn with_history(site: &Site, language: Language, tasks: usize, 
         sqlx::raw_sql(statement).execute(&place.pool).await.expect("makes a history");
     }
     if deleting {
-        retention::keep(&place, 60).await;
+        place.keep_history(60).await;
         tokio::time::sleep(Duration::from_secs(61)).await;
     }
     fill(&place, tasks).await;

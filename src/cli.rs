@@ -7,6 +7,7 @@ mod api;
 mod bulk;
 mod check;
 mod config;
+mod connection;
 mod dev;
 mod dlq;
 mod health;
@@ -28,22 +29,16 @@ mod watch;
 
 use std::ffi::OsString;
 use std::io::{Read, Write};
-use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
 use clap::{Args, Parser, Subcommand};
-use serde_json::{json, Value};
+use serde_json::Value;
 
-use crate::config::distributed::{Author, ConfigurationCoordinator};
-use crate::config::{database_url, Given, Local, Secret};
-use crate::db::Db;
-use crate::engine::configuration::coordinator;
+use crate::config::distributed::Author;
 use crate::engine::dead_letters;
-use crate::engine::shards::Shards;
 use crate::error::{Error, ErrorKind, Result};
 use crate::telemetry;
-use server::{Reach, Server};
-use uuid::Uuid;
+use connection::{About, Connection};
 
 #[derive(Parser)]
 #[command(name = "tasker", version, about = "Workflow orchestration that needs nothing but PostgreSQL")]
@@ -114,142 +109,6 @@ enum Command {
     },
     /// Run a private PostgreSQL in .tasker/, migrated, and an orchestrator
     Dev(dev::Dev),
-}
-
-/// What a command is about, by which its shard is known.
-#[derive(Clone, Copy)]
-enum About<'n> {
-    Task(Uuid),
-    /// A name, or namespace/name.
-    Template(&'n str),
-    Namespace(&'n str),
-    /// What is to be registered.
-    Definition(&'n crate::template::Template),
-}
-
-/// Which database.
-#[derive(Args, Clone, Default)]
-struct Connection {
-    /// postgres://user:password@host:port/database; default: DATABASE_URL, or tasker.yml, or the private one of `tasker dev`, if it runs
-    #[arg(long, global = true)]
-    database_url: Option<String>,
-    /// Works with this one of the databases that tasker.yml names under shards; default: the one of the task, the template or the namespace that the command is about
-    #[arg(long, global = true, conflicts_with = "database_url")]
-    shard: Option<String>,
-    /// Asks the API of a `tasker serve` there, in place of the database: http://host:port or https://host; SSL_CERT_FILE names the certificates that are trusted
-    #[arg(long, global = true, env = "TASKER_SERVER")]
-    server: Option<String>,
-    /// By which the API knows who asks
-    #[arg(long, global = true, env = "TASKER_TOKEN", hide_env_values = true)]
-    token: Option<String>,
-}
-
-impl Connection {
-    /// Where this command finds what it is about.
-    async fn reach(&self) -> Result<Reach> {
-        match self.server()? {
-            Some(server) => Ok(Reach::Server(server)),
-            None => Ok(Reach::Database(Box::new(self.open().await?))),
-        }
-    }
-
-    /// The same for a command that is about something of one shard.
-    async fn reach_of(&self, what: About<'_>) -> Result<Reach> {
-        match self.server()? {
-            Some(server) => Ok(Reach::Server(server)),
-            None => Ok(Reach::Database(Box::new(self.open_of(what).await?))),
-        }
-    }
-
-    async fn open_of(&self, what: About<'_>) -> Result<Db> {
-        self.check_no_server()?;
-        let local = self.local(None, json!({}))?;
-        let shards = self.shards(&local, 4)?;
-        let db = match what {
-            _ if self.database_url.is_some() || shards.settings().shard.is_some() => shards.home().await?,
-            About::Task(task) => shards.of_task(task).await?,
-            About::Template(template) => shards.of_template(template).await?,
-            About::Namespace(namespace) => shards.of_namespace(namespace).await?,
-            About::Definition(template) => shards.of_definition(template).await?,
-        };
-        Ok(db.for_people())
-    }
-
-    /// Brings the schema up to date, and has the ids of a shard's tasks say so.
-    async fn migrate(&self) -> Result<Db> {
-        self.check_no_server()?;
-        let shards = self.shards(&self.local(None, json!({}))?, 4)?;
-        match &shards.settings().shard {
-            Some(name) => shards.add(name).await,
-            None => {
-                let db = shards.home().await?;
-                db.migrate().await?;
-                Ok(db)
-            }
-        }
-    }
-
-    /// The API that it asks in place of the database.
-    fn server(&self) -> Result<Option<Server>> {
-        let server = self.server.as_deref().filter(|_| self.database_url.is_none());
-        let server = server.map(|url| Server::new(url, self.token.as_deref()));
-        server.transpose()
-    }
-
-    /// For a command that does one thing after the other, and that no API has.
-    async fn open(&self) -> Result<Db> {
-        self.check_no_server()?;
-        Ok(self.connect(&self.local(None, json!({}))?, 4).await?.for_people())
-    }
-
-    fn check_no_server(&self) -> Result<()> {
-        match self.server()? {
-            None => Ok(()),
-            Some(_) => Err(Error::Config(
-                "this command works with the database itself, and not with --server (TASKER_SERVER)".into(),
-            )),
-        }
-    }
-
-    /// What this process is told where it runs, and by these flags.
-    fn local(&self, file: Option<PathBuf>, mut flags: Value) -> Result<Local> {
-        if let Some(url) = &self.database_url {
-            flags["database_url"] = json!(url);
-        }
-        if let Some(shard) = &self.shard {
-            flags["shard"] = json!(shard);
-        }
-        let given = Given {
-            settings: EMBEDDING.get().filter(|_| file.is_none()).cloned(),
-            file,
-            flags,
-        };
-        Local::read(given)
-    }
-
-    /// The database, and where the configuration is kept that all share.
-    async fn coordinated(&self) -> Result<(Db, Arc<dyn ConfigurationCoordinator>)> {
-        self.coordinated_by(self.open().await?).await
-    }
-
-    async fn coordinated_by(&self, db: Db) -> Result<(Db, Arc<dyn ConfigurationCoordinator>)> {
-        let settings = self.local(None, json!({}))?.with(0, &json!({}))?.settings;
-        let coordinator = coordinator(&db, &settings).await?;
-        Ok((db, coordinator))
-    }
-
-    async fn connect(&self, local: &Local, connections: u32) -> Result<Db> {
-        self.shards(local, connections)?.home().await
-    }
-
-    fn shards(&self, local: &Local, connections: u32) -> Result<Shards> {
-        let mut settings = local.with(0, &json!({}))?.settings;
-        if self.database_url.is_some() {
-            settings.shard = None;
-        }
-        let url = database_url(settings.database_url.as_ref().map(Secret::reveal))?;
-        Ok(Shards::new(url, connections, settings))
-    }
 }
 
 /// Who does something, and why.

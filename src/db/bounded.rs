@@ -19,7 +19,7 @@ use super::doubt::Doubt;
 use super::servers::{Open, Pool};
 use super::session::{Sessions, TRANSACTION};
 
-/// No answer for this long means that there will be none: PostgreSQL itself ends every statement earlier (`BOUNDS` in db.rs).
+/// No answer for this long means that there will be none: PostgreSQL itself ends every statement earlier (`BOUNDS` in session.rs).
 pub(super) const ANSWER: Duration = Duration::from_secs(20);
 
 /// A call that waits so long for a connection waits too long.
@@ -90,7 +90,7 @@ impl Bounded<'_> {
         let done = unless_left(&borrowed.left, async {
             let begin = match sessions {
                 Sessions::Own => "BEGIN",
-                Sessions::Shared => TRANSACTION,
+                Sessions::Shared => TRANSACTION.as_str(),
             };
             answered(connection.execute(begin)).await?;
             let done = work(&mut Transaction { connection, sessions }).await?;
@@ -176,7 +176,7 @@ macro_rules! bounded {
             if sessions == Sessions::Own {
                 return $work.await;
             }
-            $connection.execute(TRANSACTION).await?;
+            $connection.execute(TRANSACTION.as_str()).await?;
             let answer = $work.await;
             if is_finished(&answer) {
                 end($connection, answer.is_ok()).await?;

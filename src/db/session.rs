@@ -2,7 +2,7 @@
 //! each transaction another session, that is for each transaction to say.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
@@ -10,16 +10,20 @@ use sqlx::{ConnectOptions, Connection, Decode, Executor, PgPool, Postgres, Row, 
 
 use super::doubt::Doubt;
 
-/// What bounds every session on the server's side: a peer that is cut off holds its locks for seconds, not for the hours that TCP allows. And what
+/// What bounds every session on the server's side: a peer that is cut off holds its locks for seconds. And what
 /// our statements take for granted, whatever the database or the role sets: above all the search path, since whoever may create functions in a
 /// schema on it could put his own in place of PostgreSQL's, and run them as us.
-pub(super) const BOUNDS: &str = "
+const BOUNDS: &str = "
     SET search_path = pg_catalog, pg_temp;
     SET standard_conforming_strings = on;
     SET default_transaction_isolation = 'read committed';
     SET statement_timeout = '15s';
     SET lock_timeout = '10s';
     SET idle_in_transaction_session_timeout = '10s';
+";
+
+/// What bounds a connection to PostgreSQL itself, whose peer may be cut off for the hours that TCP allows.
+const KEEPALIVE: &str = "
     SET client_connection_check_interval = '5s';
     SET tcp_user_timeout = '10s';
     SET tcp_keepalives_idle = '5s';
@@ -41,23 +45,11 @@ pub const PLANS: &str = "
     SET jit = off;
 ";
 
-/// Begins a transaction in a session that is another's after it, with what [`BOUNDS`] and [`PLANS`] say of a session of our own.
-pub(super) const TRANSACTION: &str = "
-    BEGIN ISOLATION LEVEL READ COMMITTED;
-    SET LOCAL search_path = pg_catalog, pg_temp;
-    SET LOCAL standard_conforming_strings = on;
-    SET LOCAL statement_timeout = '15s';
-    SET LOCAL lock_timeout = '10s';
-    SET LOCAL idle_in_transaction_session_timeout = '10s';
-    SET LOCAL plan_cache_mode = 'force_generic_plan';
-    SET LOCAL enable_seqscan = off;
-    SET LOCAL enable_bitmapscan = off;
-    SET LOCAL enable_sort = off;
-    SET LOCAL enable_hashjoin = off;
-    SET LOCAL enable_mergejoin = off;
-    SET LOCAL enable_memoize = off;
-    SET LOCAL jit = off;
-";
+/// Begins a transaction in a session that is another's after it, with what a session of our own is told once.
+pub(super) static TRANSACTION: LazyLock<String> = LazyLock::new(|| {
+    let settings = [BOUNDS, PLANS].concat().replace("SET ", "SET LOCAL ");
+    format!("BEGIN ISOLATION LEVEL READ COMMITTED;{settings}")
+});
 
 /// Whose a connection's session is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,6 +126,7 @@ fn sparing(connections: u32, patience: Duration) -> PgPoolOptions {
 
 async fn begin(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     connection.execute(BOUNDS).await?;
+    connection.execute(KEEPALIVE).await?;
     connection.execute(PLANS).await.map(drop)
 }
 

@@ -176,7 +176,10 @@ macro_rules! bounded {
             if sessions == Sessions::Own {
                 return $work.await;
             }
-            $connection.execute(TRANSACTION.as_str()).await?;
+            if let Err(error) = $connection.execute(TRANSACTION.as_str()).await {
+                end($connection, false).await?;
+                return Err(error);
+            }
             let answer = $work.await;
             if is_finished(&answer) {
                 end($connection, answer.is_ok()).await?;

@@ -130,6 +130,7 @@ impl Shards {
     /// Makes the database of a shard that one, and returns it: migrated, with ids that say so. Again, nothing happens.
     /// Errors: those of [`Shards::named`] and [`Db::migrate`]; [`Error::Invalid`] where it has tasks of another shard.
     pub async fn add(&self, name: &str) -> Result<Db> {
+        self.cell(name)?;
         let (db, number) = self.connect(name).await?;
         db.migrate().await?;
         sqlx::query("SELECT tasker.become_shard($1)")
@@ -140,21 +141,25 @@ impl Shards {
     }
 
     async fn open(&self, name: &str) -> Result<&Open> {
-        let cell = self.0.open.get(name).ok_or_else(|| {
+        self.cell(name)?
+            .get_or_try_init(|| async {
+                let (db, number) = self.connect(name).await?;
+                if name != DEFAULT_SHARD {
+                    check_number(&db, name, number).await?;
+                }
+                Ok(Open {
+                    submitter: Submitter::new(db.clone()),
+                    db,
+                })
+            })
+            .await
+    }
+
+    fn cell(&self, name: &str) -> Result<&OnceCell<Open>> {
+        self.0.open.get(name).ok_or_else(|| {
             let known: Vec<&str> = self.0.open.keys().map(String::as_str).collect();
             Error::Config(format!("there is no shard {name}: expected one of {}", known.join(", ")))
-        })?;
-        cell.get_or_try_init(|| async {
-            let (db, number) = self.connect(name).await?;
-            if name != DEFAULT_SHARD {
-                check_number(&db, name, number).await?;
-            }
-            Ok(Open {
-                submitter: Submitter::new(db.clone()),
-                db,
-            })
         })
-        .await
     }
 
     async fn connect(&self, name: &str) -> Result<(Db, u16)> {

@@ -152,6 +152,9 @@ async fn commands_find_the_shard_of_a_task_a_template_and_a_namespace_by_themsel
     Two::with(async |two| {
         two.says(&["shard", "add", "eu"]);
         two.says(&["shard", "add", "eu"]);
+        let unknown = two.tasker(&["migrate", "--shard", "us"]);
+        assert_eq!(unknown.status.code(), Some(3));
+        assert!(String::from_utf8_lossy(&unknown.stderr).contains("there is no shard us: expected one of default, eu"));
         for (file, template) in [("here.yml", HERE), ("there.yml", THERE)] {
             let file = two.folder.path().join(file);
             fs::write(&file, template).unwrap();

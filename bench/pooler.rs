@@ -14,7 +14,7 @@ use tasker::Db;
 
 use crate::latency::{percentiles, rounds_at};
 use crate::site::{Language, Place, Site};
-use crate::throughput::{fill, Shape};
+use crate::throughput::{drain_once, Shape};
 
 pub(crate) const COLUMNS: [&str; 3] = ["steps/s", "submit → begins, p50 ms", "p99 ms"];
 
@@ -94,14 +94,7 @@ async fn place(site: &Site, shape: Shape, way: Way) -> (Place, Option<Pooler>) {
 /// Steps a second of linear-4.
 pub(crate) async fn rate(site: &Site, language: Language, steps: usize, way: Way) -> f64 {
     let (place, _pooler) = place(site, Shape::Linear4, way).await;
-    let tasks = steps / 4;
-    fill(&place, tasks).await;
-    place.settle().await;
-    let crew = place.work(language, 1).await;
-    let seconds = place.drained().await;
-    crew.stop().await;
-    place.leave().await;
-    (tasks * 4) as f64 / seconds
+    4.0 * drain_once(place, language, steps / 4).await
 }
 
 /// How long it takes on an idle system until the handler begins: p50 and p99, in ms.

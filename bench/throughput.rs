@@ -153,6 +153,11 @@ pub(crate) async fn with_history(site: &Site, language: Language, tasks: usize, 
         place.keep_history(60).await;
         tokio::time::sleep(Duration::from_secs(61)).await;
     }
+    drain_once(place, language, tasks).await
+}
+
+/// Tasks a second, as they come in there and are drained by one worker.
+pub(crate) async fn drain_once(place: Place, language: Language, tasks: usize) -> f64 {
     fill(&place, tasks).await;
     place.settle().await;
     let crew = place.work(language, 1).await;

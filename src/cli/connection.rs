@@ -20,6 +20,8 @@ use crate::template::Template;
 /// What a command is about, by which its shard is known.
 #[derive(Clone, Copy)]
 pub(super) enum About<'n> {
+    /// What every shard has.
+    Any,
     Task(Uuid),
     /// A name, or namespace/name.
     Template(&'n str),
@@ -48,10 +50,7 @@ pub(super) struct Connection {
 impl Connection {
     /// Where this command finds what it is about.
     pub(super) async fn reach(&self) -> Result<Reach> {
-        match self.server()? {
-            Some(server) => Ok(Reach::Server(server)),
-            None => Ok(Reach::Database(Box::new(self.open().await?))),
-        }
+        self.reach_of(About::Any).await
     }
 
     /// The same for a command that is about something of one shard.
@@ -64,9 +63,9 @@ impl Connection {
 
     pub(super) async fn open_of(&self, what: About<'_>) -> Result<Db> {
         self.check_no_server()?;
-        let local = self.local(None, json!({}))?;
-        let shards = self.shards(&local, 4)?;
+        let shards = self.shards(&self.local(None, json!({}))?, 4)?;
         let db = match what {
+            About::Any => shards.home().await?,
             _ if self.database_url.is_some() || shards.settings().shard.is_some() => shards.home().await?,
             About::Task(task) => shards.of_task(task).await?,
             About::Template(template) => shards.of_template(template).await?,
@@ -102,8 +101,7 @@ impl Connection {
 
     /// For a command that does one thing after the other, and that no API has.
     pub(super) async fn open(&self) -> Result<Db> {
-        self.check_no_server()?;
-        Ok(self.connect(&self.local(None, json!({}))?, 4).await?.for_people())
+        self.open_of(About::Any).await
     }
 
     pub(super) fn check_no_server(&self) -> Result<()> {

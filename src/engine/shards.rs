@@ -82,9 +82,8 @@ impl Shards {
         let named = self.0.settings.shards.iter().find(|(_, shard)| shard.number == number);
         match named {
             Some((name, _)) => self.named(name).await,
-            None if number == DEFAULT_SHARD_NUMBER => self.named(DEFAULT_SHARD).await,
-            // Of an id that is none of ours, or of a time before ids said so.
-            None if self.0.settings.shards.is_empty() => self.named(DEFAULT_SHARD).await,
+            // Where there is but one, also of an id that is none of ours, or of a time before ids said so.
+            None if number == DEFAULT_SHARD_NUMBER || self.0.settings.shards.is_empty() => self.named(DEFAULT_SHARD).await,
             None => Err(Error::NotFound(format!(
                 "no task {task}: it would be in shard {number}, which shards in tasker.yml does not have"
             ))),
@@ -231,15 +230,29 @@ pub(crate) struct Shard {
 impl Shard {
     /// The default one.
     pub(crate) async fn of(db: &Db) -> Result<Shard> {
+        Shard::named(DEFAULT_SHARD, None).asked(db).await
+    }
+
+    /// Before its database is asked.
+    fn named(name: &str, config: Option<&ShardConfig>) -> Shard {
+        Shard {
+            name: name.into(),
+            number: config.map_or(DEFAULT_SHARD_NUMBER, |config| config.number),
+            region: config.and_then(|config| config.region.clone()),
+            servers: Vec::new(),
+            primary: None,
+            namespaces: None,
+            error: None,
+        }
+    }
+
+    async fn asked(self, db: &Db) -> Result<Shard> {
         let (servers, primary) = db.servers();
         Ok(Shard {
-            name: DEFAULT_SHARD.into(),
-            number: DEFAULT_SHARD_NUMBER,
-            region: None,
             servers,
             primary: Some(primary),
             namespaces: Some(namespaces::list(db).await?.len()),
-            error: None,
+            ..self
         })
     }
 }
@@ -249,23 +262,12 @@ pub(crate) async fn list(shards: &Shards) -> Vec<Shard> {
     let mut found = Vec::new();
     let others = shards.settings().shards.keys().map(String::as_str);
     for name in [DEFAULT_SHARD].into_iter().chain(others) {
-        let config = shards.settings().shards.get(name);
-        let asked = async { Shard::of(&shards.named(name).await?).await };
-        let shard = asked.await.unwrap_or_else(|error| Shard {
-            name: String::new(),
-            number: DEFAULT_SHARD_NUMBER,
-            region: None,
-            servers: Vec::new(),
-            primary: None,
-            namespaces: None,
+        let shard = Shard::named(name, shards.settings().shards.get(name));
+        let asked = async { shard.clone().asked(&shards.named(name).await?).await };
+        found.push(asked.await.unwrap_or_else(|error| Shard {
             error: Some(error.to_string()),
-        });
-        found.push(Shard {
-            name: name.into(),
-            number: config.map_or(DEFAULT_SHARD_NUMBER, |config| config.number),
-            region: config.and_then(|config| config.region.clone()),
             ..shard
-        });
+        }));
     }
     found
 }

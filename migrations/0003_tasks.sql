@@ -231,6 +231,7 @@ BEGIN
         RAISE EXCEPTION 'this database has tasks whose ids say that it is shard %', tasker.shard() USING ERRCODE = 'TK001';
     END IF;
     EXECUTE format('CREATE OR REPLACE FUNCTION tasker.shard() RETURNS int LANGUAGE sql STABLE PARALLEL SAFE BEGIN ATOMIC SELECT %s; END', p_number);
+    EXECUTE format('ALTER TABLE tasker.bulk_actions ALTER COLUMN id RESTART WITH %s', p_number * 1000000000000 + 1);
 END
 $$;
 

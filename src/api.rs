@@ -49,8 +49,7 @@ use utoipa_axum::routes;
 
 use crate::config::distributed::ConfigurationCoordinator;
 pub use crate::config::ApiConfig;
-use crate::db::Db;
-use crate::engine::submit::Submitter;
+use crate::engine::shards::Shards;
 use crate::error::{Error, Result};
 pub use access::SignedIn;
 use events::Events;
@@ -65,8 +64,7 @@ const MAX_BODY_BYTES: usize = 4 << 20;
 /// What the API works with.
 #[derive(Debug, Clone)]
 pub struct Api {
-    pub(crate) db: Db,
-    submitter: Submitter,
+    pub(crate) shards: Shards,
     pub(crate) coordinator: Arc<dyn ConfigurationCoordinator>,
     trusts_loopback: bool,
     jwt: Option<Arc<Jwt>>,
@@ -81,12 +79,11 @@ pub struct Api {
 }
 
 impl Api {
-    /// Of this database. Errors: [`Error::Config`](crate::Error::Config).
-    pub fn new(db: &Db, coordinator: Arc<dyn ConfigurationCoordinator>, config: &ApiConfig) -> Result<Api> {
+    /// Of these databases. Errors: [`Error::Config`](crate::Error::Config).
+    pub fn new(shards: &Shards, coordinator: Arc<dyn ConfigurationCoordinator>, config: &ApiConfig) -> Result<Api> {
         let rate = NonZeroU32::new(config.rate).unwrap_or(NonZeroU32::MIN);
         Ok(Api {
-            db: db.clone(),
-            submitter: Submitter::new(db.clone()),
+            shards: shards.clone(),
             coordinator,
             trusts_loopback: config.trust_loopback,
             jwt: Jwt::new(&config.jwt)?.map(Arc::new),

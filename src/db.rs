@@ -47,7 +47,7 @@ const APART: u32 = 3;
 const PRESSED: Duration = Duration::from_secs(10);
 
 /// How many connections of a pool are there, and how many of them wait for work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct PoolUse {
     /// At most.
     pub max: u32,
@@ -55,6 +55,17 @@ pub struct PoolUse {
     pub open: u32,
     /// Of those that are open, not in use.
     pub idle: u32,
+}
+
+impl PoolUse {
+    /// Of both together.
+    pub(crate) fn and(self, other: PoolUse) -> PoolUse {
+        PoolUse {
+            max: self.max + other.max,
+            open: self.open + other.open,
+            idle: self.idle + other.idle,
+        }
+    }
 }
 
 /// The connections of one process to one database. Cheap to clone.

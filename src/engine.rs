@@ -17,6 +17,7 @@ pub mod complete;
 pub mod configuration;
 pub mod dead_letters;
 pub(crate) mod events;
+pub(crate) mod everywhere;
 pub mod fail;
 pub(crate) mod fleet;
 pub mod fork;

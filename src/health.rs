@@ -12,35 +12,38 @@
 mod beats;
 mod database;
 mod fresh;
+mod joining;
 pub mod local;
 mod loops;
 mod memory;
+mod place;
 mod reports;
 
 pub use beats::{Beat, Beats};
+pub(crate) use joining::Joined;
 pub(crate) use loops::{said, Loops};
 pub use memory::Memory;
+pub(crate) use place::Place;
 pub use reports::{Live, Ready};
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use serde::Serialize;
 use serde_json::{json, Value};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, drift};
-use crate::db::Db;
+use crate::db::{Db, PoolUse};
 use crate::engine::fleet;
 use crate::engine::member::{Kind, Membership};
-use crate::engine::repair::Broken;
-use crate::error::Error;
+use crate::engine::shards::Shards;
 use crate::telemetry;
-use database::Database;
-use fresh::Fresh;
+use database::Away;
 
 /// How long a question to the database may take, of those that are not about the process alone: less than the second that Kubernetes waits.
 const PATIENCE: Duration = Duration::from_millis(800);
@@ -73,54 +76,65 @@ impl fmt::Debug for TellBusy {
 struct Inner {
     /// Of a client, none.
     kind: Option<Kind>,
-    db: Db,
     beats: Beats,
-    namespaces: Vec<String>,
     live: config::Live,
     busy: OnceLock<TellBusy>,
     draining: AtomicBool,
     over: CancellationToken,
     /// Why it is.
     given_up: OnceLock<String>,
-    /// What is missing beside this process.
-    lacks: Mutex<Vec<String>>,
-    database: Arc<Database>,
-    ready: Fresh<(Vec<String>, Vec<String>)>,
-    schema: Fresh<Option<String>>,
-    fleet: Fresh<std::result::Result<Value, String>>,
+    places: Mutex<Vec<Arc<Place>>>,
+    /// The shards that it cannot work with yet, and why.
+    missing: Mutex<BTreeMap<String, String>>,
     /// Where the fleet is read; empty: where everything is.
-    readers: OnceLock<Db>,
+    readers: OnceLock<Shards>,
 }
 
 impl Health {
-    /// `namespaces` are those whose queues it works with; empty means all.
-    pub(crate) fn new(kind: Kind, db: &Db, namespaces: &[String], live: &config::Live) -> Health {
-        Health::of(Some(kind), db, namespaces, live.clone())
+    /// That of a process that works with these databases, as soon as they are there ([`Health::add`]).
+    pub(crate) fn new(kind: Kind, live: &config::Live) -> Health {
+        Health::of(Some(kind), live.clone())
     }
 
     /// The health of a process that only submits tasks and reads them.
     pub fn of_client(db: &Db, settings: config::Settings) -> Health {
-        Health::of(None, db, &[], settings.into())
+        let health = Health::of(None, settings.into());
+        health.add(Place::new(None, db, &[]));
+        health
     }
 
-    fn of(kind: Option<Kind>, db: &Db, namespaces: &[String], live: config::Live) -> Health {
+    fn of(kind: Option<Kind>, live: config::Live) -> Health {
         Health(Arc::new(Inner {
             kind,
-            db: db.clone(),
             beats: Beats::default(),
-            namespaces: namespaces.to_vec(),
             live,
             busy: OnceLock::new(),
             draining: AtomicBool::new(false),
             over: CancellationToken::new(),
             given_up: OnceLock::new(),
-            lacks: Mutex::default(),
-            database: Arc::default(),
-            ready: Fresh::default(),
-            schema: Fresh::default(),
-            fleet: Fresh::default(),
+            places: Mutex::default(),
+            missing: Mutex::default(),
             readers: OnceLock::new(),
         }))
+    }
+
+    /// It works with this database, too, from now on.
+    pub(crate) fn add(&self, place: Place) -> Arc<Place> {
+        let place = Arc::new(place);
+        if let Some(shard) = &place.shard {
+            lock(&self.0.missing).remove(shard);
+        }
+        lock(&self.0.places).push(place.clone());
+        place
+    }
+
+    /// It is to work with a shard, and cannot yet.
+    pub(crate) fn misses(&self, shard: &str, why: String) {
+        lock(&self.0.missing).insert(shard.to_owned(), why);
+    }
+
+    fn places(&self) -> Vec<Arc<Place>> {
+        lock(&self.0.places).clone()
     }
 
     /// The beats of its loops; others may register theirs.
@@ -151,37 +165,25 @@ impl Health {
         self.0.given_up.get().cloned()
     }
 
-    /// What is missing beside this process; told where it was missing before, too, so that a deployment is not.
-    fn note_lacks(&self, lacks: Vec<String>, told: &mut bool) {
-        let mut known = self.0.lacks.lock().unwrap_or_else(PoisonError::into_inner);
-        let stays = !lacks.is_empty() && !known.is_empty();
-        if stays && !*told {
-            lacks.iter().for_each(|lack| tracing::warn!("{lack}"));
-        }
-        if lacks.is_empty() && *told {
-            tracing::info!("nothing is missing beside this process any more");
-        }
-        *told = stays;
-        *known = lacks;
-    }
-
-    fn lacks(&self) -> Vec<String> {
-        self.0.lacks.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
     /// Whether the process works. Answers within 50 ms; what the database has not said by then is seen by the next probe.
     pub async fn live(&self) -> Live {
         let of = &self.0;
-        let away = of.database.away(&of.db).await;
+        let places = self.places();
+        let away = join_all(places.iter().map(|place| place.away())).await;
         let bounds = &of.live.effective().settings.health;
         // A client has no loop that would fail.
-        let unmigrated = match (&of.kind, &away) {
-            (None, None) => tokio::time::timeout(database::PATIENCE, of.schema.get(|| self.ask_schema()))
-                .await
-                .ok()
-                .flatten(),
+        let unmigrated = match (&of.kind, &places[..], &away[..]) {
+            (None, [place], [None]) => tokio::time::timeout(database::PATIENCE, place.unmigrated()).await.ok().flatten(),
             _ => None,
         };
+        let mut warnings = self.warnings(&places);
+        let others = away.iter().any(Option::is_none);
+        let said = |(place, away): (&Arc<Place>, &Option<Away>)| away.as_ref().map(|away| place.said(away.why.clone()));
+        if others {
+            warnings.extend(places.iter().zip(&away).filter_map(said));
+        }
+        // One of several is no reason to begin anew.
+        let away = away.into_iter().flatten().filter(|_| !others).max_by_key(|away| away.since);
         Live::new(
             self.kind(),
             self.why_given_up().or(unmigrated),
@@ -189,56 +191,44 @@ impl Health {
             away,
             bounds.database_grace,
             Memory::now(bounds.memory_limit),
-            self.lacks(),
+            warnings,
         )
     }
 
-    async fn ask_schema(&self) -> Option<String> {
-        match self.0.db.check_schema().await {
-            Err(why @ Error::NotMigrated(_)) => Some(why.to_string()),
-            _ => None,
-        }
+    /// What is missing beside this process, and which shards it cannot work with.
+    fn warnings(&self, places: &[Arc<Place>]) -> Vec<String> {
+        let missing = lock(&self.0.missing);
+        let missing = missing.iter().map(|(shard, why)| format!("shard {shard}: {why}"));
+        missing.chain(places.iter().flat_map(|place| place.lacks())).collect()
     }
 
     /// Whether the process should be given work. Answers within a second.
     pub async fn ready(&self) -> Ready {
         let of = &self.0;
-        let (mut wrong, mut warnings) = of.ready.get(|| self.ask_ready()).await;
-        // What one namespace's queue lacks is no trouble of the others.
-        if of.kind == Some(Kind::Worker) {
+        let places = self.places();
+        let (mut wrong, mut warnings) = (Vec::new(), Vec::new());
+        let mut works = false;
+        for (mut failed, mut unreachable) in join_all(places.iter().map(|place| place.ready())).await {
+            works |= failed.is_empty();
+            wrong.append(&mut failed);
+            // What one namespace's queue lacks is no trouble of the others.
+            match of.kind {
+                Some(Kind::Worker) => wrong.append(&mut unreachable),
+                _ => warnings.append(&mut unreachable),
+            }
+        }
+        warnings.extend(self.warnings(&places));
+        if places.is_empty() {
             wrong.append(&mut warnings);
         }
-        warnings.extend(self.lacks());
+        // Those of the other shards are no reason to get none.
+        if works && places.len() > 1 {
+            warnings.append(&mut wrong);
+        }
         let draining = of.draining.load(Ordering::Relaxed);
         let failing = of.beats.failing(FAILING);
-        Ready::new(
-            self.kind(),
-            draining,
-            wrong,
-            warnings,
-            failing,
-            of.db.is_pressed(),
-            of.db.pool_use(),
-        )
-    }
-
-    /// (what is wrong with the database, the queues that cannot be worked with and why)
-    async fn ask_ready(&self) -> (Vec<String>, Vec<String>) {
-        let of = &self.0;
-        let asking = async {
-            of.db.check_writable().await?;
-            of.db.check_schema().await?;
-            fleet::unreachable_queues(&of.db, &of.namespaces).await
-        };
-        let wrong = |why: String| (vec![of.db.refusal().unwrap_or(why)], Vec::new());
-        match tokio::time::timeout(PATIENCE, asking).await {
-            Ok(Ok(unreachable)) => {
-                let said = |Broken { queue, why }| format!("the queue {queue} cannot be worked with: {why}");
-                (Vec::new(), unreachable.into_iter().map(said).collect())
-            }
-            Ok(Err(error)) => wrong(error.to_string()),
-            Err(_) => wrong(database::NO_ANSWER.to_owned()),
-        }
+        let pressed = places.iter().any(|place| place.db.is_pressed());
+        Ready::new(self.kind(), draining, wrong, warnings, failing, pressed, pool_use(&places))
     }
 
     /// All there is to know: this process, live and ready, and the fleet (an error in its place while the database does not tell).
@@ -252,29 +242,35 @@ impl Health {
         json!({ "live": live, "ready": ready, "process": self.process(), "fleet": fleet })
     }
 
+    /// That of each shard, where there are several.
+    async fn fleets(&self) -> Vec<(Option<String>, Result<Value, String>)> {
+        let places = self.places();
+        let fleets = join_all(places.iter().map(|place| place.fleet(self.0.readers.get()))).await;
+        let missing = lock(&self.0.missing)
+            .clone()
+            .into_iter()
+            .map(|(shard, why)| (Some(shard), Err(why)));
+        places.iter().map(|place| place.shard.clone()).zip(fleets).chain(missing).collect()
+    }
+
     /// The fleet, as it was within the last second.
-    pub(crate) async fn fleet(&self) -> std::result::Result<Value, String> {
-        let ask = || async {
-            let db = self.0.readers.get().unwrap_or(&self.0.db);
-            match tokio::time::timeout(PATIENCE, fleet::fleet(db)).await {
-                Ok(Ok(mut fleet)) => {
-                    fleet["age_seconds"] = json!(db.age().unwrap_or_default().as_secs_f64());
-                    Ok(fleet)
-                }
-                Ok(Err(error)) => Err(error.to_string()),
-                Err(_) => Err(database::NO_ANSWER.to_owned()),
-            }
-        };
-        self.0.fleet.get(ask).await
+    pub(crate) async fn fleet(&self) -> Result<Value, String> {
+        let mut fleets = self.fleets().await;
+        match &fleets[..] {
+            [(None, _)] => fleets.remove(0).1,
+            _ => Ok(fleet::of_shards(
+                fleets.into_iter().map(|(shard, fleet)| (shard.unwrap_or_default(), fleet)),
+            )),
+        }
     }
 
     /// From now on the fleet is read where people look.
-    pub(crate) fn read_fleet_from(&self, readers: &Db) {
-        self.0.readers.set(readers.clone()).ok();
+    pub(crate) fn read_fleet_from(&self, for_people: &Shards) {
+        self.0.readers.set(for_people.clone()).ok();
     }
 
     /// What each namespace needs: see `capacity` in the migrations.
-    pub(crate) async fn capacity(&self) -> std::result::Result<BTreeMap<String, Value>, String> {
+    pub(crate) async fn capacity(&self) -> Result<BTreeMap<String, Value>, String> {
         let fleet = self.fleet().await?;
         let namespaces = fleet["namespaces"].as_object().into_iter().flatten();
         Ok(namespaces.map(|(name, of)| (name.clone(), of["capacity"].clone())).collect())
@@ -288,8 +284,9 @@ impl Health {
     /// This process's resources, which are measured as well.
     fn process(&self) -> Value {
         let of = &self.0;
+        let places = self.places();
         let effective = of.live.effective();
-        let (memory, pool) = (Memory::now(effective.settings.health.memory_limit), of.db.pool_use());
+        let (memory, pool) = (Memory::now(effective.settings.health.memory_limit), pool_use(&places));
         let busy = of.busy.get().and_then(|busy| busy.0());
         let metrics = telemetry::metrics();
         metrics.observe_process(memory.used, memory.limit, memory::cpu_seconds());
@@ -299,7 +296,8 @@ impl Health {
             metrics.worker_running.record(busy.running as f64, &[]);
             metrics.worker_slots.record(busy.slots as f64, &[]);
         }
-        json!({ "memory": memory, "pool": pool, "busy": busy, "configuration": effective.report(of.db.installation()) })
+        let installation = places.first().and_then(|place| place.db.installation());
+        json!({ "memory": memory, "pool": pool, "busy": busy, "configuration": effective.report(installation) })
     }
 
     /// All metrics of this process, in Prometheus' text format; an orchestrator tells of the fleet as well.
@@ -313,9 +311,11 @@ impl Health {
 
     /// Measures the fleet.
     pub(crate) async fn observe_fleet(&self) {
-        match self.fleet().await {
-            Ok(fleet) => telemetry::metrics().observe_fleet(&fleet),
-            Err(error) => tracing::warn!(error, "no metrics of the fleet"),
+        for (shard, fleet) in self.fleets().await {
+            match fleet {
+                Ok(fleet) => telemetry::metrics().observe_fleet(&fleet, shard.as_deref()),
+                Err(error) => tracing::warn!(error, shard, "no metrics of the fleet"),
+            }
         }
     }
 
@@ -324,27 +324,41 @@ impl Health {
     }
 }
 
+/// How much of all their pools is in use.
+fn pool_use(places: &[Arc<Place>]) -> PoolUse {
+    places
+        .iter()
+        .map(|place| place.db.pool_use())
+        .fold(PoolUse::default(), PoolUse::and)
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Renews a membership at a third of its lease, until `stop`, and with it says how the process is.
 pub(crate) async fn keep_membership(
     membership: Arc<Membership>,
     health: Health,
+    place: Arc<Place>,
     lease: impl Fn() -> Duration + Send,
     stop: CancellationToken,
 ) {
     let (mut held, mut told) = (lease(), false);
-    let mut beat = health.beats().register("heartbeat", held + health.0.db.longest_call());
+    let register = |held| health.beats().register(place.named("heartbeat"), held + place.db.longest_call());
+    let mut beat = register(held);
     while !stop.is_cancelled() {
         let wanted = lease();
         if wanted != held {
             held = wanted;
             membership.hold_for(held);
             drop(beat);
-            beat = health.beats().register("heartbeat", held + health.0.db.longest_call());
+            beat = register(held);
         }
         let renewed = membership.renew(&health.process()).await;
         beat.note(&renewed);
         match renewed {
-            Ok(lacks) => health.note_lacks(lacks, &mut told),
+            Ok(lacks) => place.note_lacks(lacks, &mut told),
             Err(error) => tracing::error!(%error, "the membership's heartbeat failed"),
         }
         tokio::select! { () = stop.cancelled() => {}, () = tokio::time::sleep(held / 3) => {} }

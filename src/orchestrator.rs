@@ -18,8 +18,9 @@ mod rounds;
 mod schedules;
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use futures_util::FutureExt;
 use tokio::sync::{broadcast, Notify};
 use tokio_util::sync::CancellationToken;
 
@@ -28,27 +29,31 @@ pub use crate::config::OrchestratorConfig;
 use crate::db::{channel, Db, Wake};
 use crate::engine::configuration;
 use crate::engine::member::{Kind, Membership};
+use crate::engine::shards::Shards;
 use crate::error::Result;
-use crate::health::{self, Health, Loops};
+use crate::health::{self, Beats, Health, Joined, Loops, Place};
 use crate::telemetry;
 use rounds::Round;
 
 /// A running orchestrator.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Orchestrator {
-    membership: Arc<Membership>,
+    live: Live,
     health: Health,
-    stop: CancellationToken,
     loops: Loops,
+    stop: CancellationToken,
+    memberships: Arc<Mutex<Vec<Arc<Membership>>>>,
 }
 
-/// What its loops work with.
+/// What its loops in one database work with.
 #[derive(Clone)]
 struct Each {
     db: Db,
     live: Live,
     membership: Arc<Membership>,
     health: Health,
+    place: Arc<Place>,
+    beats: Beats,
     wakes: broadcast::Sender<Wake>,
     stop: CancellationToken,
 }
@@ -56,12 +61,12 @@ struct Each {
 impl Each {
     fn run<L: Future<Output = ()> + Send>(&self, loops: &Loops, name: &str, begin: impl Fn(Each) -> L + Send + 'static) {
         let of = self.clone();
-        loops.run(name, move || begin(of.clone()));
+        loops.run(self.place.named(name), move || begin(of.clone()));
     }
 
     fn round<R: Round + 'static>(&self, loops: &Loops, of: impl Fn(&Each) -> R + Send + 'static) {
         self.run(loops, R::NAME, move |each| {
-            rounds::run(of(&each), each.health.beats().clone(), each.stop.clone())
+            rounds::run(of(&each), each.beats.clone(), each.stop.clone())
         });
     }
 }
@@ -69,12 +74,60 @@ impl Each {
 impl Orchestrator {
     /// Joins the members and starts the loops. With a [`Live`], they follow its changes.
     pub async fn start(db: &Db, settings: impl Into<Live>) -> Result<Orchestrator> {
-        let live = settings.into();
+        let orchestrator = Orchestrator::of(settings.into())?;
+        let joined = Joined {
+            shard: None,
+            db: db.clone(),
+            namespaces: orchestrator.live.orchestrator().namespaces,
+        };
+        orchestrator.begin(joined).await?;
+        orchestrator.watch();
+        Ok(orchestrator)
+    }
+
+    /// The same in each shard where its namespaces live, or in all; later in those that are away.
+    /// Errors: why it can begin in none.
+    pub async fn start_in(shards: &Shards, settings: impl Into<Live>) -> Result<Orchestrator> {
+        let orchestrator = Orchestrator::of(settings.into())?;
+        let of = orchestrator.clone();
+        let begin = move |joined| {
+            let of = of.clone();
+            async move { of.begin(joined).await }.boxed()
+        };
+        let namespaces = orchestrator.live.orchestrator().namespaces;
+        orchestrator.loops.join(shards, &namespaces, &orchestrator.stop, begin).await?;
+        orchestrator.watch();
+        Ok(orchestrator)
+    }
+
+    fn of(live: Live) -> Result<Orchestrator> {
         live.check()?;
-        let OrchestratorConfig { namespaces, lease, .. } = live.orchestrator();
+        let health = Health::new(Kind::Orchestrator, &live);
+        Ok(Orchestrator {
+            loops: Loops::of(&health),
+            live,
+            health,
+            stop: CancellationToken::new(),
+            memberships: Arc::default(),
+        })
+    }
+
+    /// Measures the fleet, where somebody wants to be told without asking.
+    fn watch(&self) {
+        if telemetry::pushes_metrics() {
+            let (health, stop) = (self.health.clone(), self.stop.clone());
+            self.loops.run(observation::Observation::NAME, move || {
+                rounds::run(observation::Observation::new(&health), health.beats().clone(), stop.clone())
+            });
+        }
+    }
+
+    /// Joins the members of one database, and starts the loops there.
+    async fn begin(&self, joined: Joined) -> Result<()> {
+        let Joined { shard, db, namespaces } = joined;
         db.check_schema().await?;
-        let membership = Arc::new(Membership::join(db, Kind::Orchestrator, &namespaces, lease).await?);
-        let stop = CancellationToken::new();
+        let membership = Arc::new(Membership::join(&db, Kind::Orchestrator, &namespaces, self.live.orchestrator().lease).await?);
+        lock(&self.memberships).push(membership.clone());
         let wakes = db.listen(
             &[
                 channel::TASKS,
@@ -84,59 +137,52 @@ impl Orchestrator {
                 channel::CONFIGURATION,
                 channel::BULK_ACTIONS,
             ],
-            stop.clone(),
+            self.stop.clone(),
         );
-        let health = Health::new(Kind::Orchestrator, db, &namespaces, &live);
-        let loops = Loops::of(&health);
+        let loops = &self.loops;
         let each = Each {
-            db: db.clone(),
-            live,
+            live: self.live.clone(),
             membership: membership.clone(),
-            health: health.clone(),
+            beats: self.health.beats().of(shard.as_deref()),
+            place: self.health.add(Place::new(shard.as_deref(), &db, &namespaces)),
+            health: self.health.clone(),
+            db,
             wakes,
-            stop: stop.clone(),
+            stop: self.stop.clone(),
         };
-        each.run(&loops, "admission", |of| {
-            admission::Admission::new(&of.db, &of.live, &of.membership, of.health.beats(), of.wakes.subscribe()).run(of.stop)
+        each.run(loops, "admission", |of| {
+            admission::Admission::new(&of.db, &of.live, &of.membership, &of.beats, of.wakes.subscribe()).run(of.stop)
         });
         let children = Arc::new(Notify::new());
         let found = children.clone();
-        each.run(&loops, "due", move |of| {
-            due::Due::new(&of.db, of.health.beats(), of.wakes.subscribe(), found.clone()).run(of.stop)
+        each.run(loops, "due", move |of| {
+            due::Due::new(&of.db, &of.beats, of.wakes.subscribe(), found.clone()).run(of.stop)
         });
-        each.run(&loops, "children", move |of| {
-            children::Children::new(&of.db, of.health.beats(), of.wakes.subscribe(), children.clone()).run(of.stop)
+        each.run(loops, "children", move |of| {
+            children::Children::new(&of.db, &of.beats, of.wakes.subscribe(), children.clone()).run(of.stop)
         });
-        each.run(&loops, "alerts", |of| {
-            alerts::Alerts::new(&of.db, &of.live, of.health.beats(), of.wakes.subscribe()).run(of.stop)
+        each.run(loops, "alerts", |of| {
+            alerts::Alerts::new(&of.db, &of.live, &of.beats, of.wakes.subscribe()).run(of.stop)
         });
-        each.run(&loops, "bulk actions", |of| {
-            bulk_actions::BulkActions::new(&of.db, of.health.beats(), of.wakes.subscribe()).run(of.stop)
+        each.run(loops, "bulk actions", |of| {
+            bulk_actions::BulkActions::new(&of.db, &of.beats, of.wakes.subscribe()).run(of.stop)
         });
-        each.round(&loops, |of| recovery::Recovery::new(&of.db, of.health.beats()));
-        each.round(&loops, |of| marks::Marks::new(&of.db));
-        each.round(&loops, |of| backpressure::Backpressure::new(&of.db));
-        each.round(&loops, |of| reconciliation::Reconciliation::new(&of.db));
-        each.round(&loops, |of| retention::Retention::new(&of.db));
-        each.round(&loops, |of| history::History::new(&of.db));
-        each.round(&loops, |of| schedules::Schedules::new(&of.db, &of.live));
-        if telemetry::pushes_metrics() {
-            each.round(&loops, |of| observation::Observation::new(&of.health));
-        }
-        each.run(&loops, "configuration", |of| {
+        each.round(loops, |of| recovery::Recovery::new(&of.db, &of.beats));
+        each.round(loops, |of| marks::Marks::new(&of.db));
+        each.round(loops, |of| backpressure::Backpressure::new(&of.db));
+        each.round(loops, |of| reconciliation::Reconciliation::new(&of.db));
+        each.round(loops, |of| retention::Retention::new(&of.db));
+        each.round(loops, |of| history::History::new(&of.db));
+        each.round(loops, |of| schedules::Schedules::new(&of.db, &of.live));
+        each.run(loops, "configuration", |of| {
             configuration::told(of.live, of.wakes.subscribe(), of.stop)
         });
-        each.run(&loops, "heartbeat", |of| {
+        each.run(loops, "heartbeat", |of| {
             let live = of.live;
-            health::keep_membership(of.membership, of.health, move || live.orchestrator().lease, of.stop)
+            health::keep_membership(of.membership, of.health, of.place, move || live.orchestrator().lease, of.stop)
         });
-        tracing::info!(member = membership.id(), "orchestrator started");
-        Ok(Orchestrator {
-            membership,
-            health,
-            stop,
-            loops,
-        })
+        tracing::info!(member = membership.id(), shard, "orchestrator started");
+        Ok(())
     }
 
     /// How it is.
@@ -149,10 +195,17 @@ impl Orchestrator {
         self.health.drain();
         self.stop.cancel();
         self.loops.ended().await;
-        if let Err(error) = self.membership.leave().await {
-            tracing::warn!(%error, "could not leave the members, the lease will run out");
+        let memberships = std::mem::take(&mut *lock(&self.memberships));
+        for membership in memberships {
+            if let Err(error) = membership.leave().await {
+                tracing::warn!(%error, "could not leave the members, the lease will run out");
+            }
         }
         telemetry::flush().await;
         tracing::info!("orchestrator stopped");
     }
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -31,7 +31,7 @@ mod viewer;
 
 use axum::extract::{FromRef, Request};
 use axum::http::header::AGE;
-use axum::middleware::from_fn;
+use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 use axum::Router;
 use tower::ServiceExt;
@@ -99,9 +99,9 @@ pub fn router(api: Api) -> Router {
         .route("/session", get(session::form).post(session::begin))
         .route("/session/end", post(session::end))
         .fallback(frame::none)
-        .layer(from_fn(frame::framed))
+        .layer(from_fn_with_state(web.clone(), frame::framed))
         .with_state(web);
-    let db = api.db.clone();
+    let shards = api.shards.clone();
     let api = api.router();
     Router::new()
         .route("/assets/{name}", get(assets::show))
@@ -109,7 +109,7 @@ pub fn router(api: Api) -> Router {
             let of = if request.uri().path().starts_with("/api/") { api } else { pages };
             let Ok(mut answer) = of.oneshot(request).await;
             // Of what a replica has answered (RFC 9111, 5.1).
-            if let Some(age) = db.age() {
+            if let Some(age) = shards.opened().filter_map(|(_, db)| db.age()).max() {
                 answer.headers_mut().insert(AGE, age.as_secs().saturating_add(1).into());
             }
             answer

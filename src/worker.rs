@@ -40,7 +40,7 @@ use crate::engine::member::Membership;
 use crate::engine::payload::check_payload;
 use crate::engine::unhandled::Kind;
 use crate::error::Result;
-use crate::health::{Health, Loops};
+use crate::health::Health;
 use crate::telemetry::{self, Metrics};
 use held::Held;
 use step::Handled;
@@ -64,22 +64,24 @@ macro_rules! log_step {
 }
 use log_step;
 
-/// What all parts of one worker share.
+/// What all parts of one worker share that work with the same database, and beside that, with all others.
 #[derive(Debug)]
 struct Shared {
     db: Db,
-    live: Live,
-    namespaces: Vec<String>,
-    queues: Vec<String>,
-    held: Held,
-    waiting: suspects::Waiting,
-    gathering: bulk::Gathering,
-    turns: Arc<Turns<Vec<Step>>>,
-    unhandled: Unhandled,
     membership: Arc<Membership>,
+    unhandled: Unhandled,
+    /// The queues that are there, by their places among all.
+    own: Vec<usize>,
+    live: Live,
+    namespaces: Arc<[String]>,
+    queues: Arc<[String]>,
+    held: Arc<Held>,
+    waiting: Arc<suspects::Waiting>,
+    gathering: Arc<bulk::Gathering>,
+    turns: Arc<Turns<Vec<Step>>>,
     metrics: Arc<Metrics>,
     /// Of each queue, its namespace as a label.
-    labels: Vec<KeyValue>,
+    labels: Arc<[KeyValue]>,
     /// Stop taking steps.
     stop: CancellationToken,
     /// Stop reporting, too: the grace time is over.
@@ -148,12 +150,8 @@ impl Shared {
 /// A running worker.
 #[derive(Debug)]
 pub struct Worker {
-    shared: Arc<Shared>,
-    health: Health,
+    all: Arc<start::All>,
     exit: buffer::Exit,
-    reports: Vec<tokio::sync::mpsc::UnboundedSender<Handled>>,
-    pollers: Loops,
-    loops: Loops,
 }
 
 impl Worker {
@@ -181,7 +179,7 @@ impl Worker {
 
     /// From now on, the steps of this handler come together.
     pub fn gather(&self, handler: &str, bulk: Bulk) {
-        self.shared.gathering.set(handler, bulk);
+        self.all.gathering.set(handler, bulk);
     }
 
     /// How many calls wait for a handler.
@@ -208,7 +206,7 @@ impl Worker {
             step.began = Some(Instant::now());
             step.together = together as u32;
             let waited = step.leased.waited + step.received.elapsed().as_secs_f64();
-            self.shared.metrics.step_wait.record(waited, self.shared.label(step.queue));
+            self.all.metrics.step_wait.record(waited, step.shared.label(step.queue));
         }
         call
     }
@@ -217,11 +215,11 @@ impl Worker {
     fn note_duration(&self, step: &Step, outcome: &'static str) {
         if let Some(began) = step.began {
             let labels = [
-                self.shared.labels[step.queue].clone(),
+                self.all.labels[step.queue].clone(),
                 KeyValue::new("template", step.leased.template.clone()),
                 KeyValue::new("outcome", outcome),
             ];
-            self.shared.metrics.step_duration.record(began.elapsed().as_secs_f64(), &labels);
+            self.all.metrics.step_duration.record(began.elapsed().as_secs_f64(), &labels);
         }
     }
 
@@ -237,11 +235,11 @@ impl Worker {
                 }),
             },
             Outcome::Decline => {
-                if self.shared.unhandled.note() {
+                if step.shared.unhandled.note() {
                     let handler = &step.leased.handler;
                     log_step!(
                         WARN,
-                        self.shared,
+                        step.shared,
                         step.queue,
                         step.leased,
                         handler,
@@ -252,7 +250,7 @@ impl Worker {
             }
             other => other,
         };
-        let taken = self.shared.held.reported(step.queue, &step.lease(), outcome.bytes());
+        let taken = self.all.held.reported(step.queue, &step.lease(), outcome.bytes());
         if taken {
             if let Some(name) = outcome.name() {
                 self.note_duration(step, name);
@@ -263,14 +261,14 @@ impl Worker {
                 outcome,
                 ended: Instant::now(),
             };
-            self.reports[step.queue].send(handled).ok();
+            self.all.reports[step.queue].send(handled).ok();
         }
         taken
     }
 
     /// Notes how far a handler is; it is recorded with the next heartbeat, and can be read on the task.
     pub fn progress(&self, step: &Step, progress: Value) {
-        self.shared.held.note_progress(step.queue, &step.lease(), progress);
+        self.all.held.note_progress(step.queue, &step.lease(), progress);
     }
 
     /// Records where the step's next attempt resumes, should this one fail: it finds the value in [`LeasedStep::checkpoint`].
@@ -282,7 +280,7 @@ impl Worker {
             progress: None,
             checkpoint: Some(checkpoint),
         };
-        let lost = record_progress(&self.shared.db, &self.shared.queues[step.queue], &[word]).await?;
+        let lost = record_progress(&step.shared.db, &self.all.queues[step.queue], &[word]).await?;
         step.still_ours(lost.is_empty())
     }
 
@@ -292,8 +290,8 @@ impl Worker {
     pub fn completion(&self, step: &Step) -> (&str, i32, i64, i32, Uuid, i16) {
         let lease = step.lease();
         (
-            &self.shared.queues[step.queue],
-            self.shared.membership.id(),
+            &self.all.queues[step.queue],
+            step.worker(),
             lease.msg_id,
             lease.fence,
             lease.task_id,
@@ -304,16 +302,16 @@ impl Worker {
     /// The step needs no report: it is lost, or it was completed inside the handler's own transaction.
     pub fn forget(&self, step: &Step) {
         if step.is_lost() {
-            spans::tell_lost(&self.shared, step, Instant::now());
+            spans::tell_lost(&step.shared, step, Instant::now());
         } else {
             self.note_duration(step, "complete");
-            spans::tell(&self.shared, step, Instant::now(), &spans::Reporting::within_the_handler());
-            self.shared.note_activity(step.queue, 1, 0, step.took(Instant::now()));
-            if self.shared.live.effective().settings.log.steps {
+            spans::tell(&step.shared, step, Instant::now(), &spans::Reporting::within_the_handler());
+            step.shared.note_activity(step.queue, 1, 0, step.took(Instant::now()));
+            if self.all.live.effective().settings.log.steps {
                 step.log_end("complete", Instant::now());
             }
         }
-        self.shared.held.remove(step.queue, [&step.lease()]);
+        self.all.held.remove(step.queue, [&step.lease()]);
     }
 
     /// Handles the steps with Rust handlers, as many at a time as the settings say, until the worker shuts down.
@@ -326,80 +324,76 @@ impl Worker {
 
     /// What it is asked for: the handlers of steps that are held back because no worker is known to have one. [`Worker::handle_with`] answers.
     pub fn asked(&self) -> Vec<Kind> {
-        self.shared.unhandled.open()
+        self.all.places().iter().flat_map(|place| place.unhandled.open()).collect()
     }
 
     /// Answers whether it has them.
     pub fn answer(&self, able: impl Fn(&Kind) -> bool) {
-        self.shared.unhandled.answer(able);
+        for place in self.all.places() {
+            place.unhandled.answer(&able);
+        }
     }
 
     /// How many handlers may run at once, now.
     pub fn concurrency(&self) -> usize {
-        self.shared.concurrency()
-    }
-
-    /// Its membership.
-    pub fn id(&self) -> i32 {
-        self.shared.membership.id()
+        self.all.concurrency()
     }
 
     /// Whose step it is.
     pub fn namespace(&self, step: &Step) -> &str {
-        &self.shared.namespaces[step.queue]
+        &self.all.namespaces[step.queue]
     }
 
     /// How it is.
     pub fn health(&self) -> &Health {
-        &self.health
-    }
-
-    /// The database it works for.
-    pub fn db(&self) -> &Db {
-        &self.shared.db
+        &self.all.health
     }
 
     /// Stops taking steps, hands back at once those that were not begun, waits up to `grace` for those that were, hands back the rest, and
     /// leaves. What is still running then can no longer report: its lease is another's.
     pub async fn shutdown(&self, grace: Duration) {
-        let shared = &self.shared;
-        self.health.drain();
-        shared.stop.cancel();
-        tracing::info!(member = shared.membership.id(), ?grace, "worker is stopping");
-        self.pollers.ended().await;
-        let mut unstarted = shared.gathering.drain();
-        unstarted.extend(std::iter::from_fn(|| shared.turns.next()).flatten());
+        let all = &self.all;
+        all.health.drain();
+        all.stop();
+        tracing::info!(?grace, "worker is stopping");
+        all.pollers.ended().await;
+        let mut unstarted = all.gathering.drain();
+        unstarted.extend(std::iter::from_fn(|| all.turns.next()).flatten());
         self.hand_back(unstarted.into_iter().map(|step| (step.queue, step.leased)).collect())
             .await;
-        if tokio::time::timeout(grace, shared.held.emptied()).await.is_err() {
-            let (cancelled, running): (Vec<_>, Vec<_>) = shared
+        if tokio::time::timeout(grace, all.held.emptied()).await.is_err() {
+            let (cancelled, running): (Vec<_>, Vec<_>) = all
                 .held
                 .unreported()
                 .into_iter()
-                .partition(|(queue, step)| shared.held.is_cancelled(*queue, &step.lease()));
+                .partition(|(queue, step)| all.held.is_cancelled(*queue, &step.lease()));
             tracing::warn!(steps = running.len(), "the grace time is over, handing back what still runs");
             self.hand_back(running).await;
             // What becomes of these stays unknown: one that is handed back has not begun.
             for (queue, step) in cancelled {
-                shared.held.remove(queue, [&step.lease()]);
+                all.held.remove(queue, [&step.lease()]);
             }
             // What was reported in time is still committed.
-            tokio::time::timeout(Duration::from_secs(5), shared.held.emptied()).await.ok();
+            tokio::time::timeout(Duration::from_secs(5), all.held.emptied()).await.ok();
         }
-        shared.abandon.cancel();
-        self.loops.ended().await;
-        if let Err(error) = shared.membership.leave().await {
-            tracing::warn!(%error, "could not leave the members, the lease will run out");
+        all.abandon.cancel();
+        all.loops.ended().await;
+        for place in all.places() {
+            if let Err(error) = place.membership.leave().await {
+                tracing::warn!(%error, "could not leave the members, the lease will run out");
+            }
         }
         telemetry::flush().await;
         tracing::info!("worker stopped");
     }
 
     async fn hand_back(&self, steps: Vec<(usize, Arc<LeasedStep>)>) {
-        for queue in 0..self.shared.queues.len() {
-            let leases: Vec<Lease> = steps.iter().filter(|(q, _)| *q == queue).map(|(_, step)| step.lease()).collect();
-            self.shared.release(queue, &leases).await;
-            self.shared.held.remove(queue, &leases);
+        for place in self.all.places() {
+            for queue in &place.own {
+                let leases: Vec<Lease> = steps.iter().filter(|(q, _)| q == queue).map(|(_, step)| step.lease()).collect();
+                place.release(*queue, &leases).await;
+                place.held.remove(*queue, &leases);
+            }
         }
     }
 }

@@ -14,6 +14,8 @@ use axum::http::{HeaderMap, Method, Uri};
 use super::problem::{Outcome, Problem};
 use super::Api;
 use crate::config::distributed::Author;
+use crate::config::DEFAULT_SHARD;
+use crate::db::Db;
 use crate::engine::audit::{self, Change};
 use crate::engine::dead_letters::By;
 use crate::engine::tokens::{find_holder, Holder, Role, PREFIX};
@@ -159,10 +161,10 @@ impl Caller {
         }
     }
 
-    /// Does what is recorded before, and then what became of it; `object` is what came of it, where that was not known.
+    /// Does what is recorded before in the same database, and then what became of it; `object` is what came of it, where that was not known.
     pub(super) async fn change<T>(
         &self,
-        api: &Api,
+        db: &Db,
         change: Change<'_>,
         doing: impl Future<Output = Outcome<T>>,
         object: impl FnOnce(&T) -> Option<String>,
@@ -173,25 +175,30 @@ impl Caller {
             address: self.address,
             ..change
         };
-        let number = audit::begin(&api.db, &change).await?;
+        let number = audit::begin(db, &change).await?;
         let done = doing.await;
-        api.db.note_change();
+        db.note_change();
         let (error, object) = match &done {
             Ok(done) => (None, object(done)),
             Err(problem) => (Some(problem.detail()), None),
         };
-        audit::end(&api.db, number, error, object.as_deref()).await?;
+        audit::end(db, number, error, object.as_deref()).await?;
         done
     }
 }
 
 impl Api {
+    /// The database that knows the tokens, and has the record of what is of no shard.
+    pub(super) async fn registry(&self) -> Outcome<Db> {
+        Ok(self.shards.named(DEFAULT_SHARD).await?)
+    }
+
     /// Whose token this is. Errors: nobody's that counts, or one that asks too often.
     pub(crate) async fn holder(&self, token: &str) -> Outcome<Holder> {
         let token = token.trim();
         let found = match &self.jwt {
             Some(jwt) if !token.starts_with(PREFIX) => jwt.holder(token).await?,
-            _ => find_holder(&self.db, token).await?,
+            _ => find_holder(&self.registry().await?, token).await?,
         };
         let holder = found.ok_or_else(Problem::unauthorized)?;
         self.rates.check_key(&holder.name).map_err(|_| Problem::too_many(&holder.name))?;

@@ -22,7 +22,7 @@ pub(super) struct Filter {
     /// Only those of this person, or token
     who: Option<String>,
     /// `next` of the page before
-    cursor: Option<i64>,
+    cursor: Option<String>,
     /// How many at most
     #[param(minimum = 1, maximum = 1000, default = 100)]
     limit: Option<i32>,
@@ -41,10 +41,10 @@ pub(super) struct Filter {
 pub(super) async fn list(State(api): State<Api>, _: Admin, Asked(asked): Asked<Filter>) -> Outcome<Json<Listed>> {
     let limit = limit(asked.limit)?;
     let filter = ChangeFilter {
-        before: asked.cursor,
+        before: None,
         object: asked.object,
         who: asked.who,
     };
-    let changes = audit::list(&api.db, &filter, limit).await?;
-    Ok(Json(Listed::page(changes, limit, "id")))
+    let (changes, next) = audit::page_of_all(&api.shards, &filter, asked.cursor.as_deref(), limit).await?;
+    Ok(Json(Listed::continued(changes, next)))
 }

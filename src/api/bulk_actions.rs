@@ -96,6 +96,8 @@ pub(crate) struct NewBulk {
 pub(crate) struct BegunBulk {
     /// By which it can be shown and stopped
     pub(crate) id: i64,
+    /// Where there are several shards, one is begun in each that may have such tasks: all of them
+    pub(crate) ids: Vec<i64>,
 }
 
 impl NewBulk {
@@ -153,7 +155,7 @@ impl From<BulkFilter> for TaskFilter {
 /// On all tasks of the filter that are there now, the newest first, in the background: an orchestrator does it, and another one goes on where that dies. A
 /// filter must say something. It takes the role operator.
 #[utoipa::path(post, path = "/bulk-actions", tag = "bulk actions", request_body = NewBulk, responses(
-    (status = 202, description = "It has begun", body = BegunBulk, example = json!({ "id": 7 })), ChangeRefused))]
+    (status = 202, description = "It has begun", body = BegunBulk, example = json!({ "id": 7, "ids": [7] })), ChangeRefused))]
 pub(crate) async fn begin(
     State(api): State<Api>,
     As(caller): Operator,
@@ -171,9 +173,14 @@ pub(crate) async fn begin(
         details: Some(json!({ "filter": new.filter, "action": new.action })),
         ..Change::default()
     };
-    let begin = async { Ok(bulk_actions::begin(&api.db, &new, &caller.by(why.as_deref())).await?) };
-    let id = caller.change(&api, change, begin, |id| Some(format!("bulk action {id}"))).await?;
-    Ok((StatusCode::ACCEPTED, Json(BegunBulk { id })))
+    let mut ids = Vec::new();
+    for db in api.shards.of_filter(new.filter.namespace.as_deref()).await? {
+        let begin = async { Ok(bulk_actions::begin(&db, &new, &caller.by(why.as_deref())).await?) };
+        let said = |id: &i64| Some(format!("bulk action {id}"));
+        ids.push(caller.change(&db, change.clone(), begin, said).await?);
+    }
+    let id = ids.first().copied().unwrap_or_default();
+    Ok((StatusCode::ACCEPTED, Json(BegunBulk { id, ids })))
 }
 
 /// Which bulk actions
@@ -182,7 +189,7 @@ pub(crate) async fn begin(
 #[into_params(parameter_in = Query)]
 pub(super) struct BulkPage {
     /// `next` of the page before
-    cursor: Option<i64>,
+    cursor: Option<String>,
     /// How many at most
     #[param(minimum = 1, maximum = 1000, default = 100)]
     limit: Option<i32>,
@@ -198,8 +205,8 @@ pub(super) struct BulkPage {
     ReadRefused))]
 pub(super) async fn list(State(api): State<Api>, _: Reader, Asked(asked): Asked<BulkPage>) -> Outcome<Json<Listed>> {
     let limit = limit(asked.limit)?;
-    let found = bulk_actions::list(&api.db, asked.cursor, limit).await?;
-    Ok(Json(Listed::page(found, limit, "id")))
+    let (found, next) = bulk_actions::page_of_all(&api.shards, asked.cursor.as_deref(), limit).await?;
+    Ok(Json(Listed::continued(found, next)))
 }
 
 /// Show a bulk action
@@ -208,7 +215,7 @@ pub(super) async fn list(State(api): State<Api>, _: Reader, Asked(asked): Asked<
 #[utoipa::path(get, path = "/bulk-actions/{number}", tag = "bulk actions", params(("number" = i64, Path, description = "Its number")), responses(
     (status = 200, description = "It", body = Object, example = json!({ "id": 7, "found": 1200, "done": 1180, "state": "complete" })), ReadRefused))]
 pub(super) async fn show(State(api): State<Api>, _: Reader, Part(id): Part<i64>) -> Outcome<Json<Value>> {
-    Ok(Json(bulk_actions::show(&api.db, id).await?))
+    Ok(Json(bulk_actions::show(&api.shards.of_number(id).await?, id).await?))
 }
 
 /// Stop a bulk action
@@ -222,7 +229,8 @@ pub(crate) async fn stop(
     Part(id): Part<i64>,
     Body(Reason { why }): Body<Reason>,
 ) -> Outcome<Json<Done>> {
-    bulk_actions::show(&api.db, id).await?;
+    let db = api.shards.of_number(id).await?;
+    bulk_actions::show(&db, id).await?;
     let object = format!("bulk action {id}");
     let change = Change {
         action: "bulk.stop",
@@ -230,7 +238,7 @@ pub(crate) async fn stop(
         why: why.as_deref(),
         ..Change::default()
     };
-    let stop = async { Ok(bulk_actions::stop(&api.db, id, caller.name()).await?) };
-    let done = caller.change(&api, change, stop, |_| None).await?;
+    let stop = async { Ok(bulk_actions::stop(&db, id, caller.name()).await?) };
+    let done = caller.change(&db, change, stop, |_| None).await?;
     Ok(Json(Done { done }))
 }

@@ -72,7 +72,7 @@ pub(super) struct Grace {
         "kind": "worker", "name": "web-1:4711", "seconds": 300.0, "keys": { "worker.threads": [10, 20] } }], "next": null })),
     ReadRefused))]
 pub(super) async fn drift(State(api): State<Api>, _: Reader, Asked(asked): Asked<Grace>) -> Outcome<Json<Listed>> {
-    let fleet = fleet::overview(&api.db).await?;
+    let fleet = fleet::overview_of_all(&api.shards).await?;
     let members = fleet["members"].as_array().map_or(&[][..], Vec::as_slice);
     let grace = match asked.grace {
         None => drift::GRACE,
@@ -136,7 +136,7 @@ async fn edit(api: &Api, caller: &Caller, change: Change<'_>, edit: impl Fn(&mut
         };
         Ok(distributed::change(&*api.coordinator, &author, edit).await?)
     };
-    let version = caller.change(api, change, doing, |_| None).await?;
+    let version = caller.change(&api.registry().await?, change, doing, |_| None).await?;
     Ok(Json(json!(version)))
 }
 

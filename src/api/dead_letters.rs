@@ -1,7 +1,5 @@
 //! Dead letters: looking at them, and what an operator does about them.
 
-use std::future::Future;
-
 use axum::extract::State;
 use axum::Json;
 use serde::{Deserialize, Serialize};
@@ -14,7 +12,7 @@ use super::listed::{limit, Listed};
 use super::problem::{ChangeRefused, Outcome, Problem, ReadRefused};
 use super::Api;
 use crate::engine::audit::Change;
-use crate::engine::dead_letters::{self, Filter, Replay};
+use crate::engine::dead_letters::{self, namespace_of, Filter, Replay, Verb};
 
 /// Which dead letters
 #[derive(Debug, Deserialize, IntoParams)]
@@ -60,7 +58,7 @@ impl LettersAsked {
             task: self.task.map(|task| task.to_string()),
             older_than: self.older_than,
             newer_than: self.newer_than,
-            before: self.cursor,
+            before: None,
             ..Filter::default()
         })
     }
@@ -76,8 +74,9 @@ impl LettersAsked {
     ReadRefused))]
 pub(super) async fn list(State(api): State<Api>, _: Reader, Asked(asked): Asked<LettersAsked>) -> Outcome<Json<Listed>> {
     let limit = limit(asked.limit)?;
-    let letters = dead_letters::list(&api.db, &asked.filter()?, limit).await?;
-    Ok(Json(Listed::page(letters, limit, "id")))
+    let cursor = asked.cursor.clone();
+    let (letters, next) = dead_letters::page_of_all(&api.shards, &asked.filter()?, cursor.as_deref(), limit).await?;
+    Ok(Json(Listed::continued(letters, next)))
 }
 
 /// List groups of dead letters
@@ -90,11 +89,7 @@ pub(super) async fn list(State(api): State<Api>, _: Reader, Asked(asked): Asked<
     ReadRefused))]
 pub(super) async fn groups(State(api): State<Api>, _: Reader, Asked(asked): Asked<LettersAsked>) -> Outcome<Json<Listed>> {
     let limit = limit(asked.limit)?;
-    let filter = Filter {
-        before: None,
-        ..asked.filter()?
-    };
-    let mut groups = dead_letters::groups(&api.db, &filter).await?;
+    let mut groups = dead_letters::groups_of_all(&api.shards, &asked.filter()?).await?;
     groups.truncate(usize::try_from(limit).unwrap_or_default());
     Ok(Json(Listed::whole(groups)))
 }
@@ -108,7 +103,8 @@ pub(super) async fn groups(State(api): State<Api>, _: Reader, Asked(asked): Aske
         "id": "fulfillment/7", "task": "0195f1c2-7d6a-7c3e-9f53-6b8f3f0c1a2b", "step": "charge", "reason": "permanent_error", "input": { "order_id": 42 } })),
     ReadRefused))]
 pub(super) async fn show(State(api): State<Api>, _: Reader, Part((namespace, number)): Part<(String, i64)>) -> Outcome<Json<Value>> {
-    Ok(Json(dead_letters::show(&api.db, &format!("{namespace}/{number}")).await?))
+    let db = api.shards.of_namespace(&namespace).await?;
+    Ok(Json(dead_letters::show(&db, &format!("{namespace}/{number}")).await?))
 }
 
 /// Which dead letters, by their ids
@@ -142,23 +138,23 @@ impl Letters {
     }
 }
 
-async fn act(
-    api: &Api,
-    caller: &Caller,
-    letters: &Letters,
-    verb: &'static str,
-    doing: impl Future<Output = Outcome<Vec<String>>>,
-) -> Outcome<Json<LettersDone>> {
+/// Does it to the letters of each shard, where it is recorded, too.
+async fn act(api: &Api, caller: &Caller, letters: &Letters, action: &'static str, verb: &Verb) -> Outcome<Json<LettersDone>> {
     letters.check()?;
-    let change = Change {
-        action: verb,
-        object: letters.ids.first().filter(|_| letters.ids.len() == 1).map(String::as_str),
-        why: letters.why.as_deref(),
-        details: Some(json!({ "ids": letters.ids })),
-        ..Change::default()
-    };
-    let ids = caller.change(api, change, doing, |_| None).await?;
-    Ok(Json(LettersDone { ids }))
+    let by = caller.by(letters.why.as_deref());
+    let mut done = Vec::new();
+    for (db, ids) in api.shards.homes(letters.ids.clone(), namespace_of).await? {
+        let change = Change {
+            action,
+            object: ids.first().filter(|_| ids.len() == 1).map(String::as_str),
+            why: letters.why.as_deref(),
+            details: Some(json!({ "ids": ids })),
+            ..Change::default()
+        };
+        let doing = async { Ok(verb.act(&db, &ids, &by).await?) };
+        done.extend(caller.change(&db, change, doing, |_| None).await?);
+    }
+    Ok(Json(LettersDone { ids: done }))
 }
 
 /// How to replay which dead letters
@@ -201,12 +197,13 @@ pub(crate) async fn replay(State(api): State<Api>, As(caller): Operator, Body(gi
     };
     if given.dry_run {
         letters.check()?;
-        let ids = dead_letters::check_replay(&api.db, &letters.ids, &how).await?;
+        let mut ids = Vec::new();
+        for (db, of) in api.shards.homes(letters.ids, namespace_of).await? {
+            ids.extend(dead_letters::check_replay(&db, &of, &how).await?);
+        }
         return Ok(Json(LettersDone { ids }));
     }
-    let by = caller.by(letters.why.as_deref());
-    let replay = async { Ok(dead_letters::replay(&api.db, &letters.ids, &how, &by).await?) };
-    act(&api, &caller, &letters, "dead_letters.replay", replay).await
+    act(&api, &caller, &letters, "dead_letters.replay", &Verb::Replay(how)).await
 }
 
 /// With what to resolve which dead letters
@@ -233,9 +230,7 @@ pub(crate) async fn resolve(State(api): State<Api>, As(caller): Operator, Body(g
         ids: given.ids,
         why: given.why,
     };
-    let by = caller.by(letters.why.as_deref());
-    let resolve = async { Ok(dead_letters::settle(&api.db, &letters.ids, Some(&given.result), &by).await?) };
-    act(&api, &caller, &letters, "dead_letters.resolve", resolve).await
+    act(&api, &caller, &letters, "dead_letters.resolve", &Verb::Resolve(given.result)).await
 }
 
 /// Skip dead letters
@@ -244,9 +239,7 @@ pub(crate) async fn resolve(State(api): State<Api>, As(caller): Operator, Body(g
 #[utoipa::path(post, path = "/dead-letters/skip", tag = "dead letters", request_body = Letters, responses(
     (status = 200, description = "Those that were skipped", body = LettersDone, example = json!({ "ids": ["fulfillment/7"] })), ChangeRefused))]
 pub(crate) async fn skip(State(api): State<Api>, As(caller): Operator, Body(letters): Body<Letters>) -> Outcome<Json<LettersDone>> {
-    let by = caller.by(letters.why.as_deref());
-    let skip = async { Ok(dead_letters::settle(&api.db, &letters.ids, None, &by).await?) };
-    act(&api, &caller, &letters, "dead_letters.skip", skip).await
+    act(&api, &caller, &letters, "dead_letters.skip", &Verb::Skip).await
 }
 
 /// Discard dead letters
@@ -258,7 +251,5 @@ pub(crate) async fn discard(State(api): State<Api>, As(caller): Operator, Body(l
     if letters.why.is_none() {
         return Err(Problem::invalid("a dead letter is discarded for a reason: expected why"));
     }
-    let by = caller.by(letters.why.as_deref());
-    let discard = async { Ok(dead_letters::discard(&api.db, &letters.ids, &by).await?) };
-    act(&api, &caller, &letters, "dead_letters.discard", discard).await
+    act(&api, &caller, &letters, "dead_letters.discard", &Verb::Discard).await
 }

@@ -92,7 +92,7 @@ pub(super) async fn list(
 }
 
 async fn read(api: &Api, task: Uuid) -> Outcome<(Arc<[Value]>, bool)> {
-    let task = read_outline(&api.db, task).await.map_err(Problem::from)?;
+    let task = read_outline(&api.shards.of_task(task).await?, task).await.map_err(Problem::from)?;
     let is_over = ENDED.iter().any(|state| task["state"] == *state);
     Ok((events_of(&task).into(), is_over))
 }

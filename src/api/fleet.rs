@@ -24,7 +24,7 @@ use crate::engine::{fleet, limits};
     (status = 200, description = "The fleet", body = Object, example = json!({ "namespaces": { "fulfillment": { "workers": 2 } }, "members": [], "asleep": 0 })),
     ReadRefused))]
 pub(super) async fn whole(State(api): State<Api>, _: Reader) -> Outcome<Json<Value>> {
-    Ok(Json(fleet::fleet(&api.db).await?))
+    Ok(Json(fleet::of_all(&api.shards).await?))
 }
 
 /// List queues
@@ -35,7 +35,7 @@ pub(super) async fn whole(State(api): State<Api>, _: Reader) -> Outcome<Json<Val
         "namespace": "fulfillment", "queue": { "depth": 3 }, "workers": 2, "dead_letters": { "depth": 0 } }], "next": null })),
     ReadRefused))]
 pub(super) async fn queues(State(api): State<Api>, _: Reader, Asked(asked): Asked<Paged>) -> Outcome<Json<Listed>> {
-    let mut fleet = fleet::fleet(&api.db).await?;
+    let mut fleet = fleet::of_all(&api.shards).await?;
     let all = fleet["namespaces"].as_object_mut().map(std::mem::take).unwrap_or_default();
     let named = |(name, mut of): (String, Value)| {
         of["namespace"] = json!(name);
@@ -53,7 +53,7 @@ pub(super) async fn queues(State(api): State<Api>, _: Reader, Asked(asked): Aske
         "kind": "worker", "name": "web-1:4711", "namespaces": ["fulfillment"] }], "next": null })),
     ReadRefused))]
 pub(super) async fn members(State(api): State<Api>, _: Reader, Asked(asked): Asked<Paged>) -> Outcome<Json<Listed>> {
-    let mut fleet = fleet::overview(&api.db).await?;
+    let mut fleet = fleet::overview_of_all(&api.shards).await?;
     let all = fleet["members"].as_array_mut().map(std::mem::take).unwrap_or_default();
     Ok(Json(Listed::of_all(all, &asked, &["kind", "name"])?))
 }
@@ -66,7 +66,7 @@ pub(super) async fn members(State(api): State<Api>, _: Reader, Asked(asked): Ask
         "namespace": "fulfillment", "name": "bank", "granted": 2, "waiting": 5, "breakers": [] }], "next": null })),
     ReadRefused))]
 pub(super) async fn limits(State(api): State<Api>, _: Reader, Asked(asked): Asked<Paged>) -> Outcome<Json<Listed>> {
-    let all = limits::list(&api.db).await?;
+    let all = api.shards.list(|db| async move { limits::list(&db).await }).await?;
     Ok(Json(Listed::of_all(all, &asked, &["namespace", "name"])?))
 }
 
@@ -108,8 +108,9 @@ pub(crate) async fn reset(
         details: given.key.as_ref().map(|key| json!({ "key": key })),
         ..Change::default()
     };
-    let reset = async { Ok(limits::reset(&api.db, &namespace, &name, given.key.as_deref()).await?) };
-    let closed = caller.change(&api, change, reset, |_| None).await?;
+    let db = api.shards.of_namespace(&namespace).await?;
+    let reset = async { Ok(limits::reset(&db, &namespace, &name, given.key.as_deref()).await?) };
+    let closed = caller.change(&db, change, reset, |_| None).await?;
     Ok(Json(ClosedBreakers { closed }))
 }
 
@@ -121,7 +122,7 @@ pub(crate) async fn reset(
         "kind": "namespace", "name": "fulfillment", "who": "ada", "why": "the bank is away", "held": 12 }], "next": null })),
     ReadRefused))]
 pub(super) async fn pauses(State(api): State<Api>, _: Reader, Asked(asked): Asked<Paged>) -> Outcome<Json<Listed>> {
-    let all = pauses::list(&api.db).await?;
+    let all = api.shards.list(|db| async move { pauses::list(&db).await }).await?;
     Ok(Json(Listed::of_all(all, &asked, &["kind", "name"])?))
 }
 
@@ -156,8 +157,9 @@ impl Pausing {
     (status = 200, description = "Whether this call paused it", body = Done, example = json!({ "done": true })), ChangeRefused))]
 pub(crate) async fn pause(State(api): State<Api>, As(caller): Operator, Body(what): Body<Pausing>) -> Outcome<Json<Done>> {
     let by = caller.by(what.why.as_deref());
-    let pause = async { Ok(pauses::pause(&api.db, what.kind, &what.name, &by).await?) };
-    let done = caller.change(&api, what.change("pause"), pause, |_| None).await?;
+    let db = pauses::home_of(&api.shards, what.kind, &what.name).await?;
+    let pause = async { Ok(pauses::pause(&db, what.kind, &what.name, &by).await?) };
+    let done = caller.change(&db, what.change("pause"), pause, |_| None).await?;
     Ok(Json(Done { done }))
 }
 
@@ -167,7 +169,8 @@ pub(crate) async fn pause(State(api): State<Api>, As(caller): Operator, Body(wha
 #[utoipa::path(post, path = "/pauses/resume", tag = "fleet", request_body = Pausing, responses(
     (status = 200, description = "Whether it was paused", body = Done, example = json!({ "done": true })), ChangeRefused))]
 pub(crate) async fn resume(State(api): State<Api>, As(caller): Operator, Body(what): Body<Pausing>) -> Outcome<Json<Done>> {
-    let resume = async { Ok(pauses::resume(&api.db, what.kind, &what.name).await?) };
-    let done = caller.change(&api, what.change("resume"), resume, |_| None).await?;
+    let db = pauses::home_of(&api.shards, what.kind, &what.name).await?;
+    let resume = async { Ok(pauses::resume(&db, what.kind, &what.name).await?) };
+    let done = caller.change(&db, what.change("resume"), resume, |_| None).await?;
     Ok(Json(Done { done }))
 }

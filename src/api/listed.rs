@@ -5,6 +5,7 @@ use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
 
 use super::problem::{Outcome, Problem};
+use crate::engine::everywhere;
 
 /// A page of a list
 #[derive(Debug, Serialize, ToSchema)]
@@ -70,20 +71,9 @@ impl Listed {
         Listed { items, next }
     }
 
-    /// A page of at most `limit`; `field` of its last entry is where the next one begins.
-    pub(super) fn page(items: Vec<Value>, limit: i32, field: &str) -> Listed {
-        match i32::try_from(items.len()).is_ok_and(|found| found < limit) {
-            true => Listed::whole(items),
-            false => Listed::until_none(items, field),
-        }
-    }
-
-    /// The same, where a page that is not full need not be the last.
+    /// A page where one that is not full need not be the last; `field` of its last entry is where the next one begins.
     pub(super) fn until_none(items: Vec<Value>, field: &str) -> Listed {
-        let next = items.last().map(|last| match &last[field] {
-            Value::String(text) => text.clone(),
-            other => other.to_string(),
-        });
+        let next = items.last().map(|last| everywhere::text(&last[field]));
         Listed { items, next }
     }
 }

@@ -23,7 +23,7 @@ use crate::engine::namespaces;
     (status = 304, description = "It is what the header If-None-Match names by its ETag"),
     ReadRefused))]
 pub(super) async fn list(State(api): State<Api>, _: Reader, Asked(asked): Asked<Paged>) -> Outcome<Json<Listed>> {
-    let all = namespaces::list(&api.db).await?;
+    let all = api.shards.list(|db| async move { namespaces::list(&db).await }).await?;
     Ok(Json(Listed::of_all(all, &asked, &["name"])?))
 }
 
@@ -58,8 +58,12 @@ pub(super) async fn create(State(api): State<Api>, As(caller): Admin, Body(given
         details: Some(json!({ "names": given.names })),
         ..Change::default()
     };
-    let doing = async { Ok(namespaces::create(&api.db, &given.names).await?) };
-    Ok(Json(Listed::whole(caller.change(&api, change, doing, |_| None).await?)))
+    let mut created = Vec::new();
+    for (db, names) in api.shards.homes(given.names.clone(), |name| name).await? {
+        let doing = async { Ok(namespaces::create(&db, &names).await?) };
+        created.extend(caller.change(&db, change.clone(), doing, |_| None).await?);
+    }
+    Ok(Json(Listed::whole(created)))
 }
 
 /// Rules of a namespace
@@ -96,6 +100,7 @@ pub(super) async fn set(
         ..Change::default()
     };
     let author = caller.author(change.why);
-    let doing = async { Ok(namespaces::set(&api.db, &*api.coordinator, &name, &rules, &author).await?) };
-    Ok(Json(caller.change(&api, change, doing, |_| None).await?))
+    let db = api.shards.of_namespace(&name).await?;
+    let doing = async { Ok(namespaces::set(&db, &*api.coordinator, &name, &rules, &author).await?) };
+    Ok(Json(caller.change(&db, change, doing, |_| None).await?))
 }

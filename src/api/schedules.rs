@@ -1,6 +1,7 @@
 //! Schedules.
 
 use axum::extract::State;
+use axum::http::StatusCode;
 use axum::Json;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -14,6 +15,7 @@ use super::listed::{Listed, Paged};
 use super::problem::{ChangeRefused, Outcome, Problem, ReadRefused};
 use super::steering::{Done, Reason};
 use super::Api;
+use crate::db::Db;
 use crate::engine::audit::Change;
 use crate::engine::schedules;
 use crate::schedule::Schedule;
@@ -29,7 +31,7 @@ const TIMES: i32 = 10;
         "name": "nightly", "template": "reports/nightly", "definition": { "cron": "0 3 * * *" }, "next_at": "2026-11-30T03:00:00Z" }], "next": null })),
     ReadRefused))]
 pub(super) async fn list(State(api): State<Api>, _: Reader, Asked(asked): Asked<Paged>) -> Outcome<Json<Listed>> {
-    let all = schedules::list(&api.db).await?;
+    let all = api.shards.list(|db| async move { schedules::list(&db).await }).await?;
     Ok(Json(Listed::of_all(all, &asked, &["name"])?))
 }
 
@@ -41,7 +43,29 @@ pub(super) async fn list(State(api): State<Api>, _: Reader, Asked(asked): Asked<
         "name": "nightly", "template": "reports/nightly", "definition": { "cron": "0 3 * * *" }, "next": ["2026-11-30T03:00:00Z"] })),
     ReadRefused))]
 pub(super) async fn show(State(api): State<Api>, _: Reader, Part(name): Part<String>) -> Outcome<Json<Value>> {
-    Ok(Json(schedules::show(&api.db, &name, TIMES).await?))
+    Ok(Json(find(&api, &name).await?.1))
+}
+
+/// It, and the database that has it. Errors: none has.
+pub(crate) async fn find(api: &Api, name: &str) -> Outcome<(Db, Value)> {
+    Ok(api.shards.find(|db| async move { schedules::show(&db, name, TIMES).await }).await?)
+}
+
+/// Where a schedule is to be of this template: its name is that of one, in all shards.
+async fn of_schedule(api: &Api, name: &str, template: &str) -> Outcome<Db> {
+    let home = api.shards.of_template(template).await?;
+    if api.shards.are_several() {
+        match find(api, name).await {
+            Ok((db, _)) if db.target() != home.target() => {
+                return Err(Problem::invalid(format!(
+                    "there is a schedule {name} in another shard: delete it first"
+                )));
+            }
+            Err(problem) if problem.status() != StatusCode::NOT_FOUND => return Err(problem),
+            _ => {}
+        }
+    }
+    Ok(home)
 }
 
 /// A schedule to be created, or changed
@@ -81,8 +105,9 @@ pub(super) async fn put(
         details: Some(json!({ "template": given.template, "definition": given.definition })),
         ..named("schedule.put", &name, given.why.as_deref())
     };
-    let put = async { Ok(schedules::put(&api.db, &name, &given.template, &schedule).await?) };
-    let outcome = caller.change(&api, change, put, |_| None).await?;
+    let db = of_schedule(&api, &name, &given.template).await?;
+    let put = async { Ok(schedules::put(&db, &name, &given.template, &schedule).await?) };
+    let outcome = caller.change(&db, change, put, |_| None).await?;
     Ok(Json(SchedulePut { outcome }))
 }
 
@@ -115,9 +140,10 @@ pub(crate) async fn delete(
     Part(name): Part<String>,
     Asked(Why { why }): Asked<Why>,
 ) -> Outcome<Json<Done>> {
-    let delete = async { Ok(schedules::delete(&api.db, &name).await?) };
+    let (db, _) = find(&api, &name).await?;
+    let delete = async { Ok(schedules::delete(&db, &name).await?) };
     caller
-        .change(&api, named("schedule.delete", &name, why.as_deref()), delete, |()| None)
+        .change(&db, named("schedule.delete", &name, why.as_deref()), delete, |()| None)
         .await?;
     Ok(Json(Done { done: true }))
 }
@@ -125,8 +151,9 @@ pub(crate) async fn delete(
 async fn pausing(api: &Api, caller: &Caller, name: &str, paused: bool, why: Option<&str>) -> Outcome<Json<Done>> {
     let action = if paused { "schedule.pause" } else { "schedule.resume" };
     let by = caller.by(why);
-    let pause = async { Ok(schedules::pause(&api.db, name, paused, &by.who, why).await?) };
-    caller.change(api, named(action, name, why), pause, |()| None).await?;
+    let (db, _) = find(api, name).await?;
+    let pause = async { Ok(schedules::pause(&db, name, paused, &by.who, why).await?) };
+    caller.change(&db, named(action, name, why), pause, |()| None).await?;
     Ok(Json(Done { done: true }))
 }
 
@@ -175,12 +202,13 @@ pub(crate) async fn trigger(
     As(caller): Operator,
     Part(name): Part<String>,
     Body(Reason { why }): Body<Reason>,
-) -> Outcome<(axum::http::StatusCode, Json<TasksBegan>)> {
-    let trigger = async { Ok(schedules::trigger(&api.db, &name).await?) };
+) -> Outcome<(StatusCode, Json<TasksBegan>)> {
+    let (db, _) = find(&api, &name).await?;
+    let trigger = async { Ok(schedules::trigger(&db, &name).await?) };
     let tasks = caller
-        .change(&api, named("schedule.trigger", &name, why.as_deref()), trigger, |_| None)
+        .change(&db, named("schedule.trigger", &name, why.as_deref()), trigger, |_| None)
         .await?;
-    Ok((axum::http::StatusCode::CREATED, Json(TasksBegan { tasks })))
+    Ok((StatusCode::CREATED, Json(TasksBegan { tasks })))
 }
 
 /// Which times
@@ -205,12 +233,13 @@ pub(crate) async fn backfill(
     As(caller): Operator,
     Part(name): Part<String>,
     Body(given): Body<Backfill>,
-) -> Outcome<(axum::http::StatusCode, Json<TasksBegan>)> {
+) -> Outcome<(StatusCode, Json<TasksBegan>)> {
     let change = Change {
         details: Some(json!({ "from": given.from, "until": given.until })),
         ..named("schedule.backfill", &name, given.why.as_deref())
     };
-    let backfill = async { Ok(schedules::backfill(&api.db, &name, given.from, given.until).await?) };
-    let tasks = caller.change(&api, change, backfill, |_| None).await?;
-    Ok((axum::http::StatusCode::CREATED, Json(TasksBegan { tasks })))
+    let (db, _) = find(&api, &name).await?;
+    let backfill = async { Ok(schedules::backfill(&db, &name, given.from, given.until).await?) };
+    let tasks = caller.change(&db, change, backfill, |_| None).await?;
+    Ok((StatusCode::CREATED, Json(TasksBegan { tasks })))
 }

@@ -8,7 +8,7 @@ use super::access::Operator;
 use super::listed::Listed;
 use super::problem::{Outcome, ReadRefused};
 use super::Api;
-use crate::engine::shards::Shard;
+use crate::engine::shards;
 
 /// List shards
 ///
@@ -18,6 +18,6 @@ use crate::engine::shards::Shard;
         "name": "default", "number": 0, "region": null, "error": null, "servers": ["db-1:5432", "db-2:5432"], "primary": "db-1:5432", "namespaces": 3 }], "next": null })),
     ReadRefused))]
 pub(super) async fn list(State(api): State<Api>, _: Operator) -> Outcome<Json<Listed>> {
-    let shard = Shard::of(&api.db).await?;
-    Ok(Json(Listed::whole(vec![json!(shard)])))
+    let all = shards::list(&api.shards).await;
+    Ok(Json(Listed::whole(all.iter().map(|shard| json!(shard)).collect())))
 }

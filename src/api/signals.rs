@@ -93,8 +93,12 @@ pub(crate) async fn send(
         id: given.id.clone(),
         keep: given.keep.map(|seconds| Duration::from_secs(seconds.into())),
     };
-    let send = async { Ok(signals::send(&api.db, &signal).await?) };
-    let sent = caller.change(&api, change, send, |_| None).await?;
+    let db = match &signal.to {
+        Addressee::Task(task) => api.shards.of_task(*task).await?,
+        Addressee::Key(_) => api.registry().await?,
+    };
+    let send = async { Ok(signals::send_to(&api.shards, &signal).await?) };
+    let sent = caller.change(&db, change, send, |_| None).await?;
     let sent = SentSignal {
         outcome: sent.outcome,
         note: sent.note,
@@ -134,8 +138,8 @@ pub(super) async fn list(State(api): State<Api>, _: Reader, Asked(asked): Asked<
         key: asked.key,
         unclaimed: asked.unclaimed,
     };
-    let signals = signals::list_signals(&api.db, &filter, limit(asked.limit)?).await?;
-    Ok(Json(Listed::whole(signals)))
+    let (limit, filter) = (limit(asked.limit)?, &filter);
+    Ok(Json(Listed::whole(signals::signals_of_all(&api.shards, filter, limit).await?)))
 }
 
 /// Which waits
@@ -150,7 +154,7 @@ pub(super) struct WaitsAsked {
     /// Whom this person is asked to send
     assignee: Option<String>,
     /// `next` of the page before
-    cursor: Option<Uuid>,
+    cursor: Option<String>,
     /// How many at most
     #[param(minimum = 1, maximum = 1000, default = 100)]
     limit: Option<i32>,
@@ -170,8 +174,8 @@ pub(super) async fn waits(State(api): State<Api>, _: Reader, Asked(asked): Asked
         namespace: asked.namespace,
         signal: asked.signal,
         assignee: asked.assignee,
-        after: asked.cursor,
+        after: None,
     };
-    let waits = signals::list_waits(&api.db, &filter, limit).await?;
-    Ok(Json(Listed::page(waits, limit, "task")))
+    let (waits, next) = signals::page_of_waits(&api.shards, &filter, asked.cursor.as_deref(), limit).await?;
+    Ok(Json(Listed::continued(waits, next)))
 }

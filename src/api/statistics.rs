@@ -10,7 +10,7 @@ use super::extract::Asked;
 use super::listed::Listed;
 use super::problem::{Outcome, Problem, ReadRefused};
 use super::Api;
-use crate::engine::read::read_minutes;
+use crate::engine::read::minutes_of_all;
 
 /// Which minutes
 #[derive(Debug, Deserialize, IntoParams)]
@@ -37,6 +37,7 @@ pub(super) async fn minutes(State(api): State<Api>, _: Reader, Asked(asked): Ask
     if !(1..=120).contains(&minutes) {
         return Err(Problem::bad_request("minutes: expected 1 to 120"));
     }
-    let found = read_minutes(&api.db, minutes, asked.namespace.as_deref()).await?;
-    Ok(Json(Listed::whole(found)))
+    Ok(Json(Listed::whole(
+        minutes_of_all(&api.shards, minutes, asked.namespace.as_deref()).await?,
+    )))
 }

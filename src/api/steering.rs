@@ -37,7 +37,7 @@ pub(crate) struct Done {
 }
 
 async fn act(api: &Api, caller: &Caller, id: Uuid, verb: &'static str, why: Option<&str>, action: Action) -> Outcome<Json<Done>> {
-    known(api, id).await?;
+    let db = known(api, id).await?;
     let object = id.to_string();
     let change = Change {
         action: verb,
@@ -45,8 +45,8 @@ async fn act(api: &Api, caller: &Caller, id: Uuid, verb: &'static str, why: Opti
         why,
         ..Change::default()
     };
-    let doing = async { Ok(!apply(&api.db, &[id], &action).await?.is_empty()) };
-    let done = caller.change(api, change, doing, |_| None).await?;
+    let doing = async { Ok(!apply(&db, &[id], &action).await?.is_empty()) };
+    let done = caller.change(&db, change, doing, |_| None).await?;
     Ok(Json(Done { done }))
 }
 
@@ -203,7 +203,7 @@ pub(crate) async fn fork(
     Part(id): Part<Uuid>,
     Body(given): Body<Fork>,
 ) -> Outcome<(StatusCode, Json<Forked>)> {
-    known(&api, id).await?;
+    let db = known(&api, id).await?;
     let object = id.to_string();
     let change = Change {
         action: "task.fork",
@@ -212,7 +212,7 @@ pub(crate) async fn fork(
         details: given.from.as_ref().map(|from| serde_json::json!({ "from": from })),
         ..Change::default()
     };
-    let fork = async { Ok(fork_task(&api.db, id, given.from.as_deref(), given.input.as_ref()).await?) };
-    let id = caller.change(&api, change, fork, |_| None).await?;
+    let fork = async { Ok(fork_task(&db, id, given.from.as_deref(), given.input.as_ref()).await?) };
+    let id = caller.change(&db, change, fork, |_| None).await?;
     Ok((StatusCode::CREATED, Json(Forked { id })))
 }

@@ -19,6 +19,7 @@ use super::extract::{Asked, Body, Part};
 use super::listed::{limit, Listed};
 use super::problem::{ChangeRefused, Outcome, Problem, ReadRefused};
 use super::Api;
+use crate::db::Db;
 use crate::engine::audit::Change;
 use crate::engine::children::{read_children, read_family, Page};
 use crate::engine::memories::read_values;
@@ -140,10 +141,12 @@ pub(crate) async fn create(
         details: Some(json!({ "template": given.template, "tasks": tasks.len() })),
         ..Change::default()
     };
-    let submit = api.submitter.submit(&given.template, given.version.as_deref(), &tasks);
+    let submitter = api.shards.submitter(&given.template).await?;
+    let db = api.shards.of_template(&given.template).await?;
+    let submit = submitter.submit(&given.template, given.version.as_deref(), &tasks);
     let create = async { Ok(submit.with_context(telemetry::extract(&carrier(&headers))).await?) };
     let single = |created: &Vec<Submitted>| created.first().filter(|_| created.len() == 1).map(|task| task.id.to_string());
-    let created = caller.change(&api, change, create, single).await?;
+    let created = caller.change(&db, change, create, single).await?;
     let tasks = created
         .into_iter()
         .map(|task| CreatedTask {
@@ -179,7 +182,7 @@ pub(super) struct Filter {
     /// NAME=VALUE; several, separated by commas: all of them. A backslash goes before a comma of a value
     tag: Option<String>,
     /// `next` of the page before
-    cursor: Option<Uuid>,
+    cursor: Option<String>,
     /// How many at most
     #[param(minimum = 1, maximum = 1000, default = 100)]
     limit: Option<i32>,
@@ -194,7 +197,7 @@ impl Filter {
             error: self.error,
             key: self.key,
             since: self.since,
-            before: self.cursor,
+            before: None,
             tags: read_tags(self.tag.as_deref().unwrap_or_default()).map_err(Problem::bad_request)?,
         })
     }
@@ -209,8 +212,9 @@ impl Filter {
     ReadRefused))]
 pub(super) async fn list(State(api): State<Api>, _: Reader, Asked(asked): Asked<Filter>) -> Outcome<Json<Listed>> {
     let limit = limit(asked.limit)?;
-    let page = read::page_of_tasks(&api.db, &asked.tasks()?, limit).await?;
-    Ok(Json(Listed::continued(page.tasks, page.next.map(|id| id.to_string()))))
+    let cursor = asked.cursor.clone();
+    let (tasks, next) = read::page_of_all(&api.shards, &asked.tasks()?, cursor.as_deref(), limit).await?;
+    Ok(Json(Listed::continued(tasks, next)))
 }
 
 /// Show a task
@@ -223,7 +227,7 @@ pub(super) async fn list(State(api): State<Api>, _: Reader, Asked(asked): Asked<
         "steps": [{ "name": "validate", "state": "complete", "attempt": 1, "result": { "units": 2 } }] })),
     ReadRefused))]
 pub(super) async fn show(State(api): State<Api>, _: Reader, Part(id): Part<Uuid>) -> Outcome<Json<Value>> {
-    Ok(Json(read::read_task(&api.db, id).await?))
+    Ok(Json(read::read_task(&api.shards.of_task(id).await?, id).await?))
 }
 
 /// Show why a task does not run
@@ -235,8 +239,8 @@ pub(super) async fn show(State(api): State<Api>, _: Reader, Part(id): Part<Uuid>
         "step": "charge", "why": "It waits for a permit of the limit bank, 3rd in line; 5 of 5 are taken." }], "next": null })),
     ReadRefused))]
 pub(super) async fn reasons(State(api): State<Api>, _: Reader, Part(id): Part<Uuid>) -> Outcome<Json<Listed>> {
-    let task = read::read_task(&api.db, id).await?;
-    let reasons = explain(&api.db, &task).await?;
+    let db = api.shards.of_task(id).await?;
+    let reasons = explain(&db, &read::read_task(&db, id).await?).await?;
     Ok(Json(Listed::whole(reasons.iter().map(|reason| json!(reason)).collect())))
 }
 
@@ -275,9 +279,10 @@ pub(super) async fn wait(
     if !(0.0..=MAX_WAIT).contains(&timeout) {
         return Err(Problem::bad_request("timeout: expected 0 to 30"));
     }
-    let state = api.waiting.for_end(&api.db, id, Duration::from_secs_f64(timeout)).await?;
+    let db = api.shards.of_task(id).await?;
+    let state = api.waiting.for_end(&api.shards, id, Duration::from_secs_f64(timeout)).await?;
     // Whoever has waited for a task looks at what came of it next.
-    api.db.note_change();
+    db.note_change();
     Ok(Json(TaskState { id, state }))
 }
 
@@ -288,8 +293,8 @@ pub(super) async fn wait(
     params(("id" = Uuid, Path, description = "The task's id"), ("step" = String, Path, description = "The step's name")), responses(
     (status = 200, description = "The result", body = Value, example = json!({ "units": 2 })), ReadRefused))]
 pub(super) async fn result(State(api): State<Api>, _: Reader, Part((id, step)): Part<(Uuid, String)>) -> Outcome<Json<Box<RawValue>>> {
-    known(&api, id).await?;
-    let mut results = read::read_results(&api.db, id, None, &[step], None).await?;
+    let db = known(&api, id).await?;
+    let mut results = read::read_results(&db, id, None, &[step], None).await?;
     let json = results.pop().map_or("null".into(), |(_, json)| json);
     Ok(Json(
         RawValue::from_string(json).map_err(|error| Problem::invalid(error.to_string()))?,
@@ -332,8 +337,8 @@ pub(super) async fn children(
         limit,
         dead: asked.dead,
     };
-    known(&api, id).await?;
-    let children = read_children(&api.db, id, None, &step, &page).await?;
+    let db = known(&api, id).await?;
+    let children = read_children(&db, id, None, &step, &page).await?;
     Ok(Json(Listed::until_none(
         children.iter().map(|child| json!(child)).collect(),
         "item",
@@ -349,8 +354,8 @@ pub(super) async fn children(
         "template": "pack_line", "state": "complete" }], "next": null })),
     ReadRefused))]
 pub(super) async fn family(State(api): State<Api>, _: Reader, Part(id): Part<Uuid>) -> Outcome<Json<Listed>> {
-    known(&api, id).await?;
-    Ok(Json(Listed::whole(read_family(&api.db, id).await?)))
+    let db = known(&api, id).await?;
+    Ok(Json(Listed::whole(read_family(&db, id).await?)))
 }
 
 /// Show what a task has published
@@ -359,20 +364,21 @@ pub(super) async fn family(State(api): State<Api>, _: Reader, Part(id): Part<Uui
 #[utoipa::path(get, path = "/tasks/{id}/values", tag = "tasks", params(("id" = Uuid, Path, description = "The task's id")), responses(
     (status = 200, description = "The values", body = Object, example = json!({ "progress": 40 })), ReadRefused))]
 pub(super) async fn values(State(api): State<Api>, _: Reader, Part(id): Part<Uuid>) -> Outcome<Json<Value>> {
-    known(&api, id).await?;
-    Ok(Json(read_values(&api.db, id).await?))
+    let db = known(&api, id).await?;
+    Ok(Json(read_values(&db, id).await?))
 }
 
-/// Errors: there is no such task.
-pub(super) async fn known(api: &Api, id: Uuid) -> Outcome<()> {
-    match read::task_states(&api.db, &[id]).await?.is_empty() {
-        false => Ok(()),
+/// The database that has a task. Errors: there is no such task.
+pub(super) async fn known(api: &Api, id: Uuid) -> Outcome<Db> {
+    let db = api.shards.of_task(id).await?;
+    match read::task_states(&db, &[id]).await?.is_empty() {
+        false => Ok(db),
         true => Err(Problem::not_found(format!("no task {id}"))),
     }
 }
 
 /// The namespace of a task. Errors: there is no such task.
 pub(super) async fn namespace_of(api: &Api, id: Uuid) -> Outcome<String> {
-    let task = read::read_task(&api.db, id).await?;
+    let task = read::read_task(&api.shards.of_task(id).await?, id).await?;
     Ok(task["namespace"].as_str().unwrap_or_default().to_owned())
 }

@@ -26,7 +26,7 @@ use crate::template::Template;
     (status = 304, description = "It is what the header If-None-Match names by its ETag"),
     ReadRefused))]
 pub(super) async fn list(State(api): State<Api>, _: Reader, Asked(asked): Asked<Paged>) -> Outcome<Json<Listed>> {
-    let all = read::list_templates(&api.db).await?;
+    let all = api.shards.list(|db| async move { read::list_templates(&db).await }).await?;
     Ok(Json(Listed::of_all(all, &asked, &["namespace", "name"])?))
 }
 
@@ -64,8 +64,9 @@ pub(super) async fn register(State(api): State<Api>, As(caller): Admin, Body(giv
         why: given.why.as_deref(),
         ..Change::default()
     };
-    let doing = async { Ok(register::register(&api.db, &template).await?) };
-    let registered = caller.change(&api, change, doing, |_| None).await?;
+    let db = api.shards.of_definition(&template).await?;
+    let doing = async { Ok(register::register(&db, &template).await?) };
+    let registered = caller.change(&db, change, doing, |_| None).await?;
     Ok(Json(
         json!({ "namespace": template.namespace, "name": template.name, "version": registered.version, "created": registered.created }),
     ))
@@ -81,7 +82,7 @@ pub(super) async fn register(State(api): State<Api>, As(caller): Admin, Body(giv
     (status = 304, description = "It is what the header If-None-Match names by its ETag"),
     ReadRefused))]
 pub(super) async fn versions(State(api): State<Api>, _: Reader, Part((namespace, name)): Part<(String, String)>) -> Outcome<Json<Listed>> {
-    let versions = read::list_template_versions(&api.db, &format!("{namespace}/{name}")).await?;
+    let versions = read::list_template_versions(&api.shards.of_namespace(&namespace).await?, &format!("{namespace}/{name}")).await?;
     Ok(Json(Listed::whole(versions)))
 }
 
@@ -112,8 +113,9 @@ pub(super) async fn diff(
     Asked(asked): Asked<Versions>,
 ) -> Outcome<Json<Value>> {
     let template = format!("{namespace}/{name}");
-    let from = read::read_template(&api.db, &template, Some(&asked.from)).await?;
-    let to = read::read_template(&api.db, &template, asked.to.as_deref()).await?;
+    let db = api.shards.of_namespace(&namespace).await?;
+    let from = read::read_template(&db, &template, Some(&asked.from)).await?;
+    let to = read::read_template(&db, &template, asked.to.as_deref()).await?;
     Ok(Json(json!(difference(&from, &to))))
 }
 
@@ -141,7 +143,8 @@ pub(super) async fn show(
     Part((namespace, name)): Part<(String, String)>,
     Asked(asked): Asked<Version>,
 ) -> Outcome<Json<Value>> {
+    let db = api.shards.of_namespace(&namespace).await?;
     Ok(Json(
-        read::read_template(&api.db, &format!("{namespace}/{name}"), asked.version.as_deref()).await?,
+        read::read_template(&db, &format!("{namespace}/{name}"), asked.version.as_deref()).await?,
     ))
 }

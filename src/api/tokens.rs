@@ -35,7 +35,7 @@ pub(super) struct Filter {
         "name": "shop", "role": "submitter", "namespaces": ["shop"], "last_used_at": "2026-11-29T10:00:00Z" }], "next": null })),
     ReadRefused))]
 pub(super) async fn list(State(api): State<Api>, _: Admin, Asked(asked): Asked<Filter>) -> Outcome<Json<Listed>> {
-    Ok(Json(Listed::whole(list_tokens(&api.db, asked.all).await?)))
+    Ok(Json(Listed::whole(list_tokens(&api.registry().await?, asked.all).await?)))
 }
 
 /// A token to be created
@@ -88,8 +88,9 @@ pub(super) async fn create(
         expires_at: given.expires_at,
     };
     let by = caller.by(None);
-    let create = async { Ok(create_token(&api.db, &new, &by.who).await?) };
-    let token = caller.change(&api, change, create, |_| None).await?;
+    let db = api.registry().await?;
+    let create = async { Ok(create_token(&db, &new, &by.who).await?) };
+    let token = caller.change(&db, change, create, |_| None).await?;
     Ok((StatusCode::CREATED, Json(CreatedToken { token })))
 }
 
@@ -111,7 +112,8 @@ pub(super) async fn revoke(
         ..Change::default()
     };
     let by = caller.by(None);
-    let revoke = async { Ok(revoke_token(&api.db, &name, &by.who).await?) };
-    caller.change(&api, change, revoke, |()| None).await?;
+    let db = api.registry().await?;
+    let revoke = async { Ok(revoke_token(&db, &name, &by.who).await?) };
+    caller.change(&db, change, revoke, |()| None).await?;
     Ok(Json(Done { done: true }))
 }

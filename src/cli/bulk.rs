@@ -253,9 +253,10 @@ impl Which {
         }
         let mut shards: Vec<(Db, Vec<Uuid>)> = Vec::new();
         if named == 0 {
-            let db = self.connection.open().await?;
-            let tasks = bulk::matching(&db, &filter, action).await?;
-            shards.push((db, tasks));
+            for db in self.connection.all()?.of_filter(filter.namespace.as_deref()).await? {
+                let tasks = bulk::matching(&db, &filter, action).await?;
+                shards.push((db, tasks));
+            }
         }
         for tasks in by_shard(self.ids) {
             shards.push((self.connection.open_of(About::Task(tasks[0])).await?, tasks));

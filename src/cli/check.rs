@@ -19,9 +19,11 @@ pub(super) struct Check {
 impl Check {
     /// 1: something is not as it must be.
     pub(super) async fn run(self) -> Result<i32> {
-        let db = self.connection.open().await?;
+        let shards = self.connection.all()?;
         let mut faults: Vec<Fault> = Vec::new();
-        find_faults(&db, |found| faults.extend(found)).await?;
+        for db in shards.of_filter(None).await? {
+            find_faults(&db, |found| faults.extend(found)).await?;
+        }
         print(self.json, &json!(faults), || match faults.is_empty() {
             true => "all is as it must be".into(),
             false => {

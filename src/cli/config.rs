@@ -9,7 +9,7 @@ use super::server::{read, Reach, Server};
 use super::{listing, print, say, table, By, Connection};
 use crate::config::distributed::{self, Place, Version};
 use crate::config::{self, drift, overrides, schema, Effective, Problem};
-use crate::engine::configuration::coordinator;
+use crate::engine::configuration::coordinator_of;
 use crate::engine::{fleet, limits};
 use crate::error::{Error, Result};
 
@@ -197,7 +197,7 @@ impl Config {
                 if let Some(server) = connection.server()? {
                     return of_server(&server, "rollback", json!({ "why": by.why }), ("version", &json!(version)));
                 }
-                let (_, coordinator) = connection.coordinated().await?;
+                let coordinator = connection.coordinator().await?;
                 let earlier = distributed::earlier(&*coordinator, version).await?;
                 change(&connection, by, |overrides| {
                     *overrides = earlier.clone();
@@ -210,7 +210,7 @@ impl Config {
                     Some(server) => {
                         read(server.get("/configuration/versions", &[("limit", json!(limit.clamp(1, 1_000)))])?["items"].take())?
                     }
-                    None => connection.coordinated().await?.1.history(limit).await?,
+                    None => connection.coordinator().await?.history(limit).await?,
                 };
                 let rows: Vec<Value> = history.iter().map(|version| json!(version)).collect();
                 print(json, &json!(rows), || {
@@ -219,9 +219,9 @@ impl Config {
                 Ok(0)
             }
             Config::Drift { grace, json, connection } => {
-                let found = match connection.reach().await? {
-                    Reach::Database(db) => {
-                        let fleet = fleet::overview(&db).await?;
+                let found = match connection.reach()? {
+                    Reach::Database(shards) => {
+                        let fleet = fleet::overview_of_all(&shards).await?;
                         let members = fleet["members"].as_array().map_or(&[][..], Vec::as_slice);
                         drift::drift(members, std::time::Duration::from_secs(grace))
                     }
@@ -237,10 +237,7 @@ impl Config {
 /// What a process has that is started here: with what the coordinator has, if that can be asked.
 async fn effective(file: Option<PathBuf>, connection: &Connection) -> Result<Effective> {
     let local = connection.local(file, json!({}))?;
-    let newest = async {
-        let db = connection.connect(&local, 4).await?;
-        coordinator(&db, &local.with(0, &json!({}))?.settings).await?.get().await
-    };
+    let newest = async { coordinator_of(&connection.shards(&local, 4)?).await?.get().await };
     match newest.await {
         Ok(newest) => local.with(newest.version, &newest.overrides),
         Err(error) => Ok(local
@@ -287,10 +284,12 @@ fn of_server(server: &Server, verb: &str, mut body: Value, (name, value): (&str,
 
 /// Changes what all share, and says what is in force now.
 async fn change(connection: &Connection, by: By, edit: impl Fn(&mut Value) -> Result<()>) -> Result<i32> {
-    let (db, coordinator) = connection.coordinated().await?;
+    let coordinator = connection.coordinator().await?;
     let Version { version, overrides, .. } = distributed::change(&*coordinator, &by.author(), edit).await?;
     say(&format!("version {version}: {overrides}"));
-    for limit in limits::list(&db).await?.iter().filter(|limit| limit["concerns"] == 0) {
+    let shards = connection.all()?;
+    let limits = shards.list(|db| async move { limits::list(&db).await }).await?;
+    for limit in limits.iter().filter(|limit| limit["concerns"] == 0) {
         let name = |of: &str| limit[of].as_str().unwrap_or_default();
         eprintln!(
             "tasker: the limit {} of {} concerns no step of a template that is registered there",

@@ -12,7 +12,7 @@ use super::EMBEDDING;
 use crate::config::distributed::ConfigurationCoordinator;
 use crate::config::{database_url, Given, Local, Secret};
 use crate::db::Db;
-use crate::engine::configuration::coordinator;
+use crate::engine::configuration::coordinator_of;
 use crate::engine::shards::Shards;
 use crate::error::{Error, Result};
 use crate::template::Template;
@@ -48,9 +48,12 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Where this command finds what it is about.
-    pub(super) async fn reach(&self) -> Result<Reach> {
-        self.reach_of(About::Any).await
+    /// Where this command finds what it is about: in all shards.
+    pub(super) fn reach(&self) -> Result<Reach<Shards>> {
+        match self.server()? {
+            Some(server) => Ok(Reach::Server(server)),
+            None => Ok(Reach::Database(Box::new(self.all()?))),
+        }
     }
 
     /// The same for a command that is about something of one shard.
@@ -129,25 +132,22 @@ impl Connection {
         Local::read(given)
     }
 
-    /// The database, and where the configuration is kept that all share.
-    pub(super) async fn coordinated(&self) -> Result<(Db, Arc<dyn ConfigurationCoordinator>)> {
-        self.coordinated_by(self.open().await?).await
+    /// Where the configuration is kept that all share.
+    pub(super) async fn coordinator(&self) -> Result<Arc<dyn ConfigurationCoordinator>> {
+        coordinator_of(&self.shards(&self.local(None, json!({}))?, 4)?).await
     }
 
-    pub(super) async fn coordinated_by(&self, db: Db) -> Result<(Db, Arc<dyn ConfigurationCoordinator>)> {
-        let settings = self.local(None, json!({}))?.with(0, &json!({}))?.settings;
-        let coordinator = coordinator(&db, &settings).await?;
-        Ok((db, coordinator))
-    }
-
-    pub(super) async fn connect(&self, local: &Local, connections: u32) -> Result<Db> {
-        self.shards(local, connections)?.home().await
+    /// All databases, or that one which is said, as people look at them.
+    pub(super) fn all(&self) -> Result<Shards> {
+        self.check_no_server()?;
+        let shards = self.shards(&self.local(None, json!({}))?, 4)?;
+        Ok(shards.for_people(shards.settings()))
     }
 
     pub(super) fn shards(&self, local: &Local, connections: u32) -> Result<Shards> {
         let mut settings = local.with(0, &json!({}))?.settings;
         if self.database_url.is_some() {
-            settings.shard = None;
+            settings = settings.of_one();
         }
         let url = database_url(settings.database_url.as_ref().map(Secret::reveal))?;
         Ok(Shards::new(url, connections, settings))

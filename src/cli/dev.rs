@@ -9,6 +9,7 @@ use super::serve::{self, Options};
 use super::{say, Connection};
 use crate::config::DEV_FOLDER;
 use crate::db::Db;
+use crate::engine::shards::Shards;
 use crate::error::Result;
 use crate::private_postgres::PrivatePostgres;
 
@@ -51,13 +52,13 @@ impl Dev {
                 let doors = serve::Doors::bind(&settings).await?;
                 let was_running = postgres.is_running();
                 let url = postgres.start().await?;
-                let db = Db::configured(&url, settings.connections, &settings).await?;
-                db.migrate().await?;
+                let shards = Shards::new(url.clone(), settings.connections, settings.of_one());
+                shards.home().await?.migrate().await?;
                 say(&format!(
                     "PostgreSQL: {url}\nCtrl-C stops everything; the data stays in {}",
                     self.folder.display()
                 ));
-                let served = serve::serve(db, doors, local).await;
+                let served = serve::serve(&shards, doors, local).await;
                 if !was_running {
                     postgres.stop()?;
                 }

@@ -4,9 +4,8 @@ use clap::{Args, Subcommand};
 use serde_json::{json, Value};
 
 use super::server::{read, Reach, Server};
-use super::{field, listing, print, read_json, table, Connection};
-use crate::db::Db;
-use crate::engine::dead_letters::{self, By, Filter, Replay};
+use super::{field, listing, print, read_json, table, About, Connection};
+use crate::engine::dead_letters::{self, namespace_of, By, Filter, Replay, Verb};
 use crate::error::{Error, Result};
 
 #[derive(Subcommand)]
@@ -231,9 +230,9 @@ impl Dlq {
                 limit,
                 common,
             } => {
-                let filter = Filter { before, ..which.filter() };
-                let letters = match common.reach().await? {
-                    Reach::Database(db) => dead_letters::list(&db, &filter, limit).await?,
+                let filter = which.filter();
+                let letters = match common.connection.reach()? {
+                    Reach::Database(shards) => dead_letters::page_of_all(&shards, &filter, before.as_deref(), limit).await?.0,
                     Reach::Server(server) => server.list("/dead-letters", &query(&filter)?, limit as usize)?,
                 };
                 print(common.json, &json!(letters), || {
@@ -256,8 +255,8 @@ impl Dlq {
                 });
             }
             Dlq::Groups { which, common } => {
-                let groups = match common.reach().await? {
-                    Reach::Database(db) => dead_letters::groups(&db, &which.filter()).await?,
+                let groups = match common.connection.reach()? {
+                    Reach::Database(shards) => dead_letters::groups_of_all(&shards, &which.filter()).await?,
                     Reach::Server(server) => server.whole("/dead-letters/groups", &query(&which.filter())?)?,
                 };
                 print(common.json, &json!(groups), || {
@@ -269,7 +268,7 @@ impl Dlq {
                 });
             }
             Dlq::Show { id, common } => {
-                let letter = match common.reach().await? {
+                let letter = match common.connection.reach_of(About::Namespace(namespace_of(&id))).await? {
                     Reach::Database(db) => dead_letters::show(&db, &id).await?,
                     Reach::Server(server) => server.get(&format!("/dead-letters/{id}"), &[])?,
                 };
@@ -288,9 +287,8 @@ impl Dlq {
                     max_attempts,
                     per_second,
                 };
-                let replay = async |db: &Db, ids: &[String], by: &By| dead_letters::replay(db, ids, &how, by).await;
                 let body = json!({ "input": how.input, "max_attempts": max_attempts, "per_second": per_second });
-                common.act(which, act, ("replay", "replayed"), replay, body).await?;
+                common.act(which, act, ("replay", "replayed"), &Verb::Replay(how), body).await?;
             }
             Dlq::Resolve {
                 which,
@@ -299,33 +297,30 @@ impl Dlq {
                 common,
             } => {
                 let result = read_json(&result)?;
-                let resolve = async |db: &Db, ids: &[String], by: &By| dead_letters::settle(db, ids, Some(&result), by).await;
+                let body = json!({ "result": result });
                 common
-                    .act(which, act, ("resolve", "resolved"), resolve, json!({ "result": result }))
+                    .act(which, act, ("resolve", "resolved"), &Verb::Resolve(result), body)
                     .await?;
             }
             Dlq::Skip { which, act, common } => {
-                let skip = async |db: &Db, ids: &[String], by: &By| dead_letters::settle(db, ids, None, by).await;
-                common.act(which, act, ("skip", "skipped"), skip, json!({})).await?;
+                common.act(which, act, ("skip", "skipped"), &Verb::Skip, json!({})).await?;
             }
             Dlq::Discard { which, act, common } => {
                 if act.why.is_none() {
                     return Err(Error::Invalid("a dead letter is discarded for a reason: give --why".into()));
                 }
-                common
-                    .act(which, act, ("discard", "discarded"), dead_letters::discard, json!({}))
-                    .await?;
+                common.act(which, act, ("discard", "discarded"), &Verb::Discard, json!({})).await?;
             }
             Dlq::Purge { common } => {
                 let by = By {
                     who: "tasker dlq purge".into(),
                     why: None,
                 };
-                let purged = dead_letters::purge(&common.open().await?, &by).await?;
+                let purged = dead_letters::purge_of_all(&common.connection.all()?, &by).await?;
                 print(common.json, &json!({ "purged": purged }), || format!("purged {purged}"));
             }
             Dlq::Log { limit, common } => {
-                let actions = dead_letters::actions(&common.open().await?, limit).await?;
+                let actions = dead_letters::actions_of_all(&common.connection.all()?, limit).await?;
                 print(common.json, &json!(actions), || {
                     listing(
                         &["AT", "WHO", "ACTION", "LETTER", "STEP", "TASK", "WHY"],
@@ -340,24 +335,9 @@ impl Dlq {
 }
 
 impl Common {
-    async fn open(&self) -> Result<Db> {
-        self.connection.open().await
-    }
-
-    async fn reach(&self) -> Result<Reach> {
-        self.connection.reach().await
-    }
-
-    /// Does `action` to the letters that it concerns (over the API, what is asked for by the verb with this body), or says which those are. That nothing was
+    /// Does what `verb` says to the letters that it concerns (over the API, what is asked for by the verb with this body), or says which those are. That nothing was
     /// chosen must not mean everything.
-    async fn act(
-        &self,
-        which: Which,
-        act: Act,
-        (would, did): (&str, &str),
-        action: impl AsyncFnOnce(&Db, &[String], &By) -> Result<Vec<String>>,
-        body: Value,
-    ) -> Result<()> {
+    async fn act(&self, which: Which, act: Act, (would, did): (&str, &str), verb: &Verb, body: Value) -> Result<()> {
         let filter = which.filter();
         if filter == Filter::default() && !act.all {
             return Err(Error::Invalid("which dead letters? give ids or filters, or --all".into()));
@@ -366,13 +346,12 @@ impl Common {
             who: act.who,
             why: act.why,
         };
-        let ids = match self.reach().await? {
-            Reach::Database(db) => {
-                let ids = dead_letters::matching(&db, &filter).await?;
-                if act.dry_run {
-                    ids
-                } else {
-                    action(&db, &ids, &by).await?
+        let ids = match self.connection.reach()? {
+            Reach::Database(shards) => {
+                let ids = dead_letters::matching_of_all(&shards, &filter).await?;
+                match act.dry_run {
+                    true => ids,
+                    false => verb.act_on_all(&shards, ids, &by).await?,
                 }
             }
             Reach::Server(server) => {

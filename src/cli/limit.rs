@@ -4,7 +4,7 @@ use clap::Subcommand;
 use serde_json::{json, Value};
 
 use super::server::{part, Reach};
-use super::{listing, print, Connection};
+use super::{listing, print, About, Connection};
 use crate::engine::limits;
 use crate::error::{Error, Result};
 
@@ -36,8 +36,8 @@ impl Limit {
     pub(super) async fn run(self) -> Result<i32> {
         match self {
             Limit::List { json, connection } => {
-                let limits = match connection.reach().await? {
-                    Reach::Database(db) => limits::list(&db).await?,
+                let limits = match connection.reach()? {
+                    Reach::Database(shards) => shards.list(|db| async move { limits::list(&db).await }).await?,
                     Reach::Server(server) => server.all("/limits", &[])?,
                 };
                 let rows: Vec<Value> = limits.iter().map(row).collect();
@@ -49,7 +49,7 @@ impl Limit {
             Limit::Reset { name, key, connection } => {
                 let wanted = || Error::Invalid(format!("{name}: expected NAMESPACE/LIMIT"));
                 let (namespace, limit) = name.split_once('/').ok_or_else(wanted)?;
-                let reset = match connection.reach().await? {
+                let reset = match connection.reach_of(About::Namespace(namespace)).await? {
                     Reach::Database(db) => json!(limits::reset(&db, namespace, limit, key.as_deref()).await?),
                     Reach::Server(server) => {
                         server.post(&format!("/limits/{}/{}/reset", part(namespace), part(limit)), json!({ "key": key }))?["closed"].take()

@@ -95,13 +95,19 @@ const COLUMNS: [&str; 11] = [
 impl Namespace {
     pub(super) async fn run(self) -> Result<i32> {
         let (json, found) = match self {
-            Namespace::List { json, connection } => match connection.reach().await? {
-                Reach::Database(db) => (json, namespaces::list(&db).await?),
+            Namespace::List { json, connection } => match connection.reach()? {
+                Reach::Database(shards) => (json, shards.list(|db| async move { namespaces::list(&db).await }).await?),
                 Reach::Server(server) => (json, server.all("/namespaces", &[])?),
             },
             Namespace::Create { names, json, connection } => {
-                let created = match connection.reach().await? {
-                    Reach::Database(db) => namespaces::create(&db, &names).await?,
+                let created = match connection.reach()? {
+                    Reach::Database(shards) => {
+                        let mut created = Vec::new();
+                        for (db, names) in shards.homes(names, |name| name).await? {
+                            created.extend(namespaces::create(&db, &names).await?);
+                        }
+                        created
+                    }
                     Reach::Server(server) => read(server.post("/namespaces", json!({ "names": names }))?["items"].take())?,
                 };
                 (json, created)
@@ -143,7 +149,7 @@ impl Namespace {
                     (json, vec![set])
                 } else {
                     let db = connection.open_of(About::Namespace(&name)).await?;
-                    let (db, coordinator) = connection.coordinated_by(db).await?;
+                    let coordinator = connection.coordinator().await?;
                     (json, vec![namespaces::set(&db, &*coordinator, &name, &rules, &by.author()).await?])
                 }
             }

@@ -46,8 +46,16 @@ pub(super) struct Pauses {
 impl Pause {
     pub(super) async fn run(self) -> Result<i32> {
         let Pause { what, by, connection } = self;
-        let paused = match connection.reach().await? {
-            Reach::Database(db) => pauses::pause(&db, what.kind, &what.name, &by.recorded()).await?,
+        let paused = match connection.reach()? {
+            Reach::Database(shards) => {
+                pauses::pause(
+                    &pauses::home_of(&shards, what.kind, &what.name).await?,
+                    what.kind,
+                    &what.name,
+                    &by.recorded(),
+                )
+                .await?
+            }
             Reach::Server(server) => {
                 server.post("/pauses", json!({ "kind": what.kind, "name": what.name, "why": by.why }))?["done"] == true
             }
@@ -60,8 +68,8 @@ impl Pause {
 impl Resume {
     pub(super) async fn run(self) -> Result<i32> {
         let What { kind, name } = &self.what;
-        let resumed = match self.connection.reach().await? {
-            Reach::Database(db) => pauses::resume(&db, *kind, name).await?,
+        let resumed = match self.connection.reach()? {
+            Reach::Database(shards) => pauses::resume(&pauses::home_of(&shards, *kind, name).await?, *kind, name).await?,
             Reach::Server(server) => server.post("/pauses/resume", json!({ "kind": kind, "name": name }))?["done"] == true,
         };
         say(&format!(
@@ -75,8 +83,8 @@ impl Resume {
 
 impl Pauses {
     pub(super) async fn run(self) -> Result<i32> {
-        let listed = match self.connection.reach().await? {
-            Reach::Database(db) => pauses::list(&db).await?,
+        let listed = match self.connection.reach()? {
+            Reach::Database(shards) => shards.list(|db| async move { pauses::list(&db).await }).await?,
             Reach::Server(server) => server.all("/pauses", &[])?,
         };
         let columns = ["kind", "name", "who", "why", "since", "held"];

@@ -6,6 +6,7 @@ use serde_json::{json, Value};
 use super::server::Reach;
 use super::{listing, print, Connection};
 use crate::db::{Db, Repaired};
+use crate::engine::shards::Shards;
 use crate::engine::{fleet, repair};
 use crate::error::Result;
 
@@ -46,7 +47,7 @@ const COLUMNS: [&str; 9] = [
 impl Queue {
     pub(super) async fn run(self) -> Result<i32> {
         match self {
-            Queue::List { json, connection } => list(&connection.reach().await?, json).await?,
+            Queue::List { json, connection } => list(&connection.reach()?, json).await?,
             Queue::Repair {
                 namespaces,
                 json,
@@ -57,9 +58,9 @@ impl Queue {
     }
 }
 
-async fn list(reach: &Reach, json: bool) -> Result<()> {
+async fn list(reach: &Reach<Shards>, json: bool) -> Result<()> {
     let fleet = match reach {
-        Reach::Database(db) => fleet::fleet(db).await?,
+        Reach::Database(shards) => fleet::of_all(shards).await?,
         Reach::Server(server) => server.get("/fleet", &[])?,
     };
     let of = |name: &str| fleet[name].as_object().into_iter().flatten();

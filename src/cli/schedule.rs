@@ -6,8 +6,10 @@ use serde_json::{json, Value};
 use uuid::Uuid;
 
 use super::server::{part, read, Reach};
-use super::{field, listing, print, read_json, say, table, By, Connection};
+use super::{field, listing, print, read_json, say, table, About, By, Connection};
+use crate::db::Db;
 use crate::engine::schedules;
+use crate::engine::shards::Shards;
 use crate::error::{Error, Result};
 use crate::schedule::Schedule as Definition;
 
@@ -134,7 +136,7 @@ impl Create {
             fields.retain(|_, value| !value.is_null());
         }
         let schedule = Definition::parse(&written).map_err(Error::Invalid)?;
-        let outcome = match self.connection.reach().await? {
+        let outcome = match self.connection.reach_of(About::Template(&self.template)).await? {
             Reach::Database(db) => schedules::put(&db, &self.name, &self.template, &schedule).await?,
             Reach::Server(server) => {
                 let body = json!({ "template": self.template, "definition": written });
@@ -151,8 +153,8 @@ impl Schedule {
         match self {
             Schedule::Create(create) => create.run().await?,
             Schedule::List { json, connection } => {
-                let listed = match connection.reach().await? {
-                    Reach::Database(db) => schedules::list(&db).await?,
+                let listed = match connection.reach()? {
+                    Reach::Database(shards) => shards.list(|db| async move { schedules::list(&db).await }).await?,
                     Reach::Server(server) => server.all("/schedules", &[])?,
                 };
                 let row = |schedule: &Value| {
@@ -174,8 +176,8 @@ impl Schedule {
                 json,
                 connection,
             } => {
-                let mut shown = match connection.reach().await? {
-                    Reach::Database(db) => schedules::show(&db, &name, count).await?,
+                let mut shown = match connection.reach()? {
+                    Reach::Database(shards) => find(&shards, &name, count).await?.1,
                     Reach::Server(server) => server.get(&format!("/schedules/{}", part(&name)), &[])?,
                 };
                 if let Some(ticks) = shown["ticks"].as_array_mut() {
@@ -193,8 +195,8 @@ impl Schedule {
                 say(&format!("{name}: goes on"));
             }
             Schedule::Trigger { name, connection } => {
-                let tasks: Vec<Uuid> = match connection.reach().await? {
-                    Reach::Database(db) => schedules::trigger(&db, &name).await?,
+                let tasks: Vec<Uuid> = match connection.reach()? {
+                    Reach::Database(shards) => schedules::trigger(&find(&shards, &name, 0).await?.0, &name).await?,
                     Reach::Server(server) => read(server.post(&format!("/schedules/{}/trigger", part(&name)), json!({}))?["tasks"].take())?,
                 };
                 tasks.iter().for_each(|task| say(&task.to_string()));
@@ -205,8 +207,8 @@ impl Schedule {
                 until,
                 connection,
             } => {
-                let tasks: Vec<Uuid> = match connection.reach().await? {
-                    Reach::Database(db) => schedules::backfill(&db, &name, from, until).await?,
+                let tasks: Vec<Uuid> = match connection.reach()? {
+                    Reach::Database(shards) => schedules::backfill(&find(&shards, &name, 0).await?.0, &name, from, until).await?,
                     Reach::Server(server) => {
                         let path = format!("/schedules/{}/backfill", part(&name));
                         read(server.post(&path, json!({ "from": from, "until": until }))?["tasks"].take())?
@@ -215,8 +217,8 @@ impl Schedule {
                 say(&format!("{} tasks begin", tasks.len()));
             }
             Schedule::Delete { name, connection } => {
-                match connection.reach().await? {
-                    Reach::Database(db) => schedules::delete(&db, &name).await?,
+                match connection.reach()? {
+                    Reach::Database(shards) => schedules::delete(&find(&shards, &name, 0).await?.0, &name).await?,
                     Reach::Server(server) => drop(server.delete(&format!("/schedules/{}", part(&name)))?),
                 }
                 say(&format!("{name}: deleted"));
@@ -227,8 +229,8 @@ impl Schedule {
 }
 
 async fn pause(connection: &Connection, name: &str, paused: bool, by: &By) -> Result<()> {
-    match connection.reach().await? {
-        Reach::Database(db) => schedules::pause(&db, name, paused, &by.who, by.why.as_deref()).await,
+    match connection.reach()? {
+        Reach::Database(shards) => schedules::pause(&find(&shards, name, 0).await?.0, name, paused, &by.who, by.why.as_deref()).await,
         Reach::Server(server) => {
             let verb = if paused { "pause" } else { "resume" };
             server
@@ -286,4 +288,9 @@ fn describe(schedule: &Value) -> String {
         table(&["NEXT"], &lines(&schedule["next"])),
         table(&["LAST", "STATE", "TASK", "WHY"], &rows)
     )
+}
+
+/// It, and the database that has it. Errors: [`Error::NotFound`].
+async fn find(shards: &Shards, name: &str, count: i32) -> Result<(Db, Value)> {
+    shards.find(|db| async move { schedules::show(&db, name, count).await }).await
 }

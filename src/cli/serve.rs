@@ -12,9 +12,9 @@ use super::Connection;
 use crate::api::Api;
 use crate::config::distributed::Configuration;
 use crate::config::{Local, Settings};
-use crate::db::Db;
-use crate::engine::configuration::coordinator;
+use crate::engine::configuration::coordinator_of;
 use crate::engine::member::Kind;
+use crate::engine::shards::Shards;
 use crate::error::{Error, Result};
 use crate::http::{allow_many_connections, Certificate, Door, Server};
 use crate::orchestrator::Orchestrator;
@@ -67,8 +67,7 @@ impl Serve {
         let settings = local.with(0, &json!({}))?.settings;
         let doors = Doors::bind(&settings).await?;
         let shards = self.connection.shards(&local, settings.connections)?;
-        let db = shards.named(shards.settings().shard_of(&settings.orchestrator.namespaces)?).await?;
-        serve(db, doors, local).await
+        serve(&shards, doors, local).await
     }
 }
 
@@ -115,20 +114,19 @@ impl Doors {
 }
 
 /// Runs until SIGTERM or SIGINT.
-pub(super) async fn serve(db: Db, doors: Doors, local: Local) -> Result<i32> {
+pub(super) async fn serve(shards: &Shards, doors: Doors, local: Local) -> Result<i32> {
     let mut stopping = StopSignals::new()?;
     allow_many_connections();
     let settings = local.with(0, &json!({}))?.settings;
-    let coordinator = coordinator(&db, &settings).await?;
+    let coordinator = coordinator_of(shards).await?;
     let (configuration, live) = Configuration::start(local, coordinator.clone()).await?;
     let stop = CancellationToken::new();
     let following = tokio::spawn(configuration.run(stop.clone(), telemetry::take_over));
-    let orchestrator = Orchestrator::start(&db, live).await?;
+    let orchestrator = Orchestrator::start_in(shards, live).await?;
     let probed = doors.probes.start(orchestrator.health().clone());
-    let apart = db.apart(settings.api.connections).for_people();
-    let apart = apart.with_replicas(&settings.replicas, settings.api.connections)?;
-    orchestrator.health().read_fleet_from(&apart);
-    let api = Api::new(&apart, coordinator, &settings.api)?;
+    let for_people = shards.for_people(&settings);
+    orchestrator.health().read_fleet_from(&for_people);
+    let api = Api::new(&for_people, coordinator, &settings.api)?;
     let asked = doors.api.map(|door| door.open(web::router(api))).unwrap_or_default();
 
     let given_up = tokio::select! {
@@ -141,8 +139,8 @@ pub(super) async fn serve(db: Db, doors: Doors, local: Local) -> Result<i32> {
         stop.cancel();
         following.await.ok();
         probed.stop().await;
-        db.close().await;
-        apart.close().await;
+        shards.close().await;
+        for_people.close().await;
     };
     tokio::select! {
         () = finish => given_up.map_or(Ok(0), |why| Err(Error::GivenUp(why))),

@@ -19,9 +19,9 @@ const PAGE: usize = 1_000;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where a command finds what it is about.
-pub(super) enum Reach {
-    /// In the database.
-    Database(Box<Db>),
+pub(super) enum Reach<D = Db> {
+    /// In the database, or in those of all shards.
+    Database(Box<D>),
     /// Behind an API.
     Server(Server),
 }

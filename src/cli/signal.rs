@@ -7,7 +7,7 @@ use serde_json::{json, Value};
 use uuid::Uuid;
 
 use super::server::{read, Reach};
-use super::{field, listing, print, read_json, say, table, About, Connection};
+use super::{field, listing, print, read_json, say, table, Connection};
 use crate::engine::signals::{self, Addressee, SignalFilter, WaitFilter};
 use crate::error::Result;
 
@@ -86,12 +86,8 @@ impl Signal {
                     id,
                     keep,
                 };
-                let reach = match signal.to {
-                    Addressee::Task(task) => connection.reach_of(About::Task(task)).await?,
-                    Addressee::Key(_) => connection.reach().await?,
-                };
-                let sent = match reach {
-                    Reach::Database(db) => signals::send(&db, &signal).await?,
+                let sent = match connection.reach()? {
+                    Reach::Database(shards) => signals::send_to(&shards, &signal).await?,
                     Reach::Server(server) => read(server.post("/signals", of(&signal)?)?)?,
                 };
                 print(json, &json!(sent), || match sent.outcome.as_str() {
@@ -120,8 +116,8 @@ impl Signal {
                     key,
                     unclaimed,
                 };
-                let listed = match connection.reach().await? {
-                    Reach::Database(db) => signals::list_signals(&db, &filter, limit).await?,
+                let listed = match connection.reach()? {
+                    Reach::Database(shards) => signals::signals_of_all(&shards, &filter, limit).await?,
                     Reach::Server(server) => {
                         let SignalFilter {
                             name,
@@ -194,8 +190,8 @@ impl Waiting {
             assignee: self.assignee,
             after: self.after,
         };
-        let waits = match self.connection.reach().await? {
-            Reach::Database(db) => signals::list_waits(&db, &filter, self.limit).await?,
+        let waits = match self.connection.reach()? {
+            Reach::Database(shards) => signals::page_of_waits(&shards, &filter, None, self.limit).await?.0,
             Reach::Server(server) => {
                 let WaitFilter {
                     namespace,

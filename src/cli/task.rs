@@ -270,8 +270,8 @@ impl Task {
                     before,
                     ..filters.filter()
                 };
-                let tasks = match connection.reach().await? {
-                    Reach::Database(db) => read::list_tasks(&db, &filter, limit).await?,
+                let tasks = match connection.reach()? {
+                    Reach::Database(shards) => read::tasks_of_all(&shards, &filter, limit).await?,
                     Reach::Server(server) => server.list("/tasks", &query(&filter), limit as usize)?,
                 };
                 print(json, &json!(tasks), || {

@@ -101,8 +101,8 @@ impl Template {
                 }
             }
             Template::List { json, connection } => {
-                let templates = match connection.reach().await? {
-                    Reach::Database(db) => read::list_templates(&db).await?,
+                let templates = match connection.reach()? {
+                    Reach::Database(shards) => shards.list(|db| async move { read::list_templates(&db).await }).await?,
                     Reach::Server(server) => server.all("/templates", &[])?,
                 };
                 print(json, &json!(templates), || {
@@ -137,7 +137,7 @@ impl Template {
                 json,
                 connection,
             } => {
-                let reach = connection.reach().await?;
+                let reach = connection.reach_of(About::Template(&template)).await?;
                 let from = definition(&reach, &template, Some(&from)).await?;
                 let to = definition(&reach, &template, to.as_deref()).await?;
                 let found = difference(&from, &to);

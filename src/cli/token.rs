@@ -5,7 +5,7 @@ use clap::{Args, Subcommand};
 use serde_json::{json, Value};
 
 use super::server::{part, read, Reach};
-use super::{listing, print, say, Connection};
+use super::{listing, print, say, About, Connection};
 use crate::engine::tokens::{self, Holder, NewToken, Role};
 use crate::error::{Error, Result};
 
@@ -69,7 +69,7 @@ impl Token {
         match self {
             Token::Create(create) => create.run().await?,
             Token::List { all, json, connection } => {
-                let listed = match connection.reach().await? {
+                let listed = match connection.reach_of(About::Any).await? {
                     Reach::Database(db) => tokens::list_tokens(&db, all).await?,
                     Reach::Server(server) => server.whole("/tokens", &[("all", json!(all))])?,
                 };
@@ -83,7 +83,7 @@ impl Token {
                 });
             }
             Token::Revoke { name, by, connection } => {
-                match connection.reach().await? {
+                match connection.reach_of(About::Any).await? {
                     Reach::Database(db) => tokens::revoke_token(&db, &name, &by.recorded().who).await?,
                     Reach::Server(server) => drop(server.post(&format!("/tokens/{}/revoke", part(&name)), json!({ "why": by.why }))?),
                 }
@@ -107,7 +107,7 @@ impl Create {
             namespaces: Some(self.namespaces).filter(|names| !names.is_empty()),
         };
         let new = NewToken { holder, expires_at };
-        let token = match self.connection.reach().await? {
+        let token = match self.connection.reach_of(About::Any).await? {
             Reach::Database(db) => tokens::create_token(&db, &new, &self.by.recorded().who).await?,
             Reach::Server(server) => {
                 let NewToken { holder, expires_at } = new;

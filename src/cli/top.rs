@@ -38,7 +38,7 @@ pub(super) struct Top {
 
 impl Top {
     pub(super) async fn run(self) -> Result<i32> {
-        let reader = Reader::new(self.connection.reach().await?);
+        let reader = Reader::new(self.connection.reach()?);
         let mut view = View::default();
         if self.once || !std::io::stdout().is_terminal() {
             let known = reader.read(&view.wanted()).await?;

@@ -333,22 +333,28 @@ impl Settings {
         found
     }
 
-    /// The name of the shard where these namespaces live, or in which this process is to work. Errors: [`Error::Config`] where they live in several.
-    pub fn shard_of(&self, namespaces: &[String]) -> Result<&str> {
+    /// The shards in which a process is to work, each with those of these namespaces that live there: all shards where it is for all namespaces.
+    pub fn shards_of(&self, namespaces: &[String]) -> BTreeMap<String, Vec<String>> {
         if let Some(own) = &self.shard {
-            return Ok(own);
+            return BTreeMap::from([(own.clone(), namespaces.to_vec())]);
         }
-        let mut homes: Vec<&str> = namespaces.iter().map(|namespace| self.home_of(namespace)).collect();
-        homes.sort_unstable();
-        homes.dedup();
-        match homes[..] {
-            [] => Ok(shards::DEFAULT),
-            [home] => Ok(home),
-            _ => Err(Error::Config(format!(
-                "the namespaces {} live in the shards {}: expected those of one, since a process works in one",
-                namespaces.join(", "),
-                homes.join(", ")
-            ))),
+        let all = self.shards.keys().map(String::as_str).chain([shards::DEFAULT]);
+        let mut homes: BTreeMap<String, Vec<String>> = match namespaces.is_empty() {
+            true => all.map(|name| (name.to_owned(), Vec::new())).collect(),
+            false => BTreeMap::new(),
+        };
+        for namespace in namespaces {
+            homes.entry(self.home_of(namespace).to_owned()).or_default().push(namespace.clone());
+        }
+        homes
+    }
+
+    /// The same for whoever works with a single database, which has all namespaces.
+    pub(crate) fn of_one(self) -> Settings {
+        Settings {
+            shard: None,
+            shards: BTreeMap::new(),
+            ..self
         }
     }
 

@@ -27,6 +27,9 @@ pub struct ShardConfig {
     /// As `direct.url`.
     #[schemars(with = "Option<String>", extend("x-restart" = true, "x-secret" = true))]
     pub direct_url: Option<Secret>,
+    /// As `replicas.url`.
+    #[schemars(with = "Option<String>", extend("x-restart" = true, "x-secret" = true))]
+    pub replica_url: Option<Secret>,
     /// Those that live there; the default shard has all others.
     #[schemars(extend("x-restart" = true))]
     pub namespaces: Vec<String>,

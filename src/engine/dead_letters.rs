@@ -8,9 +8,11 @@ use serde_json::Value;
 use sqlx::types::Json;
 use uuid::Uuid;
 
+use super::everywhere::{paged, Order, Page};
 use super::payload::check_payload;
 use super::read::read_results;
 use super::schema::check_for_tasks;
+use super::shards::Shards;
 use crate::db::Db;
 use crate::error::{Error, Result};
 
@@ -385,4 +387,82 @@ async fn delete(db: &Db, ids: &[String], action: &str, by: &By) -> Result<Vec<St
 fn batches(ids: &[String]) -> Result<std::slice::Chunks<'_, String>> {
     check_ids(ids.iter())?;
     Ok(ids.chunks(BATCH))
+}
+
+/// A page of the letters of all shards, the newest first, and where the list goes on.
+pub async fn page_of_all(shards: &Shards, filter: &Filter, cursor: Option<&str>, limit: i32) -> Result<Page> {
+    let ask = |db: Db, before: Option<String>| async move {
+        let filter = Filter { before, ..filter.clone() };
+        Ok(paged(list(&db, &filter, limit).await?, limit, "id"))
+    };
+    shards.page(cursor, limit, (Order::Newest("died_at"), "id"), ask).await
+}
+
+/// The groups of all shards, the largest first.
+pub async fn groups_of_all(shards: &Shards, filter: &Filter) -> Result<Vec<Value>> {
+    let mut groups = shards.list(|db| async move { groups(&db, filter).await }).await?;
+    groups.sort_by_key(|group| std::cmp::Reverse(group["count"].as_i64()));
+    Ok(groups)
+}
+
+/// Of which namespace a letter is, by its id.
+pub fn namespace_of(id: &str) -> &str {
+    id.split_once('/').map_or(id, |(namespace, _)| namespace)
+}
+
+/// The ids of those in all shards that a filter lets through. Errors: those of any shard: what is left out would not be missed.
+pub async fn matching_of_all(shards: &Shards, filter: &Filter) -> Result<Vec<String>> {
+    let mut ids = Vec::new();
+    for db in shards.of_filter(filter.namespace.as_deref()).await? {
+        ids.extend(matching(&db, filter).await?);
+    }
+    Ok(ids)
+}
+
+/// What is done to letters.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Verb {
+    /// [`replay`]
+    Replay(Replay),
+    /// [`settle`] with this result.
+    Resolve(Value),
+    /// [`settle`] without one.
+    Skip,
+    /// [`discard`]
+    Discard,
+}
+
+impl Verb {
+    /// Does it to letters of one shard.
+    pub(crate) async fn act(&self, db: &Db, ids: &[String], by: &By) -> Result<Vec<String>> {
+        match self {
+            Verb::Replay(how) => replay(db, ids, how, by).await,
+            Verb::Resolve(result) => settle(db, ids, Some(result), by).await,
+            Verb::Skip => settle(db, ids, None, by).await,
+            Verb::Discard => discard(db, ids, by).await,
+        }
+    }
+
+    /// Does it to these letters, shard by shard, each in its own transactions. Returns those to which it was done.
+    pub async fn act_on_all(&self, shards: &Shards, ids: Vec<String>, by: &By) -> Result<Vec<String>> {
+        let mut done = Vec::new();
+        for (db, ids) in shards.homes(ids, namespace_of).await? {
+            done.extend(self.act(&db, &ids, by).await?);
+        }
+        Ok(done)
+    }
+}
+
+/// What was done to letters in all shards, the newest first.
+pub async fn actions_of_all(shards: &Shards, limit: i32) -> Result<Vec<Value>> {
+    let mut all = shards.list(|db| async move { actions(&db, limit).await }).await?;
+    Order::Newest("at").sort(&mut all);
+    all.truncate(usize::try_from(limit).unwrap_or_default());
+    Ok(all)
+}
+
+/// Deletes those whose time is over, in all shards. Returns how many.
+pub async fn purge_of_all(shards: &Shards, by: &By) -> Result<usize> {
+    let purged = shards.ask_all(|db| async move { purge(&db, by).await }).await?;
+    Ok(purged.iter().map(|(_, purged)| purged).sum())
 }

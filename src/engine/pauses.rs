@@ -7,6 +7,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::dead_letters::By;
+use super::shards::Shards;
 use crate::db::Db;
 use crate::error::Result;
 
@@ -84,4 +85,15 @@ pub(crate) async fn forget(db: &Db) -> Result<()> {
 /// The pauses that there are: kind, name, who, why, since, and how many steps are held back under it (`held`); the oldest first.
 pub async fn list(db: &Db) -> Result<Vec<Value>> {
     Ok(sqlx::query_scalar("SELECT tasker.list_pauses()").fetch_all(db.readers()).await?)
+}
+
+/// The database that has what can be paused. Errors: those of [`Shards::named`].
+pub async fn home_of(shards: &Shards, kind: Pausable, name: &str) -> Result<Db> {
+    match (kind, name.parse()) {
+        (Pausable::Task, Ok(task)) => shards.of_task(task).await,
+        // What is no id is refused there.
+        (Pausable::Task, Err(_)) => shards.home().await,
+        (Pausable::Namespace, _) => shards.of_namespace(name).await,
+        (Pausable::Template | Pausable::Handler, _) => shards.of_template(name).await,
+    }
 }

@@ -1,8 +1,10 @@
 //! The shards that tasks are in: each is one PostgreSQL, with its primary and those that may become it, and has whole namespaces. The id of a task says which.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
+use futures_util::future::try_join_all;
 use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
 use uuid::Uuid;
@@ -16,7 +18,11 @@ use crate::template::Template;
 
 /// Where the tasks of whole namespaces are. Each database is connected to when it is first asked for, so that one that is away troubles nobody else. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Shards(Arc<All>);
+pub struct Shards {
+    all: Arc<All>,
+    /// The one in which this process works, where that is said.
+    own: Option<String>,
+}
 
 #[derive(Debug)]
 struct All {
@@ -26,6 +32,10 @@ struct All {
     connections: u32,
     settings: Settings,
     open: BTreeMap<String, OnceCell<Open>>,
+    /// Those whose databases these are through other connections.
+    beside: Option<Shards>,
+    /// Those that did not answer when all were asked: when, and why.
+    away: Mutex<BTreeMap<String, (Instant, String)>>,
 }
 
 #[derive(Debug)]
@@ -33,6 +43,9 @@ struct Open {
     db: Db,
     submitter: Submitter,
 }
+
+/// How many numbers each shard gives out.
+const NUMBERS: i64 = 1_000_000_000_000;
 
 /// The shard whose tasks have ids like this one: its bits 52 to 63, which are `rand_a` of UUIDv7 (`tasker.uuidv7`).
 pub fn number_of(task: Uuid) -> u16 {
@@ -52,18 +65,97 @@ pub fn by_shard(tasks: Vec<Uuid>) -> Vec<Vec<Uuid>> {
 impl Shards {
     /// Those of the settings, beside the default one at `url`.
     pub fn new(url: String, connections: u32, settings: Settings) -> Shards {
+        Shards::beside(None, url, connections, settings)
+    }
+
+    fn beside(others: Option<Shards>, url: String, connections: u32, settings: Settings) -> Shards {
         let names = settings.shards.keys().map(String::as_str).chain([DEFAULT_SHARD]);
-        Shards(Arc::new(All {
-            url,
-            connections,
-            open: names.map(|name| (name.to_owned(), OnceCell::new())).collect(),
-            settings,
-        }))
+        let open = names.map(|name| (name.to_owned(), OnceCell::new())).collect();
+        Shards {
+            own: settings.shard.clone(),
+            all: Arc::new(All {
+                url,
+                connections,
+                open,
+                settings,
+                beside: others,
+                away: Mutex::default(),
+            }),
+        }
+    }
+
+    /// The same as a process with these settings works with them.
+    pub fn of_process(&self, settings: &Settings) -> Shards {
+        Shards {
+            own: settings.shard.clone(),
+            ..self.clone()
+        }
+    }
+
+    /// The shards in which this process is to work ([`Settings::shards_of`]).
+    pub(crate) fn of_namespaces(&self, namespaces: &[String]) -> BTreeMap<String, Vec<String>> {
+        let settings = Settings {
+            shard: self.own.clone(),
+            ..self.all.settings.clone()
+        };
+        settings.shards_of(namespaces)
+    }
+
+    /// The only one, which is this.
+    pub fn of(db: &Db) -> Shards {
+        let shards = Shards::new(String::new(), 0, Settings::default());
+        let open = Open {
+            db: db.clone(),
+            submitter: Submitter::new(db.clone()),
+        };
+        if let Some(cell) = shards.all.open.get(DEFAULT_SHARD) {
+            cell.set(open).ok();
+        }
+        shards
+    }
+
+    /// The same through connections of their own, as these settings have it for what people look at: from replicas, where there are some that are not
+    /// too far behind.
+    pub fn for_people(&self, settings: &Settings) -> Shards {
+        let settings = Settings {
+            shards: self.all.settings.shards.clone(),
+            ..settings.clone()
+        };
+        Shards::beside(Some(self.clone()), String::new(), settings.api.connections, settings)
+    }
+
+    pub(super) fn lock_away(&self) -> MutexGuard<'_, BTreeMap<String, (Instant, String)>> {
+        self.all.away.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The names of all of them, the default one first; or of the one in which this process works.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let others = self.all.settings.shards.keys().map(String::as_str);
+        let all = [DEFAULT_SHARD].into_iter().chain(others);
+        all.filter(|name| self.own.as_deref().is_none_or(|own| own == *name))
+    }
+
+    /// Whether they are more than one.
+    pub fn are_several(&self) -> bool {
+        self.names().count() > 1
+    }
+
+    /// Whether there are others beside the default one, wherever this process works.
+    pub(crate) fn are_named(&self) -> bool {
+        !self.all.settings.shards.is_empty()
+    }
+
+    /// Those that are connected to, with their names.
+    pub(crate) fn opened(&self) -> impl Iterator<Item = (&str, &Db)> {
+        self.all
+            .open
+            .iter()
+            .filter_map(|(name, open)| Some((name.as_str(), &open.get()?.db)))
     }
 
     /// Their settings.
     pub fn settings(&self) -> &Settings {
-        &self.0.settings
+        &self.all.settings
     }
 
     /// The one of this name. Errors: [`Error::Config`] for an unknown one, and for a database that is not that shard; those of [`Db::connect`].
@@ -73,26 +165,52 @@ impl Shards {
 
     /// The one that this process is to work with: that of the setting `shard`, or the default one.
     pub async fn home(&self) -> Result<Db> {
-        self.named(self.0.settings.shard.as_deref().unwrap_or(DEFAULT_SHARD)).await
+        self.named(self.own.as_deref().unwrap_or(DEFAULT_SHARD)).await
     }
 
     /// The one that has a task. Errors: those of [`Shards::named`], [`Error::NotFound`] where none has its number.
     pub async fn of_task(&self, task: Uuid) -> Result<Db> {
         let number = number_of(task);
-        let named = self.0.settings.shards.iter().find(|(_, shard)| shard.number == number);
-        match named {
+        let none = || format!("no task {task}: it would be in shard {number}, which shards in tasker.yml does not have");
+        self.numbered(Some(number), none).await
+    }
+
+    async fn numbered(&self, number: Option<u16>, none: impl Fn() -> String) -> Result<Db> {
+        let mut others = self.all.settings.shards.iter();
+        match others.find(|(_, shard)| Some(shard.number) == number) {
             Some((name, _)) => self.named(name).await,
             // Where there is but one, also of an id that is none of ours, or of a time before ids said so.
-            None if number == DEFAULT_SHARD_NUMBER || self.0.settings.shards.is_empty() => self.named(DEFAULT_SHARD).await,
-            None => Err(Error::NotFound(format!(
-                "no task {task}: it would be in shard {number}, which shards in tasker.yml does not have"
-            ))),
+            None if number == Some(DEFAULT_SHARD_NUMBER) || !self.are_named() => self.named(DEFAULT_SHARD).await,
+            None => Err(Error::NotFound(none())),
         }
     }
 
     /// The one where a namespace lives.
     pub async fn of_namespace(&self, namespace: &str) -> Result<Db> {
-        self.named(self.0.settings.home_of(namespace)).await
+        self.named(self.all.settings.home_of(namespace)).await
+    }
+
+    /// Those that may have tasks of a namespace, or of any. Errors: those of [`Shards::named`] for any of them.
+    pub async fn of_filter(&self, namespace: Option<&str>) -> Result<Vec<Db>> {
+        match namespace {
+            Some(namespace) => Ok(vec![self.of_namespace(namespace).await?]),
+            None => try_join_all(self.names().map(|name| self.named(name))).await,
+        }
+    }
+
+    /// Each shard that has some of these, with them; `namespace` says of one where it lives. Errors: those of [`Shards::named`] for any of them.
+    pub async fn homes(&self, all: Vec<String>, namespace: fn(&str) -> &str) -> Result<Vec<(Db, Vec<String>)>> {
+        let mut homes = BTreeMap::<&str, Vec<String>>::new();
+        for one in all {
+            homes.entry(self.all.settings.home_of(namespace(&one))).or_default().push(one);
+        }
+        try_join_all(homes.into_iter().map(|(name, of)| async move { Ok((self.named(name).await?, of)) })).await
+    }
+
+    /// The one that gave out a number: those of shard n begin at n × 10^12 (`tasker.become_shard`).
+    pub(crate) async fn of_number(&self, number: i64) -> Result<Db> {
+        let shard = u16::try_from(number / NUMBERS).ok().filter(|_| number >= 0);
+        self.numbered(shard, || format!("nothing has the number {number}")).await
     }
 
     /// The one that has a template (name or namespace/name): the default one for a bare name.
@@ -103,10 +221,10 @@ impl Shards {
     /// The one where a template is to be registered. Errors: [`Error::Invalid`] where a step, or the tasks that do its work, are of a namespace that lives in
     /// another: the steps of a task move on in one transaction, and its children count there.
     pub async fn of_definition(&self, template: &Template) -> Result<Db> {
-        let home = self.0.settings.home_of(&template.namespace);
-        let elsewhere = |(_, namespace): &(&str, &str)| self.0.settings.home_of(namespace) != home;
+        let home = self.all.settings.home_of(&template.namespace);
+        let elsewhere = |(_, namespace): &(&str, &str)| self.all.settings.home_of(namespace) != home;
         if let Some((step, namespace)) = template.namespaces().find(elsewhere) {
-            let other = self.0.settings.home_of(namespace);
+            let other = self.all.settings.home_of(namespace);
             return Err(Error::Invalid(format!(
                 "{}/{} lives in shard {home}, and its step {step} wants the namespace {namespace}, which lives in {other}: a task has its steps and its \
                  children in its own shard; let a handler of the step enqueue a task there (docs/shards.md)",
@@ -123,7 +241,7 @@ impl Shards {
 
     fn home_of_template(&self, template: &str) -> &str {
         let namespace = template.split_once('/').map(|(namespace, _)| namespace);
-        namespace.map_or(DEFAULT_SHARD, |namespace| self.0.settings.home_of(namespace))
+        namespace.map_or(DEFAULT_SHARD, |namespace| self.all.settings.home_of(namespace))
     }
 
     /// Makes the database of a shard that one, and returns it: migrated, with ids that say so. Again, nothing happens.
@@ -142,10 +260,20 @@ impl Shards {
     async fn open(&self, name: &str) -> Result<&Open> {
         self.cell(name)?
             .get_or_try_init(|| async {
-                let (db, number) = self.connect(name).await?;
-                if name != DEFAULT_SHARD {
-                    check_number(&db, name, number).await?;
-                }
+                let db = match &self.all.beside {
+                    Some(others) => {
+                        let apart = Box::pin(others.named(name)).await?.apart(self.all.connections);
+                        let apart = apart.redacting(self.all.settings.redaction()?).for_people();
+                        apart.with_replicas(&self.replicas(name), self.all.connections)?
+                    }
+                    None => {
+                        let (db, number) = self.connect(name).await?;
+                        if name != DEFAULT_SHARD {
+                            check_number(&db, name, number).await?;
+                        }
+                        db
+                    }
+                };
                 Ok(Open {
                     submitter: Submitter::new(db.clone()),
                     db,
@@ -154,9 +282,20 @@ impl Shards {
             .await
     }
 
+    fn replicas(&self, name: &str) -> ReplicaConfig {
+        let settings = &self.all.settings;
+        match settings.shards.get(name) {
+            None => settings.replicas.clone(),
+            Some(shard) => ReplicaConfig {
+                url: shard.replica_url.clone(),
+                ..settings.replicas.clone()
+            },
+        }
+    }
+
     fn cell(&self, name: &str) -> Result<&OnceCell<Open>> {
-        self.0.open.get(name).ok_or_else(|| {
-            let known: Vec<&str> = self.0.open.keys().map(String::as_str).collect();
+        self.all.open.get(name).ok_or_else(|| {
+            let known: Vec<&str> = self.all.open.keys().map(String::as_str).collect();
             Error::Config(format!("there is no shard {name}: expected one of {}", known.join(", ")))
         })
     }
@@ -167,7 +306,7 @@ impl Shards {
             connections,
             settings,
             ..
-        } = &*self.0;
+        } = &*self.all;
         let Some(shard) = settings.shards.get(name) else {
             return Ok((Db::configured(url, *connections, settings).await?, DEFAULT_SHARD_NUMBER));
         };
@@ -189,7 +328,7 @@ impl Shards {
 
     /// Closes the connections to all of them.
     pub async fn close(&self) {
-        for open in self.0.open.values().filter_map(OnceCell::get) {
+        for open in self.all.open.values().filter_map(OnceCell::get) {
             open.db.close().await;
         }
     }
@@ -228,11 +367,6 @@ pub(crate) struct Shard {
 }
 
 impl Shard {
-    /// The default one.
-    pub(crate) async fn of(db: &Db) -> Result<Shard> {
-        Shard::named(DEFAULT_SHARD, None).asked(db).await
-    }
-
     /// Before its database is asked.
     fn named(name: &str, config: Option<&ShardConfig>) -> Shard {
         Shard {
@@ -260,8 +394,7 @@ impl Shard {
 /// Every shard, whether it is there or not.
 pub(crate) async fn list(shards: &Shards) -> Vec<Shard> {
     let mut found = Vec::new();
-    let others = shards.settings().shards.keys().map(String::as_str);
-    for name in [DEFAULT_SHARD].into_iter().chain(others) {
+    for name in shards.names() {
         let shard = Shard::named(name, shards.settings().shards.get(name));
         let asked = async { shard.clone().asked(&shards.named(name).await?).await };
         found.push(asked.await.unwrap_or_else(|error| Shard {

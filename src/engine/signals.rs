@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
+use super::everywhere::{paged, parsed, Order, Page};
 use super::payload::{check_payload, has_nul};
 use super::schema::{problems_of, validator};
+use super::shards::Shards;
 use crate::db::Db;
 use crate::error::{Error, Result};
 use crate::redaction::Redaction;
@@ -109,6 +112,24 @@ pub async fn send(db: &Db, signal: &Signal) -> Result<Sent> {
     Ok(query.fetch_one(db.pool()).await?)
 }
 
+/// Sends it to whoever has its addressee: of a key, all shards have tasks that may wait with it. Errors: as [`send`]'s; then it may be sent again, with
+/// its id.
+pub async fn send_to(shards: &Shards, signal: &Signal) -> Result<Sent> {
+    let mut sent = match signal.to {
+        Addressee::Task(task) => return send(&shards.of_task(task).await?, signal).await,
+        Addressee::Key(_) => {
+            try_join_all(
+                shards
+                    .names()
+                    .map(|name| async move { send(&shards.named(name).await?, signal).await }),
+            )
+            .await?
+        }
+    };
+    let heard = sent.iter().position(|sent| sent.outcome == "awaited").unwrap_or_default();
+    Ok(sent.swap_remove(heard))
+}
+
 impl Addressee {
     fn parts(&self) -> (Option<Uuid>, Option<&str>) {
         match self {
@@ -185,4 +206,22 @@ pub async fn list_signals(db: &Db, filter: &SignalFilter, limit: i32) -> Result<
     let hidden = db.hidden();
     signals.iter_mut().for_each(|signal| hidden.hide_fields(signal, &["payload"]));
     Ok(signals)
+}
+
+/// The newest in all shards.
+pub(crate) async fn signals_of_all(shards: &Shards, filter: &SignalFilter, limit: i32) -> Result<Vec<Value>> {
+    let mut signals = shards.list(|db| async move { list_signals(&db, filter, limit).await }).await?;
+    Order::Newest("sent_at").sort(&mut signals);
+    signals.truncate(usize::try_from(limit).unwrap_or_default());
+    Ok(signals)
+}
+
+/// A page of the waits in all shards, those first that have waited longest, and where the list goes on.
+pub async fn page_of_waits(shards: &Shards, filter: &WaitFilter, cursor: Option<&str>, limit: i32) -> Result<Page> {
+    let ask = |db: Db, cursor: Option<String>| async move {
+        let after = parsed(cursor)?;
+        let filter = WaitFilter { after, ..filter.clone() };
+        Ok(paged(list_waits(&db, &filter, limit).await?, limit, "task"))
+    };
+    shards.page(cursor, limit, (Order::Oldest("since"), "task"), ask).await
 }

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 #[derive(Debug, Clone)]
 pub struct Beats {
     started: Instant,
+    /// The shard whose loops these are, where there are several.
+    of: Option<Arc<str>>,
     loops: Arc<Mutex<Vec<Arc<Loop>>>>,
 }
 
@@ -31,15 +33,27 @@ impl Default for Beats {
     fn default() -> Self {
         Beats {
             started: Instant::now(),
+            of: None,
             loops: Arc::default(),
         }
     }
 }
 
 impl Beats {
+    /// The same process's, for loops that work with this shard.
+    pub(crate) fn of(&self, shard: Option<&str>) -> Beats {
+        Beats {
+            of: shard.map(Arc::from),
+            ..self.clone()
+        }
+    }
+
     /// Adds a loop that promises to beat at least once in `bound`, in the place of one of the same name that panicked.
     pub fn register(&self, name: impl Into<String>, bound: Duration) -> Beat {
-        let name = name.into();
+        let name = match &self.of {
+            Some(shard) => format!("{} of {shard}", name.into()),
+            None => name.into(),
+        };
         #[cfg(debug_assertions)]
         let bound = if is_wedged(&name) { Duration::from_secs(1) } else { bound };
         let of = Arc::new(Loop {

@@ -21,7 +21,7 @@ const TRIES: u32 = 5;
 const RECOVERED: Duration = Duration::from_secs(600);
 
 /// The loops of an orchestrator or a worker.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Loops {
     health: Health,
     running: TaskTracker,
@@ -33,6 +33,10 @@ impl Loops {
             health: health.clone(),
             running: TaskTracker::new(),
         }
+    }
+
+    pub(super) fn health(&self) -> &Health {
+        &self.health
     }
 
     /// Runs what `begin` begins, until it ends by itself.

@@ -37,7 +37,14 @@ impl Metrics {
     }
 
     /// The fleet, as `tasker.fleet()` describes it.
-    pub(crate) fn observe_fleet(&self, fleet: &Value) {
+    pub(crate) fn observe_fleet(&self, fleet: &Value, shard: Option<&str>) {
+        let shard = shard.map(|shard| KeyValue::new("shard", shard.to_owned()));
+        let tell = |gauge: &Gauge<f64>, value: f64, labels: &[KeyValue]| match &shard {
+            Some(shard) => gauge.record(value, &[labels, std::slice::from_ref(shard)].concat()),
+            None => gauge.record(value, labels),
+        };
+        // What is not there (no oldest message of an empty queue) is none.
+        let record = |gauge: &Gauge<f64>, value: &Value, labels: &[KeyValue]| tell(gauge, value.as_f64().unwrap_or_default(), labels);
         for (namespace, of) in fleet["namespaces"].as_object().into_iter().flatten() {
             let label = || KeyValue::new("namespace", namespace.clone());
             record(&self.queue_depth, &of["queue"]["depth"], &[label()]);
@@ -45,14 +52,17 @@ impl Metrics {
             record(&self.dead_letters, &of["dead_letters"]["depth"], &[label()]);
             record(&self.workers, &of["workers"], &[label()]);
             let unhandled = fleet["unhandled"].as_array().into_iter().flatten();
-            self.unhandled
-                .record(unhandled.filter(|kind| kind["namespace"] == **namespace).count() as f64, &[label()]);
+            tell(
+                &self.unhandled,
+                unhandled.filter(|kind| kind["namespace"] == **namespace).count() as f64,
+                &[label()],
+            );
             let state = match of["pressure"]["state"].as_str() {
                 Some("critical") => 2.0,
                 Some("warning") => 1.0,
                 _ => 0.0,
             };
-            self.pressure.record(state, &[label()]);
+            tell(&self.pressure, state, &[label()]);
             for (priority, lane) in of["backlog"].as_object().into_iter().flatten() {
                 let labels = [label(), KeyValue::new("priority", priority.clone())];
                 record(&self.backlog, &lane["pending"], &labels);
@@ -63,24 +73,23 @@ impl Metrics {
             record(&self.desired_workers, &of["capacity"]["desired_workers"], &[label()]);
             record(&self.forecast_workers, &of["capacity"]["forecast"]["desired_workers"], &[label()]);
             let (slots, running) = capacity(fleet, namespace);
-            self.capacity.record(slots, &[label()]);
-            self.capacity_used.record(running, &[label()]);
+            tell(&self.capacity, slots, &[label()]);
+            tell(&self.capacity_used, running, &[label()]);
         }
         for limit in fleet["limits"].as_array().into_iter().flatten() {
             let label = |label: &'static str, of: &str| KeyValue::new(label, limit[of].as_str().unwrap_or_default().to_owned());
             let labels = [label("namespace", "namespace"), label("limit", "name")];
             record(&self.limit_granted, &limit["granted"], &labels);
             record(&self.limit_waiting, &limit["waiting"], &labels);
-            self.breakers_open
-                .record(limit["breaker"].as_array().map_or(0, Vec::len) as f64, &labels);
+            tell(&self.breakers_open, limit["breaker"].as_array().map_or(0, Vec::len) as f64, &labels);
         }
         let drift = drift(fleet["members"].as_array().map_or(&[][..], Vec::as_slice), GRACE);
         for (kind, (count, configurations)) in members(fleet) {
             let drifting = drift.iter().filter(|member| member.kind == kind).count();
             let label = [KeyValue::new("kind", kind)];
-            self.drift.record(drifting as f64, &label);
-            self.members.record(count as f64, &label);
-            self.configurations.record(configurations as f64, &label);
+            tell(&self.drift, drifting as f64, &label);
+            tell(&self.members, count as f64, &label);
+            tell(&self.configurations, configurations as f64, &label);
         }
         record(&self.oldest_transaction, &fleet["database"]["oldest_transaction_seconds"], &[]);
         for replica in fleet["database"]["replicas"].as_array().into_iter().flatten() {
@@ -88,11 +97,6 @@ impl Metrics {
             record(&self.replication_lag, &replica["lag_seconds"], &[KeyValue::new("replica", name)]);
         }
     }
-}
-
-/// What is not there (no oldest message of an empty queue) is none.
-fn record(gauge: &Gauge<f64>, value: &Value, labels: &[KeyValue]) {
-    gauge.record(value.as_f64().unwrap_or_default(), labels);
 }
 
 /// (handlers, steps) of the workers of a namespace together.

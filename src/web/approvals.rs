@@ -18,7 +18,7 @@ use crate::api::extract::{Body, Part};
 use crate::api::problem::{Outcome, Problem};
 use crate::api::signals::send;
 use crate::engine::read::read_task;
-use crate::engine::signals::{list_waits, WaitFilter};
+use crate::engine::signals::{list_waits, page_of_waits, WaitFilter};
 
 /// How many of them a page has.
 const MOST: i32 = 100;
@@ -38,7 +38,7 @@ pub(super) async fn list(State(web): State<Web>, viewer: Reader, Query(asked): Q
         assignee: filled(&asked.assignee),
         ..WaitFilter::default()
     };
-    let waits = list_waits(&web.api.db, &filter, MOST).await?;
+    let (waits, _) = page_of_waits(&web.api.shards, &filter, None, MOST).await?;
     let body = html! {
         @if asked.done.is_some() { p.done role="status" { "The answer was sent." } }
         h1 { "Approvals" }
@@ -74,12 +74,13 @@ pub(super) async fn list(State(web): State<Web>, viewer: Reader, Query(asked): Q
 
 /// The wait of a step of a task. Errors: it waits for nothing (any more).
 async fn wait(web: &Web, id: Uuid, step: &str) -> Outcome<(Value, Value)> {
-    let task = read_task(&web.api.db, id).await?;
+    let db = web.api.shards.of_task(id).await?;
+    let task = read_task(&db, id).await?;
     let filter = WaitFilter {
         namespace: Some(text(&task, "namespace").to_owned()),
         ..WaitFilter::default()
     };
-    let waits = list_waits(&web.api.db, &filter, 1_000).await?;
+    let waits = list_waits(&db, &filter, 1_000).await?;
     let is_it = |wait: &&Value| wait["task"] == json!(id) && (step.is_empty() || wait["step"] == step);
     let found = waits.iter().find(is_it).cloned();
     let wait = found.ok_or_else(|| Problem::not_found("It waits for no answer any more: somebody has answered, or its time was over."))?;

@@ -33,7 +33,7 @@ const VERBS: [(&str, &str); 9] = [
 ];
 
 pub(super) async fn list(State(web): State<Web>, viewer: Reader) -> Outcome<Page> {
-    let all = bulk_actions::list(&web.api.db, None, 100).await?;
+    let (all, _) = bulk_actions::page_of_all(&web.api.shards, None, 100).await?;
     let body = html! {
         h1 { "Bulk actions" }
         p { "What is done in the background to all tasks of a search: it begins at " a href="tasks" { "Tasks" } "." }
@@ -72,7 +72,11 @@ pub(super) async fn ask(State(web): State<Web>, viewer: Operator, asked: Result<
             "A bulk action is done to the tasks of a search: search for some first.",
         ));
     }
-    let (found, is_all) = count_tasks(&web.api.db, &filter).await?;
+    let filtered = &filter;
+    let counted = web.api.shards.ask_all(|db| async move { count_tasks(&db, filtered).await }).await?;
+    let (found, is_all) = counted
+        .iter()
+        .fold((0, true), |(sum, all), (_, (found, is_all))| (sum + found, all && *is_all));
     let how_many = if is_all {
         count(found)
     } else {
@@ -108,7 +112,7 @@ pub(super) async fn begin(State(web): State<Web>, viewer: Operator, form: Result
 }
 
 pub(super) async fn show(State(web): State<Web>, viewer: Reader, Part(id): Part<i64>) -> Outcome<Page> {
-    let of = bulk_actions::show(&web.api.db, id).await?;
+    let of = bulk_actions::show(&web.api.shards.of_number(id).await?, id).await?;
     let body = html! {
         h1 { "Bulk action " (id) }
         div id="progress" { (progress_of(&of)) }
@@ -129,7 +133,7 @@ pub(super) async fn show(State(web): State<Web>, viewer: Reader, Part(id): Part<
 }
 
 pub(super) async fn progress(State(web): State<Web>, _: Reader, Part(id): Part<i64>) -> Outcome<Response> {
-    let of = bulk_actions::show(&web.api.db, id).await?;
+    let of = bulk_actions::show(&web.api.shards.of_number(id).await?, id).await?;
     Ok(axum::response::Html(progress_of(&of).into_string()).into_response())
 }
 

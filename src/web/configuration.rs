@@ -19,7 +19,7 @@ use crate::api::configuration as api;
 use crate::api::problem::Outcome;
 use crate::config::distributed::Version;
 use crate::config::{drift, overrides, schema};
-use crate::engine::fleet::overview;
+use crate::engine::fleet::overview_of_all;
 use crate::engine::tokens::Role;
 
 /// How many versions the page has.
@@ -36,7 +36,7 @@ pub(super) struct Asked {
 pub(super) async fn show(State(web): State<Web>, viewer: Reader, Query(asked): Query<Asked>) -> Outcome<Page> {
     let versions = web.api.coordinator.history(VERSIONS + 1).await?;
     let newest = web.api.coordinator.get().await?;
-    let fleet = overview(&web.api.db).await?;
+    let fleet = overview_of_all(&web.api.shards).await?;
     let drifted = drift::drift(list(&fleet, "members"), drift::GRACE);
     let set = overrides::settings(&newest.overrides);
     let changes = viewer.caller.may(Role::Admin);

@@ -59,13 +59,9 @@ pub(super) async fn list(
 ) -> Outcome<Page> {
     let Query(asked) = asked?;
     let filter = asked.filter();
-    let letters = dead_letters::list(&web.api.db, &filter, MOST).await?;
-    let all = Filter { before: None, ..filter };
-    let groups = dead_letters::groups(&web.api.db, &all).await?;
-    let cursor = letters
-        .last()
-        .filter(|_| letters.len() == MOST as usize)
-        .map(|last| text(last, "id"));
+    let shards = &web.api.shards;
+    let (letters, cursor) = dead_letters::page_of_all(shards, &filter, filled(&asked.cursor).as_deref(), MOST).await?;
+    let groups = dead_letters::groups_of_all(shards, &filter).await?;
     let body = html! {
         (said(asked.done.as_deref()))
         h1 { "Dead letters" }
@@ -82,7 +78,7 @@ pub(super) async fn list(
             }
             @if let Some(cursor) = cursor {
                 nav.pages aria-label="Pages" {
-                    a rel="next" href={ "dead-letters" (query([("namespace", &*asked.namespace), ("template", &asked.template), ("reason", &asked.reason), ("class", &asked.class), ("cursor", cursor)])) } { "Older letters" }
+                    a rel="next" href={ "dead-letters" (query([("namespace", &*asked.namespace), ("template", &asked.template), ("reason", &asked.reason), ("class", &asked.class), ("cursor", &cursor)])) } { "Older letters" }
                 }
             }
         }
@@ -157,10 +153,11 @@ fn bulk(letters: usize) -> Markup {
 
 pub(super) async fn show(State(web): State<Web>, viewer: Reader, Part((namespace, number)): Part<(String, i64)>) -> Outcome<Page> {
     let id = format!("{namespace}/{number}");
-    let letter = dead_letters::show(&web.api.db, &id).await?;
+    let db = web.api.shards.of_namespace(&namespace).await?;
+    let letter = dead_letters::show(&db, &id).await?;
     let task = letter["task"].as_str();
     let schema = match task.and_then(|task| task.parse().ok()) {
-        Some(task) => input_schema(&web.api.db, task).await?,
+        Some(task) => input_schema(&db, task).await?,
         None => Value::Null,
     };
     let body = html! {

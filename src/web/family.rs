@@ -20,7 +20,7 @@ use crate::engine::read::read_outline;
 const ABOVE: usize = 20;
 
 pub(super) async fn show(State(web): State<Web>, viewer: Reader, Part(id): Part<Uuid>) -> Outcome<Page> {
-    let db = &web.api.db;
+    let db = &web.api.shards.of_task(id).await?;
     let mut above = vec![read_outline(db, id).await?];
     while let Some(parent) = above.last().and_then(|task| task["parent"]["task"].as_str()?.parse().ok()) {
         if above.len() > ABOVE {

@@ -18,9 +18,9 @@ use super::Web;
 use crate::api;
 use crate::api::access::As;
 use crate::api::extract::Part;
-use crate::api::problem::{Outcome, Problem};
-use crate::engine::audit::ChangeFilter;
-use crate::engine::fleet::{namespaces_after, overview};
+use crate::api::problem::Outcome;
+use crate::engine::audit::{self, ChangeFilter};
+use crate::engine::fleet::{overview_of_all, page_of_namespaces};
 use crate::engine::limits as engine_limits;
 use crate::engine::read::list_templates;
 
@@ -28,7 +28,7 @@ use crate::engine::read::list_templates;
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Position {
-    after: i32,
+    after: String,
     namespace: String,
 }
 
@@ -36,8 +36,9 @@ pub(super) async fn queues(State(web): State<Web>, viewer: Reader, Query(asked):
     if let Some(name) = filled(&asked.namespace) {
         return Ok(Redirect::to(&format!("{}namespaces/{}", viewer.root, part(&name))).into_response());
     }
-    let (namespaces, next) = namespaces_after(&web.api.db, asked.after, home::NAMESPACES).await?;
-    let fleet = overview(&web.api.db).await?;
+    let after = filled(&asked.after);
+    let (namespaces, next) = page_of_namespaces(&web.api.shards, after.as_deref(), home::NAMESPACES).await?;
+    let fleet = overview_of_all(&web.api.shards).await?;
     let body = html! {
         h1 { "Queues" }
         form.filter method="get" action="queues" {
@@ -46,7 +47,7 @@ pub(super) async fn queues(State(web): State<Web>, viewer: Reader, Query(asked):
         }
         (home::table(&namespaces, &viewer.root))
         @if let Some(next) = next {
-            nav.pages aria-label="Pages" { a rel="next" href={ "queues?after=" (next) } { "More namespaces" } }
+            nav.pages aria-label="Pages" { a rel="next" href={ "queues" (query([("after", next.as_str())])) } { "More namespaces" } }
         }
         @if number(&fleet, "asleep") > 0 { p.note { (count(number(&fleet, "asleep"))) " more namespaces have nothing to do." } }
     };
@@ -54,7 +55,7 @@ pub(super) async fn queues(State(web): State<Web>, viewer: Reader, Query(asked):
 }
 
 pub(super) async fn limits(State(web): State<Web>, viewer: Reader, Query(done): Query<Done>) -> Outcome<Page> {
-    let limits = engine_limits::list(&web.api.db).await?;
+    let limits = web.api.shards.list(|db| async move { engine_limits::list(&db).await }).await?;
     let columns = ["Limit", "Concerns", "At once", "Granted", "Wait", "Rate", "Breakers"];
     let body = html! {
         (said(done.done.as_deref()))
@@ -90,7 +91,7 @@ pub(super) async fn reset(
 }
 
 pub(super) async fn workers(State(web): State<Web>, viewer: Reader) -> Outcome<Page> {
-    let fleet = overview(&web.api.db).await?;
+    let fleet = overview_of_all(&web.api.shards).await?;
     let columns = ["Name", "Kind", "Version", "Namespaces", "Up", "Last heartbeat", "Busy"];
     let body = html! {
         h1 { "Workers and orchestrators" }
@@ -108,7 +109,7 @@ pub(super) async fn workers(State(web): State<Web>, viewer: Reader) -> Outcome<P
 }
 
 pub(super) async fn templates(State(web): State<Web>, viewer: Reader) -> Outcome<Page> {
-    let templates = list_templates(&web.api.db).await?;
+    let templates = web.api.shards.list(|db| async move { list_templates(&db).await }).await?;
     let body = html! {
         h1 { "Templates" }
         (table("Templates", &["Template", "Version", "Steps", "Versions", "Registered", "Tasks"], &templates, |template| vec![
@@ -133,17 +134,13 @@ pub(super) struct Asked {
 
 pub(super) async fn audit(State(web): State<Web>, viewer: Reader, Query(asked): Query<Asked>) -> Outcome<Page> {
     const CHANGES: i32 = 100;
-    let before = filled(&asked.cursor).map(|cursor| cursor.parse()).transpose();
     let filter = ChangeFilter {
         who: filled(&asked.who),
         object: filled(&asked.object),
-        before: before.map_err(|_| Problem::bad_request("cursor: expected the number of a change"))?,
+        before: None,
     };
-    let changes = crate::engine::audit::list(&web.api.db, &filter, CHANGES).await?;
-    let next = changes
-        .last()
-        .filter(|_| changes.len() == CHANGES as usize)
-        .map(|last| last["id"].to_string());
+    let cursor = filled(&asked.cursor);
+    let (changes, next) = audit::page_of_all(&web.api.shards, &filter, cursor.as_deref(), CHANGES).await?;
     let body = html! {
         h1 { "Audit" }
         form.filter method="get" action="audit" {

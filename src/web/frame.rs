@@ -1,6 +1,6 @@
 //! What all pages have: the frame around their content, and the same for what is refused.
 
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS};
 use axum::http::{HeaderValue, StatusCode, Uri};
 use axum::middleware::Next;
@@ -8,7 +8,7 @@ use axum::response::{Html, IntoResponse, Response};
 use maud::{html, Markup, DOCTYPE};
 
 use super::page::{root, Page};
-use super::{assets, session};
+use super::{assets, session, Web};
 use crate::api::problem::Problem;
 
 const MENU: [(&str, &str); 11] = [
@@ -35,7 +35,7 @@ pub(super) async fn none(uri: Uri) -> Problem {
 }
 
 /// Puts the frame around what the handler has made: a page, or why there is none.
-pub(super) async fn framed(request: Request, next: Next) -> Response {
+pub(super) async fn framed(State(web): State<Web>, request: Request, next: Next) -> Response {
     let (path, asked) = (
         request.uri().path().to_owned(),
         request.uri().path_and_query().map(ToString::to_string),
@@ -55,7 +55,7 @@ pub(super) async fn framed(request: Request, next: Next) -> Response {
             None => return response,
         },
     };
-    let mut framed = (status, Html(frame(&page, &root, &path).into_string())).into_response();
+    let mut framed = (status, Html(frame(&page, &root, &path, &web.api.shards.away()).into_string())).into_response();
     let headers = framed.headers_mut();
     headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -87,7 +87,7 @@ fn refusal(problem: &Problem, root: &str) -> Page {
     }
 }
 
-fn frame(page: &Page, root: &str, path: &str) -> Markup {
+fn frame(page: &Page, root: &str, path: &str, away: &[String]) -> Markup {
     let asset = |file: &str| format!("{root}assets/{}", assets::name(file));
     let section = path.trim_start_matches('/').split('/').next().unwrap_or_default();
     html! {
@@ -125,7 +125,12 @@ fn frame(page: &Page, root: &str, path: &str) -> Markup {
                         }
                     }
                 }
-                main id="main" tabindex="-1" { (page.body) }
+                main id="main" tabindex="-1" {
+                    @if page.viewer.is_some() && !away.is_empty() {
+                        p.refusal role="alert" { "What is in " (away.join(", ")) " cannot be shown for now: that shard does not answer. Nothing is lost." }
+                    }
+                    (page.body)
+                }
             }
         }
     }

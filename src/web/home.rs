@@ -13,10 +13,10 @@ use super::Web;
 use crate::api::problem::Outcome;
 use crate::config::drift::{drift, GRACE};
 use crate::engine::dead_letters;
-use crate::engine::fleet::{namespaces_after, overview};
+use crate::engine::fleet::{overview_of_all, page_of_namespaces};
 use crate::engine::pauses;
-use crate::engine::read::read_minutes;
-use crate::engine::signals::{list_waits, WaitFilter};
+use crate::engine::read::minutes_of_all;
+use crate::engine::signals::{page_of_waits, WaitFilter};
 
 /// How many namespaces a page has: each takes PostgreSQL a millisecond or two.
 pub(super) const NAMESPACES: usize = 30;
@@ -25,17 +25,17 @@ pub(super) const NAMESPACES: usize = 30;
 const MOST: usize = 8;
 
 pub(super) async fn show(State(web): State<Web>, viewer: Reader) -> Outcome<Page> {
-    let db = &web.api.db;
-    let fleet = overview(db).await?;
-    let (namespaces, more) = namespaces_after(db, 0, NAMESPACES).await?;
-    let minutes = read_minutes(db, 60, None).await?;
+    let shards = &web.api.shards;
+    let fleet = overview_of_all(shards).await?;
+    let (namespaces, more) = page_of_namespaces(shards, None, NAMESPACES).await?;
+    let minutes = minutes_of_all(shards, 60, None).await?;
     let newest = dead_letters::Filter {
         newest: Some(dead_letters::NEWEST),
         ..dead_letters::Filter::default()
     };
-    let letters = dead_letters::groups(db, &newest).await?;
-    let waits = list_waits(db, &WaitFilter::default(), MOST as i32).await?;
-    let pauses = pauses::list(db).await?;
+    let letters = dead_letters::groups_of_all(shards, &newest).await?;
+    let (waits, _) = page_of_waits(shards, &WaitFilter::default(), None, MOST as i32).await?;
+    let pauses = shards.list(|db| async move { pauses::list(&db).await }).await?;
     let body = html! {
         h1 { "What goes on" }
         div.charts { @for series in &HOUR { (chart(&minutes, series)) } }
@@ -105,7 +105,7 @@ fn needed(fleet: &Value, letters: &[Value], waits: &[Value], pauses: &[Value]) -
 }
 
 /// Namespaces that are awake or have dead letters, and how they are.
-pub(super) fn table(namespaces: &Map<String, Value>, root: &str) -> Markup {
+pub(super) fn table(namespaces: &[Value], root: &str) -> Markup {
     html! {
         @if namespaces.is_empty() { p.none { "None is awake." } }
         @else {
@@ -113,17 +113,18 @@ pub(super) fn table(namespaces: &Map<String, Value>, root: &str) -> Markup {
                 table {
                     thead { tr { th scope="col" { "Namespace" } th scope="col" { "State" } th.number scope="col" { "Tasks pending" } th.number scope="col" { "Steps in the queue" } th.number scope="col" { "Oldest" } th.number scope="col" { "Steps a second" } th.number scope="col" { "Workers" } th.number scope="col" { "Dead letters" } } }
                     tbody {
-                        @for (name, of) in namespaces {
+                        @for of in namespaces {
+                            @let name = text(of, "name");
                             @let pending: i64 = of["backlog"].as_object().into_iter().flatten().map(|(_, lane)| number(lane, "pending")).sum();
                             tr {
                                 th scope="row" { a href={ (root) "namespaces/" (name) } { (name) } }
                                 td { (badge(text(&of["pressure"], "state"))) @if number(of, "workers") == 0 { " " span.badge.bad { "no worker" } } }
-                                td.number { a href={ (root) "tasks" (query([("namespace", &**name)])) } { (count_to(pending, 10_000)) } }
+                                td.number { a href={ (root) "tasks" (query([("namespace", name)])) } { (count_to(pending, 10_000)) } }
                                 td.number { (count_to(number(&of["queue"], "depth"), 10_000)) }
                                 td.number { (seconds(&of["queue"]["oldest_seconds"])) }
                                 td.number { (format!("{:.1}", of["rates"]["1m"]["completed"].as_f64().unwrap_or_default())) }
                                 td.number { (number(of, "workers")) }
-                                td.number { a href={ (root) "dead-letters" (query([("namespace", &**name)])) } { (count_to(number(&of["dead_letters"], "depth"), 10_000)) } }
+                                td.number { a href={ (root) "dead-letters" (query([("namespace", name)])) } { (count_to(number(&of["dead_letters"], "depth"), 10_000)) } }
                             }
                         }
                     }

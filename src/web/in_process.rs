@@ -13,7 +13,7 @@ use tower::ServiceExt;
 use crate::api::streamed::OneAtATime;
 use crate::api::{Api, ApiConfig, SignedIn};
 use crate::config::distributed::ConfigurationCoordinator;
-use crate::db::Db;
+use crate::engine::shards::Shards;
 use crate::error::Result;
 
 /// A request that another server has taken.
@@ -49,9 +49,9 @@ pub struct Answered {
 pub struct InProcess(Router);
 
 impl InProcess {
-    /// Of this database. Errors: [`Error::Config`](crate::Error::Config).
-    pub fn new(db: &Db, coordinator: Arc<dyn ConfigurationCoordinator>, config: &ApiConfig) -> Result<InProcess> {
-        Ok(InProcess(super::router(Api::new(db, coordinator, config)?)))
+    /// Of these databases. Errors: [`Error::Config`](crate::Error::Config).
+    pub fn new(shards: &Shards, coordinator: Arc<dyn ConfigurationCoordinator>, config: &ApiConfig) -> Result<InProcess> {
+        Ok(InProcess(super::router(Api::new(shards, coordinator, config)?)))
     }
 
     /// Answers one. What is no request is answered with a status that says so.

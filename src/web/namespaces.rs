@@ -5,7 +5,7 @@ use axum::extract::{Query, State};
 use axum::response::Response;
 use axum::Form;
 use maud::{html, Markup};
-use serde_json::{Map, Value};
+use serde_json::{json, Value};
 
 use super::actions::{body, form, said, see, Done, Fields};
 use super::home;
@@ -25,13 +25,16 @@ use crate::engine::read::read_minutes;
 use crate::engine::{namespaces, pauses};
 
 pub(super) async fn show(State(web): State<Web>, viewer: Reader, Part(name): Part<String>, Query(done): Query<Done>) -> Outcome<Page> {
-    let db = &web.api.db;
+    let db = &web.api.shards.of_namespace(&name).await?;
     let all = namespaces::list(db).await?;
     let rules = all.iter().find(|of| of["name"] == *name);
     let rules = rules.ok_or_else(|| Problem::not_found(format!("no namespace {name}")))?;
     let fleet = overview(db).await?;
     let now = namespace(db, &name).await?;
-    let own: Map<String, Value> = Some((name.clone(), now)).filter(|(_, now)| !now.is_null()).into_iter().collect();
+    let own: Option<Value> = Some(now).filter(|now| !now.is_null()).map(|mut now| {
+        now["name"] = json!(*name);
+        now
+    });
     let minutes = read_minutes(db, 60, Some(&name)).await?;
     let pauses = pauses::list(db).await?;
     let pause = pauses.iter().find(|pause| pause["kind"] == "namespace" && pause["name"] == *name);
@@ -56,7 +59,7 @@ pub(super) async fn show(State(web): State<Web>, viewer: Reader, Part(name): Par
         }
         div.charts { @for series in &HOUR { (chart(&minutes, series)) } }
         h2 { "Now" }
-        (home::table(&own, &viewer.root))
+        (home::table(own.as_slice(), &viewer.root))
         p {
             a href={ "../tasks" (query([("namespace", &*name)])) } { "Its tasks" } ", "
             a href={ "../dead-letters" (query([("namespace", &*name)])) } { "its dead letters" } ", "

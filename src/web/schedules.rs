@@ -42,7 +42,7 @@ fn begun(tick: &Value, root: &str) -> Markup {
 }
 
 pub(super) async fn list(State(web): State<Web>, viewer: Reader, Query(done): Query<Done>) -> Outcome<Page> {
-    let schedules = schedules::list(&web.api.db).await?;
+    let schedules = web.api.shards.list(|db| async move { schedules::list(&db).await }).await?;
     let columns = ["Schedule", "Template", "When", "Next", "Last", "Paused"];
     let body = html! {
         (said(done.done.as_deref()))
@@ -60,7 +60,13 @@ pub(super) async fn list(State(web): State<Web>, viewer: Reader, Query(done): Qu
 }
 
 pub(super) async fn show(State(web): State<Web>, viewer: Reader, Part(name): Part<String>, Query(done): Query<Done>) -> Outcome<Page> {
-    let schedule = schedules::show(&web.api.db, &name, TIMES).await?;
+    let named = name.as_str();
+    let schedule = web
+        .api
+        .shards
+        .find(|db| async move { schedules::show(&db, named, TIMES).await })
+        .await?
+        .1;
     let ticks = entries(&schedule, "ticks");
     let body = html! {
         (said(done.done.as_deref()))

@@ -13,6 +13,7 @@ use super::viewer::Reader;
 use super::{graph, timeline, Web};
 use crate::api::extract::Part;
 use crate::api::problem::{Outcome, Problem};
+use crate::db::Db;
 use crate::engine::children::{read_children, Page as Children};
 use crate::engine::events::events_of;
 use crate::engine::memories::read_values;
@@ -34,11 +35,12 @@ pub(super) struct Chosen {
 }
 
 pub(super) async fn show(State(web): State<Web>, viewer: Reader, Part(id): Part<Uuid>, Query(chosen): Query<Chosen>) -> Outcome<Page> {
-    let task = read_task(&web.api.db, id).await?;
+    let db = web.api.shards.of_task(id).await?;
+    let task = read_task(&db, id).await?;
     let (live, is_last) = content_of(&web, &task, chosen.step.as_deref()).await?;
     let step = chosen.step.as_deref().unwrap_or_default();
     let schema = match viewer.operates() {
-        true => input_schema(&web.api.db, id).await?,
+        true => input_schema(&db, id).await?,
         false => Value::Null,
     };
     let stream = (!is_last).then(|| format!("{id}/live{}", query([("step", step)])));
@@ -56,7 +58,7 @@ pub(super) async fn show(State(web): State<Web>, viewer: Reader, Part(id): Part<
 
 /// What moves on a task's page, and whether it is to move no more.
 pub(super) async fn content(web: &Web, id: Uuid, step: Option<&str>) -> Outcome<(Markup, bool)> {
-    content_of(web, &read_task(&web.api.db, id).await?, step).await
+    content_of(web, &read_task(&web.api.shards.of_task(id).await?, id).await?, step).await
 }
 
 /// In its place, while it cannot be read.
@@ -65,15 +67,15 @@ pub(super) fn stale(problem: &Problem) -> Markup {
 }
 
 async fn content_of(web: &Web, task: &Value, chosen: Option<&str>) -> Outcome<(Markup, bool)> {
-    let db = &web.api.db;
     let id: Uuid = text(task, "id").parse().unwrap_or_default();
+    let db = &web.api.shards.of_task(id).await?;
     let steps = list(task, "steps");
     let drawn: Vec<Value> = steps.iter().filter(|step| step["undoes"].is_null()).cloned().collect();
     let reasons = explain(db, task).await?;
     let values = read_values(db, id).await?;
     let picture = graph::draw(&web.layouts, &drawn, chosen, |name| query([("step", name)])).await;
     let step = match chosen.and_then(|name| steps.iter().find(|step| step["name"] == name)) {
-        Some(step) => Some(of_step(web, id, step, &reasons).await?),
+        Some(step) => Some(of_step(db, id, step, &reasons).await?),
         None => None,
     };
     let html = html! {
@@ -231,12 +233,12 @@ fn children(step: &Value) -> Markup {
     }
 }
 
-async fn of_step(web: &Web, id: Uuid, step: &Value, reasons: &[Reason]) -> Outcome<Markup> {
+async fn of_step(db: &Db, id: Uuid, step: &Value, reasons: &[Reason]) -> Outcome<Markup> {
     let name = text(step, "name");
     let result = match step["result_bytes"].as_i64() {
         // Read by itself where the task's results were too many to come along.
         Some(_) if step["result"].is_null() => {
-            let mut found = read_results(&web.api.db, id, None, &[name.to_owned()], None).await?;
+            let mut found = read_results(db, id, None, &[name.to_owned()], None).await?;
             found.pop().map(|(_, json)| cut(&json))
         }
         Some(_) => Some(json(&step["result"])),
@@ -253,8 +255,8 @@ async fn of_step(web: &Web, id: Uuid, step: &Value, reasons: &[Reason]) -> Outco
                 dead: true,
                 ..page.clone()
             };
-            let mut children = read_children(&web.api.db, id, None, name, &dead).await?;
-            for child in read_children(&web.api.db, id, None, name, &page).await? {
+            let mut children = read_children(db, id, None, name, &dead).await?;
+            for child in read_children(db, id, None, name, &page).await? {
                 if !children.iter().any(|known| known.id == child.id) {
                     children.push(child);
                 }

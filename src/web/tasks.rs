@@ -7,14 +7,13 @@ use chrono::Utc;
 use maud::{html, Markup};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use uuid::Uuid;
 
 use super::page::Page;
 use super::shown::{badge, filled, moment, query, short, text};
 use super::viewer::Reader;
 use super::Web;
 use crate::api::problem::{Outcome, Problem};
-use crate::engine::read::{page_of_tasks, TaskFilter};
+use crate::engine::read::{page_of_all, TaskFilter};
 use crate::engine::tags::read_tags;
 
 /// How many tasks a page has.
@@ -55,7 +54,6 @@ impl Asked {
     pub(super) fn filter(&self) -> Outcome<TaskFilter> {
         let within = filled(&self.within).map(|within| humantime::parse_duration(&within)).transpose();
         let within: Option<Duration> = within.map_err(|_| Problem::bad_request("within: expected a length of time such as 1h"))?;
-        let before = filled(&self.cursor).map(|id| id.parse::<Uuid>()).transpose();
         Ok(TaskFilter {
             namespace: filled(&self.namespace),
             template: filled(&self.template),
@@ -63,7 +61,7 @@ impl Asked {
             error: filled(&self.error),
             key: filled(&self.key),
             since: within.and_then(|within| Utc::now().checked_sub_signed(chrono::TimeDelta::from_std(within).ok()?)),
-            before: before.map_err(|_| Problem::bad_request("cursor: expected a task's id"))?,
+            before: None,
             tags: read_tags(&self.tag).map_err(Problem::bad_request)?,
         })
     }
@@ -89,19 +87,19 @@ pub(super) async fn list(
 ) -> Outcome<Page> {
     let Query(asked) = asked?;
     let filter = asked.filter()?;
-    let page = page_of_tasks(&web.api.db, &filter, MOST).await?;
+    let (tasks, next) = page_of_all(&web.api.shards, &filter, filled(&asked.cursor).as_deref(), MOST).await?;
     let body = html! {
         h1 { "Tasks" }
         (form(&asked))
         @if viewer.operates() && filter != TaskFilter::default() {
             p { a href={ "bulk-actions/new" (asked.query("")) } { "Act on all of this search…" } }
         }
-        (table(&page.tasks))
-        @if page.tasks.is_empty() && page.next.is_none() { p.none { "There is no such task." } }
-        @if let Some(next) = page.next {
-            @if page.tasks.len() < MOST as usize { p.note { "There may be more: only the newest tasks were looked at so far." } }
+        (table(&tasks))
+        @if tasks.is_empty() && next.is_none() { p.none { "There is no such task." } }
+        @if let Some(next) = next {
+            @if tasks.len() < MOST as usize { p.note { "There may be more: only the newest tasks were looked at so far." } }
             nav.pages aria-label="Pages" {
-                a href={ "tasks" (asked.query(&next.to_string())) } rel="next" { @if page.tasks.is_empty() { "Look at older tasks" } @else { "Older tasks" } }
+                a href={ "tasks" (asked.query(&next)) } rel="next" { @if tasks.is_empty() { "Look at older tasks" } @else { "Older tasks" } }
             }
         }
     };

@@ -37,7 +37,7 @@ pub(super) async fn show(
     Part((namespace, name)): Part<(String, String)>,
     Query(asked): Query<Asked>,
 ) -> Outcome<Page> {
-    let (db, template) = (&web.api.db, format!("{namespace}/{name}"));
+    let (db, template) = (&web.api.shards.of_namespace(&namespace).await?, format!("{namespace}/{name}"));
     let said = |version: &str| (!version.is_empty()).then(|| version.to_owned());
     let definition = read_template(db, &template, said(&asked.version).as_deref()).await?;
     let versions = list_template_versions(db, &template).await?;

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
-use super::bulk::{Gathered, Of};
+use super::bulk::{Gathered, Gathering, Of};
 use super::turns::Turns;
-use super::{Shared, Step};
+use super::Step;
 
 /// Where steps enter. Once nobody has one any more, nobody waits for a step.
 #[derive(Debug, Clone)]
@@ -16,7 +17,8 @@ pub(super) struct Buffer(Arc<Entrance>);
 
 #[derive(Debug)]
 struct Entrance {
-    shared: Arc<Shared>,
+    gathering: Arc<Gathering>,
+    stop: CancellationToken,
     exit: Exit,
 }
 
@@ -28,13 +30,14 @@ pub(super) struct Exit {
 }
 
 impl Buffer {
-    pub(super) fn of(shared: &Arc<Shared>) -> (Buffer, Exit) {
+    pub(super) fn of(turns: &Arc<Turns<Vec<Step>>>, gathering: &Arc<Gathering>, stop: &CancellationToken) -> (Buffer, Exit) {
         let exit = Exit {
-            turns: shared.turns.clone(),
+            turns: turns.clone(),
             waiting: Arc::new(Semaphore::new(0)),
         };
         let entrance = Entrance {
-            shared: shared.clone(),
+            gathering: gathering.clone(),
+            stop: stop.clone(),
             exit: exit.clone(),
         };
         (Buffer(Arc::new(entrance)), exit)
@@ -42,7 +45,7 @@ impl Buffer {
 
     pub(super) fn add(&self, step: Step) {
         let queue = step.queue;
-        match self.0.shared.gathering.add(step) {
+        match self.0.gathering.add(step) {
             Gathered::Ready(steps) => self.add_call(queue, steps),
             Gathered::First(of, number, within) => drop(tokio::spawn(self.clone().close(of, number, within))),
             Gathered::Beside => {}
@@ -57,12 +60,11 @@ impl Buffer {
 
     /// When the first of a call has waited long enough, it is called with what there is.
     async fn close(self, of: Of, number: u64, within: Duration) {
-        let shared = &self.0.shared;
         tokio::select! {
-            () = shared.stop.cancelled() => {}
+            () = self.0.stop.cancelled() => {}
             () = tokio::time::sleep(within) => {}
         }
-        if let Some(steps) = shared.gathering.close(&of, number) {
+        if let Some(steps) = self.0.gathering.close(&of, number) {
             self.add_call(of.0, steps);
         }
     }

@@ -94,22 +94,22 @@ impl Handlers {
 /// As many as there may be at once, now and after each change.
 pub(super) async fn run_all(worker: Arc<Worker>, handlers: Arc<Handlers>) {
     let running = Arc::new(AtomicUsize::new(0));
-    let mut live = worker.shared.live.clone();
+    let mut live = worker.all.live.clone();
     loop {
         while running.load(Ordering::Relaxed) < worker.concurrency() {
             running.fetch_add(1, Ordering::Relaxed);
             tokio::spawn(run(worker.clone(), handlers.clone(), running.clone()));
         }
         tokio::select! {
-            () = worker.shared.stop.cancelled() => return,
+            () = worker.all.stop.cancelled() => return,
             () = live.changed() => {}
-            () = worker.shared.unhandled.asked() => worker.answer(|kind| handlers.runs(&kind.handler, kind.transactional)),
+            () = worker.all.asked.notified() => worker.answer(|kind| handlers.runs(&kind.handler, kind.transactional)),
         }
     }
 }
 
 async fn run(worker: Arc<Worker>, handlers: Arc<Handlers>, running: Arc<AtomicUsize>) {
-    let mut live = worker.shared.live.clone();
+    let mut live = worker.all.live.clone();
     loop {
         let more = |count: usize| (count > worker.concurrency()).then(|| count - 1);
         if running.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok() {

@@ -31,7 +31,8 @@ pub(super) async fn run(shared: Arc<Shared>, mut wakes: broadcast::Receiver<Wake
             }
             let lease = lease(&shared);
             let mut renewed = true;
-            for (queue, name) in shared.queues.iter().enumerate() {
+            for &queue in &shared.own {
+                let name = &shared.queues[queue];
                 for leases in shared.held.leases(queue).chunks(BATCH) {
                     renewed &= renew(&shared, queue, name, leases, lease).await;
                     if renewed {

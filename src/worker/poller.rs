@@ -24,7 +24,7 @@ const SHORTEST_POLL: Duration = Duration::from_millis(2);
 const CONCURRENT_LEASES: usize = 2;
 
 /// Where leased steps go.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub(super) struct Outlets {
     pub(super) buffer: Buffer,
     pub(super) suspects: UnboundedSender<Step>,

@@ -57,6 +57,11 @@ impl Step {
         }
     }
 
+    /// The membership under which its worker holds it.
+    pub fn worker(&self) -> i32 {
+        self.shared.membership.id()
+    }
+
     async fn read_large(&self) -> Result<(String, Option<String>)> {
         read_leased(&self.shared.db, self.leased.task_id, self.leased.step).await
     }

@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
 
 use super::buffer::Buffer;
-use super::{log_step, Shared, Step};
+use super::{log_step, Step};
 use crate::engine::lease::begin_suspect;
 
 /// How many suspects are held that have not begun.
@@ -30,9 +31,10 @@ impl Waiting {
     }
 }
 
-pub(super) async fn run(shared: Arc<Shared>, suspects: Arc<Mutex<UnboundedReceiver<Step>>>, buffer: Buffer) {
+pub(super) async fn run(stop: CancellationToken, suspects: Arc<Mutex<UnboundedReceiver<Step>>>, buffer: Buffer) {
     let mut suspects = suspects.lock().await;
-    while let Some(step) = tokio::select! { () = shared.stop.cancelled() => None, step = suspects.recv() => step } {
+    while let Some(step) = tokio::select! { () = stop.cancelled() => None, step = suspects.recv() => step } {
+        let shared = step.shared.clone();
         shared.waiting.remove();
         let leased = step.leased.clone();
         let lease = leased.lease();
@@ -49,7 +51,7 @@ pub(super) async fn run(shared: Arc<Shared>, suspects: Arc<Mutex<UnboundedReceiv
                 );
                 buffer.add(step);
                 let ended = shared.held.until(|| (!shared.held.holds(queue, &lease)).then_some(()));
-                tokio::select! { () = shared.stop.cancelled() => break, () = ended => {} }
+                tokio::select! { () = stop.cancelled() => break, () = ended => {} }
             }
             Ok(false) => shared.held.remove(queue, [&lease]),
             Err(error) => {

@@ -10,12 +10,12 @@ use crate::engine::repair::free_held;
 use crate::engine::unhandled::{answer, ask, Kind};
 use crate::error::Result;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Unhandled {
     /// There are kinds of step that it is known to have none for.
     any: AtomicBool,
     questions: Mutex<Questions>,
-    asked: Notify,
+    asked: Arc<Notify>,
     answered: Notify,
 }
 
@@ -26,6 +26,16 @@ struct Questions {
 }
 
 impl Unhandled {
+    /// `asked` is told when something is asked.
+    pub(super) fn of(asked: &Arc<Notify>) -> Unhandled {
+        Unhandled {
+            any: AtomicBool::default(),
+            questions: Mutex::default(),
+            asked: asked.clone(),
+            answered: Notify::new(),
+        }
+    }
+
     pub(super) fn any(&self) -> bool {
         self.any.load(Ordering::Acquire)
     }
@@ -41,11 +51,6 @@ impl Unhandled {
 
     pub(super) fn open(&self) -> Vec<Kind> {
         self.questions().open.clone()
-    }
-
-    /// Waits until something is asked.
-    pub(super) async fn asked(&self) {
-        self.asked.notified().await;
     }
 
     pub(super) fn answer(&self, able: impl Fn(&Kind) -> bool) {

@@ -7,6 +7,7 @@ use serde_json::{json, Value};
 use tasker::api::{document, Api, ApiConfig};
 use tasker::engine::configuration::DatabaseCoordinator;
 use tasker::engine::fail::Failure;
+use tasker::engine::shards::Shards;
 use tasker::engine::tokens::{create_token, Holder, NewToken, Role};
 use tasker::http::{Door, Serving};
 use tasker::orchestrator::{Orchestrator, OrchestratorConfig};
@@ -51,7 +52,7 @@ impl Asked {
     pub(crate) async fn of(db: &Db, config: &ApiConfig) -> Asked {
         let door = Door::bind("127.0.0.1:0".parse().ok(), ([127, 0, 0, 1], 0).into()).await.unwrap();
         let address = door.address().unwrap().to_string();
-        let api = Api::new(db, Arc::new(DatabaseCoordinator::new(db)), config).unwrap();
+        let api = Api::new(&Shards::of(db), Arc::new(DatabaseCoordinator::new(db)), config).unwrap();
         Asked {
             address,
             token: None,

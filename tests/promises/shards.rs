@@ -14,7 +14,7 @@ use tasker::engine::read;
 use tasker::engine::register::register;
 use tasker::engine::shards::{number_of, Shards};
 use tasker::engine::submit::NewTask;
-use tasker::orchestrator::{Orchestrator, OrchestratorConfig};
+use tasker::orchestrator::Orchestrator;
 use tasker::worker::{Handlers, Worker, WorkerConfig};
 use tasker::{Error, Template};
 use tempfile::TempDir;
@@ -103,6 +103,42 @@ impl Two<'_> {
         serde_json::from_str(&self.says(&[arguments, &["--json"]].concat())).unwrap()
     }
 
+    /// Away it has another name, and nobody is in it any more.
+    async fn rename_eu(&self, away: bool) {
+        let name = self.eu.get_database().unwrap();
+        let (from, to) = if away {
+            (name.to_owned(), format!("{name}_away"))
+        } else {
+            (format!("{name}_away"), name.to_owned())
+        };
+        self.world
+            .pool
+            .execute(&*format!("ALTER DATABASE {from} ALLOW_CONNECTIONS {}", !away))
+            .await
+            .unwrap();
+        let end = format!("SELECT count(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity WHERE datname = '{from}'");
+        self.world.pool.execute(&*end).await.unwrap();
+        self.world
+            .pool
+            .execute(&*format!("ALTER DATABASE {from} RENAME TO {to}"))
+            .await
+            .unwrap();
+    }
+
+    /// A task of this namespace is created and runs to its end, in its own shard.
+    async fn complete(&self, shards: &Shards, namespace: &str) {
+        let source = if namespace == "here" { HERE } else { THERE };
+        let template = Template::parse(source, "test.yml").unwrap();
+        register(&shards.of_definition(&template).await.unwrap(), &template).await.unwrap();
+        let name = format!("{namespace}/one");
+        let submitter = shards.submitter(&name).await.unwrap();
+        let task = submitter.submit(&name, None, &[NewTask::default()]).await.unwrap()[0].id;
+        assert_eq!(number_of(task), if namespace == "here" { 0 } else { 7 });
+        let db = shards.of_task(task).await.unwrap();
+        let ended = read::wait_for_end(&db, task, Some(Duration::from_secs(60))).await.unwrap();
+        assert_eq!(ended, "complete");
+    }
+
     async fn count_there(&self, sql: &str) -> i64 {
         let mut connection = self.eu.connect().await.unwrap();
         let count = sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap();
@@ -170,7 +206,10 @@ async fn commands_find_the_shard_of_a_task_a_template_and_a_namespace_by_themsel
         }
         assert_eq!(two.told(&["template", "versions", "there/one"]).as_array().unwrap().len(), 1);
         assert_eq!(two.told(&["task", "list", "--shard", "eu"])[0]["id"], *there);
-        assert_eq!(two.told(&["task", "list"])[0]["id"], *here);
+        assert_eq!(two.told(&["task", "list", "--shard", "default"])[0]["id"], *here);
+        let all = two.told(&["task", "list"]);
+        assert_eq!((&all[0]["id"], &all[1]["id"]), (&json!(there), &json!(here)));
+        assert_eq!((&all[0]["shard"], &all[1]["shard"]), (&json!("eu"), &json!("default")));
         two.says(&["namespace", "set", "there", "--max-attempts", "9"]);
         let rules = two.told(&["namespace", "list", "--shard", "eu"]);
         assert!(rules
@@ -188,39 +227,70 @@ async fn commands_find_the_shard_of_a_task_a_template_and_a_namespace_by_themsel
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_task_of_a_namespace_that_lives_elsewhere_is_created_run_and_waited_for_there() {
+async fn one_orchestrator_and_one_worker_work_in_all_shards_also_in_one_that_was_away_when_they_began() {
     Two::with(async |two| {
         let shards = two.shards();
-        let eu = shards.add("eu").await.unwrap();
-        let settings = two.settings();
-        for (source, namespace) in [(HERE, "here"), (THERE, "there")] {
-            let template = Template::parse(source, "test.yml").unwrap();
-            let db = shards.of_namespace(namespace).await.unwrap();
-            register(&db, &template).await.unwrap();
-            let orchestrator = Orchestrator::start(&db, OrchestratorConfig::default()).await.unwrap();
-            let config = WorkerConfig {
-                namespaces: vec![namespace.into()],
-                ..WorkerConfig::default()
-            };
-            assert_eq!(
-                settings.shard_of(&config.namespaces).unwrap(),
-                if namespace == "here" { "default" } else { "eu" }
-            );
-            let worker = Arc::new(Worker::start(&db, config).await.unwrap());
-            worker.handle_with(Handlers::default().with("H", |_| async { Ok(json!("done")) }));
-            let name = format!("{namespace}/one");
-            let submitter = shards.submitter(&name).await.unwrap();
-            let task = submitter.submit(&name, None, &[NewTask::default()]).await.unwrap()[0].id;
-            assert_eq!(number_of(task), if namespace == "here" { 0 } else { 7 });
-            let of_task = shards.of_task(task).await.unwrap();
-            let ended = read::wait_for_end(&of_task, task, Some(Duration::from_secs(60))).await.unwrap();
-            assert_eq!(ended, "complete");
-            worker.shutdown(Duration::from_secs(5)).await;
-            orchestrator.shutdown().await;
+        shards.add("eu").await.unwrap().close().await;
+        shards.named("default").await.unwrap();
+        two.rename_eu(true).await;
+        let config = WorkerConfig {
+            namespaces: vec!["here".into(), "there".into()],
+            ..WorkerConfig::default()
+        };
+        let orchestrator = Orchestrator::start_in(&shards, two.settings()).await.unwrap();
+        let settings = Settings {
+            worker: config,
+            ..two.settings()
+        };
+        let worker = Arc::new(Worker::start_in(&shards, settings).await.unwrap());
+        worker.handle_with(Handlers::default().with("H", |_| async { Ok(json!("done")) }));
+        two.complete(&shards, "here").await;
+        for health in [orchestrator.health(), worker.health()] {
+            let (live, ready) = (health.live().await, health.ready().await);
+            assert!(live.healthy && ready.ready, "{live:?} {ready:?}");
+            assert!(ready.warnings.iter().any(|warning| warning.starts_with("shard eu: ")), "{ready:?}");
         }
-        let both = settings.shard_of(&["here".into(), "there".into()]).unwrap_err().to_string();
-        assert!(both.contains("expected those of one"), "{both}");
-        eu.close().await;
+        two.rename_eu(false).await;
+        two.complete(&shards, "there").await;
+        two.complete(&shards, "here").await;
+        while !worker.health().ready().await.warnings.is_empty() {}
+        worker.shutdown(Duration::from_secs(5)).await;
+        orchestrator.shutdown().await;
+        let left = "SELECT count(*) FROM tasker.members WHERE left_at IS NULL AND name <> 'test'";
+        assert_eq!((two.world.count(left).await, two.count_there(left).await), (0, 0));
+        shards.close().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_that_goes_away_under_a_fleet_holds_up_none_but_its_own_tasks() {
+    Two::with(async |two| {
+        let shards = two.shards();
+        shards.add("eu").await.unwrap().close().await;
+        let settings = Settings {
+            worker: WorkerConfig {
+                namespaces: vec!["here".into(), "there".into()],
+                ..WorkerConfig::default()
+            },
+            ..two.settings()
+        };
+        let orchestrator = Orchestrator::start_in(&shards, settings.clone()).await.unwrap();
+        let worker = Arc::new(Worker::start_in(&shards, settings).await.unwrap());
+        worker.handle_with(Handlers::default().with("H", |_| async { Ok(json!("done")) }));
+        for namespace in ["here", "there"] {
+            two.complete(&shards, namespace).await;
+        }
+        two.rename_eu(true).await;
+        while worker.health().ready().await.warnings.is_empty() {}
+        for _ in 0..20 {
+            two.complete(&shards, "here").await;
+        }
+        assert!(worker.health().live().await.healthy && orchestrator.health().ready().await.ready);
+        two.rename_eu(false).await;
+        two.complete(&shards, "there").await;
+        worker.shutdown(Duration::from_secs(5)).await;
+        orchestrator.shutdown().await;
         shards.close().await;
     })
     .await;

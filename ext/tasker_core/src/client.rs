@@ -216,10 +216,10 @@ impl Client {
 
     /// The tasks that a filter (JSON) lets through, as a list has them, as JSON.
     fn list_tasks(ruby: &Ruby, this: &Client, filter: String, limit: i32) -> Result<String, Error> {
-        let db = this.db(ruby)?;
+        let shards = this.shards(ruby)?;
         let invalid = |error: serde_json::Error| raise::error(ruby, &tasker::Error::Invalid(format!("the filter is not valid: {error}")));
         let filter: read::TaskFilter = serde_json::from_str(&filter).map_err(invalid)?;
-        let listed = block_on(ruby, async move { read::list_tasks(&db, &filter, limit).await })?;
+        let listed = block_on(ruby, async move { read::tasks_of_all(&shards, &filter, limit).await })?;
         Ok(serde_json::json!(listed).to_string())
     }
 
@@ -235,15 +235,19 @@ impl Client {
 
     /// What is done to many tasks: {action, filter, dry_run}. How many it concerned.
     fn bulk(ruby: &Ruby, this: &Client, request: RubyValue) -> Result<usize, Error> {
-        let db = this.db(ruby)?;
+        let shards = this.shards(ruby)?;
         let invalid = |error: serde_json::Error| raise::with_class(ruby, "InvalidInput", format!("bulk: {error}"));
         let Bulk { action, filter, dry_run } = serde_json::from_value(json::from_ruby(ruby, request)?).map_err(invalid)?;
         block_on(ruby, async move {
-            let tasks = bulk::matching(&db, &filter, &action).await?;
-            match dry_run {
-                true => Ok(tasks.len()),
-                false => Ok(bulk::apply(&db, &tasks, &action).await?.len()),
+            let mut concerned = 0;
+            for db in shards.of_filter(filter.namespace.as_deref()).await? {
+                let tasks = bulk::matching(&db, &filter, &action).await?;
+                concerned += match dry_run {
+                    true => tasks.len(),
+                    false => bulk::apply(&db, &tasks, &action).await?.len(),
+                };
             }
+            Ok(concerned)
         })
     }
 

@@ -3,8 +3,8 @@
 use magnus::{method, prelude::*, Error, RClass, RModule, Ruby, Value as RubyValue};
 use serde::Deserialize;
 use serde_json::{json, Value};
-use tasker::engine::dead_letters::{self, By, Filter, Replay};
-use tasker::Db;
+use tasker::engine::dead_letters::{self, By, Filter, Replay, Verb};
+use tasker::engine::shards::Shards;
 
 use crate::client::Client;
 use crate::waiting::block_on;
@@ -35,21 +35,21 @@ pub(crate) fn init(native: RModule) -> Result<(), Error> {
 fn call(ruby: &Ruby, client: &Client, request: RubyValue) -> Result<String, Error> {
     let request: Request = serde_json::from_value(json::from_ruby(ruby, request)?)
         .map_err(|error| raise::with_class(ruby, "InvalidInput", format!("dead letters: {error}")))?;
-    let db = client.db(ruby)?;
-    Ok(block_on(ruby, async move { answer(&db, request).await })?.to_string())
+    let shards = client.shards(ruby)?;
+    Ok(block_on(ruby, async move { answer(&shards, request).await })?.to_string())
 }
 
-async fn answer(db: &Db, request: Request) -> tasker::Result<Value> {
+async fn answer(shards: &Shards, request: Request) -> tasker::Result<Value> {
     Ok(match request {
-        Request::List { filter, limit } => json!(dead_letters::list(db, &filter, limit).await?),
-        Request::Groups { filter } => json!(dead_letters::groups(db, &filter).await?),
-        Request::Show { id } => dead_letters::show(db, &id).await?,
-        Request::Matching { filter } => json!(dead_letters::matching(db, &filter).await?),
-        Request::Replay { ids, how, by } => json!(dead_letters::replay(db, &ids, &how, &by).await?),
-        Request::Resolve { ids, result, by } => json!(dead_letters::settle(db, &ids, Some(&result), &by).await?),
-        Request::Skip { ids, by } => json!(dead_letters::settle(db, &ids, None, &by).await?),
-        Request::Discard { ids, by } => json!(dead_letters::discard(db, &ids, &by).await?),
-        Request::Purge { by } => json!(dead_letters::purge(db, &by).await?),
-        Request::Actions { limit } => json!(dead_letters::actions(db, limit).await?),
+        Request::List { filter, limit } => json!(dead_letters::page_of_all(shards, &filter, None, limit).await?.0),
+        Request::Groups { filter } => json!(dead_letters::groups_of_all(shards, &filter).await?),
+        Request::Show { id } => dead_letters::show(&shards.of_namespace(dead_letters::namespace_of(&id)).await?, &id).await?,
+        Request::Matching { filter } => json!(dead_letters::matching_of_all(shards, &filter).await?),
+        Request::Replay { ids, how, by } => json!(Verb::Replay(how).act_on_all(shards, ids, &by).await?),
+        Request::Resolve { ids, result, by } => json!(Verb::Resolve(result).act_on_all(shards, ids, &by).await?),
+        Request::Skip { ids, by } => json!(Verb::Skip.act_on_all(shards, ids, &by).await?),
+        Request::Discard { ids, by } => json!(Verb::Discard.act_on_all(shards, ids, &by).await?),
+        Request::Purge { by } => json!(dead_letters::purge_of_all(shards, &by).await?),
+        Request::Actions { limit } => json!(dead_letters::actions_of_all(shards, limit).await?),
     })
 }

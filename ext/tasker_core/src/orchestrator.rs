@@ -43,9 +43,9 @@ impl Orchestrator {
         let parts = block_on(ruby, async move {
             // The address first: a port in use should not cost a membership.
             let server = Server::bind(listen, Kind::Orchestrator).await?;
-            let db = shards.named(own.shard_of(&own.orchestrator.namespaces)?).await?;
-            let (live, following) = settings::follow(&db, local).await?;
-            let orchestrator = CoreOrchestrator::start(&db, live).await?;
+            let shards = shards.of_process(&own);
+            let (live, following) = settings::follow(&shards, local).await?;
+            let orchestrator = CoreOrchestrator::start_in(&shards, live).await?;
             let health = orchestrator.health().clone();
             Ok(Parts {
                 serving: Arc::new(server.start(health.clone())),

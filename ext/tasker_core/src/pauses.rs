@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde_json::{json, Value};
 use tasker::engine::dead_letters::By;
 use tasker::engine::pauses::{self, Pausable};
-use tasker::Db;
+use tasker::engine::shards::Shards;
 
 use crate::client::Client;
 use crate::waiting::block_on;
@@ -35,14 +35,14 @@ pub(crate) fn init(native: RModule) -> Result<(), Error> {
 fn call(ruby: &Ruby, client: &Client, request: RubyValue) -> Result<String, Error> {
     let request: Request = serde_json::from_value(json::from_ruby(ruby, request)?)
         .map_err(|error| raise::with_class(ruby, "InvalidInput", format!("pauses: {error}")))?;
-    let db = client.db(ruby)?;
-    Ok(block_on(ruby, async move { answer(&db, request).await })?.to_string())
+    let shards = client.shards(ruby)?;
+    Ok(block_on(ruby, async move { answer(&shards, request).await })?.to_string())
 }
 
-async fn answer(db: &Db, request: Request) -> tasker::Result<Value> {
+async fn answer(shards: &Shards, request: Request) -> tasker::Result<Value> {
     Ok(match request {
-        Request::Pause { kind, name, by } => json!(pauses::pause(db, kind, &name, &by).await?),
-        Request::Resume { kind, name } => json!(pauses::resume(db, kind, &name).await?),
-        Request::List => json!(pauses::list(db).await?),
+        Request::Pause { kind, name, by } => json!(pauses::pause(&pauses::home_of(shards, kind, &name).await?, kind, &name, &by).await?),
+        Request::Resume { kind, name } => json!(pauses::resume(&pauses::home_of(shards, kind, &name).await?, kind, &name).await?),
+        Request::List => json!(shards.list(|db| async move { pauses::list(&db).await }).await?),
     })
 }

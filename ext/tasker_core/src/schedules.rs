@@ -6,6 +6,7 @@ use magnus::{method, prelude::*, Error, RClass, RModule, Ruby, Value as RubyValu
 use serde::Deserialize;
 use serde_json::{json, Value};
 use tasker::engine::schedules;
+use tasker::engine::shards::Shards;
 use tasker::schedule::Schedule;
 use tasker::Db;
 
@@ -55,20 +56,32 @@ pub(crate) fn init(native: RModule) -> Result<(), Error> {
 fn call(ruby: &Ruby, client: &Client, request: RubyValue) -> Result<String, Error> {
     let request: Request = serde_json::from_value(json::from_ruby(ruby, request)?)
         .map_err(|error| raise::with_class(ruby, "InvalidInput", format!("schedules: {error}")))?;
-    let db = client.db(ruby)?;
-    Ok(block_on(ruby, async move { answer(&db, request).await })?.to_string())
+    let shards = client.shards(ruby)?;
+    Ok(block_on(ruby, async move { answer(&shards, request).await })?.to_string())
 }
 
-async fn answer(db: &Db, request: Request) -> tasker::Result<Value> {
+async fn answer(shards: &Shards, request: Request) -> tasker::Result<Value> {
+    let home = async |name: &str| Ok::<_, tasker::Error>(find(shards, name, 0).await?.0);
     Ok(match request {
-        Request::Put { name, template, schedule } => json!(schedules::put(db, &name, &template, &read(&schedule)?).await?),
-        Request::List => json!(schedules::list(db).await?),
-        Request::Show { name, count } => schedules::show(db, &name, count).await?,
-        Request::Pause { name, paused, who, why } => json!(schedules::pause(db, &name, paused, &who, why.as_deref()).await?),
-        Request::Trigger { name } => json!(schedules::trigger(db, &name).await?),
-        Request::Backfill { name, from, until } => json!(schedules::backfill(db, &name, time(&from)?, time(&until)?).await?),
-        Request::Delete { name } => json!(schedules::delete(db, &name).await?),
+        Request::Put { name, template, schedule } => {
+            json!(schedules::put(&shards.of_template(&template).await?, &name, &template, &read(&schedule)?).await?)
+        }
+        Request::List => json!(shards.list(|db| async move { schedules::list(&db).await }).await?),
+        Request::Show { name, count } => find(shards, &name, count).await?.1,
+        Request::Pause { name, paused, who, why } => {
+            json!(schedules::pause(&home(&name).await?, &name, paused, &who, why.as_deref()).await?)
+        }
+        Request::Trigger { name } => json!(schedules::trigger(&home(&name).await?, &name).await?),
+        Request::Backfill { name, from, until } => {
+            json!(schedules::backfill(&home(&name).await?, &name, time(&from)?, time(&until)?).await?)
+        }
+        Request::Delete { name } => json!(schedules::delete(&home(&name).await?, &name).await?),
     })
+}
+
+/// It, and the database that has it.
+async fn find(shards: &Shards, name: &str, count: i32) -> tasker::Result<(Db, Value)> {
+    shards.find(|db| async move { schedules::show(&db, name, count).await }).await
 }
 
 fn read(written: &Value) -> tasker::Result<Schedule> {

@@ -4,8 +4,9 @@ use magnus::{prelude::*, Error, Ruby, Value as RubyValue};
 use serde_json::{json, Value};
 use tasker::config::distributed::Configuration;
 use tasker::config::{Given, Live, Local, Settings};
-use tasker::engine::configuration::coordinator;
-use tasker::{telemetry, Db};
+use tasker::engine::configuration::coordinator_of;
+use tasker::engine::shards::Shards;
+use tasker::telemetry;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{json, raise};
@@ -40,8 +41,9 @@ pub(crate) fn own(ruby: &Ruby, local: &Local) -> Result<Settings, Error> {
 pub(crate) fn read(ruby: &Ruby, flags: RubyValue, file: RubyValue) -> Result<String, Error> {
     let settings = own(ruby, &local(ruby, flags, file)?)?;
     let grace = settings.worker.grace.as_secs_f64();
-    let shard = settings.shard_of(&settings.worker.namespaces);
-    let shard = shard.map_err(|error| raise::error(ruby, &error))?;
+    // In one of several, so does the orchestrator that it brings along.
+    let homes = settings.shards_of(&settings.worker.namespaces);
+    let shard = homes.keys().next().filter(|_| homes.len() == 1 && !settings.shards.is_empty());
     Ok(
         json!({ "shard": shard, "namespaces": settings.worker.namespaces, "grace": grace, "orchestrate": settings.worker.orchestrate })
             .to_string(),
@@ -49,8 +51,8 @@ pub(crate) fn read(ruby: &Ruby, flags: RubyValue, file: RubyValue) -> Result<Str
 }
 
 /// With those of the coordinator, and their changes until the guard is dropped.
-pub(crate) async fn follow(db: &Db, local: Local) -> tasker::Result<(Live, DropGuard)> {
-    let coordinator = coordinator(db, &local.with(0, &json!({}))?.settings).await?;
+pub(crate) async fn follow(shards: &Shards, local: Local) -> tasker::Result<(Live, DropGuard)> {
+    let coordinator = coordinator_of(shards).await?;
     let (configuration, live) = Configuration::start(local, coordinator).await?;
     let stop = CancellationToken::new();
     tokio::spawn(configuration.run(stop.clone(), telemetry::take_over));

@@ -43,7 +43,7 @@ pub(crate) fn init(native: RModule) -> Result<(), Error> {
 fn call(ruby: &Ruby, client: &Client, request: RubyValue) -> Result<String, Error> {
     let request: Request = serde_json::from_value(json::from_ruby(ruby, request)?)
         .map_err(|error| raise::with_class(ruby, "InvalidInput", format!("signals: {error}")))?;
-    let (db, shards) = (client.db(ruby)?, client.shards(ruby)?);
+    let shards = client.shards(ruby)?;
     let answer = match request {
         Request::Send { signal } => {
             let signal = signal.read(ruby)?;
@@ -57,7 +57,9 @@ fn call(ruby: &Ruby, client: &Client, request: RubyValue) -> Result<String, Erro
                 Ok(json!(signals::check(&of(&shards, &signal).await?, &signal).await?))
             })?
         }
-        Request::Waiting { filter, limit } => block_on(ruby, async move { Ok(json!(signals::list_waits(&db, &filter, limit).await?)) })?,
+        Request::Waiting { filter, limit } => block_on(ruby, async move {
+            Ok(json!(signals::page_of_waits(&shards, &filter, None, limit).await?.0))
+        })?,
     };
     Ok(answer.to_string())
 }

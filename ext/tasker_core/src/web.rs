@@ -2,7 +2,7 @@
 
 use magnus::{function, method, prelude::*, Error, RModule, RString, Ruby, Value as RubyValue};
 use tasker::api::SignedIn;
-use tasker::engine::configuration::coordinator;
+use tasker::engine::configuration::coordinator_of;
 use tasker::web::{InProcess, Taken};
 
 use crate::runtime::Owned;
@@ -36,16 +36,15 @@ type Answer = (u16, Vec<(String, String)>, RString);
 impl Web {
     /// `trusts_loopback`: whether programs of this host may do everything, as the settings say.
     fn start(ruby: &Ruby, with: RubyValue, file: RubyValue, trusts_loopback: bool) -> Result<Web, Error> {
-        let db = client::unwrap(with)?.db(ruby)?;
+        let shards = client::unwrap(with)?.shards(ruby)?;
         let nothing = ruby.hash_new().as_value();
         let settings = settings::own(ruby, &settings::local(ruby, nothing, file)?)?;
         let web = block_on(ruby, async move {
-            let coordinator = coordinator(&db, &settings).await?;
-            let db = db.apart(settings.api.connections).redacting(settings.redaction()?).for_people();
-            let db = db.with_replicas(&settings.replicas, settings.api.connections)?;
+            let coordinator = coordinator_of(&shards).await?;
+            let shards = shards.for_people(&settings);
             let mut config = settings.api;
             config.trust_loopback &= trusts_loopback;
-            InProcess::new(&db, coordinator, &config)
+            InProcess::new(&shards, coordinator, &config)
         })?;
         Ok(Web(Owned::new(web)))
     }

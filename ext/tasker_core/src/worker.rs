@@ -220,9 +220,9 @@ impl Worker {
         let parts = block_on(ruby, async move {
             // The address first: a port in use should not cost a membership.
             let server = Server::bind(listen, Kind::Worker).await?;
-            let db = shards.named(own.shard_of(&own.worker.namespaces)?).await?;
-            let (live, following) = settings::follow(&db, local).await?;
-            let worker = CoreWorker::start(&db, live).await?;
+            let shards = shards.of_process(&own);
+            let (live, following) = settings::follow(&shards, local).await?;
+            let worker = CoreWorker::start_in(&shards, live).await?;
             Ok(Parts {
                 _following: following,
                 supervisor: worker.health().beats().register("supervisor", SUPERVISOR_BOUND),
@@ -273,7 +273,7 @@ impl Worker {
             pid: std::process::id(),
             settled: Cell::new(false),
             namespace: worker.namespace(&core).into(),
-            worker: worker.id(),
+            worker: core.worker(),
             core,
         };
         Ok(call.map(|call| ruby.ary_from_iter(call.into_iter().map(step))))

@@ -9,9 +9,10 @@ use uuid::Uuid;
 use crate::cli::server::{read, Reach};
 use crate::cli::task;
 use crate::engine::dead_letters::{self, By, Filter, Replay, NEWEST};
-use crate::engine::fleet::fleet;
-use crate::engine::read::{page_of_tasks, read_minutes, read_task, TaskFilter};
+use crate::engine::fleet;
+use crate::engine::read::{minutes_of_all, page_of_all, read_task, TaskFilter};
 use crate::engine::reasons::{explain, Reason};
+use crate::engine::shards::Shards;
 use crate::engine::{bulk, pauses};
 use crate::error::Result;
 
@@ -57,10 +58,10 @@ pub(super) enum Verb {
     Replay(Uuid),
 }
 
-pub(super) struct Reader(Reach);
+pub(super) struct Reader(Reach<Shards>);
 
 impl Reader {
-    pub(super) fn new(reach: Reach) -> Reader {
+    pub(super) fn new(reach: Reach<Shards>) -> Reader {
         Reader(reach)
     }
 
@@ -95,13 +96,13 @@ impl Reader {
         match wanted {
             Wanted::Fleet => {
                 (known.fleet, known.minutes, known.groups, known.pauses) = match &self.0 {
-                    Reach::Database(db) => {
-                        let letters = dead_letters::groups(db, &newest()).await?;
+                    Reach::Database(shards) => {
+                        let letters = dead_letters::groups_of_all(shards, &newest()).await?;
                         (
-                            fleet(db).await?,
-                            read_minutes(db, 60, None).await?,
+                            fleet::of_all(shards).await?,
+                            minutes_of_all(shards, 60, None).await?,
                             letters,
-                            pauses::list(db).await?,
+                            shards.list(|db| async move { pauses::list(&db).await }).await?,
                         )
                     }
                     Reach::Server(server) => (
@@ -114,7 +115,7 @@ impl Reader {
             }
             Wanted::Tasks(filter) => {
                 known.tasks = match &self.0 {
-                    Reach::Database(db) => page_of_tasks(db, filter, ROWS).await?.tasks,
+                    Reach::Database(shards) => page_of_all(shards, filter, None, ROWS).await?.0,
                     Reach::Server(server) => {
                         let mut query = task::query(filter);
                         query.push(("limit", json!(ROWS)));
@@ -124,9 +125,10 @@ impl Reader {
             }
             Wanted::Task(id) => {
                 (known.task, known.reasons) = match &self.0 {
-                    Reach::Database(db) => {
-                        let task = read_task(db, *id).await?;
-                        let reasons = explain(db, &task).await?;
+                    Reach::Database(shards) => {
+                        let db = shards.of_task(*id).await?;
+                        let task = read_task(&db, *id).await?;
+                        let reasons = explain(&db, &task).await?;
                         (task, reasons)
                     }
                     Reach::Server(server) => {
@@ -137,7 +139,7 @@ impl Reader {
             }
             Wanted::Letters => {
                 known.groups = match &self.0 {
-                    Reach::Database(db) => dead_letters::groups(db, &newest()).await?,
+                    Reach::Database(shards) => dead_letters::groups_of_all(shards, &newest()).await?,
                     Reach::Server(server) => server.whole("/dead-letters/groups", &[])?,
                 };
             }
@@ -165,7 +167,7 @@ impl Reader {
             ),
         };
         let is_done = match &self.0 {
-            Reach::Database(db) => !bulk::apply(db, &[*id], &action).await?.is_empty(),
+            Reach::Database(shards) => !bulk::apply(&shards.of_task(*id).await?, &[*id], &action).await?.is_empty(),
             Reach::Server(server) => server.post(&format!("/tasks/{id}/{path}"), json!({}))?["done"] == true,
         };
         Ok(match is_done {

@@ -230,9 +230,9 @@ impl Dlq {
                 limit,
                 common,
             } => {
-                let filter = which.filter();
+                let filter = Filter { before, ..which.filter() };
                 let letters = match common.connection.reach()? {
-                    Reach::Database(shards) => dead_letters::page_of_all(&shards, &filter, before.as_deref(), limit).await?.0,
+                    Reach::Database(shards) => dead_letters::page_of_all(&shards, &filter, None, limit).await?.0,
                     Reach::Server(server) => server.list("/dead-letters", &query(&filter)?, limit as usize)?,
                 };
                 print(common.json, &json!(letters), || {

@@ -91,7 +91,7 @@ pub(crate) async fn forget(db: &Db, age: Duration) -> Result<()> {
 /// A page of the changes in all shards, the newest first, and where the list goes on.
 pub(crate) async fn page_of_all(shards: &Shards, filter: &ChangeFilter, cursor: Option<&str>, limit: i32) -> Result<Page> {
     let ask = |db: Db, cursor: Option<String>| async move {
-        let before = parsed(cursor)?;
+        let before = parsed(cursor)?.or(filter.before);
         let filter = ChangeFilter { before, ..filter.clone() };
         Ok(paged(list(&db, &filter, limit).await?, limit, "id"))
     };

@@ -391,7 +391,8 @@ fn batches(ids: &[String]) -> Result<std::slice::Chunks<'_, String>> {
 
 /// A page of the letters of all shards, the newest first, and where the list goes on.
 pub async fn page_of_all(shards: &Shards, filter: &Filter, cursor: Option<&str>, limit: i32) -> Result<Page> {
-    let ask = |db: Db, before: Option<String>| async move {
+    let ask = |db: Db, cursor: Option<String>| async move {
+        let before = cursor.or_else(|| filter.before.clone());
         let filter = Filter { before, ..filter.clone() };
         Ok(paged(list(&db, &filter, limit).await?, limit, "id"))
     };

@@ -211,7 +211,7 @@ pub async fn read_minutes(db: &Db, minutes: i32, namespace: Option<&str>) -> Res
 /// A page of the tasks of all shards, the newest first, and where the list goes on.
 pub(crate) async fn page_of_all(shards: &Shards, filter: &TaskFilter, cursor: Option<&str>, limit: i32) -> Result<Page> {
     let ask = |db: Db, cursor: Option<String>| async move {
-        let before = parsed(cursor)?;
+        let before = parsed(cursor)?.or(filter.before);
         let filter = TaskFilter { before, ..filter.clone() };
         let page = page_of_tasks(&db, &filter, limit).await?;
         Ok((page.tasks, page.next.map(|id| id.to_string())))

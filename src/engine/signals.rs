@@ -219,7 +219,7 @@ pub(crate) async fn signals_of_all(shards: &Shards, filter: &SignalFilter, limit
 /// A page of the waits in all shards, those first that have waited longest, and where the list goes on.
 pub async fn page_of_waits(shards: &Shards, filter: &WaitFilter, cursor: Option<&str>, limit: i32) -> Result<Page> {
     let ask = |db: Db, cursor: Option<String>| async move {
-        let after = parsed(cursor)?;
+        let after = parsed(cursor)?.or(filter.after);
         let filter = WaitFilter { after, ..filter.clone() };
         Ok(paged(list_waits(&db, &filter, limit).await?, limit, "task"))
     };

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{json, Value};
 use tasker::api::{document, Api, ApiConfig};
-use tasker::engine::configuration::DatabaseCoordinator;
+use tasker::engine::configuration::coordinator_of;
 use tasker::engine::fail::Failure;
 use tasker::engine::shards::Shards;
 use tasker::engine::tokens::{create_token, Holder, NewToken, Role};
@@ -50,9 +50,15 @@ impl Asked {
 
     /// The API over these connections.
     pub(crate) async fn of(db: &Db, config: &ApiConfig) -> Asked {
+        Asked::of_shards(&Shards::of(db), config).await
+    }
+
+    /// The API over these shards.
+    pub(crate) async fn of_shards(shards: &Shards, config: &ApiConfig) -> Asked {
         let door = Door::bind("127.0.0.1:0".parse().ok(), ([127, 0, 0, 1], 0).into()).await.unwrap();
         let address = door.address().unwrap().to_string();
-        let api = Api::new(&Shards::of(db), Arc::new(DatabaseCoordinator::new(db)), config).unwrap();
+        let coordinator = coordinator_of(shards).await.unwrap();
+        let api = Api::new(shards, coordinator, config).unwrap();
         Asked {
             address,
             token: None,

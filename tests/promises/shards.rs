@@ -26,14 +26,14 @@ const HERE: &str = "name: one\nnamespace: here\nsteps:\n  - { name: only, handle
 const THERE: &str = "name: one\nnamespace: there\nsteps:\n  - { name: only, handler: H }\n";
 
 /// A second database, and a tasker.yml by which it is the shard `eu`, number 7, where the namespace `there` lives.
-struct Two<'w> {
-    world: &'w World,
+pub(crate) struct Two<'w> {
+    pub(crate) world: &'w World,
     eu: PgConnectOptions,
     folder: TempDir,
 }
 
 impl Two<'_> {
-    async fn with(test: impl AsyncFnOnce(&Two<'_>)) {
+    pub(crate) async fn with(test: impl AsyncFnOnce(&Two<'_>)) {
         World::with(async |world| {
             let options: PgConnectOptions = world.url.parse().unwrap();
             let name = format!("{}_eu", options.get_database().unwrap());
@@ -59,7 +59,7 @@ impl Two<'_> {
         fs::write(self.file(), json!({ "shared": { "shards": shards } }).to_string()).unwrap();
     }
 
-    fn settings(&self) -> Settings {
+    pub(crate) fn settings(&self) -> Settings {
         let eu = ShardConfig {
             number: 7,
             url: Some(Secret::from(self.eu.to_url_lossy().to_string())),
@@ -72,7 +72,7 @@ impl Two<'_> {
         }
     }
 
-    fn shards(&self) -> Shards {
+    pub(crate) fn shards(&self) -> Shards {
         Shards::new(self.world.url.clone(), 8, self.settings())
     }
 
@@ -80,7 +80,7 @@ impl Two<'_> {
         self.command(arguments).output().unwrap()
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tasker"));
         command
             .args(arguments)
@@ -89,7 +89,7 @@ impl Two<'_> {
         command
     }
 
-    fn says(&self, arguments: &[&str]) -> String {
+    pub(crate) fn says(&self, arguments: &[&str]) -> String {
         let output = self.tasker(arguments);
         assert!(
             output.status.success(),
@@ -99,12 +99,12 @@ impl Two<'_> {
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
-    fn told(&self, arguments: &[&str]) -> Value {
+    pub(crate) fn told(&self, arguments: &[&str]) -> Value {
         serde_json::from_str(&self.says(&[arguments, &["--json"]].concat())).unwrap()
     }
 
     /// Away it has another name, and nobody is in it any more.
-    async fn rename_eu(&self, away: bool) {
+    pub(crate) async fn rename_eu(&self, away: bool) {
         let name = self.eu.get_database().unwrap();
         let (from, to) = if away {
             (name.to_owned(), format!("{name}_away"))
@@ -126,7 +126,7 @@ impl Two<'_> {
     }
 
     /// A task of this namespace is created and runs to its end, in its own shard.
-    async fn complete(&self, shards: &Shards, namespace: &str) {
+    pub(crate) async fn complete(&self, shards: &Shards, namespace: &str) {
         let source = if namespace == "here" { HERE } else { THERE };
         let template = Template::parse(source, "test.yml").unwrap();
         register(&shards.of_definition(&template).await.unwrap(), &template).await.unwrap();
@@ -139,7 +139,7 @@ impl Two<'_> {
         assert_eq!(ended, "complete");
     }
 
-    async fn count_there(&self, sql: &str) -> i64 {
+    pub(crate) async fn count_there(&self, sql: &str) -> i64 {
         let mut connection = self.eu.connect().await.unwrap();
         let count = sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap();
         connection.close().await.unwrap();

@@ -37,6 +37,7 @@ pub mod register;
 pub(crate) mod repair;
 pub mod schedules;
 pub(crate) mod schema;
+pub(crate) mod shard_check;
 pub mod shards;
 pub mod signals;
 pub mod submit;

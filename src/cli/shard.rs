@@ -5,6 +5,7 @@ use serde_json::{json, Value};
 
 use super::server::read;
 use super::{listing, print, say, Connection};
+use crate::engine::shard_check::check_shards;
 use crate::engine::shards::{self, Shard as Found};
 use crate::error::Result;
 
@@ -14,6 +15,14 @@ pub(super) enum Shard {
     Add {
         /// As tasker.yml has it under shards
         name: String,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Look whether each shard is there, is the one that tasker.yml says, and has the tasks of those namespaces alone that live there. It changes nothing
+    Check {
+        /// A JSON array
+        #[arg(long)]
+        json: bool,
         #[command(flatten)]
         connection: Connection,
     },
@@ -38,6 +47,18 @@ impl Shard {
                 let db = added.migrate().await?;
                 say(&format!("{} is the shard {name}", db.target()));
                 Ok(0)
+            }
+            Shard::Check { json, connection } => {
+                connection.check_no_server()?;
+                let faults = check_shards(&connection.shards(&connection.local(None, json!({}))?, 4)?).await;
+                print(json, &json!(faults), || match faults.is_empty() {
+                    true => "all is as it must be".into(),
+                    false => {
+                        let rows: Vec<_> = faults.iter().map(|fault| json!(fault)).collect();
+                        listing(&["SHARD", "WHAT"], &["shard", "what"], &rows)
+                    }
+                });
+                Ok(i32::from(!faults.is_empty()))
             }
             Shard::List { json, connection } => {
                 let shards: Vec<Found> = match connection.server()? {

@@ -7,6 +7,7 @@ use std::process::Stdio;
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
 use serde_json::{json, Value};
+use sqlx::Executor;
 use tasker::api::ApiConfig;
 use tasker::engine::shards::{number_of, Shards};
 use uuid::Uuid;
@@ -230,6 +231,56 @@ async fn one_serve_tells_of_all_shards_and_its_metrics_name_them() {
         );
         kill(Pid::from_raw(serve.id() as i32), Signal::SIGTERM).unwrap();
         assert!(serve.wait().unwrap().success());
+        shards.close().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_finds_a_shard_that_is_away_another_database_an_old_configuration_and_tasks_that_live_elsewhere() {
+    Two::with(async |two| {
+        let checked = || -> Vec<(String, String)> {
+            let output = two.tasker(&["shard", "check", "--json"]);
+            let faults: Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert_eq!(output.status.success(), faults == json!([]), "{output:?}");
+            let fault = |fault: &Value| {
+                (
+                    fault["shard"].as_str().unwrap().to_owned(),
+                    fault["what"].as_str().unwrap().to_owned(),
+                )
+            };
+            faults.as_array().unwrap().iter().map(fault).collect()
+        };
+        let never_made = checked();
+        assert_eq!(never_made.len(), 1);
+        assert!(
+            never_made[0].0 == "eu" && never_made[0].1.contains("run `tasker migrate`"),
+            "{never_made:?}"
+        );
+        let shards = two.shards();
+        let asked = asked(two, &shards).await;
+        let _task = create(&asked, "there");
+        assert_eq!(checked(), []);
+
+        two.says(&["config", "set", "orchestrator.batch", "77"]);
+        assert_eq!(checked(), []);
+        two.world
+            .pool
+            .execute("SELECT tasker.change_configuration(1, '{}', 'test', NULL)")
+            .await
+            .unwrap();
+        let (shard, old) = checked().remove(0);
+        assert!(shard == "eu" && old.contains("copy of the configuration"), "{old}");
+        two.says(&["config", "set", "orchestrator.batch", "78"]);
+
+        let elsewhere = json!({ "shared": { "shards": { "eu": { "number": 7, "url": two.eu_url() } } } });
+        std::fs::write(two.file(), elsewhere.to_string()).unwrap();
+        let (shard, tasks) = checked().remove(0);
+        assert!(shard == "eu" && tasks.contains("tasks of there, which lives in default"), "{tasks}");
+        two.rename_eu(true).await;
+        let (shard, away) = checked().remove(0);
+        assert!(shard == "eu" && away.contains("cannot connect"), "{away}");
+        two.rename_eu(false).await;
         shards.close().await;
     })
     .await;

@@ -50,8 +50,12 @@ impl Two<'_> {
         .await;
     }
 
-    fn file(&self) -> PathBuf {
+    pub(crate) fn file(&self) -> PathBuf {
         self.folder.path().join("tasker.yml")
+    }
+
+    pub(crate) fn eu_url(&self) -> String {
+        self.eu.to_url_lossy().to_string()
     }
 
     fn configure(&self, url: &str) {
@@ -76,7 +80,7 @@ impl Two<'_> {
         Shards::new(self.world.url.clone(), 8, self.settings())
     }
 
-    fn tasker(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn tasker(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().unwrap()
     }
 

@@ -7,16 +7,19 @@
 mod claims;
 mod compare;
 mod fanout;
+mod fleet;
 mod flood;
 mod horizon;
 mod latency;
 mod limits;
 mod memory;
+mod network;
 mod pooler;
 mod raw;
 mod report;
 mod retention;
 mod scaling;
+mod shards;
 mod site;
 mod stalls;
 mod telemetry;
@@ -52,7 +55,7 @@ struct Options {
     /// Minutes of 5,000 tasks a second, of which a sixth is kept; 0: leave it out
     #[arg(long, default_value_t = 0)]
     retention: u32,
-    /// Only this: raw, submit, rust, ruby, latency, claims, history, profile, scale, telemetry, limits, fanout, scaling, flood, idle, pooler, compare, horizon, retention;
+    /// Only this: raw, submit, rust, ruby, latency, claims, history, profile, scale, telemetry, limits, fanout, scaling, flood, idle, pooler, network, shards, fleet, compare, horizon, retention;
     /// and memory and stalls, which are measured only so
     #[arg(long)]
     only: Option<String>,
@@ -241,6 +244,55 @@ async fn main() {
         report.section("Submitting one by one, by how many clients", &pooler::CROWD);
         report.row("20, direct", &pooler::crowd(&site, 20, pooler::Way::Direct).await);
         report.row("500, by PgBouncer alone", &pooler::crowd(&site, 500, pooler::Way::Polling).await);
+    }
+    if wanted("network") {
+        for language in languages {
+            report.section(
+                &format!(
+                    "linear-4 by the round trip between all processes and PostgreSQL, handlers in {}, one worker",
+                    language.name()
+                ),
+                &network::COLUMNS,
+            );
+            let mut rates = vec![Vec::new(); network::ROUND_TRIPS.len()];
+            for _ in 0..options.runs {
+                for (round_trip, rates) in network::ROUND_TRIPS.iter().zip(&mut rates) {
+                    rates.push(network::rate(&site, language, options.steps, *round_trip).await);
+                }
+            }
+            let mut nearest = None;
+            for (round_trip, rates) in network::ROUND_TRIPS.iter().zip(rates) {
+                let (latency, figures) = network::latency(&site, language, *round_trip, nearest).await;
+                nearest = nearest.or(Some(latency));
+                report.row(&format!("{round_trip} ms"), &[vec![json!(middle(rates))], figures].concat());
+            }
+        }
+    }
+    if wanted("shards") {
+        report.section("Several shards, handlers in rust, one worker each", &shards::COLUMNS);
+        for count in [1, 2, 4] {
+            let mut sites = Vec::new();
+            for _ in 0..count {
+                sites.push(Site::open().await);
+            }
+            report.row(&count.to_string(), &shards::measure(&sites, options.steps).await);
+        }
+        report.section("submit → begins in one shard, one worker for both", &shards::BESIDE);
+        let [there, stopped] = shards::beside(&site, Site::open().await).await;
+        report.row("the other one is there", &there);
+        report.row("the other one was stopped", &stopped);
+    }
+    if wanted("fleet") {
+        report.section("linear-4, handlers in rust, one worker of many queues", &fleet::QUEUES);
+        for (queues, connections) in [(1, 6), (3, 6), (3, 12), (20, 6), (20, 12), (20, 63)] {
+            let figures = fleet::queues(&site, queues, connections, options.steps).await;
+            report.row(&format!("{queues} queues, {connections} connections"), &figures);
+        }
+        report.section("Nothing to do", &fleet::IDLE);
+        for (orchestrators, workers) in [(1, 1), (50, 100)] {
+            let figures = fleet::idle(&site, orchestrators, workers).await;
+            report.row(&format!("{orchestrators} orchestrators, {workers} workers"), &figures);
+        }
     }
     if options.only.as_deref() == Some("memory") {
         report.section("A Ruby worker, by the steps of linear-4 that it has run", &["MB"]);

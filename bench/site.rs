@@ -19,9 +19,10 @@ use tasker::{Db, Error, Template};
 use crate::raw;
 
 /// Durable (synchronous_commit and fsync are on, as by default), with room for the write-ahead log.
-const SETTINGS: [(&str, &str); 5] = [
+const SETTINGS: [(&str, &str); 6] = [
     ("shared_preload_libraries", "pg_stat_statements"),
     ("shared_buffers", "2GB"),
+    ("max_connections", "1000"),
     ("max_wal_size", "8GB"),
     ("checkpoint_timeout", "30min"),
     ("pg_stat_statements.track", "top"),

@@ -280,17 +280,26 @@ BEGIN
 END
 $$;
 
--- Letters of a namespace that are older than their retention (the step's, else its template's, else its namespace's), the oldest first.
-CREATE FUNCTION tasker.expired_dead_letters(p_namespace text, p_limit int) RETURNS SETOF text
-LANGUAGE sql STABLE BEGIN ATOMIC
-    SELECT f.id
-    FROM tasker.find_dead_letters(jsonb_build_object('namespace', p_namespace), NULL) f
-    JOIN tasker.namespaces n ON n.name = f.namespace
-    LEFT JOIN tasker.tasks t ON t.id = (f.letter ->> 'task')::uuid
-    LEFT JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.name = f.letter ->> 'step'
-    WHERE f.died_at < now() - coalesce(ts.retention_days, n.retention_days) * interval '1 day'
-    ORDER BY f.died_at LIMIT p_limit;
-END;
+-- Of the next p_limit letters of a namespace behind the number p_after, those that are older than their retention (the step's, else its template's, else its
+-- namespace's); and the number of the last that was looked at; null: the rest is younger than any retention there.
+CREATE FUNCTION tasker.expired_dead_letters(p_namespace text, p_after bigint, p_limit int, OUT expired text[], OUT last bigint)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_days   int := (SELECT n.retention_days FROM tasker.namespaces n WHERE n.name = p_namespace);
+    v_before timestamptz := now() - interval '1 day' * least(v_days, (SELECT min(ts.retention_days) FROM tasker.template_steps ts WHERE ts.namespace = p_namespace));
+BEGIN
+    EXECUTE format($f$
+        SELECT array_agg($1 || '/' || q.msg_id) FILTER (
+                   WHERE q.enqueued_at < now() - coalesce(ts.retention_days, $2) * interval '1 day'),
+               CASE WHEN count(*) = $4 THEN max(q.msg_id) FILTER (WHERE q.enqueued_at < $5) END
+        FROM (SELECT * FROM pgmq.%I WHERE msg_id > $3 ORDER BY msg_id LIMIT $4) AS q
+        LEFT JOIN LATERAL (SELECT * FROM tasker.tasks WHERE id = (q.message ->> 'task')::uuid AND q.enqueued_at < $5 OFFSET 0) AS t ON true
+        LEFT JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.name = q.message ->> 'step'
+        WHERE q.enqueued_at < $5
+    $f$, pgmq.format_table_name(p_namespace || '_queue_dlq', 'q'))
+    INTO expired, last USING p_namespace, v_days, p_after, p_limit, v_before;
+END
+$$;
 
 -- Forgets that a namespace has letters, if it has none any more. Returns whether it did.
 -- Locks: its dead-letter queue against new ones, without waiting: whoever sends one later notes it again.

@@ -330,6 +330,9 @@ pub async fn discard(db: &Db, ids: &[String], by: &By) -> Result<Vec<String>> {
     delete(db, ids, "discard", by).await
 }
 
+/// How many letters one statement looks at to find those whose time is over: each may have megabytes.
+const LOOKED_AT: i32 = 500;
+
 /// Deletes the letters that are older than their retention, recording each. Returns how many.
 pub async fn purge(db: &Db, by: &By) -> Result<usize> {
     let namespaces: Vec<String> = sqlx::query_scalar("SELECT tasker.lettered_namespaces()")
@@ -337,13 +340,13 @@ pub async fn purge(db: &Db, by: &By) -> Result<usize> {
         .await?;
     let mut purged = 0;
     for namespace in namespaces {
-        loop {
-            let query = sqlx::query_scalar("SELECT tasker.expired_dead_letters($1, $2)");
-            let expired: Vec<String> = query.bind(&namespace).bind(BATCH as i32).fetch_all(db.pool()).await?;
-            purged += delete(db, &expired, "purge", by).await?.len();
-            if expired.len() < BATCH {
-                break;
-            }
+        let mut after = Some(0);
+        while let Some(last) = after {
+            let query = sqlx::query_as("SELECT expired, last FROM tasker.expired_dead_letters($1, $2, $3)");
+            let query = query.bind(&namespace).bind(last).bind(LOOKED_AT);
+            let (expired, next): (Option<Vec<String>>, Option<i64>) = query.fetch_one(db.pool()).await?;
+            purged += delete(db, &expired.unwrap_or_default(), "purge", by).await?.len();
+            after = next;
         }
         sqlx::query("SELECT tasker.forget_letterless($1)")
             .bind(&namespace)

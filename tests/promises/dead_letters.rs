@@ -2,6 +2,7 @@
 
 use serde_json::{json, Value};
 use tasker::engine::cancel::cancel_tasks;
+use sqlx::Executor;
 use tasker::engine::dead_letters::{self, By, Filter, Replay};
 use tasker::orchestrator::{Orchestrator, OrchestratorConfig};
 use tasker::Error;
@@ -308,10 +309,14 @@ async fn retention_is_the_steps_else_its_namespaces_and_says_what_it_deleted() {
             .register(&FLOW.replace("name: flow", "name: kept").replace("{ max_attempts: 1 }", kept))
             .await;
         let (short, kept) = (die(world, "flow", "short").await, die(world, "kept", "kept").await);
-        sqlx::query("UPDATE pgmq.q_here_queue_dlq SET enqueued_at = now() - interval '31 days'")
-            .execute(&world.pool)
-            .await
-            .unwrap();
+        // Behind more of those that are kept than are looked at together.
+        for change in [
+            "UPDATE pgmq.q_here_queue_dlq SET msg_id = 10000 WHERE message ->> 'template' = 'flow'",
+            "INSERT INTO pgmq.q_here_queue_dlq (vt, message) SELECT vt, message FROM pgmq.q_here_queue_dlq, generate_series(1, 1200) WHERE msg_id < 10000",
+            "UPDATE pgmq.q_here_queue_dlq SET enqueued_at = now() - interval '31 days'",
+        ] {
+            world.pool.execute(change).await.unwrap();
+        }
         let retention = By {
             who: "retention".into(),
             why: None,

@@ -72,10 +72,10 @@ impl PoolUse {
 ///
 /// # How many
 ///
-/// Each queue of a worker keeps at most three busy, however many handlers it runs: one leases, two commit reports. An orchestrator's
-/// loops are short, and three connections serve them all. Three more are kept apart, because they must not wait while all the others are in
-/// use: one for heartbeats, one for probes (made when the first of them comes), and one to LISTEN. So an orchestrator wants 6, and a worker
-/// 3 + 3 × its queues; with fewer, from 4 on, work waits for its turn, for 10 s at most. PostgreSQL must allow the sum over all processes
+/// A worker keeps at most seven busy, however many queues it has and handlers it runs: two queues at once lease, with two calls at most, and three commits of reports
+/// are under way; three are as fast. An orchestrator's loops are short, and three connections serve them all, too. Three more are kept apart, because they must not wait while all the others are in
+/// use: one for heartbeats, one for probes (made when the first of them comes), and one to LISTEN. So each wants 6; with fewer, from 4 on, work waits for its turn, for
+/// 10 s at most. PostgreSQL must allow the sum over all processes
 /// (`max_connections`).
 #[derive(Clone)]
 pub struct Db {

@@ -29,6 +29,7 @@ use std::time::{Duration, Instant};
 
 use opentelemetry::KeyValue;
 use serde_json::Value;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -72,6 +73,9 @@ struct Shared {
     unhandled: Unhandled,
     /// The queues that are there, by their places among all.
     own: Vec<usize>,
+    /// Calls at once of all of them: who waits for one collects more for its own meanwhile.
+    leases: Semaphore,
+    commits: Arc<Semaphore>,
     live: Live,
     namespaces: Arc<[String]>,
     queues: Arc<[String]>,
@@ -194,6 +198,10 @@ impl Worker {
 
     /// Those of a call that were not cancelled, or lost, meanwhile.
     fn begin(&self, mut call: Vec<Step>) -> Vec<Step> {
+        // Who waited because others had something for the handlers looks again.
+        if !self.all.turns.any_waits() {
+            self.all.held.look_again();
+        }
         call.retain(|step| {
             let lost = step.is_lost();
             if lost {

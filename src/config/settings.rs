@@ -34,8 +34,8 @@ pub struct Settings {
     /// folder. Without it, the database.
     #[schemars(with = "Option<String>", extend("x-restart" = true))]
     pub coordinator: Option<Address>,
-    /// Database connections of a process at most: three to work, one for heartbeats, one for probes, one to LISTEN. A worker of several
-    /// namespaces wants three for each.
+    /// Database connections of a process at most, to each shard that it works with: three to work, however many namespaces a worker has, one for heartbeats, one for
+    /// probes, one to LISTEN.
     #[schemars(range(min = 4, max = 1000), extend("x-restart" = true))]
     pub connections: u32,
     /// How the primary is followed when it becomes another server (docs/failover.md).

@@ -24,6 +24,10 @@ use crate::health::{said, Beat};
 /// Two commits may be under way for a queue: while one waits for the disk, the next one is prepared.
 const CONCURRENT_COMMITS: usize = 2;
 
+/// And for all queues of a database, so that many of them neither want more connections than a few, nor commit a few reports each: one more, since a queue that
+/// cannot be worked with should not hold up the others.
+pub(super) const ALL_CONCURRENT_COMMITS: usize = 3;
+
 /// So many bytes are committed together at most, unless one report alone has more.
 const MOST_BYTES: usize = 4 << 20;
 
@@ -46,6 +50,9 @@ pub(super) async fn run(
         let Ok(permit) = commits.clone().acquire_owned().await else {
             return;
         };
+        let Ok(of_all) = shared.commits.clone().acquire_owned().await else {
+            return;
+        };
         let batch = collect(&shared, queue, first, &mut outcomes).await;
         let commit = Commit {
             shared: shared.clone(),
@@ -60,7 +67,7 @@ pub(super) async fn run(
                 tracing::error!(why = said(panic.as_ref()), "reporting panicked, the leases will run out");
                 commit.shared.held.remove(queue, &leases);
             }
-            drop(permit);
+            drop((permit, of_all));
         });
     }
 }

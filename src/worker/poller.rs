@@ -23,6 +23,9 @@ const SHORTEST_POLL: Duration = Duration::from_millis(2);
 /// Calls at once while there is room for what each may return: one session alone leases more slowly than two report.
 const CONCURRENT_LEASES: usize = 2;
 
+/// How many queues of a database are leased from at once: more at a time would only bring less each.
+pub(super) const CONCURRENT_POLLERS: usize = 2;
+
 /// Where leased steps go.
 #[derive(Debug, Clone)]
 pub(super) struct Outlets {
@@ -36,6 +39,8 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
     let mut poll = Duration::ZERO;
     // One lease finds what little there is; more at once only add to what it waits for.
     let mut concurrency = 1;
+    // It had something the last time.
+    let mut busy = false;
     let concerns = |on: &str, payload: &str| match on {
         channel::STEPS => payload == name,
         channel::TASKS => name.strip_suffix("_queue") == Some(payload),
@@ -44,7 +49,7 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
     while !shared.stop.is_cancelled() {
         let handlers = tokio::select! {
             () = shared.stop.cancelled() => return,
-            handlers = room(&shared, queue) => handlers,
+            handlers = room(&shared, queue, busy) => handlers,
             // A full buffer is no reason to be called late.
             () = tokio::time::sleep(Duration::from_secs(5)) => { beat.beat(); continue }
         };
@@ -52,6 +57,8 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
         let room = shared.held.steps(queue, handlers);
         let limit = room.min(batch);
         let calls = (room / limit).min(concurrency);
+        // Never closed.
+        let Ok(permit) = shared.leases.acquire().await else { return };
         let asked = Instant::now();
         // Not cancelled by `stop`: what was leased must reach the buffer, to be handed back from there.
         let call = |_| {
@@ -65,6 +72,7 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
             )
         };
         let answers = join_all((0..calls).map(call)).await;
+        drop(permit);
         let (mut leased, mut failure) = (0, None);
         let mut accepted = Accepted::of(handlers);
         for answer in answers {
@@ -84,6 +92,7 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
         shared.release(queue, &accepted.others).await;
         shared.turns.leased(handlers);
         shared.held.look_again();
+        busy = leased > 0;
         let wait = match failure {
             Some(error) => {
                 beat.fail();
@@ -156,17 +165,19 @@ async fn give_up(shared: &Shared, queue: usize, limit: i32) {
     }
 }
 
-/// For how many handlers to lease. Waits until it is worth leasing, for any room when nothing of this queue waits for a handler, for a quarter of the
-/// buffer when something does; and until it is this queue's turn.
-async fn room(shared: &Shared, queue: usize) -> usize {
+/// For how many handlers to lease. Waits until it is worth leasing: for any room when nothing of this queue waits for a handler, for a quarter of the
+/// buffer when something does, or when others keep the handlers busy and there was something the last time; and until it is this queue's turn.
+async fn room(shared: &Shared, queue: usize, busy: bool) -> usize {
     let check = || {
         let (concurrency, prefetch) = shared.live.worker(|config| (config.concurrency, config.max_prefetch));
         let (limit, room) = shared.held.room(concurrency, prefetch, shared.waiting.count());
         let waits = shared.turns.waits(queue);
-        let worth = room > 0 && (!waits || room >= limit / 4);
+        let worth = room > 0 && (!(waits || busy && shared.turns.any_waits()) || room >= limit / 4);
         // What others have leased ahead is no reason to wait.
         let one = !waits && shared.held.busy() > concurrency;
-        shared.turns.lease(queue, worth.then_some(room), one, shared.weight(queue))
+        // What is leased ahead can be one queue's now and another's next, where that is a matter of milliseconds.
+        let least = limit.saturating_sub(concurrency) / 4;
+        shared.turns.lease(queue, worth.then_some(room), (one, least), shared.weight(queue))
     };
     let room = shared.held.until(check).await;
     // The next of those that want to looks whether there is room left.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use opentelemetry::KeyValue;
 use tokio::sync::mpsc::{unbounded_channel, UnboundedReceiver, UnboundedSender};
-use tokio::sync::{broadcast, Mutex, Notify};
+use tokio::sync::{broadcast, Mutex, Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::buffer::Buffer;
@@ -212,6 +212,8 @@ impl All {
         let place = self.health.add(Place::new(shard.as_deref(), &db, &own));
         let queues = self.namespaces.iter().enumerate();
         let shared = Arc::new(Shared {
+            leases: Semaphore::new(poller::CONCURRENT_POLLERS),
+            commits: Arc::new(Semaphore::new(batcher::ALL_CONCURRENT_COMMITS)),
             own: queues
                 .filter(|(_, namespace)| own.contains(namespace))
                 .map(|(queue, _)| queue)

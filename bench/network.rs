@@ -1,12 +1,15 @@
 //! What a network costs that lies between the processes and PostgreSQL: all of them behind a proxy that delays what it carries.
 
-use std::time::Duration;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::{json, Value};
 
 use crate::latency::{percentiles, rounds_at};
 use crate::site::{Language, Place, Site};
-use crate::stalls::{proxy, Notifications};
 use crate::throughput::{drain_once, Shape};
 
 pub(crate) const COLUMNS: [&str; 3] = ["steps/s", "submit → begins, p50 ms", "round trips in it"];
@@ -16,8 +19,52 @@ pub(crate) const ROUND_TRIPS: [u64; 3] = [0, 1, 5];
 
 async fn place(site: &Site, shape: Shape, round_trip: u64) -> Place {
     let place = site.place(&[shape.template()]).await;
-    let port = proxy(place.address(), Notifications::Pass, Duration::from_micros(round_trip * 500)).await;
+    let port = proxy(place.address(), Duration::from_micros(round_trip * 500));
     place.by(port, false).await
+}
+
+/// The port of a proxy to this address that delays what it carries, each way so long; it lives as long as the benchmark. Of threads: an asynchronous timer has a
+/// millisecond for its least.
+fn proxy(to: (String, u16), delay: Duration) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("its address").port();
+    thread::spawn(move || {
+        for near in listener.incoming().flatten() {
+            let Ok(far) = TcpStream::connect(&to) else { continue };
+            near.set_nodelay(true).ok();
+            far.set_nodelay(true).ok();
+            for (from, to) in [(&near, &far), (&far, &near)] {
+                carry(
+                    from.try_clone().expect("a descriptor"),
+                    to.try_clone().expect("a descriptor"),
+                    delay,
+                );
+            }
+        }
+    });
+    port
+}
+
+/// One way. Ends with the connection.
+fn carry(mut from: TcpStream, mut to: TcpStream, delay: Duration) {
+    let (parts, delayed) = mpsc::channel::<(Instant, Vec<u8>)>();
+    thread::spawn(move || {
+        let mut bytes = vec![0; 64 * 1024];
+        while let Ok(count @ 1..) = from.read(&mut bytes) {
+            if parts.send((Instant::now() + delay, bytes[..count].to_vec())).is_err() {
+                return;
+            }
+        }
+    });
+    thread::spawn(move || {
+        for (at, part) in delayed {
+            thread::sleep(at.saturating_duration_since(Instant::now()));
+            if to.write_all(&part).is_err() {
+                break;
+            }
+        }
+        to.shutdown(std::net::Shutdown::Both).ok();
+    });
 }
 
 /// Steps a second of linear-4.

@@ -42,7 +42,7 @@ pub(crate) async fn measure(site: &Site, notifications: Notifications, runs: usi
     let (mut seconds, mut gaps) = (Vec::new(), Vec::new());
     for _ in 0..runs {
         let place = site.place(&[Shape::Linear4.template()]).await;
-        let proxy = proxy(place.address(), notifications, DELAY).await;
+        let proxy = proxy(place.address(), notifications).await;
         let crew = place.work_through(Language::Ruby { threads: 2 }, 1, Some(proxy)).await;
         let submitter = Submitter::new(place.db.clone());
         let some = vec![NewTask::default(); 1_000];
@@ -66,8 +66,8 @@ pub(crate) async fn measure(site: &Site, notifications: Notifications, runs: usi
     ]
 }
 
-/// The port of a proxy to this address that delays what it carries, each way so long. It lives as long as the benchmark.
-pub(crate) async fn proxy(to: (String, u16), notifications: Notifications, delay: Duration) -> u16 {
+/// The port of a proxy to this address, which lives as long as the benchmark.
+async fn proxy(to: (String, u16), notifications: Notifications) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = listener.local_addr().expect("its address").port();
     let seen = Arc::new(AtomicUsize::new(0));
@@ -80,8 +80,8 @@ pub(crate) async fn proxy(to: (String, u16), notifications: Notifications, delay
                 far.set_nodelay(true).ok();
                 let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
                 tokio::select! {
-                    () = carry(near_in, far_out, delay) => {}
-                    () = carry_messages(far_in, near_out, (notifications, delay), seen) => {}
+                    () = carry(near_in, far_out) => {}
+                    () = carry_messages(far_in, near_out, notifications, seen) => {}
                 }
             });
         }
@@ -110,24 +110,19 @@ async fn deliver(mut parts: mpsc::UnboundedReceiver<(Instant, Vec<u8>)>, mut to:
     }
 }
 
-async fn carry(mut from: OwnedReadHalf, to: OwnedWriteHalf, delay: Duration) {
+async fn carry(mut from: OwnedReadHalf, to: OwnedWriteHalf) {
     let (parts, delayed) = mpsc::unbounded_channel();
     let reading = async {
         let mut bytes = vec![0; 64 * 1024];
         while let Ok(count @ 1..) = from.read(&mut bytes).await {
-            parts.send((Instant::now() + delay, bytes[..count].to_vec())).ok();
+            parts.send((Instant::now() + DELAY, bytes[..count].to_vec())).ok();
         }
     };
     tokio::select! { () = reading => {}, () = deliver(delayed, to) => {} }
 }
 
 /// The server's side, message by message (PostgreSQL's protocol 3: a type, and a length that counts itself).
-async fn carry_messages(
-    mut from: OwnedReadHalf,
-    to: OwnedWriteHalf,
-    (notifications, delay): (Notifications, Duration),
-    seen: Arc<AtomicUsize>,
-) {
+async fn carry_messages(mut from: OwnedReadHalf, to: OwnedWriteHalf, notifications: Notifications, seen: Arc<AtomicUsize>) {
     let (parts, delayed) = mpsc::unbounded_channel();
     let reading = async {
         let mut head = [0; 5];
@@ -138,7 +133,7 @@ async fn carry_messages(
             if from.read_exact(&mut message[5..]).await.is_err() {
                 return;
             }
-            let mut at = Instant::now() + delay;
+            let mut at = Instant::now() + DELAY;
             if head[0] == b'A' {
                 let odd = seen.fetch_add(1, Ordering::Relaxed) % 2 == 1;
                 match notifications {

@@ -55,6 +55,21 @@ RSpec.describe "namespaces that live in a database of their own" do
     expect(Database.query(counted)).to eq(["count" => "1"])
   end
 
+  it "has one worker for all of them, and lists what is in any" do
+    said = ruby(<<~RUBY)
+      worker = TaskerCore::Worker.new(namespaces: ["#{namespace}", "#{namespace}_home"], orchestrate: true).start
+      tasks = [Greeting, Home].map { |workflow| TaskerCore.enqueue(workflow, { name: "Ada" }) }
+      tasks.each { |task| task.wait(timeout: 60) }
+      puts [tasks.map(&:status), (tasks.map(&:id) - TaskerCore.tasks(state: "complete").map(&:id)).empty?].inspect
+      TaskerCore::Schedules.create("#{namespace}", Greeting, every: 86_400)
+      TaskerCore::Schedules.trigger("#{namespace}")
+      worker.stop(grace: 5)
+    RUBY
+    expect(said.last).to eq('[["complete", "complete"], true]')
+    counted = "SELECT count(*) FROM tasker.schedules WHERE name = '#{namespace}'"
+    expect([Database.query(counted, suffix: "_eu"), Database.query(counted)]).to eq([["count" => "1"], ["count" => "0"]])
+  end
+
   it "creates a task in the caller's own transaction where that is one of the task's own database" do
     said = ruby(<<~RUBY)
       require "pg"

@@ -25,6 +25,7 @@ pub mod history;
 mod input;
 pub mod lease;
 pub mod limits;
+pub mod lists;
 pub mod member;
 pub mod memories;
 pub mod namespaces;

@@ -7,8 +7,9 @@ module TaskerCore
     #   elsewhere DATABASE_URL, else the private PostgreSQL that +tasker dev+ runs in this folder.
     attr_accessor :database_url
 
-    # @return [Integer] how many database connections this process makes at most, at least 4, to each shard that it works with. Default 6:
-    #   three to work, however many queues and threads a worker has, one for heartbeats, one for probes and one to LISTEN; with fewer, work waits.
+    # @return [Integer] how many database connections this process makes at most, at least 4, to each shard that it works
+    #   with. Default 6: three to work, however many queues and threads a worker has, one for heartbeats, one for probes and one to LISTEN;
+    #   with fewer, work waits.
     attr_accessor :connections
 
     # @return [String, nil] http:// or https:// and the address of a server's REST API (docs/api.md), for a process that cannot reach the

@@ -15,13 +15,18 @@ module Browser
 
   ARGUMENTS = %w[--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --window-size=1300,1000].freeze
 
+  # A node that went with its page while it was looked at is looked for again, as one is that is stale.
+  class PatientDriver < Capybara::Selenium::Driver
+    def invalid_element_errors = [*super, Selenium::WebDriver::Error::UnknownError]
+  end
+
   def self.register(name, **settings)
     Capybara.register_driver(name) do |app|
       options = Selenium::WebDriver::Chrome::Options.new(
         binary: "/usr/bin/chromium", "goog:loggingPrefs": { browser: "ALL" }, args: ARGUMENTS, **settings
       )
       service = Selenium::WebDriver::Service.chrome(path: "/usr/bin/chromedriver")
-      Capybara::Selenium::Driver.new(app, browser: :chrome, options: options, service: service)
+      PatientDriver.new(app, browser: :chrome, options: options, service: service)
     end
   end
 

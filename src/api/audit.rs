@@ -10,7 +10,8 @@ use super::extract::Asked;
 use super::listed::{limit, Listed};
 use super::problem::{Outcome, ReadRefused};
 use super::Api;
-use crate::engine::audit::{self, ChangeFilter};
+use crate::engine::audit::ChangeFilter;
+use crate::engine::lists;
 
 /// Which changes
 #[derive(Debug, Deserialize, IntoParams)]
@@ -45,6 +46,6 @@ pub(super) async fn list(State(api): State<Api>, _: Admin, Asked(asked): Asked<F
         object: asked.object,
         who: asked.who,
     };
-    let (changes, next) = audit::page_of_all(&api.shards, &filter, asked.cursor.as_deref(), limit).await?;
+    let (changes, next) = lists::changes_page(&api.shards, &filter, asked.cursor.as_deref(), limit).await?;
     Ok(Json(Listed::continued(changes, next)))
 }

@@ -20,6 +20,7 @@ use crate::engine::audit::Change;
 use crate::engine::bulk::Action;
 use crate::engine::bulk_actions::{self, NewBulkAction};
 use crate::engine::dead_letters::Replay;
+use crate::engine::lists;
 use crate::engine::read::TaskFilter;
 use crate::template::Priority;
 
@@ -205,7 +206,7 @@ pub(super) struct BulkPage {
     ReadRefused))]
 pub(super) async fn list(State(api): State<Api>, _: Reader, Asked(asked): Asked<BulkPage>) -> Outcome<Json<Listed>> {
     let limit = limit(asked.limit)?;
-    let (found, next) = bulk_actions::page_of_all(&api.shards, asked.cursor.as_deref(), limit).await?;
+    let (found, next) = lists::bulk_actions_page(&api.shards, asked.cursor.as_deref(), limit).await?;
     Ok(Json(Listed::continued(found, next)))
 }
 

@@ -13,6 +13,7 @@ use super::problem::{ChangeRefused, Outcome, Problem, ReadRefused};
 use super::Api;
 use crate::engine::audit::Change;
 use crate::engine::dead_letters::{self, namespace_of, Filter, Replay, Verb};
+use crate::engine::lists;
 
 /// Which dead letters
 #[derive(Debug, Deserialize, IntoParams)]
@@ -75,7 +76,7 @@ impl LettersAsked {
 pub(super) async fn list(State(api): State<Api>, _: Reader, Asked(asked): Asked<LettersAsked>) -> Outcome<Json<Listed>> {
     let limit = limit(asked.limit)?;
     let cursor = asked.cursor.clone();
-    let (letters, next) = dead_letters::page_of_all(&api.shards, &asked.filter()?, cursor.as_deref(), limit).await?;
+    let (letters, next) = lists::letters_page(&api.shards, &asked.filter()?, cursor.as_deref(), limit).await?;
     Ok(Json(Listed::continued(letters, next)))
 }
 
@@ -89,7 +90,7 @@ pub(super) async fn list(State(api): State<Api>, _: Reader, Asked(asked): Asked<
     ReadRefused))]
 pub(super) async fn groups(State(api): State<Api>, _: Reader, Asked(asked): Asked<LettersAsked>) -> Outcome<Json<Listed>> {
     let limit = limit(asked.limit)?;
-    let mut groups = dead_letters::groups_of_all(&api.shards, &asked.filter()?).await?;
+    let mut groups = lists::letter_groups(&api.shards, &asked.filter()?).await?;
     groups.truncate(usize::try_from(limit).unwrap_or_default());
     Ok(Json(Listed::whole(groups)))
 }

@@ -17,6 +17,7 @@ use super::problem::{ChangeRefused, Outcome, Problem, ReadRefused};
 use super::tasks::namespace_of;
 use super::Api;
 use crate::engine::audit::Change;
+use crate::engine::lists;
 use crate::engine::signals::{self, Addressee, Signal, SignalFilter, WaitFilter};
 
 /// A signal to be sent
@@ -139,7 +140,7 @@ pub(super) async fn list(State(api): State<Api>, _: Reader, Asked(asked): Asked<
         unclaimed: asked.unclaimed,
     };
     let (limit, filter) = (limit(asked.limit)?, &filter);
-    Ok(Json(Listed::whole(signals::signals_of_all(&api.shards, filter, limit).await?)))
+    Ok(Json(Listed::whole(lists::signals(&api.shards, filter, limit).await?)))
 }
 
 /// Which waits
@@ -176,6 +177,6 @@ pub(super) async fn waits(State(api): State<Api>, _: Reader, Asked(asked): Asked
         assignee: asked.assignee,
         after: None,
     };
-    let (waits, next) = signals::page_of_waits(&api.shards, &filter, asked.cursor.as_deref(), limit).await?;
+    let (waits, next) = lists::waits_page(&api.shards, &filter, asked.cursor.as_deref(), limit).await?;
     Ok(Json(Listed::continued(waits, next)))
 }

@@ -10,7 +10,7 @@ use super::extract::Asked;
 use super::listed::Listed;
 use super::problem::{Outcome, Problem, ReadRefused};
 use super::Api;
-use crate::engine::read::minutes_of_all;
+use crate::engine::lists;
 
 /// Which minutes
 #[derive(Debug, Deserialize, IntoParams)]
@@ -38,6 +38,6 @@ pub(super) async fn minutes(State(api): State<Api>, _: Reader, Asked(asked): Ask
         return Err(Problem::bad_request("minutes: expected 1 to 120"));
     }
     Ok(Json(Listed::whole(
-        minutes_of_all(&api.shards, minutes, asked.namespace.as_deref()).await?,
+        lists::minutes(&api.shards, minutes, asked.namespace.as_deref()).await?,
     )))
 }

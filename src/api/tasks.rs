@@ -22,6 +22,7 @@ use super::Api;
 use crate::db::Db;
 use crate::engine::audit::Change;
 use crate::engine::children::{read_children, read_family, Page};
+use crate::engine::lists;
 use crate::engine::memories::read_values;
 use crate::engine::read::{self, TaskFilter};
 use crate::engine::reasons::explain;
@@ -213,7 +214,7 @@ impl Filter {
 pub(super) async fn list(State(api): State<Api>, _: Reader, Asked(asked): Asked<Filter>) -> Outcome<Json<Listed>> {
     let limit = limit(asked.limit)?;
     let cursor = asked.cursor.clone();
-    let (tasks, next) = read::page_of_all(&api.shards, &asked.tasks()?, cursor.as_deref(), limit).await?;
+    let (tasks, next) = lists::tasks_page(&api.shards, &asked.tasks()?, cursor.as_deref(), limit).await?;
     Ok(Json(Listed::continued(tasks, next)))
 }
 

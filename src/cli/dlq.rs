@@ -6,6 +6,7 @@ use serde_json::{json, Value};
 use super::server::{read, Reach, Server};
 use super::{field, listing, print, read_json, table, About, Connection};
 use crate::engine::dead_letters::{self, namespace_of, By, Filter, Replay, Verb};
+use crate::engine::lists;
 use crate::error::{Error, Result};
 
 #[derive(Subcommand)]
@@ -232,7 +233,7 @@ impl Dlq {
             } => {
                 let filter = Filter { before, ..which.filter() };
                 let letters = match common.connection.reach()? {
-                    Reach::Database(shards) => dead_letters::page_of_all(&shards, &filter, None, limit).await?.0,
+                    Reach::Database(shards) => lists::letters_page(&shards, &filter, None, limit).await?.0,
                     Reach::Server(server) => server.list("/dead-letters", &query(&filter)?, limit as usize)?,
                 };
                 print(common.json, &json!(letters), || {
@@ -256,7 +257,7 @@ impl Dlq {
             }
             Dlq::Groups { which, common } => {
                 let groups = match common.connection.reach()? {
-                    Reach::Database(shards) => dead_letters::groups_of_all(&shards, &which.filter()).await?,
+                    Reach::Database(shards) => lists::letter_groups(&shards, &which.filter()).await?,
                     Reach::Server(server) => server.whole("/dead-letters/groups", &query(&which.filter())?)?,
                 };
                 print(common.json, &json!(groups), || {
@@ -320,7 +321,7 @@ impl Dlq {
                 print(common.json, &json!({ "purged": purged }), || format!("purged {purged}"));
             }
             Dlq::Log { limit, common } => {
-                let actions = dead_letters::actions_of_all(&common.connection.all()?, limit).await?;
+                let actions = lists::letter_actions(&common.connection.all()?, limit).await?;
                 print(common.json, &json!(actions), || {
                     listing(
                         &["AT", "WHO", "ACTION", "LETTER", "STEP", "TASK", "WHY"],
@@ -348,7 +349,7 @@ impl Common {
         };
         let ids = match self.connection.reach()? {
             Reach::Database(shards) => {
-                let ids = dead_letters::matching_of_all(&shards, &filter).await?;
+                let ids = lists::matching_letters(&shards, &filter).await?;
                 match act.dry_run {
                     true => ids,
                     false => verb.act_on_all(&shards, ids, &by).await?,

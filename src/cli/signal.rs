@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::server::{read, Reach};
 use super::{field, listing, print, read_json, say, table, Connection};
+use crate::engine::lists;
 use crate::engine::signals::{self, Addressee, SignalFilter, WaitFilter};
 use crate::error::Result;
 
@@ -117,7 +118,7 @@ impl Signal {
                     unclaimed,
                 };
                 let listed = match connection.reach()? {
-                    Reach::Database(shards) => signals::signals_of_all(&shards, &filter, limit).await?,
+                    Reach::Database(shards) => lists::signals(&shards, &filter, limit).await?,
                     Reach::Server(server) => {
                         let SignalFilter {
                             name,
@@ -191,7 +192,7 @@ impl Waiting {
             after: self.after,
         };
         let waits = match self.connection.reach()? {
-            Reach::Database(shards) => signals::page_of_waits(&shards, &filter, None, self.limit).await?.0,
+            Reach::Database(shards) => lists::waits_page(&shards, &filter, None, self.limit).await?.0,
             Reach::Server(server) => {
                 let WaitFilter {
                     namespace,

@@ -16,6 +16,7 @@ use super::watch::{describe, follow, whole};
 use super::{field, listing, print, read_json, table, About, Connection};
 use crate::engine::children::{read_children, Child, Page};
 use crate::engine::fork::fork_task;
+use crate::engine::lists;
 use crate::engine::memories::read_values;
 use crate::engine::read::{self, TaskFilter};
 use crate::engine::reasons::{explain, Reason};
@@ -271,7 +272,7 @@ impl Task {
                     ..filters.filter()
                 };
                 let tasks = match connection.reach()? {
-                    Reach::Database(shards) => read::tasks_of_all(&shards, &filter, limit).await?,
+                    Reach::Database(shards) => lists::tasks(&shards, &filter, limit).await?,
                     Reach::Server(server) => server.list("/tasks", &query(&filter), limit as usize)?,
                 };
                 print(json, &json!(tasks), || {

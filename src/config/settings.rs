@@ -45,7 +45,7 @@ pub struct Settings {
     /// The databases of those namespaces that do not live in that one, by name: `eu: { number: 1, url: postgres://…, namespaces: [billing] }` (docs/shards.md).
     #[schemars(extend("x-restart" = true))]
     pub shards: BTreeMap<String, ShardConfig>,
-    /// Which of them this process works with; without it, the one of its namespaces.
+    /// The only one of them that this process works with; without it, those of its namespaces, or all.
     #[schemars(extend("x-restart" = true))]
     pub shard: Option<String>,
     /// Which servers answer who only looks.

@@ -5,8 +5,6 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::everywhere::{paged, parsed, Order, Page};
-use super::shards::Shards;
 use crate::db::Db;
 use crate::error::Result;
 
@@ -86,14 +84,4 @@ pub(crate) async fn forget(db: &Db, age: Duration) -> Result<()> {
             return Ok(());
         }
     }
-}
-
-/// A page of the changes in all shards, the newest first, and where the list goes on.
-pub(crate) async fn page_of_all(shards: &Shards, filter: &ChangeFilter, cursor: Option<&str>, limit: i32) -> Result<Page> {
-    let ask = |db: Db, cursor: Option<String>| async move {
-        let before = parsed(cursor)?.or(filter.before);
-        let filter = ChangeFilter { before, ..filter.clone() };
-        Ok(paged(list(&db, &filter, limit).await?, limit, "id"))
-    };
-    shards.page(cursor, limit, (Order::Newest("at"), "id"), ask).await
 }

@@ -9,9 +9,7 @@ use uuid::Uuid;
 
 use super::bulk::{self, Action};
 use super::dead_letters::{By, Replay};
-use super::everywhere::{paged, parsed, Order, Page};
 use super::read::{find_tasks, TaskFilter};
-use super::shards::Shards;
 use crate::db::Db;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -143,10 +141,4 @@ pub(crate) async fn forget(db: &Db, age: Duration) -> Result<()> {
         .execute(db.pool())
         .await?;
     Ok(())
-}
-
-/// A page of those of all shards, the newest first, and where the list goes on.
-pub(crate) async fn page_of_all(shards: &Shards, cursor: Option<&str>, limit: i32) -> Result<Page> {
-    let ask = |db: Db, cursor: Option<String>| async move { Ok(paged(list(&db, parsed(cursor)?, limit).await?, limit, "id")) };
-    shards.page(cursor, limit, (Order::Newest("created_at"), "id"), ask).await
 }

@@ -8,7 +8,6 @@ use serde_json::Value;
 use sqlx::types::Json;
 use uuid::Uuid;
 
-use super::everywhere::{paged, Order, Page};
 use super::payload::check_payload;
 use super::read::read_results;
 use super::schema::check_for_tasks;
@@ -392,35 +391,9 @@ fn batches(ids: &[String]) -> Result<std::slice::Chunks<'_, String>> {
     Ok(ids.chunks(BATCH))
 }
 
-/// A page of the letters of all shards, the newest first, and where the list goes on.
-pub async fn page_of_all(shards: &Shards, filter: &Filter, cursor: Option<&str>, limit: i32) -> Result<Page> {
-    let ask = |db: Db, cursor: Option<String>| async move {
-        let before = cursor.or_else(|| filter.before.clone());
-        let filter = Filter { before, ..filter.clone() };
-        Ok(paged(list(&db, &filter, limit).await?, limit, "id"))
-    };
-    shards.page(cursor, limit, (Order::Newest("died_at"), "id"), ask).await
-}
-
-/// The groups of all shards, the largest first.
-pub async fn groups_of_all(shards: &Shards, filter: &Filter) -> Result<Vec<Value>> {
-    let mut groups = shards.list(|db| async move { groups(&db, filter).await }).await?;
-    groups.sort_by_key(|group| std::cmp::Reverse(group["count"].as_i64()));
-    Ok(groups)
-}
-
 /// Of which namespace a letter is, by its id.
 pub fn namespace_of(id: &str) -> &str {
     id.split_once('/').map_or(id, |(namespace, _)| namespace)
-}
-
-/// The ids of those in all shards that a filter lets through. Errors: those of any shard: what is left out would not be missed.
-pub async fn matching_of_all(shards: &Shards, filter: &Filter) -> Result<Vec<String>> {
-    let mut ids = Vec::new();
-    for db in shards.of_filter(filter.namespace.as_deref()).await? {
-        ids.extend(matching(&db, filter).await?);
-    }
-    Ok(ids)
 }
 
 /// What is done to letters.
@@ -455,14 +428,6 @@ impl Verb {
         }
         Ok(done)
     }
-}
-
-/// What was done to letters in all shards, the newest first.
-pub async fn actions_of_all(shards: &Shards, limit: i32) -> Result<Vec<Value>> {
-    let mut all = shards.list(|db| async move { actions(&db, limit).await }).await?;
-    Order::Newest("at").sort(&mut all);
-    all.truncate(usize::try_from(limit).unwrap_or_default());
-    Ok(all)
 }
 
 /// Deletes those whose time is over, in all shards. Returns how many.

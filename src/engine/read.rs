@@ -5,12 +5,10 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use serde_json::{json, Value};
+use serde_json::Value;
 use sqlx::types::Json;
 use uuid::Uuid;
 
-use super::everywhere::{parsed, Order, Page};
-use super::shards::Shards;
 use crate::db::Db;
 use crate::error::{Error, Result};
 
@@ -206,53 +204,6 @@ pub async fn read_minutes(db: &Db, minutes: i32, namespace: Option<&str>) -> Res
         .bind(minutes)
         .bind(namespace);
     Ok(query.fetch_all(db.readers()).await?)
-}
-
-/// A page of the tasks of all shards, the newest first, and where the list goes on.
-pub(crate) async fn page_of_all(shards: &Shards, filter: &TaskFilter, cursor: Option<&str>, limit: i32) -> Result<Page> {
-    let ask = |db: Db, cursor: Option<String>| async move {
-        let before = parsed(cursor)?.or(filter.before);
-        let filter = TaskFilter { before, ..filter.clone() };
-        let page = page_of_tasks(&db, &filter, limit).await?;
-        Ok((page.tasks, page.next.map(|id| id.to_string())))
-    };
-    shards.page(cursor, limit, (Order::NewestId("id"), "id"), ask).await
-}
-
-/// The newest of them, at most `limit`.
-pub async fn tasks_of_all(shards: &Shards, filter: &TaskFilter, limit: i32) -> Result<Vec<Value>> {
-    let (mut found, mut cursor) = (Vec::new(), None);
-    loop {
-        let (tasks, next) = page_of_all(shards, filter, cursor.as_deref(), limit).await?;
-        found.extend(tasks);
-        found.truncate(usize::try_from(limit).unwrap_or_default());
-        match next {
-            Some(next) if (found.len() as i64) < limit.into() => cursor = Some(next),
-            _ => return Ok(found),
-        }
-    }
-}
-
-/// The same in all shards together.
-pub(crate) async fn minutes_of_all(shards: &Shards, minutes: i32, namespace: Option<&str>) -> Result<Vec<Value>> {
-    let mut sums: Vec<Value> = Vec::new();
-    for (_, of) in shards
-        .ask_all(|db| async move { read_minutes(&db, minutes, namespace).await })
-        .await?
-    {
-        for minute in of {
-            match sums.iter_mut().find(|sum| sum["at"] == minute["at"]) {
-                None => sums.push(minute),
-                Some(sum) => {
-                    for what in ["completed", "failed"] {
-                        sum[what] = json!(sum[what].as_i64().unwrap_or_default() + minute[what].as_i64().unwrap_or_default());
-                    }
-                    sum["seconds"] = json!(sum["seconds"].as_f64().unwrap_or_default() + minute["seconds"].as_f64().unwrap_or_default());
-                }
-            }
-        }
-    }
-    Ok(sums)
 }
 
 /// What went wrong without anything being lost, by name, since the database was made.

@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::everywhere::{paged, parsed, Order, Page};
 use super::payload::{check_payload, has_nul};
 use super::schema::{problems_of, validator};
 use super::shards::Shards;
@@ -206,22 +205,4 @@ pub async fn list_signals(db: &Db, filter: &SignalFilter, limit: i32) -> Result<
     let hidden = db.hidden();
     signals.iter_mut().for_each(|signal| hidden.hide_fields(signal, &["payload"]));
     Ok(signals)
-}
-
-/// The newest in all shards.
-pub(crate) async fn signals_of_all(shards: &Shards, filter: &SignalFilter, limit: i32) -> Result<Vec<Value>> {
-    let mut signals = shards.list(|db| async move { list_signals(&db, filter, limit).await }).await?;
-    Order::Newest("sent_at").sort(&mut signals);
-    signals.truncate(usize::try_from(limit).unwrap_or_default());
-    Ok(signals)
-}
-
-/// A page of the waits in all shards, those first that have waited longest, and where the list goes on.
-pub async fn page_of_waits(shards: &Shards, filter: &WaitFilter, cursor: Option<&str>, limit: i32) -> Result<Page> {
-    let ask = |db: Db, cursor: Option<String>| async move {
-        let after = parsed(cursor)?.or(filter.after);
-        let filter = WaitFilter { after, ..filter.clone() };
-        Ok(paged(list_waits(&db, &filter, limit).await?, limit, "task"))
-    };
-    shards.page(cursor, limit, (Order::Oldest("since"), "task"), ask).await
 }

@@ -17,8 +17,9 @@ use crate::api::access::As;
 use crate::api::extract::{Body, Part};
 use crate::api::problem::{Outcome, Problem};
 use crate::api::signals::send;
+use crate::engine::lists;
 use crate::engine::read::read_task;
-use crate::engine::signals::{list_waits, page_of_waits, WaitFilter};
+use crate::engine::signals::{list_waits, WaitFilter};
 
 /// How many of them a page has.
 const MOST: i32 = 100;
@@ -38,7 +39,7 @@ pub(super) async fn list(State(web): State<Web>, viewer: Reader, Query(asked): Q
         assignee: filled(&asked.assignee),
         ..WaitFilter::default()
     };
-    let (waits, _) = page_of_waits(&web.api.shards, &filter, None, MOST).await?;
+    let (waits, _) = lists::waits_page(&web.api.shards, &filter, None, MOST).await?;
     let body = html! {
         @if asked.done.is_some() { p.done role="status" { "The answer was sent." } }
         h1 { "Approvals" }

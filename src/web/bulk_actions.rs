@@ -18,6 +18,7 @@ use crate::api::bulk_actions as api;
 use crate::api::extract::Part;
 use crate::api::problem::{Outcome, Problem};
 use crate::engine::bulk_actions;
+use crate::engine::lists;
 use crate::engine::read::{count_tasks, TaskFilter};
 
 const VERBS: [(&str, &str); 9] = [
@@ -33,7 +34,7 @@ const VERBS: [(&str, &str); 9] = [
 ];
 
 pub(super) async fn list(State(web): State<Web>, viewer: Reader) -> Outcome<Page> {
-    let (all, _) = bulk_actions::page_of_all(&web.api.shards, None, 100).await?;
+    let (all, _) = lists::bulk_actions_page(&web.api.shards, None, 100).await?;
     let body = html! {
         h1 { "Bulk actions" }
         p { "What is done in the background to all tasks of a search: it begins at " a href="tasks" { "Tasks" } "." }

@@ -16,6 +16,7 @@ use super::Web;
 use crate::api::extract::Part;
 use crate::api::problem::Outcome;
 use crate::engine::dead_letters::{self, Filter, NEWEST};
+use crate::engine::lists;
 use crate::engine::schema::input_schema;
 
 /// How many letters a page has.
@@ -60,8 +61,8 @@ pub(super) async fn list(
     let Query(asked) = asked?;
     let filter = asked.filter();
     let shards = &web.api.shards;
-    let (letters, cursor) = dead_letters::page_of_all(shards, &filter, filled(&asked.cursor).as_deref(), MOST).await?;
-    let groups = dead_letters::groups_of_all(shards, &filter).await?;
+    let (letters, cursor) = lists::letters_page(shards, &filter, filled(&asked.cursor).as_deref(), MOST).await?;
+    let groups = lists::letter_groups(shards, &filter).await?;
     let body = html! {
         (said(asked.done.as_deref()))
         h1 { "Dead letters" }

@@ -19,9 +19,10 @@ use crate::api;
 use crate::api::access::As;
 use crate::api::extract::Part;
 use crate::api::problem::Outcome;
-use crate::engine::audit::{self, ChangeFilter};
+use crate::engine::audit::ChangeFilter;
 use crate::engine::fleet::{overview_of_all, page_of_namespaces};
 use crate::engine::limits as engine_limits;
+use crate::engine::lists;
 use crate::engine::read::list_templates;
 
 /// Which part of the queues, or which namespace.
@@ -140,7 +141,7 @@ pub(super) async fn audit(State(web): State<Web>, viewer: Reader, Query(asked): 
         before: None,
     };
     let cursor = filled(&asked.cursor);
-    let (changes, next) = audit::page_of_all(&web.api.shards, &filter, cursor.as_deref(), CHANGES).await?;
+    let (changes, next) = lists::changes_page(&web.api.shards, &filter, cursor.as_deref(), CHANGES).await?;
     let body = html! {
         h1 { "Audit" }
         form.filter method="get" action="audit" {

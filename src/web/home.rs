@@ -14,9 +14,9 @@ use crate::api::problem::Outcome;
 use crate::config::drift::{drift, GRACE};
 use crate::engine::dead_letters;
 use crate::engine::fleet::{overview_of_all, page_of_namespaces};
+use crate::engine::lists;
 use crate::engine::pauses;
-use crate::engine::read::minutes_of_all;
-use crate::engine::signals::{page_of_waits, WaitFilter};
+use crate::engine::signals::WaitFilter;
 
 /// How many namespaces a page has: each takes PostgreSQL a millisecond or two.
 pub(super) const NAMESPACES: usize = 30;
@@ -28,13 +28,13 @@ pub(super) async fn show(State(web): State<Web>, viewer: Reader) -> Outcome<Page
     let shards = &web.api.shards;
     let fleet = overview_of_all(shards).await?;
     let (namespaces, more) = page_of_namespaces(shards, None, NAMESPACES).await?;
-    let minutes = minutes_of_all(shards, 60, None).await?;
+    let minutes = lists::minutes(shards, 60, None).await?;
     let newest = dead_letters::Filter {
         newest: Some(dead_letters::NEWEST),
         ..dead_letters::Filter::default()
     };
-    let letters = dead_letters::groups_of_all(shards, &newest).await?;
-    let (waits, _) = page_of_waits(shards, &WaitFilter::default(), None, MOST as i32).await?;
+    let letters = lists::letter_groups(shards, &newest).await?;
+    let (waits, _) = lists::waits_page(shards, &WaitFilter::default(), None, MOST as i32).await?;
     let pauses = shards.list(|db| async move { pauses::list(&db).await }).await?;
     let body = html! {
         h1 { "What goes on" }

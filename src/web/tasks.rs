@@ -13,7 +13,8 @@ use super::shown::{badge, filled, moment, query, short, text};
 use super::viewer::Reader;
 use super::Web;
 use crate::api::problem::{Outcome, Problem};
-use crate::engine::read::{page_of_all, TaskFilter};
+use crate::engine::lists;
+use crate::engine::read::TaskFilter;
 use crate::engine::tags::read_tags;
 
 /// How many tasks a page has.
@@ -87,7 +88,7 @@ pub(super) async fn list(
 ) -> Outcome<Page> {
     let Query(asked) = asked?;
     let filter = asked.filter()?;
-    let (tasks, next) = page_of_all(&web.api.shards, &filter, filled(&asked.cursor).as_deref(), MOST).await?;
+    let (tasks, next) = lists::tasks_page(&web.api.shards, &filter, filled(&asked.cursor).as_deref(), MOST).await?;
     let body = html! {
         h1 { "Tasks" }
         (form(&asked))

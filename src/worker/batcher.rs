@@ -2,13 +2,15 @@
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use opentelemetry::KeyValue;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{Mutex, Semaphore};
-use tokio::time::{timeout_at, Instant};
+use tokio::time::{timeout, timeout_at, Instant};
 
 use super::buffer::Buffer;
 use super::spans::{self, Reporting};
@@ -27,6 +29,9 @@ const CONCURRENT_COMMITS: usize = 2;
 /// And for all queues of a database, so that many of them neither want more connections than a few, nor commit a few reports each: one more, since a queue that
 /// cannot be worked with should not hold up the others.
 pub(super) const ALL_CONCURRENT_COMMITS: usize = 3;
+
+/// A commit that takes longer does not count among those.
+const SLOW: Duration = Duration::from_millis(500);
 
 /// So many bytes are committed together at most, unless one report alone has more.
 const MOST_BYTES: usize = 4 << 20;
@@ -62,12 +67,21 @@ pub(super) async fn run(
         };
         tokio::spawn(async move {
             let leases: Vec<Lease> = batch.iter().map(|handled| handled.step.lease()).collect();
-            if let Err(panic) = AssertUnwindSafe(commit.run(batch)).catch_unwind().await {
+            let mut committing = pin!(AssertUnwindSafe(commit.run(batch)).catch_unwind());
+            let committed = match timeout(SLOW, &mut committing).await {
+                Ok(committed) => committed,
+                // Its queue, or its database, stands still: that should hold up no other.
+                Err(_) => {
+                    drop(of_all);
+                    committing.await
+                }
+            };
+            if let Err(panic) = committed {
                 // Whoever leases them next runs them again.
                 tracing::error!(why = said(panic.as_ref()), "reporting panicked, the leases will run out");
                 commit.shared.held.remove(queue, &leases);
             }
-            drop((permit, of_all));
+            drop(permit);
         });
     }
 }

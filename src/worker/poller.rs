@@ -1,5 +1,6 @@
 //! The poller of one queue: leases steps into the buffer while there is room.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,9 @@ const CONCURRENT_LEASES: usize = 2;
 
 /// How many queues of a database are leased from at once: more at a time would only bring less each.
 pub(super) const CONCURRENT_POLLERS: usize = 2;
+
+/// How long others leave the room to a queue that leases.
+const PROMISED: Duration = Duration::from_millis(500);
 
 /// Where leased steps go.
 #[derive(Debug, Clone)]
@@ -71,8 +75,17 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
                 shared.unhandled.any(),
             )
         };
-        let answers = join_all((0..calls).map(call)).await;
-        drop(permit);
+        let mut calling = pin!(join_all((0..calls).map(call)));
+        let (answers, promised) = match tokio::time::timeout(PROMISED, &mut calling).await {
+            Ok(answers) => (answers, true),
+            // Its queue, or its database, stands still: that should hold up no other.
+            Err(_) => {
+                drop(permit);
+                shared.turns.leased(handlers);
+                shared.held.look_again();
+                (calling.await, false)
+            }
+        };
         let (mut leased, mut failure) = (0, None);
         let mut accepted = Accepted::of(handlers);
         for answer in answers {
@@ -90,7 +103,9 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
             }
         }
         shared.release(queue, &accepted.others).await;
-        shared.turns.leased(handlers);
+        if promised {
+            shared.turns.leased(handlers);
+        }
         shared.held.look_again();
         busy = leased > 0;
         let wait = match failure {

@@ -1,24 +1,30 @@
 //! The primary dies, or is no primary any more: another server is, and every process goes on there without a restart.
 
 use std::collections::HashSet;
+use std::fs;
+use std::net::SocketAddr;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 use sqlx::{Connection, Executor, PgConnection};
-use tasker::engine::read::wait_for_end;
+use tasker::engine::read::{read_task, wait_for_end};
 use tasker::engine::register::register;
 use tasker::engine::submit::{NewTask, Submitter};
 use tasker::private_postgres::PrivatePostgres;
 use tasker::worker::{Handlers, Step, Worker, WorkerConfig};
 use tasker::{Db, Error, Template};
 use tempfile::TempDir;
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use crate::command_line::json_of;
 use crate::health::{own_postgres, Serve};
+use crate::world::free_port;
 
 pub(crate) const TWO: &str = "
 name: two
@@ -185,6 +191,60 @@ async fn a_primary_that_dies_is_replaced_by_its_standby_and_nothing_that_was_acc
     tokio::time::timeout(Duration::from_secs(30), is_ready).await.expect("it is ready");
     assert_eq!(is_at(&pair), place(&pair.of_standby));
     worker.shutdown(Duration::from_secs(5)).await;
+    db.close().await;
+}
+
+/// Carries what comes to this address to a server.
+async fn forward(from: SocketAddr, to: String) {
+    let listener = TcpListener::bind(from).await.unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            let to = to.clone();
+            tokio::spawn(async move {
+                if let Ok(mut far) = TcpStream::connect(to).await {
+                    copy_bidirectional(&mut near, &mut far).await.ok();
+                }
+            });
+        }
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_leads_to_another_address_is_followed() {
+    // Names are the machine's: a process has others only where it may have an /etc/hosts of its own.
+    if !Command::new("unshare")
+        .args(["--mount", "true"])
+        .status()
+        .is_ok_and(|status| status.success())
+    {
+        return eprintln!("not tried: this machine does not let a process have an /etc/hosts of its own");
+    }
+    let pair = Pair::start().await;
+    let db = Db::connect(&pair.of_primary, 4).await.unwrap();
+    register(&db, &Template::parse(TWO, "two.yml").unwrap()).await.unwrap();
+    let port = free_port();
+    forward(([127, 0, 0, 2], port).into(), place(&pair.of_primary).to_owned()).await;
+    forward(([127, 0, 0, 3], port).into(), place(&pair.of_standby).to_owned()).await;
+    let folder = TempDir::new().unwrap();
+    let hosts = folder.path().join("hosts");
+    let lead_to = |address: &str| fs::write(&hosts, format!("127.0.0.1 localhost\n{address} the-database.test\n")).unwrap();
+    lead_to("127.0.0.2");
+    let mut tasker = Command::new("unshare");
+    tasker.args(["--mount", "sh", "-c", "mount --bind \"$HOSTS\" /etc/hosts && exec \"$0\" \"$@\""]);
+    tasker.arg(env!("CARGO_BIN_EXE_tasker")).env("HOSTS", &hosts);
+    let url = pair
+        .of_primary
+        .replace(place(&pair.of_primary), &format!("the-database.test:{port}"));
+    let serve = Serve::by(tasker, &url, &[], &[]);
+    serve.until("/ready", |status, _| status == 200).await;
+
+    pair.primary.kill().unwrap();
+    pair.standby.promote().unwrap();
+    lead_to("127.0.0.3");
+    let db = Db::connect(&pair.of_standby, 4).await.unwrap();
+    let task = Submitter::new(db.clone()).submit("two", None, &[NewTask::default()]).await.unwrap()[0].id;
+    while read_task(&db, task).await.unwrap()["state"] == "pending" {}
+    serve.until("/ready", |status, _| status == 200).await;
     db.close().await;
 }
 

@@ -31,8 +31,13 @@ pub(crate) struct Serve {
 
 impl Serve {
     pub(crate) fn start(url: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Serve {
+        Serve::by(Command::new(env!("CARGO_BIN_EXE_tasker")), url, arguments, environment)
+    }
+
+    /// The same where `tasker` is a command that becomes it.
+    pub(crate) fn by(mut tasker: Command, url: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Serve {
         let run_dir = tempfile::tempdir().expect("a folder");
-        let mut process = Command::new(env!("CARGO_BIN_EXE_tasker"))
+        let mut process = tasker
             .args(["serve", "--listen", "127.0.0.1:0"])
             .args(arguments)
             .env("DATABASE_URL", url)

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::json;
+use sqlx::Executor;
 use tasker::engine::read;
 use tasker::engine::submit::{NewTask, Submitter};
 use tasker::orchestrator::{Orchestrator, OrchestratorConfig};
@@ -126,6 +127,33 @@ async fn a_step_does_not_wait_behind_what_its_worker_has_leased_ahead_of_another
         assert!(before <= 10, "{before} steps of the first went before it");
         worker.shutdown(Duration::ZERO).await;
         orchestrator.shutdown().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_stands_still_holds_up_no_other_of_its_worker() {
+    World::with(async |world| {
+        world.two_namespaces([0, 0]).await;
+        let (worker, _) = world.worker_of_both(BTreeMap::new(), 1).await;
+        let mut lock = world.pool.begin().await.unwrap();
+        lock.execute("LOCK TABLE pgmq.q_first_queue IN ACCESS EXCLUSIVE MODE")
+            .await
+            .unwrap();
+        let is_waited_for = "EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = 'pgmq.q_first_queue'::regclass)";
+        world.until_true(is_waited_for).await;
+        let others = async {
+            for _ in 0..20 {
+                let task = world.submit("second", json!({})).await;
+                let ended = read::wait_for_end(&world.db, task, Some(Duration::from_secs(60))).await.unwrap();
+                assert_eq!(ended, "complete");
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), others)
+            .await
+            .expect("they wait for no lock of the first");
+        lock.rollback().await.unwrap();
+        worker.shutdown(Duration::from_secs(5)).await;
     })
     .await;
 }

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use tasker::config::{Given, Local};
 use tasker::engine::children::{read_children, Page};
 use tasker::engine::fork::fork_task;
+use tasker::engine::lists;
 use tasker::engine::memories::read_values;
 use tasker::engine::shards::{by_shard, Shards};
 use tasker::engine::submit::{check_inputs, Accepted as CoreAccepted, Input, NewTask, Submitted, Submitter, CREATE_WITHIN};
@@ -219,7 +220,7 @@ impl Client {
         let shards = this.shards(ruby)?;
         let invalid = |error: serde_json::Error| raise::error(ruby, &tasker::Error::Invalid(format!("the filter is not valid: {error}")));
         let filter: read::TaskFilter = serde_json::from_str(&filter).map_err(invalid)?;
-        let listed = block_on(ruby, async move { read::tasks_of_all(&shards, &filter, limit).await })?;
+        let listed = block_on(ruby, async move { lists::tasks(&shards, &filter, limit).await })?;
         Ok(serde_json::json!(listed).to_string())
     }
 

@@ -4,6 +4,7 @@ use magnus::{method, prelude::*, Error, RClass, RModule, Ruby, Value as RubyValu
 use serde::Deserialize;
 use serde_json::{json, Value};
 use tasker::engine::dead_letters::{self, By, Filter, Replay, Verb};
+use tasker::engine::lists;
 use tasker::engine::shards::Shards;
 
 use crate::client::Client;
@@ -41,15 +42,15 @@ fn call(ruby: &Ruby, client: &Client, request: RubyValue) -> Result<String, Erro
 
 async fn answer(shards: &Shards, request: Request) -> tasker::Result<Value> {
     Ok(match request {
-        Request::List { filter, limit } => json!(dead_letters::page_of_all(shards, &filter, None, limit).await?.0),
-        Request::Groups { filter } => json!(dead_letters::groups_of_all(shards, &filter).await?),
+        Request::List { filter, limit } => json!(lists::letters_page(shards, &filter, None, limit).await?.0),
+        Request::Groups { filter } => json!(lists::letter_groups(shards, &filter).await?),
         Request::Show { id } => dead_letters::show(&shards.of_namespace(dead_letters::namespace_of(&id)).await?, &id).await?,
-        Request::Matching { filter } => json!(dead_letters::matching_of_all(shards, &filter).await?),
+        Request::Matching { filter } => json!(lists::matching_letters(shards, &filter).await?),
         Request::Replay { ids, how, by } => json!(Verb::Replay(how).act_on_all(shards, ids, &by).await?),
         Request::Resolve { ids, result, by } => json!(Verb::Resolve(result).act_on_all(shards, ids, &by).await?),
         Request::Skip { ids, by } => json!(Verb::Skip.act_on_all(shards, ids, &by).await?),
         Request::Discard { ids, by } => json!(Verb::Discard.act_on_all(shards, ids, &by).await?),
         Request::Purge { by } => json!(dead_letters::purge_of_all(shards, &by).await?),
-        Request::Actions { limit } => json!(dead_letters::actions_of_all(shards, limit).await?),
+        Request::Actions { limit } => json!(lists::letter_actions(shards, limit).await?),
     })
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use magnus::{method, prelude::*, Error, RClass, RModule, Ruby, Value as RubyValue};
 use serde::Deserialize;
 use serde_json::{json, Value};
+use tasker::engine::lists;
 use tasker::engine::shards::Shards;
 use tasker::engine::signals::{self, Addressee, Signal, WaitFilter, SEND_WITHIN};
 use tasker::Db;
@@ -57,9 +58,12 @@ fn call(ruby: &Ruby, client: &Client, request: RubyValue) -> Result<String, Erro
                 Ok(json!(signals::check(&of(&shards, &signal).await?, &signal).await?))
             })?
         }
-        Request::Waiting { filter, limit } => block_on(ruby, async move {
-            Ok(json!(signals::page_of_waits(&shards, &filter, None, limit).await?.0))
-        })?,
+        Request::Waiting { filter, limit } => {
+            block_on(
+                ruby,
+                async move { Ok(json!(lists::waits_page(&shards, &filter, None, limit).await?.0)) },
+            )?
+        }
     };
     Ok(answer.to_string())
 }

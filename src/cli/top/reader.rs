@@ -8,9 +8,10 @@ use uuid::Uuid;
 
 use crate::cli::server::{read, Reach};
 use crate::cli::task;
-use crate::engine::dead_letters::{self, By, Filter, Replay, NEWEST};
+use crate::engine::dead_letters::{By, Filter, Replay, NEWEST};
 use crate::engine::fleet;
-use crate::engine::read::{minutes_of_all, page_of_all, read_task, TaskFilter};
+use crate::engine::lists;
+use crate::engine::read::{read_task, TaskFilter};
 use crate::engine::reasons::{explain, Reason};
 use crate::engine::shards::Shards;
 use crate::engine::{bulk, pauses};
@@ -97,10 +98,10 @@ impl Reader {
             Wanted::Fleet => {
                 (known.fleet, known.minutes, known.groups, known.pauses) = match &self.0 {
                     Reach::Database(shards) => {
-                        let letters = dead_letters::groups_of_all(shards, &newest()).await?;
+                        let letters = lists::letter_groups(shards, &newest()).await?;
                         (
                             fleet::of_all(shards).await?,
-                            minutes_of_all(shards, 60, None).await?,
+                            lists::minutes(shards, 60, None).await?,
                             letters,
                             shards.list(|db| async move { pauses::list(&db).await }).await?,
                         )
@@ -115,7 +116,7 @@ impl Reader {
             }
             Wanted::Tasks(filter) => {
                 known.tasks = match &self.0 {
-                    Reach::Database(shards) => page_of_all(shards, filter, None, ROWS).await?.0,
+                    Reach::Database(shards) => lists::tasks_page(shards, filter, None, ROWS).await?.0,
                     Reach::Server(server) => {
                         let mut query = task::query(filter);
                         query.push(("limit", json!(ROWS)));
@@ -139,7 +140,7 @@ impl Reader {
             }
             Wanted::Letters => {
                 known.groups = match &self.0 {
-                    Reach::Database(shards) => dead_letters::groups_of_all(shards, &newest()).await?,
+                    Reach::Database(shards) => lists::letter_groups(shards, &newest()).await?,
                     Reach::Server(server) => server.whole("/dead-letters/groups", &[])?,
                 };
             }

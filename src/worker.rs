@@ -24,6 +24,7 @@ pub use bulk::Bulk;
 pub use handler::{BulkHandler, BulkHandling, Handler, Handlers, Handling};
 pub use step::{Outcome, Step};
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -83,6 +84,8 @@ struct Shared {
     waiting: Arc<suspects::Waiting>,
     gathering: Arc<bulk::Gathering>,
     turns: Arc<Turns<Vec<Step>>>,
+    /// A queue waits before it leases more, since others have something for the handlers.
+    yielding: Arc<AtomicBool>,
     metrics: Arc<Metrics>,
     /// Of each queue, its namespace as a label.
     labels: Arc<[KeyValue]>,
@@ -198,8 +201,9 @@ impl Worker {
 
     /// Those of a call that were not cancelled, or lost, meanwhile.
     fn begin(&self, mut call: Vec<Step>) -> Vec<Step> {
-        // Who waited because others had something for the handlers looks again.
-        if !self.all.turns.any_waits() {
+        // Who has left the handlers to others looks again, once these have nothing more for them.
+        if self.all.yielding.load(Ordering::Relaxed) && !self.all.turns.any_waits() {
+            self.all.yielding.store(false, Ordering::Relaxed);
             self.all.held.look_again();
         }
         call.retain(|step| {

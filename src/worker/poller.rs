@@ -1,6 +1,7 @@
 //! The poller of one queue: leases steps into the buffer while there is room.
 
 use std::pin::pin;
+use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -187,7 +188,13 @@ async fn room(shared: &Shared, queue: usize, busy: bool) -> usize {
         let (concurrency, prefetch) = shared.live.worker(|config| (config.concurrency, config.max_prefetch));
         let (limit, room) = shared.held.room(concurrency, prefetch, shared.waiting.count());
         let waits = shared.turns.waits(queue);
-        let worth = room > 0 && (!(waits || busy && shared.turns.any_waits()) || room >= limit / 4);
+        let may_yield = busy && !waits && room < limit / 4;
+        if may_yield {
+            // Before it is seen whether there is something: whoever takes the last of that then knows.
+            shared.yielding.store(true, Ordering::Relaxed);
+        }
+        let yields = may_yield && shared.turns.any_waits();
+        let worth = room > 0 && (!waits && !yields || room >= limit / 4);
         // What others have leased ahead is no reason to wait.
         let one = !waits && shared.held.busy() > concurrency;
         // What is leased ahead can be one queue's now and another's next, where that is a matter of milliseconds.

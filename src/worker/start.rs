@@ -1,6 +1,7 @@
 //! How a worker begins: in each of its databases it joins the members, and its loops start. Each can be begun anew, should it panic.
 
 use std::future::Future;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -38,6 +39,7 @@ pub(super) struct All {
     pub(super) held: Arc<Held>,
     pub(super) gathering: Arc<Gathering>,
     pub(super) turns: Arc<Turns<Vec<Step>>>,
+    pub(super) yielding: Arc<AtomicBool>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) health: Health,
     /// Where the outcomes of each queue go.
@@ -138,6 +140,7 @@ impl Worker {
             held: Arc::new(Held::of(namespaces.len())),
             gathering,
             turns,
+            yielding: Arc::default(),
             metrics: telemetry::metrics(),
             reports,
             pollers: Loops::of(&health),
@@ -228,6 +231,7 @@ impl All {
             waiting: self.waiting.clone(),
             gathering: self.gathering.clone(),
             turns: self.turns.clone(),
+            yielding: self.yielding.clone(),
             metrics: self.metrics.clone(),
             labels: self.labels.clone(),
             stop: self.stop.clone(),

@@ -173,7 +173,7 @@ impl Orchestrator {
         each.round(loops, |of| reconciliation::Reconciliation::new(&of.db));
         each.round(loops, |of| retention::Retention::new(&of.db));
         each.round(loops, |of| history::History::new(&of.db));
-        each.round(loops, |of| schedules::Schedules::new(&of.db, &of.live));
+        each.round(loops, |of| schedules::Schedules::new(&of.db, &of.live, of.place.shard()));
         each.run(loops, "configuration", |of| {
             configuration::told(of.live, of.wakes.subscribe(), of.stop)
         });

@@ -51,23 +51,6 @@ pub(crate) async fn find(api: &Api, name: &str) -> Outcome<(Db, Value)> {
     Ok(api.shards.find(|db| async move { schedules::show(&db, name, TIMES).await }).await?)
 }
 
-/// Where a schedule is to be of this template: its name is that of one, in all shards.
-async fn of_schedule(api: &Api, name: &str, template: &str) -> Outcome<Db> {
-    let home = api.shards.of_template(template).await?;
-    if api.shards.are_several() {
-        match find(api, name).await {
-            Ok((db, _)) if db.target() != home.target() => {
-                return Err(Problem::invalid(format!(
-                    "there is a schedule {name} in another shard: delete it first"
-                )));
-            }
-            Err(problem) if problem.status() != StatusCode::NOT_FOUND => return Err(problem),
-            _ => {}
-        }
-    }
-    Ok(home)
-}
-
 /// A schedule to be created, or changed
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -105,7 +88,7 @@ pub(super) async fn put(
         details: Some(json!({ "template": given.template, "definition": given.definition })),
         ..named("schedule.put", &name, given.why.as_deref())
     };
-    let db = of_schedule(&api, &name, &given.template).await?;
+    let db = schedules::home_for(&api.shards, &name, &given.template).await?;
     let put = async { Ok(schedules::put(&db, &name, &given.template, &schedule).await?) };
     let outcome = caller.change(&db, change, put, |_| None).await?;
     Ok(Json(SchedulePut { outcome }))

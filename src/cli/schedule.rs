@@ -6,7 +6,7 @@ use serde_json::{json, Value};
 use uuid::Uuid;
 
 use super::server::{part, read, Reach};
-use super::{field, listing, print, read_json, say, table, About, By, Connection};
+use super::{field, listing, print, read_json, say, table, By, Connection};
 use crate::db::Db;
 use crate::engine::schedules;
 use crate::engine::shards::Shards;
@@ -136,8 +136,16 @@ impl Create {
             fields.retain(|_, value| !value.is_null());
         }
         let schedule = Definition::parse(&written).map_err(Error::Invalid)?;
-        let outcome = match self.connection.reach_of(About::Template(&self.template)).await? {
-            Reach::Database(db) => schedules::put(&db, &self.name, &self.template, &schedule).await?,
+        let outcome = match self.connection.reach()? {
+            Reach::Database(shards) => {
+                schedules::put(
+                    &schedules::home_for(&shards, &self.name, &self.template).await?,
+                    &self.name,
+                    &self.template,
+                    &schedule,
+                )
+                .await?
+            }
             Reach::Server(server) => {
                 let body = json!({ "template": self.template, "definition": written });
                 read(server.put(&format!("/schedules/{}", part(&self.name)), body)?["outcome"].take())?

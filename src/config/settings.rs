@@ -367,6 +367,12 @@ impl Settings {
         home.map_or(shards::DEFAULT, |(name, _)| name)
     }
 
+    /// The same of a template (name or namespace/name): the default one for a bare name.
+    pub fn home_of_template(&self, template: &str) -> &str {
+        let namespace = template.split_once('/').map(|(namespace, _)| namespace);
+        namespace.map_or(shards::DEFAULT, |namespace| self.home_of(namespace))
+    }
+
     /// What is not shown. Errors: [`Error::Config`].
     pub fn redaction(&self) -> Result<Redaction> {
         Redaction::parse(&self.redact).map_err(Error::Config)

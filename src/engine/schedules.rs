@@ -7,8 +7,9 @@ use serde_json::{json, Value};
 use sqlx::types::Json;
 use uuid::Uuid;
 
+use super::shards::Shards;
 use crate::db::Db;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::schedule::{Due, Named, Schedule};
 
 /// A schedule about which there is something to do.
@@ -88,6 +89,24 @@ pub async fn put(db: &Db, name: &str, template: &str, schedule: &Schedule) -> Re
             .restore(input, known.as_ref().and_then(|known| known["definition"].get("input")))?;
     }
     Ok(query.bind(name).bind(template).bind(Json(&schedule)).fetch_one(db.pool()).await?)
+}
+
+/// Where a schedule is to be of this template. Its name is that of one, in all shards. Errors: [`Error::Invalid`] where another shard has it; why one does not answer
+/// that may have it.
+pub async fn home_for(shards: &Shards, name: &str, template: &str) -> Result<Db> {
+    let home = shards.of_template(template).await?;
+    if shards.are_several() {
+        match shards.find(|db| async move { show(&db, name, 0).await }).await {
+            Ok((db, _)) if db.target() != home.target() => {
+                return Err(Error::Invalid(format!(
+                    "there is a schedule {name} in another shard: delete it first"
+                )));
+            }
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(home)
 }
 
 /// Has the file of settings no other schedules than these: by name, each with its template.

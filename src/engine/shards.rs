@@ -215,7 +215,7 @@ impl Shards {
 
     /// The one that has a template (name or namespace/name): the default one for a bare name.
     pub async fn of_template(&self, template: &str) -> Result<Db> {
-        self.named(self.home_of_template(template)).await
+        self.named(self.all.settings.home_of_template(template)).await
     }
 
     /// The one where a template is to be registered. Errors: [`Error::Invalid`] where a step, or the tasks that do its work, are of a namespace that lives in
@@ -236,12 +236,7 @@ impl Shards {
 
     /// Creates tasks of that template, in its own shard.
     pub async fn submitter(&self, template: &str) -> Result<Submitter> {
-        Ok(self.open(self.home_of_template(template)).await?.submitter.clone())
-    }
-
-    fn home_of_template(&self, template: &str) -> &str {
-        let namespace = template.split_once('/').map(|(namespace, _)| namespace);
-        namespace.map_or(DEFAULT_SHARD, |namespace| self.all.settings.home_of(namespace))
+        Ok(self.open(self.all.settings.home_of_template(template)).await?.submitter.clone())
     }
 
     /// Makes the database of a shard that one, and returns it: migrated, with ids that say so. Again, nothing happens.

@@ -51,6 +51,11 @@ impl Place {
         }
     }
 
+    /// Its name, where there are several.
+    pub(crate) fn shard(&self) -> Option<&str> {
+        self.shard.as_deref()
+    }
+
     /// The name of a loop that works with it.
     pub(crate) fn named(&self, name: &str) -> String {
         match &self.shard {

@@ -14,14 +14,17 @@ const SOON: Duration = Duration::from_secs(5);
 pub(super) struct Schedules {
     db: Db,
     live: Live,
+    /// Of which the database is, where there are several: the schedules of its templates are kept there.
+    shard: Option<String>,
     done: bool,
 }
 
 impl Schedules {
-    pub(super) fn new(db: &Db, live: &Live) -> Self {
+    pub(super) fn new(db: &Db, live: &Live, shard: Option<&str>) -> Self {
         Schedules {
             db: db.clone(),
             live: live.clone(),
+            shard: shard.map(str::to_owned),
             done: false,
         }
     }
@@ -32,8 +35,12 @@ impl Round for Schedules {
     const EVERY: Duration = Duration::from_secs(600);
 
     async fn round(&mut self) -> Result<Duration> {
-        let named = self.live.effective().settings.schedules().map_err(Error::Config)?;
-        if let Some(schedules) = named.filter(|_| !self.done) {
+        let effective = self.live.effective();
+        let named = effective.settings.schedules().map_err(Error::Config)?;
+        if let Some(mut schedules) = named.filter(|_| !self.done) {
+            if let Some(own) = &self.shard {
+                schedules.retain(|_, (template, _)| effective.settings.home_of_template(template) == own);
+            }
             match put_of_file(&self.db, &schedules).await {
                 // Workers register them when they start.
                 Err(Error::NotFound(problem)) => {

@@ -9,7 +9,9 @@ use nix::unistd::Pid;
 use serde_json::{json, Value};
 use sqlx::Executor;
 use tasker::api::ApiConfig;
+use tasker::config::Settings;
 use tasker::engine::shards::{number_of, Shards};
+use tasker::orchestrator::Orchestrator;
 use uuid::Uuid;
 
 use crate::api::Asked;
@@ -144,6 +146,20 @@ async fn what_is_done_is_done_in_the_shard_that_it_concerns_or_in_all() {
             json!({ "template": "there/one", "definition": { "every": 60 } }),
         );
         assert_eq!(taken.status, 422, "{taken:?}");
+
+        // Those of the file of settings, each where its template lives.
+        let settings = Settings {
+            schedules: Some(
+                [("a", "here/one"), ("b", "there/one")]
+                    .map(|(name, workflow)| (name.to_owned(), json!({ "workflow": workflow, "every": 3600 })))
+                    .into(),
+            ),
+            ..two.settings()
+        };
+        let orchestrator = Orchestrator::start_in(&shards, settings).await.unwrap();
+        let of_file = "SELECT count(*) FROM tasker.schedules WHERE owner = 'file'";
+        while (two.world.count(of_file).await, two.count_there(of_file).await) != (1, 1) {}
+        orchestrator.shutdown().await;
 
         let sent = asked.post("/signals", json!({ "name": "go", "key": "all", "id": "once", "payload": 1 }));
         assert_eq!(sent.status, 202, "{sent:?}");

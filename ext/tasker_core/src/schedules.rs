@@ -64,7 +64,15 @@ async fn answer(shards: &Shards, request: Request) -> tasker::Result<Value> {
     let home = async |name: &str| Ok::<_, tasker::Error>(find(shards, name, 0).await?.0);
     Ok(match request {
         Request::Put { name, template, schedule } => {
-            json!(schedules::put(&shards.of_template(&template).await?, &name, &template, &read(&schedule)?).await?)
+            json!(
+                schedules::put(
+                    &schedules::home_for(shards, &name, &template).await?,
+                    &name,
+                    &template,
+                    &read(&schedule)?
+                )
+                .await?
+            )
         }
         Request::List => json!(shards.list(|db| async move { schedules::list(&db).await }).await?),
         Request::Show { name, count } => find(shards, &name, count).await?.1,

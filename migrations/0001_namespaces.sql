@@ -43,10 +43,14 @@ CREATE TABLE tasker.namespaces (
     -- how it is, since when, and how many tasks a second leave it
     pressure        text NOT NULL DEFAULT 'normal' CHECK (pressure IN ('normal', 'warning', 'critical')),
     pressure_since  timestamptz NOT NULL DEFAULT now(),
-    drain_rate      float8 NOT NULL DEFAULT 0
+    drain_rate      float8 NOT NULL DEFAULT 0,
+    -- the number of the shard where its tasks are created; null: where tasker.yml has it (see 0040_moves.sql)
+    lives_in        int,
+    -- the other one that has tasks of it, or is about to; null: none
+    also_in         int
 );
 
--- Whether the session may do what members of these roles may: it is one, or the owner of this schema, as whom what it calls runs (0040_roles.sql).
+-- Whether the session may do what members of these roles may: it is one, or the owner of this schema, as whom what it calls runs (0041_roles.sql).
 CREATE FUNCTION tasker.is_one_of(p_roles text[]) RETURNS boolean
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -140,8 +144,14 @@ CREATE FUNCTION tasker.make_queue(p_queue text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_table text := pgmq.format_table_name(p_queue, 'q');
+    v_letters text := pgmq.format_table_name(p_queue || '_dlq', 'q');
+    v_new   boolean := to_regclass(format('pgmq.%I', v_letters)) IS NULL;
 BEGIN
     PERFORM pgmq.create(p_queue), pgmq.create(p_queue || '_dlq');
+    -- The number of a letter says in which shard it is.
+    IF v_new AND tasker.shard() > 0 THEN
+        EXECUTE format('ALTER TABLE pgmq.%I ALTER COLUMN msg_id RESTART WITH %s', v_letters, tasker.shard() * 1000000000000 + 1);
+    END IF;
     -- A lease rewrites vt. Without pgmq's index on it (reads walk the primary key) and with room on the page,
     -- that rewrite is a HOT update: no index entry, no bloat.
     EXECUTE format('DROP INDEX IF EXISTS pgmq.%I', v_table || '_vt_idx');
@@ -193,4 +203,4 @@ END
 $$;
 
 CREATE FUNCTION tasker.list_namespaces() RETURNS SETOF jsonb
-LANGUAGE sql STABLE BEGIN ATOMIC SELECT to_jsonb(n) - 'id' FROM tasker.namespaces n ORDER BY n.name; END;
+LANGUAGE sql STABLE BEGIN ATOMIC SELECT to_jsonb(n) - '{id,lives_in,also_in}'::text[] FROM tasker.namespaces n ORDER BY n.name; END;

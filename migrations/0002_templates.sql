@@ -115,7 +115,7 @@ $$;
 -- Registers a template, already validated by the library. A new version becomes the current one, for callers that name none; one that was there
 -- before only with p_use: a process of an old release that starts again must not take everybody back.
 -- p_version null: the version that has this digest, or a new one numbered after the last.
--- Errors: TK001 when the version exists with other content; TK009 when it contains itself (see refuse_endless).
+-- Errors: TK001 when the version exists with other content; TK009 when it contains itself (see refuse_endless); TK011 (see refuse_moved).
 -- Locks: where it has limits, or had, the turn of ensure_namespaces; the template, so that each version has its own number.
 CREATE FUNCTION tasker.register_template(
     p_namespace text, p_name text, p_version text, p_digest text, p_definition jsonb, p_priority smallint, p_steps jsonb, p_use boolean DEFAULT true,
@@ -132,6 +132,7 @@ DECLARE
         JOIN tasker.template_versions tv ON tv.id = t.current_version_id
         WHERE n.name = p_namespace AND t.name = p_name AND tv.definition ? 'limits');
 BEGIN
+    PERFORM tasker.refuse_moved(p_namespace);
     IF v_limited THEN
         PERFORM tasker.await_turn('tasker.turn_namespaces');
     END IF;

@@ -218,6 +218,8 @@ LANGUAGE sql STABLE PARALLEL SAFE BEGIN ATOMIC SELECT 0; END;
 -- something else.
 CREATE FUNCTION tasker.become_shard(p_number int) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_letters text;
 BEGIN
     IF p_number IS NULL OR p_number NOT BETWEEN 0 AND 4095 THEN
         RAISE EXCEPTION 'a shard has a number from 0 to 4095, not %', p_number USING ERRCODE = 'TK001';
@@ -232,6 +234,9 @@ BEGIN
     END IF;
     EXECUTE format('CREATE OR REPLACE FUNCTION tasker.shard() RETURNS int LANGUAGE sql STABLE PARALLEL SAFE BEGIN ATOMIC SELECT %s; END', p_number);
     EXECUTE format('ALTER TABLE tasker.bulk_actions ALTER COLUMN id RESTART WITH %s', p_number * 1000000000000 + 1);
+    FOR v_letters IN SELECT pgmq.format_table_name(n.queue || '_dlq', 'q') FROM tasker.namespaces n LOOP
+        EXECUTE format('ALTER TABLE pgmq.%I ALTER COLUMN msg_id RESTART WITH %s', v_letters, p_number * 1000000000000 + 1);
+    END LOOP;
 END
 $$;
 
@@ -348,7 +353,7 @@ $$;
 -- p_uniques (may be null, as may each): in place of the template's rule, of which tasks there is one at a time (see 0033_unique.sql). Another one that
 -- is there may be returned instead of a new one.
 -- Errors: TK002, TK003 (see find_template), TK004 bad argument, TK005 the version is another by now than was checked, TK006 an input is too large,
--- TK007 (see throttle), TK010 (see settle_uniques). input_schema is enforced by the libraries and the CLI, not here.
+-- TK007 (see throttle), TK010 (see settle_uniques), TK011 (see refuse_moved). input_schema is enforced by the libraries and the CLI, not here.
 -- Locks: where tasks are unique, those of settle_uniques; then nothing but its own rows; keys are inserted in order, so that batches that share keys
 -- cannot deadlock.
 CREATE FUNCTION tasker.create_tasks(
@@ -398,12 +403,18 @@ BEGIN
     END IF;
     SELECT n.* INTO v_namespace
     FROM tasker.templates t JOIN tasker.namespaces n ON n.id = t.namespace_id WHERE t.id = v_version.template_id;
+    IF v_namespace.lives_in <> tasker.shard() THEN
+        PERFORM tasker.refuse_moved(v_namespace.name);
+    END IF;
     IF v_namespace.pressure = 'critical' AND v_namespace.throttle_new_tasks <> 'hold' THEN
         PERFORM tasker.throttle(v_namespace);
     END IF;
     IF v_version.definition ? 'unique' OR p_uniques IS NOT NULL THEN
         v_instead := tasker.settle_uniques(v_version, v_new, p_inputs, p_keys, p_priorities, p_run_ats, p_tags, ARRAY(
             SELECT coalesce(p_uniques[n], v_version.definition -> 'unique') FROM generate_series(1, cardinality(p_inputs)) AS g(n) ORDER BY n));
+    END IF;
+    IF v_namespace.also_in IS NOT NULL AND p_keys IS NOT NULL THEN
+        v_instead := ARRAY(SELECT coalesce(m.task, v_instead[m.n]) FROM unnest(tasker.find_moved_keys(v_version.template_id, p_keys)) WITH ORDINALITY AS m(task, n) ORDER BY m.n);
     END IF;
 
     INSERT INTO tasker.tasks (id, template_id, version_id, namespace_id, priority, state, claim_order, input, key, tags, trace, deadline_at,

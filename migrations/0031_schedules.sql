@@ -37,7 +37,7 @@ CREATE TABLE tasker.ticks (
 CREATE INDEX ticks_queued ON tasker.ticks (schedule_id, time) WHERE state = 'queued';
 
 -- Creates a schedule, or changes it: its old form never begins anything from then on. What is as it was stays as it is.
--- Errors: TK002, TK003 (see find_template), TK004 when it belongs to another owner.
+-- Errors: TK002, TK003 (see find_template), TK004 when it belongs to another owner; TK011 (see refuse_moved).
 CREATE FUNCTION tasker.put_schedule(p_name text, p_template text, p_definition jsonb, p_owner text, OUT outcome text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -46,6 +46,7 @@ DECLARE
                         WHERE tp.id = v_version.template_id);
     v_known    tasker.schedules;
 BEGIN
+    PERFORM tasker.refuse_moved(split_part(v_template, '/', 1));
     INSERT INTO tasker.schedules (name, template, definition, owner) VALUES (p_name, v_template, p_definition, p_owner) ON CONFLICT (name) DO NOTHING;
     outcome := CASE WHEN FOUND THEN 'created' END;
     IF outcome IS NULL THEN
@@ -168,6 +169,9 @@ BEGIN
 EXCEPTION
     WHEN SQLSTATE 'TK007' THEN
         problem := 'later';
+    -- It begins where its namespace lives.
+    WHEN SQLSTATE 'TK011' THEN
+        RAISE;
     WHEN OTHERS THEN
         problem := SQLERRM;
 END

@@ -104,6 +104,8 @@ DECLARE
     v_n        int;
     v_way      uuid[];
     v_rest     uuid[];
+    v_moved    boolean := EXISTS (SELECT FROM tasker.templates t JOIN tasker.namespaces n ON n.id = t.namespace_id
+                                  WHERE t.id = p_version.template_id AND n.also_in IS NOT NULL);
 BEGIN
     INSERT INTO tasker.uniques (template_id, sameness, look_at)
     SELECT DISTINCT p_version.template_id, s.sameness, clock_timestamp() FROM unnest(v_sameness) AS s(sameness)
@@ -116,7 +118,9 @@ BEGIN
     ORDER BY t.id FOR NO KEY UPDATE;
 
     v_sameness := ARRAY(
-        SELECT CASE WHEN NOT EXISTS (SELECT FROM tasker.tasks t WHERE t.template_id = p_version.template_id AND t.key = w.key) THEN w.sameness END
+        SELECT CASE WHEN NOT EXISTS (SELECT FROM tasker.tasks t WHERE t.template_id = p_version.template_id AND t.key = w.key)
+                     AND NOT (v_moved AND EXISTS (SELECT FROM tasker.moved_keys m WHERE m.template_id = p_version.template_id AND m.key = w.key))
+               THEN w.sameness END
         FROM unnest(v_sameness, p_keys) WITH ORDINALITY AS w(sameness, key, n) WHERE w.n <= cardinality(p_ids) ORDER BY w.n);
     v_counts := ARRAY(
         SELECT CASE WHEN w.sameness IS NULL OR w.rule ->> 'while' = 'running' THEN w.n
@@ -125,6 +129,10 @@ BEGIN
 
     FOR v_n IN SELECT c.n FROM unnest(v_counts) WITH ORDINALITY AS c(counts, n) WHERE c.counts = c.n AND v_sameness[c.n] IS NOT NULL ORDER BY c.n LOOP
         v_rule := p_rules[v_n];
+        IF v_moved THEN
+            v_instead[v_n] := tasker.moved_in_the_way(p_version, v_sameness[v_n], v_rule);
+            CONTINUE WHEN v_instead[v_n] IS NOT NULL;
+        END IF;
         SELECT coalesce(array_agg(w.id ORDER BY w.n) FILTER (WHERE tasker.is_in_the_way(t, v_rule)), '{}'),
                coalesce(array_agg(w.id ORDER BY w.n) FILTER (
                    WHERE w.id = ANY (p_ids) OR t.finished_at IS NULL AND t.id IS NOT NULL

@@ -70,6 +70,36 @@ RSpec.describe "namespaces that live in a database of their own" do
     expect([Database.query(counted, suffix: "_eu"), Database.query(counted)]).to eq([["count" => "1"], ["count" => "0"]])
   end
 
+  it "goes with a namespace that moves to another" do
+    said = ruby(<<~RUBY)
+      require "pg"
+      open = []
+      TaskerCore.configure { |settings| settings.open_transaction = -> { open } }
+      worker = TaskerCore::Worker.new(namespaces: ["#{namespace}"], orchestrate: true).start
+      before = TaskerCore.enqueue(Greeting, { name: "Ada" }, key: "ada")
+      connection = PG.connect(#{Database.direct_url('_eu').inspect})
+      open.replace([connection])
+      TaskerCore.client.statuses([before])
+      system(*#{Processes::TASKER.inspect}, "shard", "move", "#{namespace}", "--to", "default", out: File::NULL, exception: true)
+      begin
+        connection.exec("BEGIN")
+        TaskerCore.enqueue(Greeting, { name: "Cal" })
+      rescue TaskerCore::DatabaseError => e
+        puts e.message
+      ensure
+        connection.exec("ROLLBACK")
+      end
+      open.clear
+      after = TaskerCore.enqueue(Greeting, { name: "Bob" })
+      [before, after].each { |task| task.wait(timeout: 60) }
+      again = TaskerCore.enqueue(Greeting, { name: "Ada" }, key: "ada")
+      puts [before.status, after.status, again.id == before.id, ([before, after].map(&:id) - TaskerCore.tasks(namespace: "#{namespace}").map(&:id)).size].inspect
+      worker.stop(grace: 5)
+    RUBY
+    expect(said.last).to eq('["complete", "complete", true, 0]')
+    expect(said[-2]).to include("lives in shard 0")
+  end
+
   it "creates a task in the caller's own transaction where that is one of the task's own database" do
     said = ruby(<<~RUBY)
       require "pg"

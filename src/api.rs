@@ -169,6 +169,8 @@ fn routes() -> OpenApiRouter<Api> {
     let dead_letters = OpenApiRouter::new()
         .routes(routes!(dead_letters::list))
         .routes(routes!(dead_letters::groups))
+        .routes(routes!(dead_letters::actions))
+        .routes(routes!(dead_letters::purge))
         .routes(routes!(dead_letters::show))
         .routes(routes!(dead_letters::replay))
         .routes(routes!(dead_letters::resolve))
@@ -176,6 +178,7 @@ fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(dead_letters::discard));
     let bulk_actions = OpenApiRouter::new()
         .routes(routes!(bulk_actions::begin, bulk_actions::list))
+        .routes(routes!(bulk_actions::dry_run))
         .routes(routes!(bulk_actions::show))
         .routes(routes!(bulk_actions::stop));
     let schedules = OpenApiRouter::new()
@@ -198,6 +201,7 @@ fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(fleet::whole))
         .routes(routes!(shards::list))
         .routes(routes!(fleet::queues))
+        .routes(routes!(fleet::repair))
         .routes(routes!(fleet::members))
         .routes(routes!(fleet::limits))
         .routes(routes!(fleet::reset))

@@ -37,7 +37,7 @@ use serde_json::Value;
 use crate::config::distributed::Author;
 use crate::engine::dead_letters;
 use crate::error::{Error, ErrorKind, Result};
-use crate::telemetry;
+use crate::{telemetry, threads};
 use connection::{About, Connection};
 
 #[derive(Parser)]
@@ -158,7 +158,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> i32 {
         }
     };
     telemetry::init_logging();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+    let runtime = match threads::runtime() {
         Ok(runtime) => runtime,
         Err(error) => {
             return report(&Error::System {

@@ -9,11 +9,13 @@ mod servers;
 mod session;
 mod target;
 mod tunnel;
+mod turn;
 mod wake;
 
 pub(crate) use bounded::{answered, Transaction};
 pub use migrations::Repaired;
 pub use session::PLANS;
+pub(crate) use turn::Turn;
 pub(crate) use wake::{channel, wait, Wake};
 
 use std::fmt;

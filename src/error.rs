@@ -56,6 +56,15 @@ pub enum Error {
         task: Uuid,
     },
 
+    /// A namespace lives in another shard.
+    #[error("{message}")]
+    Moved {
+        /// Which, and where.
+        message: String,
+        /// The number of that shard.
+        shard: i32,
+    },
+
     /// This process lost its membership or its lease, and may not act on what it held.
     #[error("stale: {0}")]
     Stale(String),
@@ -134,7 +143,7 @@ pub enum ErrorKind {
     NotUnique,
     /// A lease was lost.
     Stale,
-    /// The database, or another server, is away or broken; trying again later may help.
+    /// The database, or another server, is away or broken, or what is asked for has moved; trying again later may help.
     Database,
 }
 
@@ -155,7 +164,9 @@ impl Error {
             Error::Backpressure { .. } => ErrorKind::Backpressure,
             Error::NotUnique { .. } => ErrorKind::NotUnique,
             Error::Stale(_) => ErrorKind::Stale,
-            Error::Unreachable { .. } | Error::Server(_) | Error::Coordinator(_) | Error::Database(_) => ErrorKind::Database,
+            Error::Moved { .. } | Error::Unreachable { .. } | Error::Server(_) | Error::Coordinator(_) | Error::Database(_) => {
+                ErrorKind::Database
+            }
         }
     }
 
@@ -210,6 +221,10 @@ impl From<sqlx::Error> for Error {
             Some("TK010") => Error::NotUnique {
                 message: text,
                 task: refusal.and_then(|p| p.detail()?.parse().ok()).unwrap_or_default(),
+            },
+            Some("TK011") => Error::Moved {
+                message: text,
+                shard: refusal.and_then(|p| p.detail()?.parse().ok()).unwrap_or_default(),
             },
             Some("3F000" | "42883" | "42P01") => Error::NotMigrated(format!("the database is not migrated ({text}): run `tasker migrate`")),
             _ => Error::Database(Arc::new(error)),

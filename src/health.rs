@@ -26,7 +26,7 @@ pub use memory::Memory;
 pub(crate) use place::Place;
 pub use reports::{Live, Ready};
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -99,7 +99,7 @@ impl Health {
     /// The health of a process that only submits tasks and reads them.
     pub fn of_client(db: &Db, settings: config::Settings) -> Health {
         let health = Health::of(None, settings.into());
-        health.add(Place::new(None, db, &[]));
+        health.add(Place::new(&Joined::only(db, Vec::new())));
         health
     }
 
@@ -244,7 +244,10 @@ impl Health {
 
     /// That of each shard, where there are several.
     async fn fleets(&self) -> Vec<(Option<String>, Result<Value, String>)> {
-        let places = self.places();
+        let mut places = self.places();
+        // The fleet of a shard is one, for however many reasons this process works there.
+        let mut seen = BTreeSet::new();
+        places.retain(|place| seen.insert(place.shard.clone()));
         let fleets = join_all(places.iter().map(|place| place.fleet(self.0.readers.get()))).await;
         let missing = lock(&self.0.missing)
             .clone()

@@ -80,6 +80,7 @@ pub mod schedule;
 mod span;
 pub mod telemetry;
 pub mod template;
+pub mod threads;
 pub mod web;
 pub mod worker;
 

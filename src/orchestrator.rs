@@ -10,6 +10,7 @@ mod children;
 mod due;
 mod history;
 mod marks;
+mod moves;
 mod observation;
 mod reconciliation;
 mod recovery;
@@ -49,6 +50,7 @@ pub struct Orchestrator {
 #[derive(Clone)]
 struct Each {
     db: Db,
+    shards: Shards,
     live: Live,
     membership: Arc<Membership>,
     health: Health,
@@ -75,12 +77,8 @@ impl Orchestrator {
     /// Joins the members and starts the loops. With a [`Live`], they follow its changes.
     pub async fn start(db: &Db, settings: impl Into<Live>) -> Result<Orchestrator> {
         let orchestrator = Orchestrator::of(settings.into())?;
-        let joined = Joined {
-            shard: None,
-            db: db.clone(),
-            namespaces: orchestrator.live.orchestrator().namespaces,
-        };
-        orchestrator.begin(joined).await?;
+        let namespaces = orchestrator.live.orchestrator().namespaces;
+        orchestrator.begin(Joined::only(db, namespaces)).await?;
         orchestrator.watch();
         Ok(orchestrator)
     }
@@ -124,7 +122,15 @@ impl Orchestrator {
 
     /// Joins the members of one database, and starts the loops there.
     async fn begin(&self, joined: Joined) -> Result<()> {
-        let Joined { shard, db, namespaces } = joined;
+        let place = Place::new(&joined);
+        let label = joined.label();
+        let Joined {
+            shard,
+            db,
+            namespaces,
+            shards,
+            ..
+        } = joined;
         db.check_schema().await?;
         let membership = Arc::new(Membership::join(&db, Kind::Orchestrator, &namespaces, self.live.orchestrator().lease).await?);
         lock(&self.memberships).push(membership.clone());
@@ -143,10 +149,11 @@ impl Orchestrator {
         let each = Each {
             live: self.live.clone(),
             membership: membership.clone(),
-            beats: self.health.beats().of(shard.as_deref()),
-            place: self.health.add(Place::new(shard.as_deref(), &db, &namespaces)),
+            beats: self.health.beats().of(label.as_deref()),
+            place: self.health.add(place),
             health: self.health.clone(),
             db,
+            shards,
             wakes,
             stop: self.stop.clone(),
         };
@@ -173,7 +180,12 @@ impl Orchestrator {
         each.round(loops, |of| reconciliation::Reconciliation::new(&of.db));
         each.round(loops, |of| retention::Retention::new(&of.db));
         each.round(loops, |of| history::History::new(&of.db));
-        each.round(loops, |of| schedules::Schedules::new(&of.db, &of.live, of.place.shard()));
+        each.round(loops, |of| {
+            schedules::Schedules::new(&of.db, &of.live, of.place.shard(), &of.shards)
+        });
+        if each.shards.are_several() {
+            each.round(loops, |of| moves::Moves::new(&of.db, &of.shards));
+        }
         each.run(loops, "configuration", |of| {
             configuration::told(of.live, of.wakes.subscribe(), of.stop)
         });

@@ -171,7 +171,7 @@ module TaskerCore
 
       raise NotUnique.new(e.message, task_id: e.result.error_field("D".ord)) if state == "TK010"
 
-      raise (state == "TK002" ? NotFound : InvalidInput), e.message
+      raise { "TK002" => NotFound, "TK011" => DatabaseError }.fetch(state, InvalidInput), e.message
     end
 
     # Which tasks each statement creates: as many as its bytes allow, by their keys, as the engine orders them, so that two cannot deadlock.

@@ -17,7 +17,7 @@ use super::problem::{ChangeRefused, Outcome, Problem, ReadRefused};
 use super::steering::{Done, Reason};
 use super::Api;
 use crate::engine::audit::Change;
-use crate::engine::bulk::Action;
+use crate::engine::bulk::{self, Action};
 use crate::engine::bulk_actions::{self, NewBulkAction};
 use crate::engine::dead_letters::Replay;
 use crate::engine::lists;
@@ -102,6 +102,14 @@ pub(crate) struct BegunBulk {
 }
 
 impl NewBulk {
+    fn whole(self, caller: &Caller) -> Outcome<NewBulkAction> {
+        Ok(NewBulkAction {
+            action: self.action(caller)?,
+            per_second: self.per_second,
+            filter: self.filter.into(),
+        })
+    }
+
     fn action(&self, caller: &Caller) -> Outcome<Action> {
         let by = caller.by(self.why.as_deref());
         Ok(match self.verb {
@@ -163,11 +171,7 @@ pub(crate) async fn begin(
     Body(given): Body<NewBulk>,
 ) -> Outcome<(StatusCode, Json<BegunBulk>)> {
     let why = given.why.clone();
-    let new = NewBulkAction {
-        action: given.action(&caller)?,
-        per_second: given.per_second,
-        filter: given.filter.into(),
-    };
+    let new = given.whole(&caller)?;
     let change = Change {
         action: "bulk.begin",
         why: why.as_deref(),
@@ -182,6 +186,28 @@ pub(crate) async fn begin(
     }
     let id = ids.first().copied().unwrap_or_default();
     Ok((StatusCode::ACCEPTED, Json(BegunBulk { id, ids })))
+}
+
+/// How many tasks
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Concerned {
+    /// That there are now, and that it would concern
+    tasks: usize,
+}
+
+/// Try a bulk action
+///
+/// It says how many tasks it would concern, and does nothing. It takes the role operator.
+#[utoipa::path(post, path = "/bulk-actions/dry-run", tag = "bulk actions", request_body = NewBulk, responses(
+    (status = 200, description = "How many", body = Concerned, example = json!({ "tasks": 1200 })), ChangeRefused))]
+pub(super) async fn dry_run(State(api): State<Api>, As(caller): Operator, Body(given): Body<NewBulk>) -> Outcome<Json<Concerned>> {
+    let new = given.whole(&caller)?;
+    new.check()?;
+    let mut tasks = 0;
+    for db in api.shards.of_filter(new.filter.namespace.as_deref()).await? {
+        tasks += bulk::matching(&db, &new.filter, &new.action).await?.len();
+    }
+    Ok(Json(Concerned { tasks }))
 }
 
 /// Which bulk actions

@@ -10,9 +10,10 @@ use super::access::{As, Caller, Operator, Reader};
 use super::extract::{Asked, Body, Part};
 use super::listed::{limit, Listed};
 use super::problem::{ChangeRefused, Outcome, Problem, ReadRefused};
+use super::steering::Reason;
 use super::Api;
 use crate::engine::audit::Change;
-use crate::engine::dead_letters::{self, namespace_of, Filter, Replay, Verb};
+use crate::engine::dead_letters::{self, Filter, Replay, Verb};
 use crate::engine::lists;
 
 /// Which dead letters
@@ -95,6 +96,60 @@ pub(super) async fn groups(State(api): State<Api>, _: Reader, Asked(asked): Aske
     Ok(Json(Listed::whole(groups)))
 }
 
+/// How many
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct NewestActions {
+    /// How many at most
+    #[param(minimum = 1, maximum = 1000, default = 100)]
+    limit: Option<i32>,
+}
+
+/// List what was done to dead letters
+///
+/// By whom, and why, the newest first. It takes the role reader.
+#[utoipa::path(get, path = "/dead-letters/actions", tag = "dead letters", params(NewestActions), responses(
+    (status = 200, description = "What was done", body = Listed, example = json!({ "items": [{
+        "at": "2026-11-29T10:00:00Z", "who": "ada", "action": "replay", "letter": "fulfillment/7", "step": "charge",
+        "task_id": "0195f1c2-7d6a-7c3e-9f53-6b8f3f0c1a2b", "why": "the bank answers again" }], "next": null })),
+    ReadRefused))]
+pub(super) async fn actions(State(api): State<Api>, _: Reader, Asked(asked): Asked<NewestActions>) -> Outcome<Json<Listed>> {
+    let actions = lists::letter_actions(&api.shards, limit(asked.limit)?).await?;
+    Ok(Json(Listed::whole(actions)))
+}
+
+/// How many dead letters
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct PurgedLetters {
+    /// That were deleted
+    purged: usize,
+}
+
+/// Purge dead letters
+///
+/// Those are deleted whose time is over (`retention_days`), as an orchestrator does every hour. It takes the role operator.
+#[utoipa::path(post, path = "/dead-letters/purge", tag = "dead letters", request_body = Reason, responses(
+    (status = 200, description = "How many", body = PurgedLetters, example = json!({ "purged": 12 })), ChangeRefused))]
+pub(super) async fn purge(
+    State(api): State<Api>,
+    As(caller): Operator,
+    Body(Reason { why }): Body<Reason>,
+) -> Outcome<Json<PurgedLetters>> {
+    let by = caller.by(why.as_deref());
+    let mut purged = 0;
+    for db in api.shards.of_filter(None).await? {
+        let change = Change {
+            action: "dead_letters.purge",
+            why: why.as_deref(),
+            ..Change::default()
+        };
+        let purge = async { Ok(dead_letters::purge(&db, &by).await?) };
+        purged += caller.change(&db, change, purge, |_| None).await?;
+    }
+    Ok(Json(PurgedLetters { purged }))
+}
+
 /// Show a dead letter
 ///
 /// Whole: with the task's input, all errors, and the results of the steps before it. It takes the role reader.
@@ -104,8 +159,8 @@ pub(super) async fn groups(State(api): State<Api>, _: Reader, Asked(asked): Aske
         "id": "fulfillment/7", "task": "0195f1c2-7d6a-7c3e-9f53-6b8f3f0c1a2b", "step": "charge", "reason": "permanent_error", "input": { "order_id": 42 } })),
     ReadRefused))]
 pub(super) async fn show(State(api): State<Api>, _: Reader, Part((namespace, number)): Part<(String, i64)>) -> Outcome<Json<Value>> {
-    let db = api.shards.of_namespace(&namespace).await?;
-    Ok(Json(dead_letters::show(&db, &format!("{namespace}/{number}")).await?))
+    let id = format!("{namespace}/{number}");
+    Ok(Json(dead_letters::show(&api.shards.of_letter(&id).await?, &id).await?))
 }
 
 /// Which dead letters, by their ids
@@ -144,7 +199,7 @@ async fn act(api: &Api, caller: &Caller, letters: &Letters, action: &'static str
     letters.check()?;
     let by = caller.by(letters.why.as_deref());
     let mut done = Vec::new();
-    for (db, ids) in api.shards.homes(letters.ids.clone(), namespace_of).await? {
+    for (db, ids) in api.shards.of_letters(letters.ids.clone()).await? {
         let change = Change {
             action,
             object: ids.first().filter(|_| ids.len() == 1).map(String::as_str),
@@ -199,7 +254,7 @@ pub(crate) async fn replay(State(api): State<Api>, As(caller): Operator, Body(gi
     if given.dry_run {
         letters.check()?;
         let mut ids = Vec::new();
-        for (db, of) in api.shards.homes(letters.ids, namespace_of).await? {
+        for (db, of) in api.shards.of_letters(letters.ids).await? {
             ids.extend(dead_letters::check_replay(&db, &of, &how).await?);
         }
         return Ok(Json(LettersDone { ids }));

@@ -9,12 +9,12 @@ use utoipa::ToSchema;
 use super::access::{As, Operator, Reader};
 use super::extract::{Asked, Body, Part};
 use super::listed::{Listed, Paged};
-use super::problem::{ChangeRefused, Outcome, ReadRefused};
+use super::problem::{ChangeRefused, Outcome, Problem, ReadRefused};
 use super::steering::Done;
 use super::Api;
 use crate::engine::audit::Change;
 use crate::engine::pauses::{self, Pausable};
-use crate::engine::{fleet, limits};
+use crate::engine::{fleet, limits, repair};
 
 /// Show the fleet
 ///
@@ -43,6 +43,44 @@ pub(super) async fn queues(State(api): State<Api>, _: Reader, Asked(asked): Aske
     };
     let all = all.into_iter().map(named).collect();
     Ok(Json(Listed::of_all(all, &asked, &["namespace"])?))
+}
+
+/// Which queues
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({ "namespaces": ["fulfillment"], "why": "its table was dropped" }))]
+pub(crate) struct BrokenQueues {
+    /// Of these namespaces; none: all that lack something
+    #[serde(default)]
+    #[schema(max_items = 1000)]
+    namespaces: Vec<String>,
+    /// For those who read the record
+    why: Option<String>,
+}
+
+/// Repair queues
+///
+/// What they lack is made, or they are made anew, and the messages and letters are sent again that steps have lost. It takes the role operator.
+#[utoipa::path(post, path = "/queues/repair", tag = "fleet", request_body = BrokenQueues, responses(
+    (status = 200, description = "What was wrong with them", body = Listed, example = json!({ "items": [{
+        "namespace": "fulfillment", "found": "the table pgmq.q_fulfillment_queue is missing", "messages": 3, "letters": 0 }], "next": null })),
+    ChangeRefused))]
+pub(super) async fn repair(State(api): State<Api>, As(caller): Operator, Body(given): Body<BrokenQueues>) -> Outcome<Json<Listed>> {
+    if given.namespaces.len() > 1_000 {
+        return Err(Problem::invalid("namespaces: expected 1000 at most"));
+    }
+    let mut repaired = Vec::new();
+    for (db, namespaces) in api.shards.of_namespaces_or_all(given.namespaces).await? {
+        let change = Change {
+            action: "queues.repair",
+            why: given.why.as_deref(),
+            details: Some(json!({ "namespaces": namespaces })),
+            ..Change::default()
+        };
+        let repair = async { Ok(repair::repair(&db, namespaces).await?) };
+        repaired.extend(caller.change(&db, change, repair, |_| None).await?);
+    }
+    Ok(Json(Listed::whole(repaired.iter().map(|queue| json!(queue)).collect())))
 }
 
 /// List members

@@ -59,7 +59,7 @@ pub(super) async fn create(State(api): State<Api>, As(caller): Admin, Body(given
         ..Change::default()
     };
     let mut created = Vec::new();
-    for (db, names) in api.shards.homes(given.names.clone(), |name| name).await? {
+    for (db, names) in api.shards.of_namespaces(given.names.clone()).await? {
         let doing = async { Ok(namespaces::create(&db, &names).await?) };
         created.extend(caller.change(&db, change.clone(), doing, |_| None).await?);
     }

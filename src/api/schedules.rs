@@ -48,7 +48,7 @@ pub(super) async fn show(State(api): State<Api>, _: Reader, Part(name): Part<Str
 
 /// It, and the database that has it. Errors: none has.
 pub(crate) async fn find(api: &Api, name: &str) -> Outcome<(Db, Value)> {
-    Ok(api.shards.find(|db| async move { schedules::show(&db, name, TIMES).await }).await?)
+    Ok(schedules::find(&api.shards, name, TIMES).await?)
 }
 
 /// A schedule to be created, or changed

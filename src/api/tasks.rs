@@ -142,9 +142,8 @@ pub(crate) async fn create(
         details: Some(json!({ "template": given.template, "tasks": tasks.len() })),
         ..Change::default()
     };
-    let submitter = api.shards.submitter(&given.template).await?;
     let db = api.shards.of_template(&given.template).await?;
-    let submit = submitter.submit(&given.template, given.version.as_deref(), &tasks);
+    let submit = api.shards.submit(&given.template, given.version.as_deref(), &tasks);
     let create = async { Ok(submit.with_context(telemetry::extract(&carrier(&headers))).await?) };
     let single = |created: &Vec<Submitted>| created.first().filter(|_| created.len() == 1).map(|task| task.id.to_string());
     let created = caller.change(&db, change, create, single).await?;

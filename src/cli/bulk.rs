@@ -5,7 +5,7 @@ use clap::Args;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::server::Server;
+use super::server::{read, Server};
 use super::{print, About, By, Connection};
 use crate::db::Db;
 use crate::engine::bulk::{self, Action};
@@ -188,26 +188,37 @@ fn of_named(server: &Server, ids: &[Uuid], action: &Action) -> Result<(i64, i64)
 
 /// In the background, until it is done.
 async fn of_filter(server: &Server, filter: &TaskFilter, action: &Action) -> Result<(i64, i64)> {
+    let (mut done, mut of) = (0, 0);
+    let begun: Vec<i64> = read(server.post("/bulk-actions", of_all(filter, action))?["ids"].take())?;
+    for number in begun {
+        let ended = loop {
+            let now = server.get(&format!("/bulk-actions/{number}"), &[])?;
+            match now["state"].as_str() {
+                Some("running") => tokio::time::sleep(EVERY).await,
+                Some("complete") => break now,
+                _ => {
+                    return Err(Error::Invalid(format!(
+                        "the bulk action {number} has ended before it was done: {}",
+                        now["error"]
+                    )))
+                }
+            }
+        };
+        done += ended["done"].as_i64().unwrap_or_default();
+        of += ended["found"].as_i64().unwrap_or_default();
+    }
+    Ok((done, of))
+}
+
+/// What the API is told of an action on all that a filter lets through.
+fn of_all(filter: &TaskFilter, action: &Action) -> serde_json::Value {
     let (verb, mut body) = asked(action);
     body["filter"] = json!(filter);
     body["verb"] = json!(if body["undo"] == true { "undo" } else { verb });
     if let Some(fields) = body.as_object_mut() {
         fields.remove("undo");
     }
-    let number = server.post("/bulk-actions", body)?["id"].take();
-    loop {
-        let now = server.get(&format!("/bulk-actions/{number}"), &[])?;
-        match now["state"].as_str() {
-            Some("running") => tokio::time::sleep(EVERY).await,
-            Some("complete") => return Ok((now["done"].as_i64().unwrap_or_default(), now["found"].as_i64().unwrap_or_default())),
-            _ => {
-                return Err(Error::Invalid(format!(
-                    "the bulk action {number} has ended before it was done: {}",
-                    now["error"]
-                )))
-            }
-        }
-    }
+    body
 }
 
 /// The verb of the API, and its body.
@@ -227,6 +238,13 @@ fn asked(action: &Action) -> (&'static str, serde_json::Value) {
 /// How often it is asked how far that is.
 const EVERY: std::time::Duration = std::time::Duration::from_millis(500);
 
+fn would(json: bool, tasks: u64) -> i32 {
+    print(json, &json!({ "dry_run": true, "tasks": tasks }), || {
+        format!("would concern {tasks} tasks")
+    });
+    0
+}
+
 impl Which {
     /// Does it to the tasks that it concerns, or says how many those are. That nothing was chosen must not mean everything. 1: it was not done to all that
     /// were named.
@@ -240,11 +258,11 @@ impl Which {
         }
         if let Some(server) = self.connection.server()? {
             let (done, of) = match (named, self.dry_run) {
-                (_, true) => {
-                    return Err(Error::Invalid(
-                        "--dry-run works with the database itself: `tasker task list` says which they are".into(),
-                    ))
+                (0, true) => {
+                    let tried = server.post("/bulk-actions/dry-run", of_all(&filter, action))?;
+                    return Ok(would(self.json, tried["tasks"].as_u64().unwrap_or_default()));
                 }
+                (_, true) => return Ok(would(self.json, named as u64)),
                 (0, _) => of_filter(&server, &filter, action).await?,
                 _ => of_named(&server, &self.ids, action)?,
             };
@@ -258,15 +276,12 @@ impl Which {
                 shards.push((db, tasks));
             }
         }
-        for tasks in by_shard(self.ids) {
+        for tasks in by_shard(self.ids.clone()) {
             shards.push((self.connection.open_of(About::Task(tasks[0])).await?, tasks));
         }
         let count = shards.iter().map(|(_, tasks)| tasks.len()).sum::<usize>();
         if self.dry_run {
-            print(self.json, &json!({ "dry_run": true, "tasks": count }), || {
-                format!("would concern {count} tasks")
-            });
-            return Ok(0);
+            return Ok(would(self.json, count as u64));
         }
         let mut done = Vec::new();
         for (db, tasks) in &shards {

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 
 #[derive(Subcommand)]
 pub(super) enum Config {
-    /// Show the settings that a process has, started here
+    /// Show the settings that a process has, started here; with --server by what is set there for running processes
     Show {
         /// And where each comes from
         #[arg(long)]
@@ -237,7 +237,12 @@ impl Config {
 /// What a process has that is started here: with what the coordinator has, if that can be asked.
 async fn effective(file: Option<PathBuf>, connection: &Connection) -> Result<Effective> {
     let local = connection.local(file, json!({}))?;
-    let newest = async { coordinator_of(&connection.shards(&local, 4)?).await?.get().await };
+    let newest = async {
+        match connection.server()? {
+            Some(server) => read(server.get("/configuration", &[])?),
+            None => coordinator_of(&connection.shards(&local, 4)?).await?.get().await,
+        }
+    };
     match newest.await {
         Ok(newest) => local.with(newest.version, &newest.overrides),
         Err(error) => Ok(local

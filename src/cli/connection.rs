@@ -26,6 +26,8 @@ pub(super) enum About<'n> {
     /// A name, or namespace/name.
     Template(&'n str),
     Namespace(&'n str),
+    /// Namespace/number.
+    Letter(&'n str),
     /// What is to be registered.
     Definition(&'n Template),
 }
@@ -66,13 +68,14 @@ impl Connection {
 
     pub(super) async fn open_of(&self, what: About<'_>) -> Result<Db> {
         self.check_no_server()?;
-        let shards = self.shards(&self.local(None, json!({}))?, 4)?;
+        let shards = self.known()?;
         let db = match what {
             About::Any => shards.home().await?,
             _ if self.database_url.is_some() || shards.settings().shard.is_some() => shards.home().await?,
             About::Task(task) => shards.of_task(task).await?,
             About::Template(template) => shards.of_template(template).await?,
             About::Namespace(namespace) => shards.of_namespace(namespace).await?,
+            About::Letter(letter) => shards.of_letter(letter).await?,
             About::Definition(template) => shards.of_definition(template).await?,
         };
         Ok(db.for_people())
@@ -81,7 +84,7 @@ impl Connection {
     /// Brings the schema up to date, and has the ids of a shard's tasks say so.
     pub(super) async fn migrate(&self) -> Result<Db> {
         self.check_no_server()?;
-        let shards = self.shards(&self.local(None, json!({}))?, 4)?;
+        let shards = self.known()?;
         match &shards.settings().shard {
             Some(name) => shards.add(name).await,
             None => {
@@ -100,11 +103,6 @@ impl Connection {
             .filter(|_| self.database_url.is_none() && self.shard.is_none());
         let server = server.map(|url| Server::new(url, self.token.as_deref()));
         server.transpose()
-    }
-
-    /// For a command that does one thing after the other, and that no API has.
-    pub(super) async fn open(&self) -> Result<Db> {
-        self.open_of(About::Any).await
     }
 
     pub(super) fn check_no_server(&self) -> Result<()> {
@@ -134,14 +132,19 @@ impl Connection {
 
     /// Where the configuration is kept that all share.
     pub(super) async fn coordinator(&self) -> Result<Arc<dyn ConfigurationCoordinator>> {
-        coordinator_of(&self.shards(&self.local(None, json!({}))?, 4)?).await
+        coordinator_of(&self.known()?).await
     }
 
     /// All databases, or that one which is said, as people look at them.
     pub(super) fn all(&self) -> Result<Shards> {
         self.check_no_server()?;
-        let shards = self.shards(&self.local(None, json!({}))?, 4)?;
+        let shards = self.known()?;
         Ok(shards.for_people(shards.settings()))
+    }
+
+    /// The shards that it knows of.
+    pub(super) fn known(&self) -> Result<Shards> {
+        self.shards(&self.local(None, json!({}))?, 4)
     }
 
     pub(super) fn shards(&self, local: &Local, connections: u32) -> Result<Shards> {

@@ -5,7 +5,7 @@ use serde_json::{json, Value};
 
 use super::server::{read, Reach, Server};
 use super::{field, listing, print, read_json, table, About, Connection};
-use crate::engine::dead_letters::{self, namespace_of, By, Filter, Replay, Verb};
+use crate::engine::dead_letters::{self, By, Filter, Replay, Verb};
 use crate::engine::lists;
 use crate::error::{Error, Result};
 
@@ -269,7 +269,7 @@ impl Dlq {
                 });
             }
             Dlq::Show { id, common } => {
-                let letter = match common.connection.reach_of(About::Namespace(namespace_of(&id))).await? {
+                let letter = match common.connection.reach_of(About::Letter(&id)).await? {
                     Reach::Database(db) => dead_letters::show(&db, &id).await?,
                     Reach::Server(server) => server.get(&format!("/dead-letters/{id}"), &[])?,
                 };
@@ -313,15 +313,23 @@ impl Dlq {
                 common.act(which, act, ("discard", "discarded"), &Verb::Discard, json!({})).await?;
             }
             Dlq::Purge { common } => {
-                let by = By {
-                    who: "tasker dlq purge".into(),
-                    why: None,
+                let purged = match common.connection.reach()? {
+                    Reach::Database(shards) => {
+                        let by = By {
+                            who: "tasker dlq purge".into(),
+                            why: None,
+                        };
+                        json!(dead_letters::purge_of_all(&shards, &by).await?)
+                    }
+                    Reach::Server(server) => server.post("/dead-letters/purge", json!({}))?["purged"].take(),
                 };
-                let purged = dead_letters::purge_of_all(&common.connection.all()?, &by).await?;
                 print(common.json, &json!({ "purged": purged }), || format!("purged {purged}"));
             }
             Dlq::Log { limit, common } => {
-                let actions = lists::letter_actions(&common.connection.all()?, limit).await?;
+                let actions = match common.connection.reach()? {
+                    Reach::Database(shards) => lists::letter_actions(&shards, limit).await?,
+                    Reach::Server(server) => server.whole("/dead-letters/actions", &[("limit", json!(limit.min(1_000)))])?,
+                };
                 print(common.json, &json!(actions), || {
                     listing(
                         &["AT", "WHO", "ACTION", "LETTER", "STEP", "TASK", "WHY"],

@@ -103,7 +103,7 @@ impl Namespace {
                 let created = match connection.reach()? {
                     Reach::Database(shards) => {
                         let mut created = Vec::new();
-                        for (db, names) in shards.homes(names, |name| name).await? {
+                        for (db, names) in shards.of_namespaces(names).await? {
                             created.extend(namespaces::create(&db, &names).await?);
                         }
                         created

@@ -3,9 +3,10 @@
 use clap::Subcommand;
 use serde_json::{json, Value};
 
-use super::server::Reach;
+use super::server::{read, Reach};
 use super::{listing, print, Connection};
-use crate::db::{Db, Repaired};
+use crate::db::Repaired;
+use crate::engine::repair::RepairedQueue;
 use crate::engine::shards::Shards;
 use crate::engine::{fleet, repair};
 use crate::error::Result;
@@ -52,7 +53,7 @@ impl Queue {
                 namespaces,
                 json,
                 connection,
-            } => repair(&connection.open().await?, namespaces, json).await?,
+            } => repair(&connection.reach()?, namespaces, json).await?,
         }
         Ok(0)
     }
@@ -99,17 +100,17 @@ async fn list(reach: &Reach<Shards>, json: bool) -> Result<()> {
     Ok(())
 }
 
-async fn repair(db: &Db, mut namespaces: Vec<String>, json: bool) -> Result<()> {
-    if namespaces.is_empty() {
-        repair::find_broken(db).await?;
-        namespaces = db.damaged().await?;
-    }
-    let mut repaired = Vec::new();
-    for namespace in namespaces {
-        let Repaired { found, messages, letters } = db.repair_queue(&namespace).await?;
-        repaired.push(json!({ "namespace": namespace, "found": found, "messages": messages, "letters": letters }));
-    }
-    while !repair::free_held(db).await? {}
+async fn repair(reach: &Reach<Shards>, namespaces: Vec<String>, json: bool) -> Result<()> {
+    let repaired: Vec<RepairedQueue> = match reach {
+        Reach::Database(shards) => {
+            let mut all = Vec::new();
+            for (db, namespaces) in shards.of_namespaces_or_all(namespaces).await? {
+                all.extend(repair::repair(&db, namespaces).await?);
+            }
+            all
+        }
+        Reach::Server(server) => read(server.post("/queues/repair", json!({ "namespaces": namespaces }))?["items"].take())?,
+    };
     print(json, &json!(repaired), || match repaired.as_slice() {
         [] => "no queue is broken".to_owned(),
         repaired => repaired.iter().map(said).collect::<Vec<_>>().join("\n"),
@@ -117,14 +118,10 @@ async fn repair(db: &Db, mut namespaces: Vec<String>, json: bool) -> Result<()> 
     Ok(())
 }
 
-fn said(repaired: &Value) -> String {
-    let found = repaired["found"].as_str().unwrap_or("nothing was wrong");
-    format!(
-        "{}: {found}; sent again: {} messages, {} dead letters",
-        repaired["namespace"].as_str().unwrap_or_default(),
-        repaired["messages"],
-        repaired["letters"]
-    )
+fn said(of: &RepairedQueue) -> String {
+    let Repaired { found, messages, letters } = &of.repaired;
+    let found = found.as_deref().unwrap_or("nothing was wrong");
+    format!("{}: {found}; sent again: {messages} messages, {letters} dead letters", of.namespace)
 }
 
 fn row(name: &str, of: &Value, unhandled: bool) -> Value {

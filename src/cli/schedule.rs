@@ -7,9 +7,7 @@ use uuid::Uuid;
 
 use super::server::{part, read, Reach};
 use super::{field, listing, print, read_json, say, table, By, Connection};
-use crate::db::Db;
 use crate::engine::schedules;
-use crate::engine::shards::Shards;
 use crate::error::{Error, Result};
 use crate::schedule::Schedule as Definition;
 
@@ -185,7 +183,7 @@ impl Schedule {
                 connection,
             } => {
                 let mut shown = match connection.reach()? {
-                    Reach::Database(shards) => find(&shards, &name, count).await?.1,
+                    Reach::Database(shards) => schedules::find(&shards, &name, count).await?.1,
                     Reach::Server(server) => server.get(&format!("/schedules/{}", part(&name)), &[])?,
                 };
                 if let Some(ticks) = shown["ticks"].as_array_mut() {
@@ -204,7 +202,7 @@ impl Schedule {
             }
             Schedule::Trigger { name, connection } => {
                 let tasks: Vec<Uuid> = match connection.reach()? {
-                    Reach::Database(shards) => schedules::trigger(&find(&shards, &name, 0).await?.0, &name).await?,
+                    Reach::Database(shards) => schedules::trigger(&schedules::find(&shards, &name, 0).await?.0, &name).await?,
                     Reach::Server(server) => read(server.post(&format!("/schedules/{}/trigger", part(&name)), json!({}))?["tasks"].take())?,
                 };
                 tasks.iter().for_each(|task| say(&task.to_string()));
@@ -216,7 +214,9 @@ impl Schedule {
                 connection,
             } => {
                 let tasks: Vec<Uuid> = match connection.reach()? {
-                    Reach::Database(shards) => schedules::backfill(&find(&shards, &name, 0).await?.0, &name, from, until).await?,
+                    Reach::Database(shards) => {
+                        schedules::backfill(&schedules::find(&shards, &name, 0).await?.0, &name, from, until).await?
+                    }
                     Reach::Server(server) => {
                         let path = format!("/schedules/{}/backfill", part(&name));
                         read(server.post(&path, json!({ "from": from, "until": until }))?["tasks"].take())?
@@ -226,7 +226,7 @@ impl Schedule {
             }
             Schedule::Delete { name, connection } => {
                 match connection.reach()? {
-                    Reach::Database(shards) => schedules::delete(&find(&shards, &name, 0).await?.0, &name).await?,
+                    Reach::Database(shards) => schedules::delete(&schedules::find(&shards, &name, 0).await?.0, &name).await?,
                     Reach::Server(server) => drop(server.delete(&format!("/schedules/{}", part(&name)))?),
                 }
                 say(&format!("{name}: deleted"));
@@ -238,7 +238,16 @@ impl Schedule {
 
 async fn pause(connection: &Connection, name: &str, paused: bool, by: &By) -> Result<()> {
     match connection.reach()? {
-        Reach::Database(shards) => schedules::pause(&find(&shards, name, 0).await?.0, name, paused, &by.who, by.why.as_deref()).await,
+        Reach::Database(shards) => {
+            schedules::pause(
+                &schedules::find(&shards, name, 0).await?.0,
+                name,
+                paused,
+                &by.who,
+                by.why.as_deref(),
+            )
+            .await
+        }
         Reach::Server(server) => {
             let verb = if paused { "pause" } else { "resume" };
             server
@@ -296,9 +305,4 @@ fn describe(schedule: &Value) -> String {
         table(&["NEXT"], &lines(&schedule["next"])),
         table(&["LAST", "STATE", "TASK", "WHY"], &rows)
     )
-}
-
-/// It, and the database that has it. Errors: [`Error::NotFound`].
-async fn find(shards: &Shards, name: &str, count: i32) -> Result<(Db, Value)> {
-    shards.find(|db| async move { schedules::show(&db, name, count).await }).await
 }

@@ -6,6 +6,7 @@ use serde_json::{json, Value};
 use super::server::read;
 use super::{listing, print, say, Connection};
 use crate::engine::shard_check::check_shards;
+use crate::engine::shard_move::{self, Moved, Stage};
 use crate::engine::shards::{self, Shard as Found};
 use crate::error::Result;
 
@@ -21,6 +22,24 @@ pub(super) enum Shard {
     /// Look whether each shard is there, is the one that tasker.yml says, and has the tasks of those namespaces alone that live there. It changes nothing
     Check {
         /// A JSON array
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Have namespaces live in another shard, while they work: new tasks are created there, and those that are under way end where they are. It may be cut off, and
+    /// run again; tasker.yml is changed afterwards (docs/shards.md)
+    Move {
+        /// Those that live in one shard, and are to live in another; with those that their templates have steps of
+        #[arg(required = true)]
+        namespaces: Vec<String>,
+        /// The shard where they are to live
+        #[arg(long)]
+        to: String,
+        /// Only says what there is to move
+        #[arg(long)]
+        dry_run: bool,
+        /// A JSON object
         #[arg(long)]
         json: bool,
         #[command(flatten)]
@@ -50,7 +69,7 @@ impl Shard {
             }
             Shard::Check { json, connection } => {
                 connection.check_no_server()?;
-                let faults = check_shards(&connection.shards(&connection.local(None, json!({}))?, 4)?).await;
+                let faults = check_shards(&connection.known()?).await;
                 print(json, &json!(faults), || match faults.is_empty() {
                     true => "all is as it must be".into(),
                     false => {
@@ -60,9 +79,26 @@ impl Shard {
                 });
                 Ok(i32::from(!faults.is_empty()))
             }
+            Shard::Move {
+                namespaces,
+                to,
+                dry_run,
+                json,
+                connection,
+            } => {
+                connection.check_no_server()?;
+                let shards = connection.known()?;
+                let plan = shard_move::plan(&shards, namespaces, &to).await?;
+                let moved = match dry_run {
+                    true => plan.look().await?,
+                    false => plan.run(|part| tracing::info!("{part}")).await?,
+                };
+                print(json, &json!(moved), || told(&moved, dry_run));
+                Ok(0)
+            }
             Shard::List { json, connection } => {
                 let shards: Vec<Found> = match connection.server()? {
-                    None => shards::list(&connection.shards(&connection.local(None, json!({}))?, 4)?).await,
+                    None => shards::list(&connection.known()?).await,
                     Some(server) => read(server.whole("/shards", &[])?.into())?,
                 };
                 print(json, &json!(shards), || table(&shards));
@@ -70,6 +106,27 @@ impl Shard {
                 Ok(i32::from(shards.iter().any(|shard| shard.error.is_some())))
             }
         }
+    }
+}
+
+fn told(moved: &Moved, dry_run: bool) -> String {
+    let Moved {
+        namespaces,
+        from,
+        to,
+        tasks,
+        unfinished,
+        versions,
+        schedules,
+        keys,
+        ..
+    } = moved;
+    let names = namespaces.join(", ");
+    let left = format!("{tasks} tasks are in {from}, {unfinished} of which have not ended");
+    match moved.stage {
+        _ if dry_run => format!("{names}: {versions} versions of templates, {schedules} schedules and {keys} keys would be copied from {from} to {to}; {left}, and would stay"),
+        Stage::Ended => format!("{names} lives in {to}: nothing is left in {from}"),
+        _ => format!("{names} lives in {to}: {left}, and stay there; let tasker.yml say where it lives, and run this again when they are gone"),
     }
 }
 

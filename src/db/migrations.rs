@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const SLICE: i32 = 2_000;
 
 /// What was wrong with a queue, and what came back to it.
-#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Repaired {
     /// None: nothing was wrong.
     pub found: Option<String>,

@@ -27,17 +27,24 @@ pub struct NewBulkAction {
     pub per_second: Option<f64>,
 }
 
-/// Begins it, and returns its number. Errors: [`Error::Invalid`] for a filter that filters nothing, or a rate that is none.
+impl NewBulkAction {
+    /// Errors: [`Error::Invalid`] for a filter that filters nothing, or a rate that is none.
+    pub fn check(&self) -> Result<()> {
+        if self.filter == TaskFilter::default() {
+            return Err(Error::Invalid(
+                "a bulk action is done to the tasks of a filter: expected one".into(),
+            ));
+        }
+        if self.per_second.is_some_and(|rate| !(0.001..=1e6).contains(&rate)) {
+            return Err(Error::Invalid("per_second: expected 0.001 to 1000000".into()));
+        }
+        self.action.check()
+    }
+}
+
+/// Begins it, and returns its number. Errors: those of [`NewBulkAction::check`].
 pub async fn begin(db: &Db, new: &NewBulkAction, by: &By) -> Result<i64> {
-    if new.filter == TaskFilter::default() {
-        return Err(Error::Invalid(
-            "a bulk action is done to the tasks of a filter: expected one".into(),
-        ));
-    }
-    if new.per_second.is_some_and(|rate| !(0.001..=1e6).contains(&rate)) {
-        return Err(Error::Invalid("per_second: expected 0.001 to 1000000".into()));
-    }
-    new.action.check()?;
+    new.check()?;
     if let Action::Replay {
         how: Replay { input: Some(payload), .. },
         ..

@@ -391,11 +391,6 @@ fn batches(ids: &[String]) -> Result<std::slice::Chunks<'_, String>> {
     Ok(ids.chunks(BATCH))
 }
 
-/// Of which namespace a letter is, by its id.
-pub fn namespace_of(id: &str) -> &str {
-    id.split_once('/').map_or(id, |(namespace, _)| namespace)
-}
-
 /// What is done to letters.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Verb {
@@ -423,7 +418,7 @@ impl Verb {
     /// Does it to these letters, shard by shard, each in its own transactions. Returns those to which it was done.
     pub async fn act_on_all(&self, shards: &Shards, ids: Vec<String>, by: &By) -> Result<Vec<String>> {
         let mut done = Vec::new();
-        for (db, ids) in shards.homes(ids, namespace_of).await? {
+        for (db, ids) in shards.of_letters(ids).await? {
             done.extend(self.act(&db, &ids, by).await?);
         }
         Ok(done)

@@ -1,7 +1,9 @@
 //! Queues that cannot be worked with: found, left out until they work again, and the steps that were held back for them set free.
 
+use serde::{Deserialize, Serialize};
+
 use super::SLICE;
-use crate::db::Db;
+use crate::db::{Db, Repaired};
 use crate::error::Result;
 
 /// How many steps one statement frees.
@@ -12,6 +14,31 @@ const FREED: i32 = 5_000;
 pub(crate) struct Broken {
     pub(crate) queue: String,
     pub(crate) why: String,
+}
+
+/// What was wrong with the queue of a namespace.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct RepairedQueue {
+    pub(crate) namespace: String,
+    #[serde(flatten)]
+    pub(crate) repaired: Repaired,
+}
+
+/// Makes what the queues of these namespaces lack (none: of all that lack something), and sends the messages and letters again that steps have lost; frees what was
+/// held back for them.
+/// Errors: [`crate::Error::NotFound`], [`crate::Error::Invalid`] where one cannot be repaired, with what to do.
+pub(crate) async fn repair(db: &Db, mut namespaces: Vec<String>) -> Result<Vec<RepairedQueue>> {
+    if namespaces.is_empty() {
+        find_broken(db).await?;
+        namespaces = db.damaged().await?;
+    }
+    let mut all = Vec::new();
+    for namespace in namespaces {
+        let repaired = db.repair_queue(&namespace).await?;
+        all.push(RepairedQueue { namespace, repaired });
+    }
+    while !free_held(db).await? {}
+    Ok(all)
 }
 
 /// Tries the queues of all namespaces that are not asleep. Returns those that are broken and that nobody had found before.

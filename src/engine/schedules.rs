@@ -91,12 +91,17 @@ pub async fn put(db: &Db, name: &str, template: &str, schedule: &Schedule) -> Re
     Ok(query.bind(name).bind(template).bind(Json(&schedule)).fetch_one(db.pool()).await?)
 }
 
+/// A schedule with its last `count` times, and the database that has it. Errors: [`Error::NotFound`]; why one does not answer that may have it.
+pub async fn find(shards: &Shards, name: &str, count: i32) -> Result<(Db, Value)> {
+    shards.find(|db| async move { show(&db, name, count).await }).await
+}
+
 /// Where a schedule is to be of this template. Its name is that of one, in all shards. Errors: [`Error::Invalid`] where another shard has it; why one does not answer
 /// that may have it.
 pub async fn home_for(shards: &Shards, name: &str, template: &str) -> Result<Db> {
     let home = shards.of_template(template).await?;
     if shards.are_several() {
-        match shards.find(|db| async move { show(&db, name, 0).await }).await {
+        match find(shards, name, 0).await {
             Ok((db, _)) if db.target() != home.target() => {
                 return Err(Error::Invalid(format!(
                     "there is a schedule {name} in another shard: delete it first"

@@ -50,7 +50,7 @@ pub(crate) async fn check_shards(shards: &Shards) -> Vec<ShardFault> {
             }
             for namespace in namespaces::list(&db).await? {
                 let namespace = namespace["name"].as_str().unwrap_or_default();
-                let home = shards.settings().home_of(namespace);
+                let home = shards.home_of(namespace);
                 let of = TaskFilter {
                     namespace: Some(namespace.to_owned()),
                     ..TaskFilter::default()

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use futures_util::future::try_join_all;
 use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
 use uuid::Uuid;
@@ -14,18 +13,17 @@ use super::submit::Submitter;
 use crate::config::{DirectConfig, ReplicaConfig, Settings, ShardConfig, DEFAULT_SHARD, DEFAULT_SHARD_NUMBER};
 use crate::db::Db;
 use crate::error::{Error, Result};
-use crate::template::Template;
 
 /// Where the tasks of whole namespaces are. Each database is connected to when it is first asked for, so that one that is away troubles nobody else. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Shards {
-    all: Arc<All>,
+    pub(super) all: Arc<All>,
     /// The one in which this process works, where that is said.
     own: Option<String>,
 }
 
 #[derive(Debug)]
-struct All {
+pub(super) struct All {
     /// Of the default one.
     url: String,
     /// To each of them at most.
@@ -36,16 +34,26 @@ struct All {
     beside: Option<Shards>,
     /// Those that did not answer when all were asked: when, and why.
     away: Mutex<BTreeMap<String, (Instant, String)>>,
+    /// Where namespaces live that tasker.yml has elsewhere.
+    pub(super) moved: Arc<Mutex<Moved>>,
+}
+
+/// What the databases have said of namespaces that move: see homes.rs.
+#[derive(Debug, Default)]
+pub(super) struct Moved {
+    /// Of a namespace, or of a template's bare name behind a slash.
+    pub(super) homes: BTreeMap<String, i32>,
+    /// Of a namespace, as each shard has it.
+    pub(super) others: BTreeMap<(String, String), i32>,
+    /// When each shard was asked.
+    pub(super) asked: BTreeMap<String, Instant>,
 }
 
 #[derive(Debug)]
-struct Open {
+pub(super) struct Open {
     db: Db,
-    submitter: Submitter,
+    pub(super) submitter: Submitter,
 }
-
-/// How many numbers each shard gives out.
-const NUMBERS: i64 = 1_000_000_000_000;
 
 /// The shard whose tasks have ids like this one: its bits 52 to 63, which are `rand_a` of UUIDv7 (`tasker.uuidv7`).
 pub fn number_of(task: Uuid) -> u16 {
@@ -78,6 +86,7 @@ impl Shards {
                 connections,
                 open,
                 settings,
+                moved: others.as_ref().map(|others| others.all.moved.clone()).unwrap_or_default(),
                 beside: others,
                 away: Mutex::default(),
             }),
@@ -93,7 +102,7 @@ impl Shards {
     }
 
     /// The shards in which this process is to work ([`Settings::shards_of`]).
-    pub(crate) fn of_namespaces(&self, namespaces: &[String]) -> BTreeMap<String, Vec<String>> {
+    pub(crate) fn shards_of(&self, namespaces: &[String]) -> BTreeMap<String, Vec<String>> {
         let settings = Settings {
             shard: self.own.clone(),
             ..self.all.settings.clone()
@@ -135,6 +144,27 @@ impl Shards {
         all.filter(|name| self.own.as_deref().is_none_or(|own| own == *name))
     }
 
+    /// What the ids of a shard's tasks say. Errors: [`Error::Config`] for an unknown one.
+    pub(crate) fn number_of(&self, name: &str) -> Result<u16> {
+        self.cell(name)?;
+        Ok(self
+            .all
+            .settings
+            .shards
+            .get(name)
+            .map_or(DEFAULT_SHARD_NUMBER, |shard| shard.number))
+    }
+
+    /// Which of all it is, from 0.
+    pub(crate) fn index_of(&self, name: &str) -> usize {
+        self.all.open.keys().position(|of| of == name).unwrap_or_default()
+    }
+
+    /// How many there are, wherever this process works.
+    pub(crate) fn count(&self) -> usize {
+        self.all.open.len()
+    }
+
     /// Whether they are more than one.
     pub fn are_several(&self) -> bool {
         self.names().count() > 1
@@ -171,72 +201,14 @@ impl Shards {
     /// The one that has a task. Errors: those of [`Shards::named`], [`Error::NotFound`] where none has its number.
     pub async fn of_task(&self, task: Uuid) -> Result<Db> {
         let number = number_of(task);
-        let none = || format!("no task {task}: it would be in shard {number}, which shards in tasker.yml does not have");
-        self.numbered(Some(number), none).await
-    }
-
-    async fn numbered(&self, number: Option<u16>, none: impl Fn() -> String) -> Result<Db> {
-        let mut others = self.all.settings.shards.iter();
-        match others.find(|(_, shard)| Some(shard.number) == number) {
-            Some((name, _)) => self.named(name).await,
+        match self.name_of(i32::from(number)) {
+            Some(name) => self.named(name).await,
             // Where there is but one, also of an id that is none of ours, or of a time before ids said so.
-            None if number == Some(DEFAULT_SHARD_NUMBER) || !self.are_named() => self.named(DEFAULT_SHARD).await,
-            None => Err(Error::NotFound(none())),
+            None if !self.are_named() => self.named(DEFAULT_SHARD).await,
+            None => Err(Error::NotFound(format!(
+                "no task {task}: it would be in shard {number}, which shards in tasker.yml does not have"
+            ))),
         }
-    }
-
-    /// The one where a namespace lives.
-    pub async fn of_namespace(&self, namespace: &str) -> Result<Db> {
-        self.named(self.all.settings.home_of(namespace)).await
-    }
-
-    /// Those that may have tasks of a namespace, or of any. Errors: those of [`Shards::named`] for any of them.
-    pub async fn of_filter(&self, namespace: Option<&str>) -> Result<Vec<Db>> {
-        match namespace {
-            Some(namespace) => Ok(vec![self.of_namespace(namespace).await?]),
-            None => try_join_all(self.names().map(|name| self.named(name))).await,
-        }
-    }
-
-    /// Each shard that has some of these, with them; `namespace` says of one where it lives. Errors: those of [`Shards::named`] for any of them.
-    pub async fn homes(&self, all: Vec<String>, namespace: fn(&str) -> &str) -> Result<Vec<(Db, Vec<String>)>> {
-        let mut homes = BTreeMap::<&str, Vec<String>>::new();
-        for one in all {
-            homes.entry(self.all.settings.home_of(namespace(&one))).or_default().push(one);
-        }
-        try_join_all(homes.into_iter().map(|(name, of)| async move { Ok((self.named(name).await?, of)) })).await
-    }
-
-    /// The one that gave out a number: those of shard n begin at n × 10^12 (`tasker.become_shard`).
-    pub(crate) async fn of_number(&self, number: i64) -> Result<Db> {
-        let shard = u16::try_from(number / NUMBERS).ok().filter(|_| number >= 0);
-        self.numbered(shard, || format!("nothing has the number {number}")).await
-    }
-
-    /// The one that has a template (name or namespace/name): the default one for a bare name.
-    pub async fn of_template(&self, template: &str) -> Result<Db> {
-        self.named(self.all.settings.home_of_template(template)).await
-    }
-
-    /// The one where a template is to be registered. Errors: [`Error::Invalid`] where a step, or the tasks that do its work, are of a namespace that lives in
-    /// another: the steps of a task move on in one transaction, and its children count there.
-    pub async fn of_definition(&self, template: &Template) -> Result<Db> {
-        let home = self.all.settings.home_of(&template.namespace);
-        let elsewhere = |(_, namespace): &(&str, &str)| self.all.settings.home_of(namespace) != home;
-        if let Some((step, namespace)) = template.namespaces().find(elsewhere) {
-            let other = self.all.settings.home_of(namespace);
-            return Err(Error::Invalid(format!(
-                "{}/{} lives in shard {home}, and its step {step} wants the namespace {namespace}, which lives in {other}: a task has its steps and its \
-                 children in its own shard; let a handler of the step enqueue a task there (docs/shards.md)",
-                template.namespace, template.name
-            )));
-        }
-        self.named(home).await
-    }
-
-    /// Creates tasks of that template, in its own shard.
-    pub async fn submitter(&self, template: &str) -> Result<Submitter> {
-        Ok(self.open(self.all.settings.home_of_template(template)).await?.submitter.clone())
     }
 
     /// Makes the database of a shard that one, and returns it: migrated, with ids that say so. Again, nothing happens.
@@ -252,7 +224,7 @@ impl Shards {
         Ok(db)
     }
 
-    async fn open(&self, name: &str) -> Result<&Open> {
+    pub(super) async fn open(&self, name: &str) -> Result<&Open> {
         self.cell(name)?
             .get_or_try_init(|| async {
                 let db = match &self.all.beside {

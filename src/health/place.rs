@@ -6,7 +6,7 @@ use serde_json::{json, Value};
 
 use super::database::{Away, Database, NO_ANSWER};
 use super::fresh::Fresh;
-use super::PATIENCE;
+use super::{Joined, PATIENCE};
 use crate::config::DEFAULT_SHARD;
 use crate::db::Db;
 use crate::engine::fleet;
@@ -18,6 +18,8 @@ use crate::error::Error;
 pub(crate) struct Place {
     /// Its name, where there are several.
     pub(super) shard: Option<String>,
+    /// By which its loops are told from the others of the process.
+    label: Option<String>,
     pub(super) db: Db,
     /// Those whose queues it works with there; empty: all.
     namespaces: Vec<String>,
@@ -30,11 +32,12 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    pub(crate) fn new(shard: Option<&str>, db: &Db, namespaces: &[String]) -> Place {
+    pub(crate) fn new(joined: &Joined) -> Place {
         Place {
-            shard: shard.map(str::to_owned),
-            db: db.clone(),
-            namespaces: namespaces.to_vec(),
+            shard: joined.shard.clone(),
+            label: joined.label(),
+            db: joined.db.clone(),
+            namespaces: joined.namespaces.clone(),
             lacks: Mutex::default(),
             database: Arc::default(),
             ready: Fresh::default(),
@@ -58,8 +61,8 @@ impl Place {
 
     /// The name of a loop that works with it.
     pub(crate) fn named(&self, name: &str) -> String {
-        match &self.shard {
-            Some(shard) => format!("{name} of {shard}"),
+        match &self.label {
+            Some(label) => format!("{name} of {label}"),
             None => name.to_owned(),
         }
     }

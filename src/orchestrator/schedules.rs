@@ -6,6 +6,7 @@ use super::rounds::Round;
 use crate::config::Live;
 use crate::db::Db;
 use crate::engine::schedules::put_of_file;
+use crate::engine::shards::Shards;
 use crate::error::{Error, Result};
 
 /// How soon it is tried again when a workflow is not registered yet.
@@ -16,15 +17,17 @@ pub(super) struct Schedules {
     live: Live,
     /// Of which the database is, where there are several: the schedules of its templates are kept there.
     shard: Option<String>,
+    shards: Shards,
     done: bool,
 }
 
 impl Schedules {
-    pub(super) fn new(db: &Db, live: &Live, shard: Option<&str>) -> Self {
+    pub(super) fn new(db: &Db, live: &Live, shard: Option<&str>, shards: &Shards) -> Self {
         Schedules {
             db: db.clone(),
             live: live.clone(),
             shard: shard.map(str::to_owned),
+            shards: shards.clone(),
             done: false,
         }
     }
@@ -39,7 +42,8 @@ impl Round for Schedules {
         let named = effective.settings.schedules().map_err(Error::Config)?;
         if let Some(mut schedules) = named.filter(|_| !self.done) {
             if let Some(own) = &self.shard {
-                schedules.retain(|_, (template, _)| effective.settings.home_of_template(template) == own);
+                self.shards.moves(own).await?;
+                schedules.retain(|_, (template, _)| self.shards.home_of_template(template) == own);
             }
             match put_of_file(&self.db, &schedules).await {
                 // Workers register them when they start.

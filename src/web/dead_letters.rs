@@ -154,7 +154,7 @@ fn bulk(letters: usize) -> Markup {
 
 pub(super) async fn show(State(web): State<Web>, viewer: Reader, Part((namespace, number)): Part<(String, i64)>) -> Outcome<Page> {
     let id = format!("{namespace}/{number}");
-    let db = web.api.shards.of_namespace(&namespace).await?;
+    let db = web.api.shards.of_letter(&id).await?;
     let letter = dead_letters::show(&db, &id).await?;
     let task = letter["task"].as_str();
     let schema = match task.and_then(|task| task.parse().ok()) {

@@ -61,12 +61,7 @@ pub(super) async fn list(State(web): State<Web>, viewer: Reader, Query(done): Qu
 
 pub(super) async fn show(State(web): State<Web>, viewer: Reader, Part(name): Part<String>, Query(done): Query<Done>) -> Outcome<Page> {
     let named = name.as_str();
-    let schedule = web
-        .api
-        .shards
-        .find(|db| async move { schedules::show(&db, named, TIMES).await })
-        .await?
-        .1;
+    let (_, schedule) = schedules::find(&web.api.shards, named, TIMES).await?;
     let ticks = entries(&schedule, "ticks");
     let body = html! {
         (said(done.done.as_deref()))

@@ -33,7 +33,9 @@ use crate::Db;
 #[derive(Debug)]
 pub(super) struct All {
     pub(super) live: Live,
+    /// As often as there are shards: queue n of shard k is at k × how many there are + n.
     pub(super) namespaces: Arc<[String]>,
+    shards: usize,
     pub(super) queues: Arc<[String]>,
     pub(super) labels: Arc<[KeyValue]>,
     pub(super) held: Arc<Held>,
@@ -96,33 +98,31 @@ impl Worker {
     /// Joins the members, makes sure that the namespaces' queues exist, and begins to lease steps. With a [`Live`], it follows its changes.
     /// Errors: [`Error::Config`] for settings that cannot be, and without a namespace.
     pub async fn start(db: &Db, settings: impl Into<Live>) -> Result<Worker> {
-        let worker = Worker::of(settings.into())?;
-        let joined = Joined {
-            shard: None,
-            db: db.clone(),
-            namespaces: worker.all.namespaces.to_vec(),
-        };
-        worker.all.begin(joined).await?;
+        let worker = Worker::of(settings.into(), 1)?;
+        worker.all.begin(Joined::only(db, worker.all.namespaces.to_vec())).await?;
         Ok(worker)
     }
 
     /// The same in each shard where its namespaces live; later in those that are away.
     /// Errors: why it can begin in none.
     pub async fn start_in(shards: &Shards, settings: impl Into<Live>) -> Result<Worker> {
-        let worker = Worker::of(settings.into())?;
+        let worker = Worker::of(settings.into(), shards.count())?;
         let all = worker.all.clone();
         let begin = move |joined| {
             let all = all.clone();
             async move { all.begin(joined).await }.boxed()
         };
         let of = &worker.all;
-        of.loops.join(shards, &of.namespaces, &of.stop, begin).await?;
+        let namespaces = of.live.worker(|config| config.namespaces.clone());
+        of.loops.join(shards, &namespaces, &of.stop, begin).await?;
         Ok(worker)
     }
 
-    fn of(live: Live) -> Result<Worker> {
+    /// A namespace has a queue in each of so many shards: it may move.
+    fn of(live: Live, shards: usize) -> Result<Worker> {
         live.check()?;
-        let namespaces: Arc<[String]> = live.worker(|config| config.namespaces.clone()).into();
+        let own = live.worker(|config| config.namespaces.clone());
+        let namespaces: Arc<[String]> = vec![own; shards].concat().into();
         if namespaces.is_empty() {
             return Err(Error::Config("a worker needs at least one namespace".into()));
         }
@@ -155,6 +155,7 @@ impl Worker {
             })),
             places: std::sync::Mutex::default(),
             namespaces,
+            shards,
             live,
             health,
             stop,
@@ -196,10 +197,13 @@ impl All {
 
     /// Joins the members of one database, and begins with the queues there.
     async fn begin(&self, joined: Joined) -> Result<()> {
+        let (place, label) = (Place::new(&joined), joined.label());
         let Joined {
             shard,
+            index,
             db,
             namespaces: own,
+            ..
         } = joined;
         let Some(outlets) = lock(&self.outlets).clone() else {
             return Ok(());
@@ -212,8 +216,9 @@ impl All {
             &[channel::TASKS, channel::STEPS, channel::CANCELLED, channel::CONFIGURATION],
             self.stop.clone(),
         );
-        let place = self.health.add(Place::new(shard.as_deref(), &db, &own));
-        let queues = self.namespaces.iter().enumerate();
+        let place = self.health.add(place);
+        let count = self.namespaces.len() / self.shards;
+        let queues = self.namespaces.iter().enumerate().skip(index * count).take(count);
         let shared = Arc::new(Shared {
             leases: Semaphore::new(poller::CONCURRENT_POLLERS),
             commits: Arc::new(Semaphore::new(batcher::ALL_CONCURRENT_COMMITS)),
@@ -239,7 +244,7 @@ impl All {
         });
         lock(&self.places).push(shared.clone());
         let each = Each {
-            beats: self.health.beats().of(shard.as_deref()),
+            beats: self.health.beats().of(label.as_deref()),
             shared: shared.clone(),
             health: self.health.clone(),
             place,

@@ -46,6 +46,7 @@ mod lost_past;
 mod many_namespaces;
 mod marks;
 mod metrics;
+mod moving;
 mod one_fleet;
 mod other_servers;
 mod owners;

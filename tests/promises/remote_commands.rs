@@ -144,7 +144,17 @@ async fn what_is_done_by_an_api_is_done_and_recorded_with_the_token_that_did_it(
         world.until_true(&format!("EXISTS (SELECT FROM tasker.tasks WHERE id = '{bad}' AND state = 'complete')")).await;
         let (code, text) = said(&run(&api, &["dlq", "skip", "--class", "CardDeclined", "--dry-run"]));
         assert_eq!((code, text.trim()), (0, &*format!("would skip 1: {}", letter_of(&other))));
+        let dry = ["task", "replay", "--error", "CardDeclined", "--dry-run"];
+        assert_eq!(said(&run(&api, &dry)).1.trim(), "would concern 1 tasks");
         assert_eq!(said(&run(&api, &["dlq", "resolve", &letter_of(&other), "--result", "null"])).0, 0);
+        let log = of(&api, &["dlq", "log", "--json"]);
+        assert_eq!(log, json_of(&world.url, &["dlq", "log", "--json"]));
+        assert_eq!((&log[0]["letter"], &log[1]["why"]), (&json!(letter_of(&other)), &json!("it was mended")));
+        assert_eq!(said(&run(&api, &["dlq", "purge"])).1.trim(), "purged 0");
+        world.run("DROP TABLE pgmq.q_here_queue_dlq").await;
+        let repaired = of(&api, &["queue", "repair", "--json"]);
+        assert_eq!((&repaired[0]["namespace"], repaired[0]["found"].is_string()), (&json!("here"), true), "{repaired}");
+        assert_eq!(said(&run(&api, &["queue", "repair"])).1.trim(), "no queue is broken");
         world.until_true(&format!("EXISTS (SELECT FROM tasker.tasks WHERE id = '{other}' AND state = 'complete')")).await;
         leave(crew).await;
 
@@ -157,7 +167,7 @@ async fn what_is_done_by_an_api_is_done_and_recorded_with_the_token_that_did_it(
         let fork = of(&api, &["task", "fork", &bad, "--json"]);
         assert_eq!(fork["forked_from"], bad.as_str());
         let why = world.text("SELECT string_agg(who || ' ' || action || ' ' || coalesce(why, ''), ', ' ORDER BY id) FROM tasker.audit WHERE action <> 'task.create'").await;
-        let expected = "operator dead_letters.replay it was mended, operator dead_letters.resolve , operator task.cancel , operator task.cancel , operator pause the bank is away, operator resume , operator task.fork ";
+        let expected = "operator dead_letters.replay it was mended, operator dead_letters.resolve , operator dead_letters.purge , operator queues.repair , operator queues.repair , operator task.cancel , operator task.cancel , operator pause the bank is away, operator resume , operator task.fork ";
         assert_eq!(why, expected);
     })
     .await;
@@ -271,7 +281,7 @@ async fn a_command_says_what_an_api_refuses_and_what_it_does_not_have() {
             ),
             (&open, &["task", "list"], 3, "a token that counts"),
             (&reader, &["template", "show", "order"], 1, "expected namespace/name"),
-            (&reader, &["dlq", "purge"], 3, "works with the database itself"),
+            (&reader, &["shard", "check"], 3, "works with the database itself"),
             (
                 &reader,
                 &["task", "list", "--database-url", "nonsense"],
@@ -337,10 +347,10 @@ async fn what_is_done_to_all_tasks_of_a_filter_is_a_bulk_action_whose_end_the_co
             tasks.len() as i64
         );
         assert_eq!(api.get("/bulk-actions").body["items"][0]["who"], "operator");
-        let (code, text) = said(&run(&api, &["task", "cancel", "--all"]));
-        assert!(code == 1 && text.contains("expected one"), "{text}");
-        let (code, text) = said(&run(&api, &["task", "cancel", "--all", "--dry-run"]));
-        assert!(code == 1 && text.contains("works with the database itself"), "{text}");
+        for dry in [&["--all"][..], &["--all", "--dry-run"]] {
+            let (code, text) = said(&run(&api, &[&["task", "cancel"], dry].concat()));
+            assert!(code == 1 && text.contains("expected one"), "{text}");
+        }
         leave(crew).await;
     })
     .await;

@@ -15,7 +15,7 @@ use tasker::engine::lists;
 use tasker::engine::memories::read_values;
 use tasker::engine::shards::{by_shard, Shards};
 use tasker::engine::submit::{check_inputs, Accepted as CoreAccepted, Input, NewTask, Submitted, Submitter, CREATE_WITHIN};
-use tasker::engine::{bulk, cancel, read, register};
+use tasker::engine::{bulk, cancel, read};
 use tasker::health::Health;
 use tasker::telemetry::{self, Carrier};
 use tasker::template::Unique;
@@ -120,13 +120,7 @@ impl Client {
         let shards = this.shards(ruby)?;
         let template = Template::parse(&source, &origin).map_err(|error| raise::error(ruby, &error.into()))?;
         let name = format!("{}/{}", template.namespace, template.name);
-        let registered = block_on(ruby, async move {
-            let db = shards.of_definition(&template).await?;
-            match use_it {
-                true => register::register(&db, &template).await,
-                false => register::register_if_new(&db, &template).await,
-            }
-        })?;
+        let registered = block_on(ruby, async move { shards.register(&template, use_it).await })?;
         Ok((name, registered.version))
     }
 
@@ -141,13 +135,7 @@ impl Client {
     ) -> Result<Vec<(String, bool)>, Error> {
         let shards = this.shards(ruby)?;
         let tasks = new_tasks(ruby, tasks)?;
-        let submitting = async move {
-            shards
-                .submitter(&template)
-                .await?
-                .submit(&template, version.as_deref(), &tasks)
-                .await
-        };
+        let submitting = async move { shards.submit(&template, version.as_deref(), &tasks).await };
         let submitted = block_on(ruby, submitting.with_context(context(trace)))?;
         Ok(submitted.into_iter().map(|task| (task.id.to_string(), task.created)).collect())
     }

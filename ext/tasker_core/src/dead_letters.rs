@@ -44,7 +44,7 @@ async fn answer(shards: &Shards, request: Request) -> tasker::Result<Value> {
     Ok(match request {
         Request::List { filter, limit } => json!(lists::letters_page(shards, &filter, None, limit).await?.0),
         Request::Groups { filter } => json!(lists::letter_groups(shards, &filter).await?),
-        Request::Show { id } => dead_letters::show(&shards.of_namespace(dead_letters::namespace_of(&id)).await?, &id).await?,
+        Request::Show { id } => dead_letters::show(&shards.of_letter(&id).await?, &id).await?,
         Request::Matching { filter } => json!(lists::matching_letters(shards, &filter).await?),
         Request::Replay { ids, how, by } => json!(Verb::Replay(how).act_on_all(shards, ids, &by).await?),
         Request::Resolve { ids, result, by } => json!(Verb::Resolve(result).act_on_all(shards, ids, &by).await?),

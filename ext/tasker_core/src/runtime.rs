@@ -4,7 +4,8 @@
 use std::mem::ManuallyDrop;
 use std::sync::{Mutex, PoisonError};
 
-use tokio::runtime::{Builder, Runtime};
+use tasker::threads;
+use tokio::runtime::Runtime;
 
 static RUNTIME: Mutex<Option<(u32, &'static Runtime)>> = Mutex::new(None);
 
@@ -15,12 +16,7 @@ pub(crate) fn runtime() -> std::io::Result<&'static Runtime> {
     match *current {
         Some((owner, runtime)) if owner == pid => Ok(runtime),
         _ => {
-            let started = Builder::new_multi_thread()
-                .worker_threads(2)
-                .thread_name("tasker")
-                .enable_all()
-                .build()?;
-            let runtime: &'static Runtime = Box::leak(Box::new(started));
+            let runtime: &'static Runtime = Box::leak(Box::new(threads::runtime()?));
             *current = Some((pid, runtime));
             Ok(runtime)
         }

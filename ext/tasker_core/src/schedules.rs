@@ -8,7 +8,6 @@ use serde_json::{json, Value};
 use tasker::engine::schedules;
 use tasker::engine::shards::Shards;
 use tasker::schedule::Schedule;
-use tasker::Db;
 
 use crate::client::Client;
 use crate::waiting::block_on;
@@ -61,7 +60,7 @@ fn call(ruby: &Ruby, client: &Client, request: RubyValue) -> Result<String, Erro
 }
 
 async fn answer(shards: &Shards, request: Request) -> tasker::Result<Value> {
-    let home = async |name: &str| Ok::<_, tasker::Error>(find(shards, name, 0).await?.0);
+    let home = async |name: &str| Ok::<_, tasker::Error>(schedules::find(shards, name, 0).await?.0);
     Ok(match request {
         Request::Put { name, template, schedule } => {
             json!(
@@ -75,7 +74,7 @@ async fn answer(shards: &Shards, request: Request) -> tasker::Result<Value> {
             )
         }
         Request::List => json!(shards.list(|db| async move { schedules::list(&db).await }).await?),
-        Request::Show { name, count } => find(shards, &name, count).await?.1,
+        Request::Show { name, count } => schedules::find(shards, &name, count).await?.1,
         Request::Pause { name, paused, who, why } => {
             json!(schedules::pause(&home(&name).await?, &name, paused, &who, why.as_deref()).await?)
         }
@@ -85,11 +84,6 @@ async fn answer(shards: &Shards, request: Request) -> tasker::Result<Value> {
         }
         Request::Delete { name } => json!(schedules::delete(&home(&name).await?, &name).await?),
     })
-}
-
-/// It, and the database that has it.
-async fn find(shards: &Shards, name: &str, count: i32) -> tasker::Result<(Db, Value)> {
-    shards.find(|db| async move { schedules::show(&db, name, count).await }).await
 }
 
 fn read(written: &Value) -> tasker::Result<Schedule> {

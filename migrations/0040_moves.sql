@@ -279,14 +279,15 @@ BEGIN
 END
 $$;
 
--- The transactions that are open in this server, but for that of p_but: by their virtual ids, which everybody may see.
+-- The transactions that are open in this database and may write, but for that of p_but: by their virtual ids, which everybody may see.
 CREATE FUNCTION tasker.open_transactions(p_but int) RETURNS text[]
 LANGUAGE sql VOLATILE BEGIN ATOMIC
     SELECT coalesce(array_agg(DISTINCT l.virtualtransaction), '{}') FROM pg_locks l
     WHERE l.pid IS DISTINCT FROM pg_backend_pid() AND l.pid IS DISTINCT FROM p_but
       AND (l.locktype = 'virtualxid' OR l.relation = 'tasker.namespaces'::regclass)
       AND (l.database IS NULL OR l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()))
-      AND NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = l.pid AND a.datname <> current_database());
+      AND NOT EXISTS (SELECT FROM pg_stat_activity a
+                      WHERE a.pid = l.pid AND (a.datname <> current_database() OR a.backend_type = 'autovacuum worker'));
 END;
 
 -- The schedules of these namespaces, with those of their times that wait behind others.

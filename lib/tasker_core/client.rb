@@ -161,6 +161,9 @@ module TaskerCore
 
     def ask_signals(**request) = JSON.parse(@native.signals(request), symbolize_names: true)
 
+    REFUSALS = { "TK002" => NotFound, "TK011" => DatabaseError }.freeze
+    private_constant :REFUSALS
+
     def translating
       yield
     rescue StandardError => e
@@ -171,7 +174,7 @@ module TaskerCore
 
       raise NotUnique.new(e.message, task_id: e.result.error_field("D".ord)) if state == "TK010"
 
-      raise { "TK002" => NotFound, "TK011" => DatabaseError }.fetch(state, InvalidInput), e.message
+      raise REFUSALS.fetch(state, InvalidInput), e.message
     end
 
     # Which tasks each statement creates: as many as its bytes allow, by their keys, as the engine orders them, so that two cannot deadlock.

@@ -139,6 +139,15 @@ BEGIN
 END
 $$;
 
+-- The same to as many of those who listen as there is something for, p_count: the payload says which of them are called (src/engine/peers.rs), by a number
+-- that is another each time.
+CREATE FUNCTION tasker.call(p_channel text, p_payload text, p_count bigint) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM tasker.notify(p_channel, p_payload || ' ' || (random() * 2147483647)::int || ' ' || p_count);
+END
+$$;
+
 -- Makes a queue, its dead-letter queue, and the functions of its own, as far as they are missing.
 CREATE FUNCTION tasker.make_queue(p_queue text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$

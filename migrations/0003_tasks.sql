@@ -432,7 +432,7 @@ BEGIN
     ORDER BY w.key COLLATE "C", w.n
     ON CONFLICT (template_id, key) WHERE key IS NOT NULL DO NOTHING;
     PERFORM tasker.wake_namespaces(ARRAY[v_namespace.id]);
-    PERFORM tasker.notify('tasker_tasks', v_namespace.name);
+    PERFORM tasker.call('tasker_tasks', v_namespace.name, cardinality(p_inputs));
     IF EXISTS (SELECT FROM unnest(p_run_ats) AS r(run_at) WHERE r.run_at > now()) THEN
         PERFORM tasker.notify('tasker_due', '');
     END IF;

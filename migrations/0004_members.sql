@@ -77,11 +77,25 @@ BEGIN
 END
 $$;
 
+-- The place of a member among those of its kind, for each of its namespaces ("": those that are for all): how many were there before it, and how many there
+-- are; null: it is not there.
+CREATE FUNCTION tasker.places_of(p_member int) RETURNS jsonb
+LANGUAGE sql STABLE BEGIN ATOMIC
+    SELECT jsonb_object_agg(p.namespace, jsonb_build_array(p.rank, p.members)) FROM (
+        SELECT o.namespace, count(*) FILTER (WHERE m.id < p_member) AS rank, count(*) AS members
+        FROM tasker.members own
+        JOIN tasker.members m ON m.left_at IS NULL AND m.kind = own.kind AND m.lease_until > clock_timestamp()
+        CROSS JOIN LATERAL unnest(CASE WHEN m.namespaces = '{}' THEN '{""}' ELSE m.namespaces END) AS o(namespace)
+        WHERE own.id = p_member AND (o.namespace = ANY (own.namespaces) OR o.namespace = '' AND own.namespaces = '{}')
+        GROUP BY o.namespace) AS p;
+END;
+
 -- Renews a membership, and takes down what the member says of itself, and did since it last said so:
 -- p_activity is {namespace: {completed, failed, seconds}}. Returns what is missing beside it (see lacking, 0020_capacity.sql).
--- Not held: the membership was lost; nothing was renewed.
+-- Not held: the membership was lost; nothing was renewed. places: see places_of.
 CREATE FUNCTION tasker.renew_membership(
-    p_id int, p_lease interval, p_report jsonb DEFAULT NULL, p_activity jsonb DEFAULT NULL, p_proof uuid DEFAULT NULL, OUT held boolean, OUT lacks jsonb)
+    p_id int, p_lease interval, p_report jsonb DEFAULT NULL, p_activity jsonb DEFAULT NULL, p_proof uuid DEFAULT NULL, OUT held boolean, OUT lacks jsonb,
+    OUT places jsonb)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     WITH renewed AS (
@@ -100,6 +114,7 @@ BEGIN
     SELECT EXISTS (SELECT 1 FROM renewed) INTO held;
     IF held THEN
         lacks := tasker.lacking(p_id);
+        places := tasker.places_of(p_id);
     END IF;
 END
 $$;

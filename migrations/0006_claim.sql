@@ -57,7 +57,7 @@ BEGIN
                              FROM unnest(v_ids[1:v_room], v_tasks[1:v_room], v_steps[1:v_room]) AS m(id, task, step));
         END IF;
         IF v_room < cardinality(v_tasks) THEN
-            PERFORM tasker.notify('tasker_steps', v_queue);
+            PERFORM tasker.call('tasker_steps', v_queue, cardinality(v_tasks) - v_room);
         END IF;
         INSERT INTO tasker.steps (task_id, step, state, msg_id, enqueued_at)
         SELECT m.task, m.step, 'enqueued', m.msg_id, v_now

@@ -68,7 +68,7 @@ BEGIN
         FROM unnest(v_tasks, v_steps, ARRAY(SELECT pgmq.send_batch(v_queue, v_messages))) AS m(task, step, msg_id)
         WHERE s.task_id = m.task AND s.step = m.step;
         PERFORM tasker.wake_namespaces(ARRAY(SELECT n.id FROM tasker.namespaces n WHERE n.queue = v_queue));
-        PERFORM tasker.notify('tasker_steps', v_queue);
+        PERFORM tasker.call('tasker_steps', v_queue, cardinality(v_tasks));
     END LOOP;
     IF EXISTS (SELECT FROM tasker.limit_events e WHERE e.at <= clock_timestamp()) THEN
         PERFORM tasker.notify('tasker_due', '');

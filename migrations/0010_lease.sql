@@ -381,7 +381,7 @@ BEGIN
     $f$, pgmq.format_table_name(p_queue, 'q')) USING v_held;
     GET DIAGNOSTICS v_released = ROW_COUNT;
     IF v_released > 0 THEN
-        PERFORM tasker.notify('tasker_steps', p_queue);
+        PERFORM tasker.call('tasker_steps', p_queue, v_released);
     END IF;
     RETURN v_released;
 END
@@ -403,7 +403,7 @@ BEGIN
                        pgmq.format_table_name(v_namespace.queue, 'q'))
         INTO expired USING (SELECT m.message FROM tasker.marks m WHERE m.namespace_id = v_namespace.id);
         IF expired > 0 THEN
-            PERFORM tasker.notify('tasker_steps', v_namespace.queue);
+            PERFORM tasker.call('tasker_steps', v_namespace.queue, expired);
             namespace := v_namespace.name;
             RETURN NEXT;
         END IF;

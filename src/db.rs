@@ -16,7 +16,7 @@ pub(crate) use bounded::{answered, Transaction};
 pub use migrations::Repaired;
 pub use session::PLANS;
 pub(crate) use turn::Turn;
-pub(crate) use wake::{channel, wait, Wake};
+pub(crate) use wake::{channel, wait, Told, Wake};
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};

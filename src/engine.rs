@@ -32,6 +32,7 @@ pub mod memories;
 pub mod namespaces;
 pub mod pauses;
 pub mod payload;
+pub(crate) mod peers;
 pub mod read;
 pub mod reasons;
 pub mod reconcile;

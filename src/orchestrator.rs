@@ -68,7 +68,9 @@ impl Each {
 
     fn round<R: Round + 'static>(&self, loops: &Loops, of: impl Fn(&Each) -> R + Send + 'static) {
         self.run(loops, R::NAME, move |each| {
-            rounds::run(of(&each), each.beats.clone(), each.stop.clone())
+            let membership = each.membership.clone();
+            let rests = move |rest| membership.rest(rest);
+            rounds::run(of(&each), rests, each.beats.clone(), each.stop.clone())
         });
     }
 }
@@ -115,7 +117,12 @@ impl Orchestrator {
         if telemetry::pushes_metrics() {
             let (health, stop) = (self.health.clone(), self.stop.clone());
             self.loops.run(observation::Observation::NAME, move || {
-                rounds::run(observation::Observation::new(&health), health.beats().clone(), stop.clone())
+                rounds::run(
+                    observation::Observation::new(&health),
+                    |rest| rest,
+                    health.beats().clone(),
+                    stop.clone(),
+                )
             });
         }
     }
@@ -163,13 +170,13 @@ impl Orchestrator {
         let children = Arc::new(Notify::new());
         let found = children.clone();
         each.run(loops, "due", move |of| {
-            due::Due::new(&of.db, &of.beats, of.wakes.subscribe(), found.clone()).run(of.stop)
+            due::Due::new(&of.db, &of.membership, &of.beats, of.wakes.subscribe(), found.clone()).run(of.stop)
         });
         each.run(loops, "children", move |of| {
-            children::Children::new(&of.db, &of.beats, of.wakes.subscribe(), children.clone()).run(of.stop)
+            children::Children::new(&of.db, &of.membership, &of.beats, of.wakes.subscribe(), children.clone()).run(of.stop)
         });
         each.run(loops, "alerts", |of| {
-            alerts::Alerts::new(&of.db, &of.live, &of.beats, of.wakes.subscribe()).run(of.stop)
+            alerts::Alerts::new(&of.db, &of.live, &of.membership, &of.beats, of.wakes.subscribe()).run(of.stop)
         });
         each.run(loops, "bulk actions", |of| {
             bulk_actions::BulkActions::new(&of.db, &of.beats, of.wakes.subscribe()).run(of.stop)

@@ -180,7 +180,7 @@ pub struct OrchestratorConfig {
     /// How many tasks one cycle admits in each namespace at most.
     #[schemars(range(min = 1, max = 10_000))]
     pub batch: u32,
-    /// How often to look for tasks when no notification came: the latency where LISTEN does not work.
+    /// How often to look for tasks when no notification came: the latency where LISTEN does not work. Of more than eight, each looks more seldom.
     #[serde(with = "span")]
     #[schemars(with = "Span")]
     pub poll: Duration,
@@ -244,7 +244,7 @@ pub struct WorkerConfig {
     /// How many steps are leased, or reports committed, together at most.
     #[schemars(range(min = 1, max = 10_000))]
     pub batch: usize,
-    /// How often to look for steps when no notification came.
+    /// How often to look for steps when no notification came. Of more than eight, each looks more seldom.
     #[serde(with = "span")]
     #[schemars(with = "Span")]
     pub poll: Duration,

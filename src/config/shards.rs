@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::secret::Secret;
+use super::servers::FailoverConfig;
 
 /// The name of the one that needs no configuration, at `database_url`, and its number.
 pub const DEFAULT: &str = "default";
@@ -30,6 +31,9 @@ pub struct ShardConfig {
     /// As `replicas.url`.
     #[schemars(with = "Option<String>", extend("x-restart" = true, "x-secret" = true))]
     pub replica_url: Option<Secret>,
+    /// In place of `failover`: how long what concerns it waits while it has no primary, for one.
+    #[schemars(extend("x-restart" = true))]
+    pub failover: Option<FailoverConfig>,
     /// Those that live there; the default shard has all others.
     #[schemars(extend("x-restart" = true))]
     pub namespaces: Vec<String>,
@@ -53,6 +57,9 @@ pub(super) fn problems(shards: &BTreeMap<String, ShardConfig>) -> Vec<(&'static 
         let number = Some(shard.number).filter(|number| *number != DEFAULT_NUMBER);
         if let Some(other) = number.and_then(|number| numbers.insert(number, name)) {
             found.push(("shards", format!("gives {other} and {name} the number {}", shard.number)));
+        }
+        for (setting, problem) in shard.failover.iter().flat_map(FailoverConfig::problems) {
+            found.push(("shards", format!("gives {name} a {setting} that {problem}")));
         }
         for namespace in &shard.namespaces {
             if let Some(other) = homes.insert(namespace, name) {

@@ -33,21 +33,48 @@ pub(crate) mod channel {
     pub(crate) const DUE: &str = "tasker_due";
 }
 
+/// What a notification says.
+#[derive(Debug, Clone)]
+pub(crate) struct Told {
+    pub(crate) channel: String,
+    /// What it concerns.
+    pub(crate) payload: String,
+    /// Which of those who hear it are called; None: all.
+    pub(crate) call: Option<(u32, u32)>,
+}
+
+impl Told {
+    /// As `tasker.notify`, or `tasker.call`, has written it.
+    fn read(channel: &str, payload: &str) -> Told {
+        let called = || {
+            let (payload, call) = payload.split_once(' ')?;
+            let (ticket, count) = call.split_once(' ')?;
+            Some((payload, (ticket.parse().ok()?, count.parse().ok()?)))
+        };
+        let (payload, call) = called().map_or((payload, None), |(payload, call)| (payload, Some(call)));
+        Told {
+            channel: channel.to_owned(),
+            payload: payload.to_owned(),
+            call,
+        }
+    }
+}
+
 /// Something may have happened.
 #[derive(Debug, Clone)]
 pub(crate) enum Wake {
-    /// On this channel, with this payload.
-    Channel(String, String),
+    /// That something has come in, where it has.
+    Told(Told),
     /// Notifications may have been missed: look everywhere.
     Everything,
 }
 
 /// Waits for a wake that `concerns` the caller, at most until `poll` has passed.
-pub(crate) async fn wait(wakes: &mut broadcast::Receiver<Wake>, poll: Duration, concerns: impl Fn(&str, &str) -> bool) {
+pub(crate) async fn wait(wakes: &mut broadcast::Receiver<Wake>, poll: Duration, concerns: impl Fn(&Told) -> bool) {
     let wake = async {
         loop {
             match wakes.recv().await {
-                Ok(Wake::Channel(channel, payload)) if !concerns(&channel, &payload) => {}
+                Ok(Wake::Told(told)) if !concerns(&told) => {}
                 Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
                 Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => return,
             }
@@ -131,7 +158,7 @@ impl Listener {
             while let Some(note) = listener.try_recv().await? {
                 match note.channel() == own {
                     true => self.hears.store(true, Ordering::Relaxed),
-                    false => drop(self.wakes.send(Wake::Channel(note.channel().to_owned(), note.payload().to_owned()))),
+                    false => drop(self.wakes.send(Wake::Told(Told::read(note.channel(), note.payload())))),
                 }
             }
             Ok(())
@@ -166,9 +193,7 @@ impl Listener {
         loop {
             tokio::time::sleep(DEAF_POLL).await;
             if !self.hears.load(Ordering::Relaxed) {
-                self.wakes
-                    .send(Wake::Channel(channel::CONFIGURATION.to_owned(), String::new()))
-                    .ok();
+                self.wakes.send(Wake::Told(Told::read(channel::CONFIGURATION, ""))).ok();
             }
         }
     }

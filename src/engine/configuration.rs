@@ -261,7 +261,7 @@ pub(crate) async fn told(live: Live, mut wakes: broadcast::Receiver<Wake>, stop:
             wake = wakes.recv() => wake,
         };
         match wake {
-            Ok(Wake::Channel(name, _)) if name != channel::CONFIGURATION => {}
+            Ok(Wake::Told(told)) if told.channel != channel::CONFIGURATION => {}
             Err(broadcast::error::RecvError::Closed) => return,
             Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => live.refresh(),
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +11,7 @@ use sqlx::types::Json;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
+use super::peers::Place;
 use crate::db::Db;
 use crate::error::Result;
 
@@ -86,6 +87,8 @@ pub struct Membership {
     proof: Uuid,
     /// By namespace, since the last heartbeat.
     activity: Mutex<BTreeMap<String, Done>>,
+    /// Its place among the others, by namespace; "" where it is for all.
+    places: Mutex<BTreeMap<String, Place>>,
     /// Steps are held back that no worker is known to have a handler for; or nobody knows what this one has.
     unhandled: Notify,
 }
@@ -103,6 +106,7 @@ impl Membership {
             id: AtomicI32::new(0),
             proof: Uuid::from_u128(fastrand::u128(..)),
             activity: Mutex::default(),
+            places: Mutex::default(),
             unhandled: Notify::new(),
         };
         membership.rejoin().await?;
@@ -155,8 +159,8 @@ impl Membership {
     /// Renews the lease, and says how this process is; takes a new membership where it was lost. Returns what is missing beside it, in words.
     pub async fn renew(&self, report: &Value) -> Result<Vec<String>> {
         let activity = std::mem::take(&mut *self.activity.lock().unwrap_or_else(PoisonError::into_inner));
-        let renewing = sqlx::query_as("SELECT held, lacks FROM tasker.renew_membership($1, make_interval(secs => $2), $3, $4, $5)");
-        let (held, lacks): (bool, Option<Json<Vec<Lack>>>) = renewing
+        let renewing = sqlx::query_as("SELECT held, lacks, places FROM tasker.renew_membership($1, make_interval(secs => $2), $3, $4, $5)");
+        let (held, lacks, places): (bool, Option<Json<Vec<Lack>>>, Option<Json<BTreeMap<String, Place>>>) = renewing
             .bind(self.id())
             .bind(self.lease().as_secs_f64())
             .bind(report)
@@ -168,11 +172,38 @@ impl Membership {
             tracing::warn!(member = self.id(), name = self.name, "membership was lost, joining again");
             self.rejoin().await?;
         }
+        *self.places() = places.map(|places| places.0).unwrap_or_default();
         let lacks = lacks.map(|lacks| lacks.0).unwrap_or_default();
         if lacks.iter().any(|lack| matches!(lack, Lack::Handler { .. })) {
             self.unhandled.notify_one();
         }
         Ok(lacks.iter().map(Lack::said).collect())
+    }
+
+    fn places(&self) -> MutexGuard<'_, BTreeMap<String, Place>> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it is called, of those that work for a namespace; all are where nobody is.
+    pub(crate) fn is_called(&self, namespace: &str, call: Option<(u32, u32)>) -> bool {
+        let place = self.places().get(namespace).copied();
+        place.zip(call).is_none_or(|(place, call)| place.is_called(call))
+    }
+
+    /// Whether it is one of those that look at what concerns all.
+    pub(crate) fn leads(&self) -> bool {
+        let places = self.places();
+        places.is_empty() || places.values().any(|place| place.leads())
+    }
+
+    /// How long it is to rest where a member of a small fleet would for so long.
+    pub(crate) fn rest(&self, rest: Duration) -> Duration {
+        self.places().values().map(|place| place.rest(rest)).min().unwrap_or(rest)
+    }
+
+    /// The same of what it does for one of its namespaces.
+    pub(crate) fn rest_of(&self, namespace: &str, rest: Duration) -> Duration {
+        self.places().get(namespace).map_or(rest, |place| place.rest(rest))
     }
 
     fn lease(&self) -> Duration {

@@ -278,11 +278,16 @@ impl Shards {
             return Ok((Db::configured(url, *connections, settings).await?, DEFAULT_SHARD_NUMBER));
         };
         let ShardConfig {
-            number, url, direct_url, ..
+            number,
+            url,
+            direct_url,
+            failover,
+            ..
         } = shard;
         let settings = Settings {
             direct: DirectConfig { url: direct_url.clone() },
             replicas: ReplicaConfig::default(),
+            failover: failover.clone().unwrap_or_else(|| settings.failover.clone()),
             ..settings.clone()
         };
         let lacks = |what: &str| Error::Config(format!("the shard {name} has no {what}"));

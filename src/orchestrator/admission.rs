@@ -68,8 +68,12 @@ impl Admission {
                             Next::Now => poll = SHORTEST_POLL,
                             Next::Soon => tokio::time::sleep(LEFT_TO_WORKERS).await,
                             Next::Wake => {
-                                poll = poll.clamp(SHORTEST_POLL, self.live.orchestrator().poll.max(SHORTEST_POLL));
-                                db::wait(&mut self.wakes, poll, |name, _| name == channel::TASKS).await;
+                                let longest = self.membership.rest(self.live.orchestrator().poll);
+                                poll = poll.clamp(SHORTEST_POLL, longest.max(SHORTEST_POLL));
+                                db::wait(&mut self.wakes, poll, |told| {
+                                    told.channel == channel::TASKS && self.membership.leads()
+                                })
+                                .await;
                                 tokio::time::sleep(LEFT_TO_WORKERS).await;
                                 poll *= 2;
                             }

@@ -1,5 +1,6 @@
 //! Alerts: a log line, a count and, where there is one, a webhook, each time that dead letters reach their threshold.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -10,6 +11,7 @@ use crate::backoff::Backoff;
 use crate::config::Live;
 use crate::db::{self, channel, Db, Wake};
 use crate::engine::alerts;
+use crate::engine::member::Membership;
 use crate::error::Result;
 use crate::health::{Beat, Beats};
 
@@ -21,15 +23,17 @@ const REST: Duration = Duration::from_secs(2);
 pub(super) struct Alerts {
     db: Db,
     live: Live,
+    membership: Arc<Membership>,
     wakes: broadcast::Receiver<Wake>,
     beat: Beat,
 }
 
 impl Alerts {
-    pub(super) fn new(db: &Db, live: &Live, beats: &Beats, wakes: broadcast::Receiver<Wake>) -> Self {
+    pub(super) fn new(db: &Db, live: &Live, membership: &Arc<Membership>, beats: &Beats, wakes: broadcast::Receiver<Wake>) -> Self {
         Alerts {
             db: db.clone(),
             live: live.clone(),
+            membership: membership.clone(),
             wakes,
             beat: beats.register("alerts", Duration::from_secs(120)),
         }
@@ -45,7 +49,10 @@ impl Alerts {
                     Ok(()) => {
                         backoff.reset();
                         tokio::time::sleep(REST).await;
-                        db::wait(&mut self.wakes, POLL, |name, _| name == channel::DEAD_LETTERS).await;
+                        db::wait(&mut self.wakes, POLL, |told| {
+                            told.channel == channel::DEAD_LETTERS && self.membership.leads()
+                        })
+                        .await;
                     }
                     Err(error) => {
                         tracing::error!(%error, "alerting failed");

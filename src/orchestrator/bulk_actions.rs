@@ -50,7 +50,7 @@ impl BulkActions {
                     backoff.next_delay()
                 }
             };
-            let wait = db::wait(&mut self.wakes, rest, |name, _| name == channel::BULK_ACTIONS);
+            let wait = db::wait(&mut self.wakes, rest, |told| told.channel == channel::BULK_ACTIONS);
             tokio::select! { () = stop.cancelled() => {}, () = wait => {} }
         }
     }

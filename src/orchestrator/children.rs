@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backoff::Backoff;
 use crate::db::{self, channel, Db, Wake};
 use crate::engine::children::{move_children, Moved};
+use crate::engine::member::Membership;
 use crate::health::{Beat, Beats};
 
 /// How many are created, and counted, in one transaction: as many as it takes [`TIME`] for, within these bounds. Some cost a hundredth of what others do.
@@ -25,15 +26,17 @@ const POLL: Duration = Duration::from_secs(30);
 
 pub(super) struct Children {
     db: Db,
+    membership: Arc<Membership>,
     wakes: broadcast::Receiver<Wake>,
     found: Arc<Notify>,
     beat: Beat,
 }
 
 impl Children {
-    pub(super) fn new(db: &Db, beats: &Beats, wakes: broadcast::Receiver<Wake>, found: Arc<Notify>) -> Self {
+    pub(super) fn new(db: &Db, membership: &Arc<Membership>, beats: &Beats, wakes: broadcast::Receiver<Wake>, found: Arc<Notify>) -> Self {
         Children {
             db: db.clone(),
+            membership: membership.clone(),
             wakes,
             found,
             beat: beats.register("children", POLL * 2 + Duration::from_secs(60)),
@@ -57,7 +60,7 @@ impl Children {
                         tokio::time::sleep((2 * took).clamp(*REST.start(), *REST.end())).await;
                         if moved == Moved::Nothing {
                             tokio::select! {
-                                () = db::wait(&mut self.wakes, POLL, |name, _| name == channel::CHILDREN) => {}
+                                () = db::wait(&mut self.wakes, POLL, |told| told.channel == channel::CHILDREN && self.membership.leads()) => {}
                                 () = self.found.notified() => {}
                             }
                         }

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backoff::Backoff;
 use crate::db::{self, channel, Db, Wake};
 use crate::engine::claim::{begin_what_is_due, Due as WhatWasDue};
+use crate::engine::member::Membership;
 use crate::engine::schedules::fire_schedules;
 use crate::engine::signals::match_signals;
 use crate::error::Result;
@@ -25,6 +26,7 @@ const BUSY: Duration = Duration::from_millis(5);
 
 pub(super) struct Due {
     db: Db,
+    membership: Arc<Membership>,
     wakes: broadcast::Receiver<Wake>,
     /// Told when there is something to do about children.
     children: Arc<Notify>,
@@ -32,9 +34,16 @@ pub(super) struct Due {
 }
 
 impl Due {
-    pub(super) fn new(db: &Db, beats: &Beats, wakes: broadcast::Receiver<Wake>, children: Arc<Notify>) -> Self {
+    pub(super) fn new(
+        db: &Db,
+        membership: &Arc<Membership>,
+        beats: &Beats,
+        wakes: broadcast::Receiver<Wake>,
+        children: Arc<Notify>,
+    ) -> Self {
         Due {
             db: db.clone(),
+            membership: membership.clone(),
             wakes,
             children,
             beat: beats.register("due", Duration::from_secs(60)),
@@ -58,7 +67,11 @@ impl Due {
                         if due.signals || due.schedules {
                             tokio::time::sleep(BUSY).await;
                         } else if due.begun.max(due.enqueued).max(due.woken) < BATCH {
-                            db::wait(&mut self.wakes, until(due.next_due), |name, _| name == channel::DUE).await;
+                            let next = due.next_due.filter(|_| self.membership.leads());
+                            db::wait(&mut self.wakes, until(next), |told| {
+                                told.channel == channel::DUE && self.membership.leads()
+                            })
+                            .await;
                         }
                     }
                     Err(error) => {

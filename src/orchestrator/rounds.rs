@@ -18,7 +18,8 @@ pub(super) trait Round: Send {
     fn round(&mut self) -> impl Future<Output = Result<Duration>> + Send;
 }
 
-pub(super) async fn run<R: Round>(mut of: R, beats: Beats, stop: CancellationToken) {
+/// `rests`: how long it rests where it would for so long, if there were no others.
+pub(super) async fn run<R: Round>(mut of: R, rests: impl Fn(Duration) -> Duration + Send, beats: Beats, stop: CancellationToken) {
     let beat = beats.register(R::NAME, R::EVERY * 2 + Duration::from_secs(60));
     let mut backoff = Backoff::default();
     while !stop.is_cancelled() {
@@ -27,7 +28,7 @@ pub(super) async fn run<R: Round>(mut of: R, beats: Beats, stop: CancellationTok
         let delay = match done {
             Ok(rest) => {
                 backoff.reset();
-                rest.mul_f64(0.9 + 0.2 * fastrand::f64())
+                rests(rest).mul_f64(0.9 + 0.2 * fastrand::f64())
             }
             Err(error) => {
                 tracing::error!(%error, "{} failed", R::NAME);

@@ -23,7 +23,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut wakes: broadcast::Receiver<Wake
         loop {
             // A cancellation shows as a lease that is gone: look at once. So do leases that are shorter from now on.
             tokio::select! {
-                () = db::wait(&mut wakes, lease(&shared) / 3, |name, _| name == channel::CANCELLED) => {}
+                () = db::wait(&mut wakes, lease(&shared) / 3, |told| told.channel == channel::CANCELLED) => {}
                 () = live.changed() => {
                     drop(beat);
                     beat = beats.register("step heartbeat", lease(&shared) + shared.db.longest_call());

@@ -12,7 +12,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::buffer::Buffer;
 use super::{log_step, Shared, Step};
 use crate::backoff::Backoff;
-use crate::db::{self, channel, Wake};
+use crate::db::{self, channel, Told, Wake};
 use crate::engine::fail::{fail_steps, Failure};
 use crate::engine::lease::{give_up_unreadable, lease_steps, Lease, LeasedStep};
 use crate::engine::payload::MAX_RESULTS_BYTES;
@@ -46,10 +46,14 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
     let mut concurrency = 1;
     // It had something the last time.
     let mut busy = false;
-    let concerns = |on: &str, payload: &str| match on {
-        channel::STEPS => payload == name,
-        channel::TASKS => name.strip_suffix("_queue") == Some(payload),
-        _ => false,
+    let namespace = &shared.namespaces[queue];
+    let concerns = |told: &Told| {
+        let own = match &*told.channel {
+            channel::STEPS => told.payload == *name,
+            channel::TASKS => told.payload == *namespace,
+            _ => false,
+        };
+        own && shared.membership.is_called(namespace, told.call)
     };
     while !shared.stop.is_cancelled() {
         let handlers = tokio::select! {
@@ -78,7 +82,10 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
         };
         let mut calling = pin!(join_all((0..calls).map(call)));
         let (answers, promised) = match tokio::time::timeout(PROMISED, &mut calling).await {
-            Ok(answers) => (answers, true),
+            Ok(answers) => {
+                drop(permit);
+                (answers, true)
+            }
             // Its queue, or its database, stands still: that should hold up no other.
             Err(_) => {
                 drop(permit);
@@ -132,6 +139,7 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
                 None
             }
         };
+        let longest_poll = shared.membership.rest_of(namespace, longest_poll);
         poll = poll.clamp(SHORTEST_POLL, longest_poll.max(SHORTEST_POLL));
         tokio::select! {
             () = shared.stop.cancelled() => return,

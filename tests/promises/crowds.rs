@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{json, Value};
+use sqlx::postgres::PgListener;
 use tasker::engine::read::wait_for_end;
 use tasker::engine::submit::{NewTask, Submitter};
 use tasker::orchestrator::{Orchestrator, OrchestratorConfig};
@@ -123,6 +124,43 @@ async fn siblings_completed_by_many_workers_in_any_order_do_not_deadlock() {
             0
         );
         assert_eq!(world.lease("here_queue", 1000).await.len(), 400, "every last step is ready, once");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_notification_calls_as_many_as_there_is_something_for_and_each_member_knows_its_place_among_the_others() {
+    World::with(async |world| {
+        world.register("name: t\nnamespace: here\nsteps: [{ name: s, handler: H }]").await;
+        let mut heard = PgListener::connect(&world.url).await.unwrap();
+        heard.listen("tasker_tasks").await.unwrap();
+        world.run("SELECT tasker.create_tasks('t', array_fill('{}'::jsonb, '{5}'))").await;
+        let told = heard.recv().await.unwrap();
+        let parts: Vec<&str> = told.payload().split(' ').collect();
+        assert!(parts[0] == "here" && parts[1].parse::<u32>().is_ok() && parts[2] == "5", "{told:?}");
+
+        let join = async |kind: &str, namespaces: &str| {
+            let join = format!("SELECT tasker.join_members('{kind}', 'host:1', '0', '{namespaces}', '1 hour')::bigint");
+            world.count(&join).await
+        };
+        world.run("UPDATE tasker.members SET left_at = now()").await;
+        let (first, second) = (join("worker", "{here}").await, join("worker", "{here,there}").await);
+        let gone = join("worker", "{here}").await;
+        world
+            .run(&format!("UPDATE tasker.members SET left_at = now() WHERE id = {gone}"))
+            .await;
+        let (third, of_all) = (join("worker", "{there}").await, join("orchestrator", "{}").await);
+        for (member, places) in [
+            (first, r#"{"here": [0, 2]}"#),
+            (second, r#"{"here": [1, 2], "there": [0, 2]}"#),
+            (third, r#"{"there": [1, 2]}"#),
+            (of_all, r#"{"": [0, 1]}"#),
+        ] {
+            let told = world
+                .text(&format!("SELECT (tasker.renew_membership({member}, '1 hour')).places::text"))
+                .await;
+            assert_eq!(told, places, "{member}");
+        }
     })
     .await;
 }

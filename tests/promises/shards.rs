@@ -393,6 +393,10 @@ fn shards_that_contradict_each_other_are_refused() {
             "as the one at database_url is called",
         ),
         (json!({ "shards": { "eu": { "numbers": 1 } } }), "number"),
+        (
+            json!({ "shards": { "eu": { "number": 1, "failover": { "timeout": "10m" } } } }),
+            "gives eu a failover.timeout that is 10m: expected 1s to 5m",
+        ),
     ] {
         let (accepted, said) = check(wrong);
         assert!(!accepted && said.contains(what), "{what}: {said}");

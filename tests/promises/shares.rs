@@ -157,3 +157,33 @@ async fn a_queue_that_stands_still_holds_up_no_other_of_its_worker() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_in_which_nothing_is_holds_up_none_however_long_it_rests() {
+    World::with(async |world| {
+        let namespaces: Vec<String> = (0..10).map(|n| format!("n{n}")).collect();
+        for namespace in &namespaces {
+            world
+                .register(&format!(
+                    "{{ name: {namespace}, namespace: {namespace}, steps: [{{ name: a, handler: H }}] }}"
+                ))
+                .await;
+        }
+        let config = WorkerConfig {
+            namespaces: namespaces.clone(),
+            poll: Duration::from_secs(3_600),
+            ..WorkerConfig::default()
+        };
+        let worker = Arc::new(Worker::start(&world.db, config).await.unwrap());
+        worker.handle_with(Handlers::default().with("H", |_| async { Ok(json!(null)) }));
+        for _ in 0..20 {
+            for namespace in &namespaces {
+                let task = world.submit(namespace, json!({})).await;
+                let ended = read::wait_for_end(&world.db, task, Some(Duration::from_secs(60))).await.unwrap();
+                assert_eq!(ended, "complete", "{namespace}");
+            }
+        }
+        worker.shutdown(Duration::from_secs(5)).await;
+    })
+    .await;
+}

@@ -166,6 +166,8 @@ BEGIN
     EXECUTE format('DROP INDEX IF EXISTS pgmq.%I', v_table || '_vt_idx');
     EXECUTE format('ALTER TABLE pgmq.%I SET (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.0, '
                    'autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0)', v_table);
+    -- By which letters are listed.
+    EXECUTE format('CREATE INDEX IF NOT EXISTS %I ON pgmq.%I (enqueued_at, msg_id)', v_letters || '_died_idx', v_letters);
     PERFORM tasker.make_queue_functions(p_queue);
 END
 $$;

@@ -289,12 +289,20 @@ LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_found tasker.template_versions[];
 BEGIN
-    v_found := ARRAY(
-        SELECT tv FROM tasker.templates t
-        JOIN tasker.namespaces n ON n.id = t.namespace_id
-        JOIN tasker.template_versions tv ON tv.template_id = t.id
-        WHERE p_template IN (t.name, n.name || '/' || t.name)
-          AND CASE WHEN p_version IS NULL THEN tv.id = t.current_version_id ELSE tv.version = p_version END);
+    -- Each by a key of its own: of a template there may be ten thousand versions.
+    IF p_version IS NULL THEN
+        v_found := ARRAY(
+            SELECT tv FROM tasker.templates t
+            JOIN tasker.namespaces n ON n.id = t.namespace_id
+            JOIN tasker.template_versions tv ON tv.id = t.current_version_id
+            WHERE p_template IN (t.name, n.name || '/' || t.name));
+    ELSE
+        v_found := ARRAY(
+            SELECT tv FROM tasker.templates t
+            JOIN tasker.namespaces n ON n.id = t.namespace_id
+            JOIN tasker.template_versions tv ON tv.template_id = t.id AND tv.version = p_version
+            WHERE p_template IN (t.name, n.name || '/' || t.name));
+    END IF;
     IF cardinality(v_found) > 1 THEN
         RAISE EXCEPTION 'template % exists in several namespaces', p_template
             USING ERRCODE = 'TK003', HINT = 'name it as namespace/name';

@@ -44,6 +44,9 @@ LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_namespace tasker.namespaces;
     v_before    timestamptz;
+    -- Without a bound the index by which they are listed is walked as far as it takes.
+    v_of        text := CASE WHEN p_filter ? 'ids' THEN '(SELECT * FROM pgmq.%I WHERE msg_id = ANY ($6))' WHEN p_filter ? 'newest' THEN
+        '(SELECT * FROM pgmq.%I WHERE ($5 IS NULL OR msg_id < $5) ORDER BY msg_id DESC LIMIT ($1 ->> ''newest'')::int)' ELSE 'pgmq.%I' END;
 BEGIN
     IF p_filter ? 'before' THEN
         EXECUTE format('SELECT enqueued_at FROM pgmq.%I WHERE msg_id = $1',
@@ -60,8 +63,7 @@ BEGIN
     LOOP
         RETURN QUERY EXECUTE format($f$
             SELECT $2 || '/' || q.msg_id, $2, q.msg_id, q.enqueued_at, q.message
-            FROM (SELECT * FROM pgmq.%I WHERE ($5 IS NULL OR msg_id < $5) AND ($6 IS NULL OR msg_id = ANY ($6))
-                  ORDER BY msg_id DESC LIMIT ($1 ->> 'newest')::int) q
+            FROM $f$ || v_of || $f$ AS q
             WHERE ($1 ->> 'template' IS NULL OR q.message ->> 'template' = $1 ->> 'template')
               AND ($1 ->> 'handler' IS NULL OR q.message ->> 'handler' = $1 ->> 'handler')
               AND ($1 ->> 'reason' IS NULL OR q.message ->> 'reason' = $1 ->> 'reason')
@@ -70,8 +72,9 @@ BEGIN
               AND (NOT $1 ? 'tasks' OR $1 -> 'tasks' ? (q.message ->> 'task'))
               AND ($1 ->> 'older_than' IS NULL OR q.enqueued_at <= now() - ($1 ->> 'older_than')::float8 * interval '1 second')
               AND ($1 ->> 'newer_than' IS NULL OR q.enqueued_at >= now() - ($1 ->> 'newer_than')::float8 * interval '1 second')
-              AND ($3 IS NULL OR (q.enqueued_at, $2 || '/' || q.msg_id) < ($3, $1 ->> 'before'))
-            ORDER BY q.enqueued_at DESC, $2 || '/' || q.msg_id DESC LIMIT $4
+              AND ($3 IS NULL OR q.enqueued_at <= $3
+                   AND (q.enqueued_at, $2, q.msg_id) < ($3, split_part($1 ->> 'before', '/', 1), split_part($1 ->> 'before', '/', 2)::bigint))
+            ORDER BY q.enqueued_at DESC, q.msg_id DESC LIMIT $4
         $f$, pgmq.format_table_name(v_namespace.queue || '_dlq', 'q'))
         USING p_filter, v_namespace.name, v_before, p_limit,
               CASE WHEN p_filter ? 'newest' AND split_part(p_filter ->> 'before', '/', 1) = v_namespace.name THEN split_part(p_filter ->> 'before', '/', 2)::bigint END,
@@ -101,7 +104,7 @@ LANGUAGE sql STABLE BEGIN ATOMIC
            THEN jsonb_build_object('errors', jsonb_build_array(f.letter -> 'errors' -> -1)) ELSE '{}' END
         || jsonb_build_object('id', f.id, 'namespace', f.namespace, 'died_at', f.died_at)
     FROM tasker.find_dead_letters(p_filter, p_limit) f
-    ORDER BY f.died_at DESC, f.id DESC LIMIT p_limit;
+    ORDER BY f.died_at DESC, f.namespace DESC, f.msg_id DESC LIMIT p_limit;
 END;
 
 -- The same by error: what an operator looks at first.

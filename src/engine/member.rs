@@ -74,6 +74,9 @@ pub struct Expired {
     pub name: String,
 }
 
+/// By namespace; "" for whoever is for all.
+type Places = BTreeMap<String, Place>;
+
 /// This process's own membership; joining again gives it another id.
 #[derive(Debug)]
 pub struct Membership {
@@ -87,8 +90,8 @@ pub struct Membership {
     proof: Uuid,
     /// By namespace, since the last heartbeat.
     activity: Mutex<BTreeMap<String, Done>>,
-    /// Its place among the others, by namespace; "" where it is for all.
-    places: Mutex<BTreeMap<String, Place>>,
+    /// Among the others.
+    places: Mutex<Places>,
     /// Steps are held back that no worker is known to have a handler for; or nobody knows what this one has.
     unhandled: Notify,
 }
@@ -160,7 +163,7 @@ impl Membership {
     pub async fn renew(&self, report: &Value) -> Result<Vec<String>> {
         let activity = std::mem::take(&mut *self.activity.lock().unwrap_or_else(PoisonError::into_inner));
         let renewing = sqlx::query_as("SELECT held, lacks, places FROM tasker.renew_membership($1, make_interval(secs => $2), $3, $4, $5)");
-        let (held, lacks, places): (bool, Option<Json<Vec<Lack>>>, Option<Json<BTreeMap<String, Place>>>) = renewing
+        let (held, lacks, places): (bool, Option<Json<Vec<Lack>>>, Option<Json<Places>>) = renewing
             .bind(self.id())
             .bind(self.lease().as_secs_f64())
             .bind(report)
@@ -180,7 +183,7 @@ impl Membership {
         Ok(lacks.iter().map(Lack::said).collect())
     }
 
-    fn places(&self) -> MutexGuard<'_, BTreeMap<String, Place>> {
+    fn places(&self) -> MutexGuard<'_, Places> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -77,9 +77,9 @@ BEGIN
 END
 $$;
 
--- The place of a member among those of its kind, for each of its namespaces ("": those that are for all): how many were there before it, and how many there
+-- The rank of a member among those of its kind, for each of its namespaces ("": those that are for all): how many were there before it, and how many there
 -- are; null: it is not there.
-CREATE FUNCTION tasker.places_of(p_member int) RETURNS jsonb
+CREATE FUNCTION tasker.ranks_of(p_member int) RETURNS jsonb
 LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT jsonb_object_agg(p.namespace, jsonb_build_array(p.rank, p.members)) FROM (
         SELECT o.namespace, count(*) FILTER (WHERE m.id < p_member) AS rank, count(*) AS members
@@ -92,10 +92,10 @@ END;
 
 -- Renews a membership, and takes down what the member says of itself, and did since it last said so:
 -- p_activity is {namespace: {completed, failed, seconds}}. Returns what is missing beside it (see lacking, 0020_capacity.sql).
--- Not held: the membership was lost; nothing was renewed. places: see places_of.
+-- Not held: the membership was lost; nothing was renewed. ranks: see ranks_of.
 CREATE FUNCTION tasker.renew_membership(
     p_id int, p_lease interval, p_report jsonb DEFAULT NULL, p_activity jsonb DEFAULT NULL, p_proof uuid DEFAULT NULL, OUT held boolean, OUT lacks jsonb,
-    OUT places jsonb)
+    OUT ranks jsonb)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     WITH renewed AS (
@@ -114,7 +114,7 @@ BEGIN
     SELECT EXISTS (SELECT 1 FROM renewed) INTO held;
     IF held THEN
         lacks := tasker.lacking(p_id);
-        places := tasker.places_of(p_id);
+        ranks := tasker.ranks_of(p_id);
     END IF;
 END
 $$;

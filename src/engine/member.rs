@@ -11,7 +11,7 @@ use sqlx::types::Json;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-use super::peers::Place;
+use super::peers::Rank;
 use crate::db::Db;
 use crate::error::Result;
 
@@ -75,7 +75,7 @@ pub struct Expired {
 }
 
 /// By namespace; "" for whoever is for all.
-type Places = BTreeMap<String, Place>;
+type Ranks = BTreeMap<String, Rank>;
 
 /// This process's own membership; joining again gives it another id.
 #[derive(Debug)]
@@ -91,7 +91,7 @@ pub struct Membership {
     /// By namespace, since the last heartbeat.
     activity: Mutex<BTreeMap<String, Done>>,
     /// Among the others.
-    places: Mutex<Places>,
+    ranks: Mutex<Ranks>,
     /// Steps are held back that no worker is known to have a handler for; or nobody knows what this one has.
     unhandled: Notify,
 }
@@ -109,7 +109,7 @@ impl Membership {
             id: AtomicI32::new(0),
             proof: Uuid::from_u128(fastrand::u128(..)),
             activity: Mutex::default(),
-            places: Mutex::default(),
+            ranks: Mutex::default(),
             unhandled: Notify::new(),
         };
         membership.rejoin().await?;
@@ -162,8 +162,8 @@ impl Membership {
     /// Renews the lease, and says how this process is; takes a new membership where it was lost. Returns what is missing beside it, in words.
     pub async fn renew(&self, report: &Value) -> Result<Vec<String>> {
         let activity = std::mem::take(&mut *self.activity.lock().unwrap_or_else(PoisonError::into_inner));
-        let renewing = sqlx::query_as("SELECT held, lacks, places FROM tasker.renew_membership($1, make_interval(secs => $2), $3, $4, $5)");
-        let (held, lacks, places): (bool, Option<Json<Vec<Lack>>>, Option<Json<Places>>) = renewing
+        let renewing = sqlx::query_as("SELECT held, lacks, ranks FROM tasker.renew_membership($1, make_interval(secs => $2), $3, $4, $5)");
+        let (held, lacks, ranks): (bool, Option<Json<Vec<Lack>>>, Option<Json<Ranks>>) = renewing
             .bind(self.id())
             .bind(self.lease().as_secs_f64())
             .bind(report)
@@ -175,7 +175,7 @@ impl Membership {
             tracing::warn!(member = self.id(), name = self.name, "membership was lost, joining again");
             self.rejoin().await?;
         }
-        *self.places() = places.map(|places| places.0).unwrap_or_default();
+        *self.ranks() = ranks.map(|ranks| ranks.0).unwrap_or_default();
         let lacks = lacks.map(|lacks| lacks.0).unwrap_or_default();
         if lacks.iter().any(|lack| matches!(lack, Lack::Handler { .. })) {
             self.unhandled.notify_one();
@@ -183,30 +183,30 @@ impl Membership {
         Ok(lacks.iter().map(Lack::said).collect())
     }
 
-    fn places(&self) -> MutexGuard<'_, Places> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    fn ranks(&self) -> MutexGuard<'_, Ranks> {
+        self.ranks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether it is called, of those that work for a namespace; all are where nobody is.
     pub(crate) fn is_called(&self, namespace: &str, call: Option<(u32, u32)>) -> bool {
-        let place = self.places().get(namespace).copied();
-        place.zip(call).is_none_or(|(place, call)| place.is_called(call))
+        let rank = self.ranks().get(namespace).copied();
+        rank.zip(call).is_none_or(|(rank, call)| rank.is_called(call))
     }
 
     /// Whether it is one of those that look at what concerns all.
     pub(crate) fn leads(&self) -> bool {
-        let places = self.places();
-        places.is_empty() || places.values().any(|place| place.leads())
+        let ranks = self.ranks();
+        ranks.is_empty() || ranks.values().any(|rank| rank.leads())
     }
 
     /// How long it is to rest where a member of a small fleet would for so long.
     pub(crate) fn rest(&self, rest: Duration) -> Duration {
-        self.places().values().map(|place| place.rest(rest)).min().unwrap_or(rest)
+        self.ranks().values().map(|rank| rank.rest(rest)).min().unwrap_or(rest)
     }
 
     /// The same of what it does for one of its namespaces.
     pub(crate) fn rest_of(&self, namespace: &str, rest: Duration) -> Duration {
-        self.places().get(namespace).map_or(rest, |place| place.rest(rest))
+        self.ranks().get(namespace).map_or(rest, |rank| rank.rest(rest))
     }
 
     fn lease(&self) -> Duration {

@@ -1,4 +1,4 @@
-//! Who is to look when something has come in. Where a fleet is large, a few look at once, and not all: each member knows its own place among those that could.
+//! Who is to look when something has come in. Where a fleet is large, a few look at once, and not all: each member knows its own rank among those that could.
 
 use std::time::Duration;
 
@@ -16,26 +16,26 @@ const LONGEST_REST: Duration = Duration::from_secs(30);
 /// How much more seldom than in a small fleet a member of a large one looks by itself, at most.
 const SELDOM: f64 = 8.0;
 
-/// A member's place among those of its kind that work for the same namespace.
+/// A member's rank among those of its kind that work for the same namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(from = "(u32, u32)")]
-pub(crate) struct Place {
+pub(crate) struct Rank {
     /// How many were there before it.
-    rank: u32,
+    before: u32,
     /// How many there are.
     of: u32,
 }
 
-impl From<(u32, u32)> for Place {
-    fn from((rank, of): (u32, u32)) -> Place {
-        Place { rank, of }
+impl From<(u32, u32)> for Rank {
+    fn from((before, of): (u32, u32)) -> Rank {
+        Rank { before, of }
     }
 }
 
-impl Place {
+impl Rank {
     /// Whether it is one of those that look at what concerns all.
     pub(crate) fn leads(self) -> bool {
-        self.rank < FEW
+        self.before < FEW
     }
 
     /// Whether it is one of those that are called when `count` have come in; `ticket` is any number, the same for all.
@@ -43,7 +43,7 @@ impl Place {
         if self.of <= FEW {
             return true;
         }
-        let after = (self.rank % self.of + self.of - ticket % self.of) % self.of;
+        let after = (self.before % self.of + self.of - ticket % self.of) % self.of;
         after < count.saturating_add(SPARE)
     }
 
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     fn called(of: u32, call: (u32, u32)) -> Vec<u32> {
-        (0..of).filter(|rank| Place { rank: *rank, of }.is_called(call)).collect()
+        (0..of).filter(|rank| Rank { before: *rank, of }.is_called(call)).collect()
     }
 
     #[test]
@@ -81,9 +81,9 @@ mod tests {
 
     #[test]
     fn a_fleet_looks_no_more_often_by_itself_than_a_small_one() {
-        let rests = |of, seconds| Place { rank: 0, of }.rest(Duration::from_secs(seconds)).as_secs();
+        let rests = |of, seconds| Rank { before: 0, of }.rest(Duration::from_secs(seconds)).as_secs();
         assert_eq!([rests(1, 1), rests(8, 1), rests(32, 1), rests(1_000, 1)], [1, 1, 4, 8]);
         assert_eq!([rests(50, 10), rests(50, 600)], [30, 600]);
-        assert!(Place { rank: 7, of: 50 }.leads() && !Place { rank: 8, of: 50 }.leads());
+        assert!(Rank { before: 7, of: 50 }.leads() && !Rank { before: 8, of: 50 }.leads());
     }
 }

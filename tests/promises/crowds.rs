@@ -129,7 +129,7 @@ async fn siblings_completed_by_many_workers_in_any_order_do_not_deadlock() {
 }
 
 #[tokio::test]
-async fn a_notification_calls_as_many_as_there_is_something_for_and_each_member_knows_its_place_among_the_others() {
+async fn a_notification_calls_as_many_as_there_is_something_for_and_each_member_knows_its_rank_among_the_others() {
     World::with(async |world| {
         world.register("name: t\nnamespace: here\nsteps: [{ name: s, handler: H }]").await;
         let mut heard = PgListener::connect(&world.url).await.unwrap();
@@ -150,16 +150,16 @@ async fn a_notification_calls_as_many_as_there_is_something_for_and_each_member_
             .run(&format!("UPDATE tasker.members SET left_at = now() WHERE id = {gone}"))
             .await;
         let (third, of_all) = (join("worker", "{there}").await, join("orchestrator", "{}").await);
-        for (member, places) in [
+        for (member, ranks) in [
             (first, r#"{"here": [0, 2]}"#),
             (second, r#"{"here": [1, 2], "there": [0, 2]}"#),
             (third, r#"{"there": [1, 2]}"#),
             (of_all, r#"{"": [0, 1]}"#),
         ] {
             let told = world
-                .text(&format!("SELECT (tasker.renew_membership({member}, '1 hour')).places::text"))
+                .text(&format!("SELECT (tasker.renew_membership({member}, '1 hour')).ranks::text"))
                 .await;
-            assert_eq!(told, places, "{member}");
+            assert_eq!(told, ranks, "{member}");
         }
     })
     .await;

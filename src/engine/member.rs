@@ -43,6 +43,14 @@ struct Done {
     seconds: f64,
 }
 
+/// What became of a heartbeat, and what the fleet is like beside the member.
+#[derive(sqlx::FromRow)]
+struct Renewed {
+    held: bool,
+    lacks: Option<Json<Vec<Lack>>>,
+    ranks: Option<Json<Ranks>>,
+}
+
 /// What is missing beside a member, in a namespace.
 #[derive(Deserialize)]
 #[serde(untagged)]
@@ -163,7 +171,7 @@ impl Membership {
     pub async fn renew(&self, report: &Value) -> Result<Vec<String>> {
         let activity = std::mem::take(&mut *self.activity.lock().unwrap_or_else(PoisonError::into_inner));
         let renewing = sqlx::query_as("SELECT held, lacks, ranks FROM tasker.renew_membership($1, make_interval(secs => $2), $3, $4, $5)");
-        let (held, lacks, ranks): (bool, Option<Json<Vec<Lack>>>, Option<Json<Ranks>>) = renewing
+        let Renewed { held, lacks, ranks } = renewing
             .bind(self.id())
             .bind(self.lease().as_secs_f64())
             .bind(report)

@@ -60,6 +60,8 @@ LANGUAGE sql STABLE BEGIN ATOMIC
         'orchestrators', tasker.orchestrators(n.name),
         'workers', (SELECT count(*) FROM tasker.members w WHERE w.kind = 'worker' AND w.left_at IS NULL
                     AND w.lease_until > clock_timestamp() AND n.name = ANY (w.namespaces)))
+        -- What is here of a namespace that lives in another shard by now.
+        || CASE WHEN n.lives_in <> tasker.shard() THEN jsonb_build_object('moved_to', n.lives_in) ELSE '{}' END
     FROM (
         SELECT f.id FROM (
             SELECT a.id FROM tasker.awake_namespaces(p_after, p_limit) AS a

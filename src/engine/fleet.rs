@@ -47,7 +47,8 @@ fn all_of(shards: &Shards, mut fleets: Vec<(String, Value)>) -> error::Result<Va
     Ok(of_shards(fleets.into_iter().map(|(name, fleet)| (name, Ok(fleet))).chain(away)))
 }
 
-/// That of several shards as one, with what each says for itself under `shards`; an error in place of one that does not tell.
+/// That of several shards as one, with what each says for itself under `shards`; an error in place of one that does not tell. What is left of a namespace
+/// where it was, before it moved, is named "namespace in shard".
 pub(crate) fn of_shards(fleets: impl IntoIterator<Item = (String, Result<Value, String>)>) -> Value {
     let mut all = json!({ "asleep": 0, "members": [], "unhandled": [], "limits": [], "namespaces": {}, "broken_queues": {}, "counters": {}, "shards": {} });
     for (shard, fleet) in fleets {
@@ -70,8 +71,12 @@ pub(crate) fn of_shards(fleets: impl IntoIterator<Item = (String, Result<Value, 
         }
         for map in ["namespaces", "broken_queues"] {
             let entries = fleet[map].as_object_mut().map(std::mem::take).unwrap_or_default();
+            let named = entries.into_iter().map(|(name, entry)| match entry["moved_to"].is_null() {
+                true => (name, entry),
+                false => (format!("{name} in {shard}"), entry),
+            });
             if let Some(all) = all[map].as_object_mut() {
-                all.extend(entries);
+                all.extend(named);
             }
         }
         for (name, count) in fleet["counters"].as_object().into_iter().flatten() {

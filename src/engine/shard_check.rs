@@ -32,6 +32,10 @@ pub(crate) async fn check_shards(shards: &Shards) -> Vec<ShardFault> {
         Err(_) => None,
     };
     for name in shards.names() {
+        // One that is away says so below.
+        shards.moves(name).await.ok();
+    }
+    for name in shards.names() {
         let mut wrong = |what: String| {
             faults.push(ShardFault {
                 shard: name.to_owned(),
@@ -55,7 +59,14 @@ pub(crate) async fn check_shards(shards: &Shards) -> Vec<ShardFault> {
                     namespace: Some(namespace.to_owned()),
                     ..TaskFilter::default()
                 };
-                if home != name && !read::page_of_tasks(&db, &of, 1).await?.tasks.is_empty() {
+                let listed = shards.settings().home_of(namespace);
+                if home == name && listed != name {
+                    wrong(format!(
+                        "{namespace} has moved here, and tasker.yml has it live in {listed}: let it say so under shards"
+                    ));
+                }
+                let knows = home == name || shards.others_of(namespace).contains(name);
+                if !knows && !read::page_of_tasks(&db, &of, 1).await?.tasks.is_empty() {
                     wrong(format!(
                         "it has tasks of {namespace}, which lives in {home}: nobody works on them, but for processes with --shard {name}"
                     ));

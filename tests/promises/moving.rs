@@ -135,6 +135,12 @@ async fn a_namespace_moves_under_load_and_each_task_runs_once_wherever_it_is() {
         let listed = two.told(&["task", "list", "--namespace", "here", "--limit", "1000"]);
         assert_eq!(listed.as_array().unwrap().len(), ids.len().min(1_000));
 
+        let checked = said(&two.tasker(&["shard", "check"]));
+        assert!(
+            checked.contains("here has moved here, and tasker.yml has it live in default"),
+            "{checked}"
+        );
+        assert!(!checked.contains("nobody works on them"), "{checked}");
         let again = two.told(&MOVE);
         assert_eq!(
             (&again["stage"], &again["tasks"], &again["unfinished"]),
@@ -412,6 +418,14 @@ async fn dead_letters_are_found_and_replayed_in_the_shard_where_they_are() {
             .map(|letter| letter["id"].as_str().unwrap())
             .collect();
         assert_eq!(ids, ["here/7000000000001", "here/1"]);
+        let queues = two.told(&["queue", "list"]);
+        let of: Vec<(&Value, &Value)> = queues
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|queue| (&queue["namespace"], &queue["dead"]))
+            .collect();
+        assert_eq!(of, [(&json!("here"), &json!(1)), (&json!("here in default"), &json!(1))]);
         for (id, task) in ids.iter().zip([new, old]) {
             assert_eq!(two.told(&["dlq", "show", id])["task"], task.to_string());
         }

@@ -159,7 +159,7 @@ fn the_checker_finds_an_engine_that_drops_a_message() {
     let then = "EXECUTE format('DELETE FROM pgmq.%I WHERE random() < 0.002', pgmq.format_table_name(v_queue, 'q'));";
     must_find(Bug {
         function: "enqueue_steps(uuid[],smallint[],text[],tasker.taker)",
-        now: "PERFORM tasker.notify('tasker_steps', v_queue);",
+        now: "PERFORM tasker.call('tasker_steps', v_queue, cardinality(v_tasks) - v_room);",
         then,
         only_freezes: false,
     });

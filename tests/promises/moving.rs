@@ -221,8 +221,15 @@ async fn a_move_that_was_cut_off_goes_on_where_it_was_and_meanwhile_who_creates_
         two.world
             .until_true("(SELECT coalesce(lives_in = 7, false) FROM tasker.namespaces WHERE name = 'here')")
             .await;
+        // What it has asked for last is asked, though nobody hears the answer.
+        let waiting =
+            "pg_stat_activity WHERE datname = current_database() || '_eu' AND wait_event_type = 'Lock' AND query LIKE '%open_namespaces%'";
+        two.world.until_true(&format!("EXISTS (SELECT FROM {waiting})")).await;
         moving.kill().unwrap();
         moving.wait().unwrap();
+        two.world
+            .run(&format!("SELECT pg_terminate_backend(pid, 10000) FROM {waiting}"))
+            .await;
         there.close().await.unwrap();
         let creating = tokio::spawn({
             let shards = shards.clone();

@@ -129,10 +129,10 @@ pub(crate) async fn plan(shards: &Shards, mut names: Vec<String>, to: &str) -> R
     names.sort();
     names.dedup();
     let to = Side::of(shards, to).await?;
+    shards.moves(&to.name).await?;
     let mut from = None;
     for name in &names {
         shards.of_namespace(name).await?;
-        shards.moves(&to.name).await?;
         let home = shards.home_of(name).to_owned();
         let home = match home == to.name {
             false => home,
@@ -209,17 +209,22 @@ impl Move {
     /// What there is to move.
     pub(crate) async fn look(&self) -> Result<Moved> {
         let walked = self.walk(Uuid::nil(), None, false).await?;
-        Ok(Moved {
+        let schedules = self.from.all("SELECT tasker.export_schedules($1)", &self.names).await?.len();
+        Ok(self.told(walked, self.copy_versions(false).await?, schedules))
+    }
+
+    fn told(&self, walked: Walked, versions: usize, schedules: usize) -> Moved {
+        Moved {
             namespaces: self.names.clone(),
             from: self.from.name.clone(),
             to: self.to.name.clone(),
             stage: self.stage,
-            versions: self.copy_versions(false).await?,
-            schedules: self.from.all("SELECT tasker.export_schedules($1)", &self.names).await?.len(),
+            versions,
+            schedules,
             keys: walked.keys,
             tasks: walked.tasks,
             unfinished: walked.unfinished,
-        })
+        }
     }
 
     /// Does what is left to do; `said` is told of each part. New tasks are created in the new shard then; those that are left in the old one go on there.
@@ -229,6 +234,8 @@ impl Move {
         let mut turn = self.from.db.take_turn("tasker.turn_moves").await?;
         let began = now(&self.from.db).await?;
         let mut versions = 0;
+        // The keys of tasks before it are copied.
+        let mut copied = Uuid::nil();
         if self.stage == Stage::Begins {
             let (from, to) = (Some(self.from.number), Some(self.to.number));
             self.to
@@ -241,6 +248,7 @@ impl Move {
             // What these transactions have created is behind them.
             self.outlast(&turn).await?;
             self.walk(Uuid::nil(), Some(at(began)), true).await?;
+            copied = at(began.saturating_sub(SKEW));
             self.from
                 .call_about("SELECT tasker.close_namespaces($1, $2)", &self.names, to)
                 .await?;
@@ -253,12 +261,11 @@ impl Move {
         } else if self.stage == Stage::Closed {
             self.outlast(&turn).await?;
             self.copy_moved_keys().await?;
-            self.walk(Uuid::nil(), None, true).await?;
         }
         let mut schedules = 0;
         if self.stage == Stage::Closed {
             versions = versions.max(self.copy_versions(true).await?);
-            self.walk(at(began.saturating_sub(SKEW)), None, true).await?;
+            self.walk(copied, None, true).await?;
             let uniques = self.from.all("SELECT tasker.export_uniques($1)", &self.names).await?;
             self.to.write("SELECT tasker.import_uniques($1)", &uniques).await?;
             let pauses = self.from.all("SELECT tasker.export_pauses($1)", &self.names).await?;
@@ -279,17 +286,7 @@ impl Move {
             }
             self.stage = Stage::Ended;
         }
-        Ok(Moved {
-            namespaces: self.names,
-            from: self.from.name,
-            to: self.to.name,
-            stage: self.stage,
-            versions,
-            schedules,
-            keys: walked.keys,
-            tasks: walked.tasks,
-            unfinished: walked.unfinished,
-        })
+        Ok(self.told(walked, versions, schedules))
     }
 
     /// Tasks are created again where they were, and nowhere else.

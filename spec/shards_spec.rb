@@ -75,7 +75,6 @@ RSpec.describe "namespaces that live in a database of their own" do
       require "pg"
       open = []
       TaskerCore.configure { |settings| settings.open_transaction = -> { open } }
-      worker = TaskerCore::Worker.new(namespaces: ["#{namespace}"], orchestrate: true).start
       before = TaskerCore.enqueue(Greeting, { name: "Ada" }, key: "ada")
       connection = PG.connect(#{Database.direct_url('_eu').inspect})
       open.replace([connection])
@@ -90,6 +89,7 @@ RSpec.describe "namespaces that live in a database of their own" do
         connection.exec("ROLLBACK")
       end
       open.clear
+      worker = TaskerCore::Worker.new(namespaces: ["#{namespace}"], orchestrate: true).start
       after = TaskerCore.enqueue(Greeting, { name: "Bob" })
       [before, after].each { |task| task.wait(timeout: 60) }
       again = TaskerCore.enqueue(Greeting, { name: "Ada" }, key: "ada")

@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use bounded::{Bounded, Waits};
 use doubt::Doubt;
+pub(crate) use replicas::aged;
 use replicas::Replicas;
 use servers::{Pool, Servers};
 use session::{Sessions, READ_ONLY};
@@ -277,7 +278,15 @@ impl Db {
 
     fn replica_or<'d>(&'d self, primary: Bounded<'d>) -> Bounded<'d> {
         match self.replica() {
-            Some((pool, doubt, _)) => Bounded { pool, doubt, ..primary },
+            Some((pool, doubt, age)) => {
+                replicas::note(age);
+                Bounded {
+                    pool,
+                    doubt,
+                    age: Some(age),
+                    ..primary
+                }
+            }
             None => primary,
         }
     }
@@ -286,7 +295,7 @@ impl Db {
         self.replicas.as_ref().filter(|_| self.is_for_people)?.now()
     }
 
-    /// How old the answers of [`Db::readers`] may be; None: they are of now.
+    /// How old an answer of [`Db::readers`] would be now; None: it would be of now.
     pub(crate) fn age(&self) -> Option<Duration> {
         self.replica().map(|(.., age)| age)
     }
@@ -326,6 +335,7 @@ impl Db {
             pool,
             waits: &self.waits,
             doubt: &self.servers.doubt,
+            age: None,
         }
     }
 

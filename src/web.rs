@@ -37,6 +37,7 @@ use axum::Router;
 use tower::ServiceExt;
 
 use crate::api::Api;
+use crate::db::aged;
 use graph::Layouts;
 pub use in_process::{Answered, InProcess, Taken};
 use live::Live;
@@ -107,9 +108,9 @@ pub fn router(api: Api) -> Router {
         .route("/assets/{name}", get(assets::show))
         .fallback(async move |request: Request| {
             let of = if request.uri().path().starts_with("/api/") { api } else { pages };
-            let Ok(mut answer) = of.oneshot(request).await;
-            // Of what a replica has answered (RFC 9111, 5.1).
-            if let Some(age) = shards.opened().filter_map(|(_, db)| db.age()).max() {
+            let (Ok(mut answer), age) = aged(of.oneshot(request)).await;
+            // Of what a replica has answered (RFC 9111, 5.1), also if that was kept from an answer before.
+            if let Some(age) = shards.opened().map(|(_, db)| db.age()).max().max(Some(age)).flatten() {
                 answer.headers_mut().insert(AGE, age.as_secs().saturating_add(1).into());
             }
             answer

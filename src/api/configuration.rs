@@ -10,7 +10,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::access::{Admin, As, Caller, Reader};
 use super::extract::{Asked, Body};
-use super::listed::{limit, Listed};
+use super::listed::{limit, Listed, Newest};
 use super::problem::{ChangeRefused, Outcome, Problem, ReadRefused};
 use super::Api;
 use crate::config::distributed::{self, Place};
@@ -29,16 +29,6 @@ use crate::engine::fleet;
     ReadRefused))]
 pub(super) async fn show(State(api): State<Api>, _: Reader) -> Outcome<Json<Value>> {
     Ok(Json(json!(api.coordinator.get().await?)))
-}
-
-/// How many
-#[derive(Debug, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub(super) struct Newest {
-    /// How many at most
-    #[param(minimum = 1, maximum = 1000, default = 100)]
-    limit: Option<i32>,
 }
 
 /// List versions of the configuration

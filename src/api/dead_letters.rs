@@ -8,7 +8,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::access::{As, Caller, Operator, Reader};
 use super::extract::{Asked, Body, Part};
-use super::listed::{limit, Listed};
+use super::listed::{limit, Listed, Newest};
 use super::problem::{ChangeRefused, Outcome, Problem, ReadRefused};
 use super::steering::Reason;
 use super::Api;
@@ -96,25 +96,15 @@ pub(super) async fn groups(State(api): State<Api>, _: Reader, Asked(asked): Aske
     Ok(Json(Listed::whole(groups)))
 }
 
-/// How many
-#[derive(Debug, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub(super) struct NewestActions {
-    /// How many at most
-    #[param(minimum = 1, maximum = 1000, default = 100)]
-    limit: Option<i32>,
-}
-
 /// List what was done to dead letters
 ///
 /// By whom, and why, the newest first. It takes the role reader.
-#[utoipa::path(get, path = "/dead-letters/actions", tag = "dead letters", params(NewestActions), responses(
+#[utoipa::path(get, path = "/dead-letters/actions", tag = "dead letters", params(Newest), responses(
     (status = 200, description = "What was done", body = Listed, example = json!({ "items": [{
         "at": "2026-11-29T10:00:00Z", "who": "ada", "action": "replay", "letter": "fulfillment/7", "step": "charge",
         "task_id": "0195f1c2-7d6a-7c3e-9f53-6b8f3f0c1a2b", "why": "the bank answers again" }], "next": null })),
     ReadRefused))]
-pub(super) async fn actions(State(api): State<Api>, _: Reader, Asked(asked): Asked<NewestActions>) -> Outcome<Json<Listed>> {
+pub(super) async fn actions(State(api): State<Api>, _: Reader, Asked(asked): Asked<Newest>) -> Outcome<Json<Listed>> {
     let actions = lists::letter_actions(&api.shards, limit(asked.limit)?).await?;
     Ok(Json(Listed::whole(actions)))
 }

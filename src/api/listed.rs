@@ -29,6 +29,16 @@ pub(super) struct Paged {
     pub(super) limit: Option<i32>,
 }
 
+/// How many of a list that begins with the newest
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Newest {
+    /// How many at most
+    #[param(minimum = 1, maximum = 1000, default = 100)]
+    pub(super) limit: Option<i32>,
+}
+
 /// How many entries were asked for: 100 where nothing is said.
 pub(super) fn limit(asked: Option<i32>) -> Outcome<i32> {
     match asked.unwrap_or(100) {

@@ -1,6 +1,8 @@
 //! Servers that answer who only looks, as long as they are not too far behind the primary.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
+use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,6 +25,25 @@ const ANSWERS: Duration = Duration::from_secs(1);
 /// How far a server is: the end of what it has written, or replayed, in bytes (PostgreSQL 15, 8.20).
 const WRITTEN: &str = "SELECT (pg_current_wal_lsn() - '0/0')::bigint";
 const REPLAYED: &str = "SELECT (pg_last_wal_replay_lsn() - '0/0')::bigint";
+
+tokio::task_local! {
+    static OLDEST: Cell<Option<Duration>>;
+}
+
+/// What `looking` finds, and how old that may be, if any of it was a replica's answer. What it spawns does not count.
+pub(crate) async fn aged<T>(looking: impl Future<Output = T>) -> (T, Option<Duration>) {
+    let noting = async {
+        let found = looking.await;
+        (found, OLDEST.with(Cell::get))
+    };
+    OLDEST.scope(Cell::default(), noting).await
+}
+
+/// An answer so old is asked for.
+pub(super) fn note(age: Duration) {
+    // Who does not want to know is not told.
+    let _ = OLDEST.try_with(|oldest| oldest.set(oldest.get().max(Some(age))));
+}
 
 /// All of them.
 #[derive(Debug)]

@@ -66,16 +66,18 @@ pub(crate) async fn read_outline(db: &Db, task: Uuid) -> Result<Value> {
 
 async fn read_with(db: &Db, task: Uuid, bytes: i64) -> Result<Value> {
     let read = || sqlx::query_scalar("SELECT tasker.read_task($1)").bind(task);
-    let mut found: Option<Value> = read().fetch_one(db.readers()).await?;
-    if found.is_none() && db.age().is_some() {
+    let mut readers = db.readers();
+    let mut found: Option<Value> = read().fetch_one(readers).await?;
+    if found.is_none() && readers.is_of_a_replica() {
         // It may be younger than what a replica knows.
-        found = read().fetch_one(db.pool()).await?;
+        readers = db.pool();
+        found = read().fetch_one(readers).await?;
     }
     let mut found = found.ok_or_else(|| Error::NotFound(format!("no task {task}")))?;
     let mut steps: Vec<Value> = sqlx::query_scalar("SELECT tasker.read_steps($1, $2)")
         .bind(task)
         .bind(bytes)
-        .fetch_all(db.readers())
+        .fetch_all(readers)
         .await?;
     let hidden = db.hidden();
     hidden.hide_fields(&mut found, &["input"]);

@@ -8,7 +8,7 @@ use super::database::{Away, Database, NO_ANSWER};
 use super::fresh::Fresh;
 use super::{Joined, PATIENCE};
 use crate::config::DEFAULT_SHARD;
-use crate::db::Db;
+use crate::db::{aged, Db};
 use crate::engine::fleet;
 use crate::engine::repair::Broken;
 use crate::engine::shards::Shards;
@@ -112,15 +112,15 @@ impl Place {
                     Some(shards) => shards.named(self.shard.as_deref().unwrap_or(DEFAULT_SHARD)).await?,
                     None => self.db.clone(),
                 };
-                Ok::<_, Error>((fleet::fleet(&db).await?, db))
+                fleet::fleet(&db).await
             };
-            match tokio::time::timeout(PATIENCE, asking).await {
-                Ok(Ok((mut fleet, db))) => {
-                    fleet["age_seconds"] = json!(db.age().unwrap_or_default().as_secs_f64());
+            match aged(tokio::time::timeout(PATIENCE, asking)).await {
+                (Ok(Ok(mut fleet)), age) => {
+                    fleet["age_seconds"] = json!(age.unwrap_or_default().as_secs_f64());
                     Ok(fleet)
                 }
-                Ok(Err(error)) => Err(error.to_string()),
-                Err(_) => Err(NO_ANSWER.to_owned()),
+                (Ok(Err(error)), _) => Err(error.to_string()),
+                (Err(_), _) => Err(NO_ANSWER.to_owned()),
             }
         };
         self.fleet.get(ask).await

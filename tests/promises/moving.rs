@@ -1,7 +1,7 @@
 //! A namespace can move to another shard while it works: nothing is lost, nothing is there twice, and ids keep working.
 
 use std::collections::HashMap;
-use std::process::Output;
+use std::process::{Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -189,6 +189,43 @@ async fn a_move_waits_for_what_is_being_created_and_without_an_end_of_that_all_s
         let after = submit(&shards, "here/one", keyed("after")).await.unwrap();
         assert_eq!((number_of(after.id), after.created), (7, true));
         open.close().await.unwrap();
+        shards.close().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_that_a_move_has_closed_is_opened_again_where_a_transaction_in_it_does_not_end() {
+    Two::with(async |two| {
+        let shards = with(two, ONE).await;
+        let connect = async || PgConnection::connect(&two.world.url).await.unwrap();
+        let (mut first, mut second) = (connect().await, connect().await);
+        let open = "BEGIN; SELECT FROM tasker.namespaces";
+        first.execute(open).await.unwrap();
+        let moving = two.command(&MOVE).stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        two.world
+            .until_true("EXISTS (SELECT FROM pg_stat_activity WHERE state = 'idle' AND query LIKE '%tasker.open\\_transactions%')")
+            .await;
+        // The move waits for the first transaction, and not yet for the second one.
+        second.execute(open).await.unwrap();
+        first.execute("COMMIT").await.unwrap();
+        two.world
+            .until_true("EXISTS (SELECT FROM tasker.namespaces WHERE name = 'here' AND lives_in = 7)")
+            .await;
+        let refused = moving.wait_with_output().unwrap();
+        assert!(
+            said(&refused).contains("transactions in default have been open for more than 10 s"),
+            "{}",
+            said(&refused)
+        );
+        let task = submit(&shards, "here/one", NewTask::default()).await.unwrap();
+        assert_eq!(number_of(task.id), 0);
+
+        second.execute("COMMIT").await.unwrap();
+        assert_eq!(two.told(&MOVE)["stage"], "open");
+        for connection in [first, second] {
+            connection.close().await.unwrap();
+        }
         shards.close().await;
     })
     .await;

@@ -24,7 +24,11 @@ RSpec.shared_context "with a dashboard" do
     end
   end
 
-  after { expect(end_browsers).to eq([]) }
+  # What was to be seen where an example fails, and what the server had said by then.
+  after do |example|
+    warn([example.full_description, *browsers.map(&:text), server.output_so_far].join("\n")) if example.exception
+    expect(end_browsers).to eq([])
+  end
 
   def serve(**settings)
     serving = start("serve", "--listen", "127.0.0.1:0", TASKER__API__LISTEN: "127.0.0.1:0", **settings)

@@ -204,7 +204,7 @@ async fn a_shard_that_a_move_has_closed_is_opened_again_where_a_transaction_in_i
         first.execute(open).await.unwrap();
         let moving = two.command(&MOVE).stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         two.world
-            .until_true("EXISTS (SELECT FROM pg_stat_activity WHERE state = 'idle' AND query LIKE '%tasker.open\\_transactions%')")
+            .until_true("EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle' AND query LIKE '%tasker.open\\_transactions%')")
             .await;
         // The move waits for the first transaction, and not yet for the second one.
         second.execute(open).await.unwrap();

@@ -1,11 +1,12 @@
 -- How steps get into queues: the roots of a claimed task, and a step whose retry is due.
 
--- A worker that takes steps of a queue as they become ready, at most so many, without leaving them to the next lease.
+-- A worker that takes steps of a queue as they become ready, at most so many, without leaving them to the next lease. Where any of it is null, this may be
+-- part of somebody else's transaction, who keeps others waiting for its end.
 CREATE TYPE tasker.taker AS (queue text, worker int, room int, lease interval);
 
 -- Sends one message per step, in a batch per queue, and creates the steps' rows. The primary key refuses a step a second life.
 -- A message carries identity only: task, step, attempt. The row holds the rest.
--- Steps under a limit seek its permit instead (see 0007_limits.sql); those of a queue that cannot be worked with, or that are
+-- Steps under a limit that have to wait for its permit do so instead (see 0007_limits.sql); those of a queue that cannot be worked with, or that are
 -- paused (see 0034_pauses.sql), are held back.
 -- Returns the messages that p_taker has now: they come into the queue as if it had leased them there.
 CREATE FUNCTION tasker.enqueue_steps(p_tasks uuid[], p_steps smallint[], p_queues text[], p_taker tasker.taker DEFAULT NULL)
@@ -19,7 +20,8 @@ DECLARE
     v_room     int;
     v_ids      bigint[];
     v_taken    tasker.leased_message[];
-    v_limited  boolean[];
+    v_waits    boolean[];
+    v_starts   boolean;
     v_now      timestamptz := clock_timestamp();
 BEGIN
     IF EXISTS (SELECT FROM tasker.broken_queues) THEN
@@ -33,20 +35,21 @@ BEGIN
     IF EXISTS (SELECT FROM tasker.pauses) THEN
         SELECT h.p_tasks, h.p_steps, h.p_queues INTO p_tasks, p_steps, p_queues FROM tasker.hold_ready(p_tasks, p_steps, p_queues) AS h;
         IF tasker.is_paused(left(p_taker.queue, -6)) THEN
-            p_taker := NULL;
+            p_taker.room := 0;
         END IF;
     END IF;
     IF EXISTS (SELECT FROM tasker.limits) THEN
-        v_limited := tasker.are_limited(p_tasks, p_steps);
+        SELECT t.waits, t.starts INTO v_waits, v_starts FROM tasker.take_permits(p_tasks, p_steps, p_taker IS NOT NULL) AS t;
         INSERT INTO tasker.steps (task_id, step, state, enqueued_at)
-        SELECT r.task, r.step, 'enqueued', v_now FROM unnest(p_tasks, p_steps, v_limited) AS r(task, step, limited) WHERE r.limited;
-        PERFORM tasker.seek_permits(array_agg(r.task), array_agg(r.step))
-        FROM unnest(p_tasks, p_steps, v_limited) AS r(task, step, limited) WHERE r.limited HAVING count(*) > 0;
+        SELECT r.task, r.step, 'enqueued', v_now FROM unnest(p_tasks, p_steps, v_waits) AS r(task, step, waits) WHERE r.waits;
+        IF v_starts THEN
+            p_taker.room := 0;
+        END IF;
     END IF;
     FOR v_queue, v_tasks, v_steps, v_messages IN
         SELECT r.queue, array_agg(r.task), array_agg(r.step), array_agg(jsonb_build_object('task', r.task, 'step', r.step, 'attempt', 1))
-        FROM unnest(p_tasks, p_steps, p_queues, v_limited) AS r(task, step, queue, limited)
-        WHERE r.limited IS NOT TRUE
+        FROM unnest(p_tasks, p_steps, p_queues, v_waits) AS r(task, step, queue, waits)
+        WHERE r.waits IS NOT TRUE
         GROUP BY r.queue ORDER BY r.queue
     LOOP
         v_room := CASE WHEN v_queue = p_taker.queue THEN p_taker.room ELSE 0 END;
@@ -171,7 +174,8 @@ BEGIN
         v_rooms := v_rooms || v_namespace.target - v_depth;
     END LOOP;
     IF 0 < ANY (v_rooms) THEN
-        SELECT a.claimed, a.traced INTO v_claimed, v_traced FROM tasker.admit_tasks(v_namespaces, v_rooms, p_member, p_batch, v_before) AS a;
+        SELECT a.claimed, a.traced INTO v_claimed, v_traced FROM tasker.admit_tasks(v_namespaces, v_rooms, p_member, p_batch, v_before,
+                                                                                     ROW('', p_member, 0, '0')::tasker.taker) AS a;
     END IF;
     RETURN QUERY
     SELECT n.name, (SELECT count(*)::int FROM unnest(v_claimed) AS c(id) WHERE c.id = n.id),

@@ -37,6 +37,8 @@ CREATE TABLE tasker.permits (
     place      timestamptz NOT NULL,
     granted_at timestamptz,
     started_at timestamptz,
+    -- the newest limit that there was when this was seen to be the last permit that its step wants; null: it wants others after it
+    seen_limit int,
     PRIMARY KEY (task_id, step, limit_id)
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX permits_waiting ON tasker.permits (limit_id, key, place) WHERE granted_at IS NULL;
@@ -51,26 +53,12 @@ CREATE TABLE tasker.limit_events (
     limit_id   int NOT NULL,
     key        text NOT NULL,
     at         timestamptz NOT NULL,
-    -- of a permit that came back: when it had been granted, and whether its step failed
-    granted_at timestamptz,
-    failed     boolean
+    -- of permits that came back, parallel: when they had been granted, and whether their steps failed
+    granted    timestamptz[],
+    failed     boolean[]
 );
 CREATE INDEX limit_events_at ON tasker.limit_events (at);
 CREATE INDEX limit_events_key ON tasker.limit_events (limit_id, key);
-
--- The limits that concern a step, in the order in which it seeks their permits: those by key come first, so that what waits for a key's turn
--- takes nothing from others.
-CREATE FUNCTION tasker.limits_of(p_task uuid, p_step smallint) RETURNS TABLE (limit_id int, key text, n bigint)
-LANGUAGE sql STABLE ROWS 2 BEGIN ATOMIC
-    SELECT l.id, CASE WHEN length(k.key) > 200 THEN md5(k.key) ELSE k.key END,
-           row_number() OVER (ORDER BY l.key IS NULL, l.rate IS NOT NULL, l.id)
-    FROM tasker.tasks t
-    JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = p_step
-    JOIN tasker.limits l ON l.namespace = ts.namespace AND NOT l.removed
-        AND coalesce(l.handler = ts.handler, true) AND coalesce(l.template IN (ts.template, split_part(ts.template, '.', 1)), true)
-    CROSS JOIN LATERAL (SELECT CASE WHEN l.key IS NULL THEN '' ELSE t.input #>> l.key END AS key) AS k
-    WHERE t.id = p_task AND k.key IS NOT NULL;
-END;
 
 -- The limits that a configuration has.
 CREATE FUNCTION tasker.configured_limits(p_overrides jsonb) RETURNS TABLE (

@@ -18,6 +18,7 @@ CREATE TABLE tasker.breakers (
     former_failed int NOT NULL DEFAULT 0,
     PRIMARY KEY (limit_id, key)
 ) WITH (fillfactor = 50);
+CREATE INDEX breakers_open ON tasker.breakers (limit_id) WHERE state = 'open';
 
 -- Notes how the steps ended that gave back permits (p_failed, parallel with when these were granted), and moves the breaker on. A permit that was
 -- granted before the breaker was half open is no probe.
@@ -73,23 +74,6 @@ BEGIN
     WHERE b.limit_id = p_limit AND b.key = p_key;
 END
 $$;
-
--- How many permits the breaker of this key leaves; null: any number.
-CREATE FUNCTION tasker.free_probes(p_limit tasker.limits, p_key text) RETURNS int
-LANGUAGE sql STABLE BEGIN ATOMIC
-    SELECT CASE b.state
-        WHEN 'open' THEN 0
-        WHEN 'half_open' THEN p_limit.probes - b.passed - (
-            SELECT count(*) FROM tasker.permits p WHERE p.limit_id = p_limit.id AND p.key = p_key AND p.granted_at >= b.since)::int END
-    FROM tasker.breakers b WHERE b.limit_id = p_limit.id AND b.key = p_key AND p_limit.failure_rate IS NOT NULL;
-END;
-
--- When the breaker of this key lets probes through; null: it does, or does not depend on time.
-CREATE FUNCTION tasker.probes_at(p_limit tasker.limits, p_key text) RETURNS timestamptz
-LANGUAGE sql STABLE BEGIN ATOMIC
-    SELECT b.until FROM tasker.breakers b
-    WHERE b.limit_id = p_limit.id AND b.key = p_key AND b.state = 'open' AND p_limit.failure_rate IS NOT NULL;
-END;
 
 -- Closes the breakers of a limit, or that of one key. Returns how many were not closed.
 -- Locks: those of grant_permits.

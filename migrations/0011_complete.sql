@@ -70,7 +70,7 @@ BEGIN
         END IF;
         IF v_tasks IS NOT NULL THEN
             taken := taken || tasker.enqueue_steps(v_tasks, v_steps, v_queues, p_taker);
-            p_taker := NULL;
+            p_taker.room := 0;
         END IF;
         -- What was skipped has dependents, too.
         EXIT WHEN p_tasks IS NULL;
@@ -80,8 +80,8 @@ $$;
 
 -- Completes steps: in one transaction deletes their messages, records their results, enqueues the dependents that are now ready and
 -- finalises the tasks that are done. Returns the messages whose report counted (the others were stale and changed nothing), and
--- the steps that the worker has leased by the same call: at most p_room of those that are ready now in this queue, and none when
--- others wait there, which would be overtaken; and the tasks that are done. The first row has the messages; each of the others is a step or a
+-- the steps that the worker has leased by the same call: at most p_room of those that are ready now in this queue, and p_ahead with those that have a permit
+-- now which came back, none when others wait there, which would be overtaken; and the tasks that are done. The first row has the messages; each of the others is a step or a
 -- template's tasks. The arrays are parallel and in msg_id order: (message, fence, task, step, result).
 -- Of a step whose task was cancelled while it ran, the result is kept as its last word, and does not count (see 0013_cancel.sql).
 -- p_shared: the tasks of which a step's siblings could decide the same thing (leased_step.shared); more are right, too.
@@ -89,7 +89,7 @@ $$;
 -- without having locked it first: no other report of that task can be under way, and cancel_tasks waits for nothing while it holds the task.
 CREATE FUNCTION tasker.complete_steps(
     p_queue text, p_worker int, p_ids bigint[], p_fences int[], p_tasks uuid[], p_steps smallint[], p_results text[],
-    p_shared uuid[], p_room int DEFAULT 0, p_lease interval DEFAULT NULL
+    p_shared uuid[], p_room int DEFAULT 0, p_lease interval DEFAULT NULL, p_ahead int DEFAULT 0
 ) RETURNS TABLE (counted bigint[], next tasker.leased_step, done tasker.finished_tasks)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -105,6 +105,7 @@ DECLARE
     v_done    tasker.finished_tasks[];
     v_waits   boolean;
     v_undoing boolean;
+    v_limited boolean;
 BEGIN
     PERFORM tasker.check_reporter(p_queue, p_ids, p_tasks, p_steps, p_shared);
     IF p_shared <> '{}' THEN
@@ -138,17 +139,22 @@ BEGIN
     IF v_ids IS NULL THEN
         RETURN;
     END IF;
-    IF EXISTS (SELECT FROM tasker.limits) THEN
+    v_limited := EXISTS (SELECT FROM tasker.limits);
+    IF v_limited THEN
         PERFORM tasker.release_permits(v_tasks, v_steps, array_fill(false, ARRAY[cardinality(v_ids)]));
     END IF;
 
-    IF p_room > 0 THEN
+    IF p_room > 0 OR v_limited AND p_ahead > 0 THEN
         EXECUTE format('SELECT tasker.%I($1)', p_queue || '_waits') INTO v_waits USING p_ids[cardinality(p_ids)];
     END IF;
     SELECT a.taken, a.done INTO v_taken, v_done
     FROM tasker.advance_tasks(v_tasks, v_steps, ROW(p_queue, p_worker, CASE WHEN v_waits THEN 0 ELSE p_room END, p_lease)) AS a;
     IF v_undoing THEN
         PERFORM tasker.advance_undo(v_tasks);
+    END IF;
+    IF v_limited AND p_lease IS NOT NULL THEN
+        v_taken := v_taken || tasker.pass_permits_on(
+            ROW(p_queue, p_worker, CASE WHEN v_waits OR EXISTS (SELECT FROM tasker.pauses) THEN 0 ELSE p_ahead - coalesce(cardinality(v_taken), 0) END, p_lease));
     END IF;
     RETURN QUERY SELECT v_ids, NULL::tasker.leased_step, NULL::tasker.finished_tasks;
     IF v_taken IS NOT NULL THEN

@@ -36,6 +36,7 @@ use uuid::Uuid;
 
 use crate::config::Live;
 use crate::db::Db;
+use crate::engine::complete::Room;
 use crate::engine::fail::Failure;
 use crate::engine::lease::{record_progress, release_steps, Lease, LeasedStep, Word};
 use crate::engine::member::Membership;
@@ -113,10 +114,6 @@ impl Shared {
         }
     }
 
-    fn concurrency(&self) -> usize {
-        self.live.worker(|config| config.concurrency)
-    }
-
     fn label(&self, queue: usize) -> &[KeyValue] {
         std::slice::from_ref(&self.labels[queue])
     }
@@ -144,13 +141,18 @@ impl Shared {
         }
     }
 
-    /// How many steps of a queue this worker may go on with by itself when its reports make them ready: as many as it has free handlers that no
-    /// other queue waits for.
-    fn room_for_next(&self, queue: usize) -> i32 {
+    /// How many steps of a queue this worker may go on with by itself when it reports so many: of those that become ready by that as many as it has free
+    /// handlers that no other queue waits for; of those that waited for a permit as many as it would lease.
+    fn room_for_next(&self, queue: usize, reported: usize) -> Room {
         if self.stop.is_cancelled() || self.unhandled.any() || self.turns.others_want(queue) {
-            return 0;
+            return Room::default();
         }
-        self.held.free(queue, self.concurrency()) as i32
+        let (concurrency, prefetch) = self.live.worker(|config| (config.concurrency, config.max_prefetch));
+        let (_, room) = self.held.room(concurrency, prefetch, self.waiting.count());
+        Room {
+            next: self.held.free(queue, concurrency) as i32,
+            ahead: (self.held.steps(queue, room) + reported) as i32,
+        }
     }
 }
 

@@ -47,13 +47,22 @@ pub(crate) struct Done {
     pub(crate) seconds: Vec<f64>,
 }
 
-/// Completes steps of one queue together, and leases up to `room` of those that are ready now in the same queue, for `lease`.
+/// How many steps a report may bring along.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Room {
+    /// Of those that it makes ready.
+    pub(crate) next: i32,
+    /// Together with those that had to wait for a permit, which it gives back.
+    pub(crate) ahead: i32,
+}
+
+/// Completes steps of one queue together, and leases those that can run now in the same queue, as far as there is room, for `lease`.
 pub(crate) async fn complete_steps(
     db: &Db,
     queue: &str,
     worker: i32,
     mut completions: Vec<&Completion>,
-    room: i32,
+    room: Room,
     lease: Duration,
 ) -> Result<Completed> {
     completions.sort_by_key(|c| c.lease);
@@ -62,7 +71,7 @@ pub(crate) async fn complete_steps(
     let shared: Vec<Uuid> = completions.iter().filter(|c| c.lease.shared).map(|c| c.lease.task_id).collect();
     let sql =
         "SELECT counted, (next).*, (done).namespace AS done_namespace, (done).template AS done_template, (done).seconds AS done_seconds
-        FROM tasker.complete_steps($1, $2, $3, $4, $5, $6, $7, $8, $9, make_interval(secs => $10))";
+        FROM tasker.complete_steps($1, $2, $3, $4, $5, $6, $7, $8, $9, make_interval(secs => $10), $11)";
     let rows: Vec<PgRow> = super::again_on_conflict(|| async {
         let query = sqlx::query(sql)
             .bind(queue)
@@ -74,8 +83,9 @@ pub(crate) async fn complete_steps(
         Ok(query
             .bind(&results)
             .bind(&shared)
-            .bind(room)
+            .bind(room.next)
             .bind(lease.as_secs_f64())
+            .bind(room.ahead)
             .fetch_all(db.pool())
             .await?)
     })

@@ -52,7 +52,7 @@ pub(super) fn is_disabled() -> bool {
 }
 
 /// Empty is as good as unset.
-fn variable(name: &str) -> Option<String> {
+pub(super) fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 

@@ -352,7 +352,7 @@ impl Report for Completion {
 
     async fn send(commit: &Commit, reports: &[Reported<Self>]) -> Result<Completed> {
         let shared = &commit.shared;
-        let room = shared.room_for_next(commit.queue);
+        let room = shared.room_for_next(commit.queue, reports.len());
         let (worker, lease) = (shared.membership.id(), shared.live.worker(|config| config.lease));
         let completions = reports.iter().map(|reported| &reported.report).collect();
         let completed = complete_steps(&shared.db, commit.queue_name(), worker, completions, room, lease).await?;

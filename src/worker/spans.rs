@@ -59,7 +59,7 @@ fn handle(step: &Step) -> Part {
 
 /// Tells a step whose report counted; `ended` is when its handler was done.
 pub(super) fn tell(shared: &Shared, step: &Step, ended: Instant, reporting: &Reporting<'_>) {
-    let Some(spans) = Spans::of(shared, step) else { return };
+    let Some(spans) = Spans::of(step) else { return };
     let message = message(step);
     let process = spans.id(Part::Process(message));
     let flow = format!("{}.{}", step.leased.template, step.leased.name);
@@ -70,6 +70,7 @@ pub(super) fn tell(shared: &Shared, step: &Step, ended: Instant, reporting: &Rep
 
     let (parent, links) = spans.causes();
     let mut processing = spans.span(format!("process {flow}"), SpanKind::Consumer, process, parent, (enqueued, now));
+    processing.attributes = spans.attributes(shared);
     processing
         .attributes
         .extend(messaging("process", shared.queues[step.queue].clone()));
@@ -85,25 +86,29 @@ pub(super) fn tell(shared: &Shared, step: &Step, ended: Instant, reporting: &Rep
     spans
         .traces
         .tell(spans.span("wait".into(), SpanKind::Internal, wait, process, waited));
-    spans.tell_handled(began, ended, process, error);
+    spans.traces.tell(spans.handled(began, ended, process, error));
 
     let name = if reporting.failure.is_some() { "fail" } else { "complete" };
     let (report, times) = (spans.id(Part::Report(message)), (telemetry::system_time(reporting.began), now));
     let mut reported = spans.span(format!("{name} {flow}"), SpanKind::Client, report, process, times);
-    reported.attributes.extend([
+    reported.attributes = vec![
         KeyValue::new("db.system.name", "postgresql"),
         KeyValue::new("db.stored_procedure.name", reporting.function),
         KeyValue::new("db.operation.batch.size", reporting.batch as i64),
-    ]);
+    ];
     spans.traces.tell(reported);
 }
 
 /// Tells only that the handler ran: its step is another's by now, and so is all else there is to tell of it.
 pub(super) fn tell_lost(shared: &Shared, step: &Step, ended: Instant) {
-    let Some(spans) = Spans::of(shared, step) else { return };
+    let Some(spans) = Spans::of(step) else { return };
     let process = spans.id(Part::Process(message(step)));
     let error = Some(("LeaseLost".into(), "the step is another's by now".into()));
-    spans.tell_handled(step.began.unwrap_or(step.received), ended, process, error);
+    // Nobody tells the one above it.
+    spans.traces.tell(Span {
+        attributes: spans.attributes(shared),
+        ..spans.handled(step.began.unwrap_or(step.received), ended, process, error)
+    });
 }
 
 /// What the spans of one step have in common.
@@ -112,30 +117,29 @@ struct Spans<'a> {
     trace: &'a Trace,
     task: SpanContext,
     step: &'a Step,
-    attributes: Vec<KeyValue>,
 }
 
 impl Spans<'_> {
     /// None: nobody wants them.
-    fn of<'a>(shared: &Shared, step: &'a Step) -> Option<Spans<'a>> {
+    fn of(step: &Step) -> Option<Spans<'_>> {
         let leased = &step.leased;
         let trace = leased.trace.as_ref()?;
         let traces = telemetry::traces()?;
         let task = telemetry::span_context(&trace.context);
-        task.is_sampled().then(|| Spans {
-            traces,
-            trace,
-            task,
-            step,
-            attributes: vec![
-                KeyValue::new("tasker.task.id", leased.task_id.to_string()),
-                KeyValue::new("tasker.template", leased.template.clone()),
-                KeyValue::new("tasker.step", leased.name.clone()),
-                KeyValue::new("tasker.namespace", shared.namespaces[step.queue].clone()),
-                KeyValue::new("tasker.attempt", i64::from(leased.attempt)),
-                KeyValue::new("tasker.member", i64::from(shared.membership.id())),
-            ],
-        })
+        task.is_sampled().then(|| Spans { traces, trace, task, step })
+    }
+
+    /// What identifies the step, in the first of its spans only: the others are below it.
+    fn attributes(&self, shared: &Shared) -> Vec<KeyValue> {
+        let leased = &self.step.leased;
+        vec![
+            KeyValue::new("tasker.task.id", leased.task_id.to_string()),
+            KeyValue::new("tasker.template", leased.template.clone()),
+            KeyValue::new("tasker.step", leased.name.clone()),
+            KeyValue::new("tasker.namespace", shared.namespaces[self.step.queue].clone()),
+            KeyValue::new("tasker.attempt", i64::from(leased.attempt)),
+            KeyValue::new("tasker.member", i64::from(shared.membership.id())),
+        ]
     }
 
     fn id(&self, part: Part) -> SpanId {
@@ -152,17 +156,14 @@ impl Spans<'_> {
         (parent, links)
     }
 
-    fn tell_handled(&self, began: Instant, ended: Instant, process: SpanId, error: Option<(String, String)>) {
+    fn handled(&self, began: Instant, ended: Instant, process: SpanId, error: Option<(String, String)>) -> Span {
         let name = format!("handle {}", self.step.leased.handler);
         let times = (telemetry::system_time(began), telemetry::system_time(ended));
         let span = self.span(name, SpanKind::Internal, self.id(handle(self.step)), process, times);
-        self.traces.tell(Span { error, ..span });
+        Span { error, ..span }
     }
 
     fn span(&self, name: String, kind: SpanKind, id: SpanId, parent: SpanId, times: (SystemTime, SystemTime)) -> Span {
-        Span {
-            attributes: self.attributes.clone(),
-            ..Span::new(name, kind, telemetry::sibling(&self.task, id), parent, times)
-        }
+        Span::new(name, kind, telemetry::sibling(&self.task, id), parent, times)
     }
 }

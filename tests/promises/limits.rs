@@ -191,6 +191,97 @@ async fn what_waits_for_a_permit_is_not_sent_and_comes_in_order_as_others_end() 
     .await;
 }
 
+/// What a worker that may lease so many ahead gets with its report of this step.
+async fn passed_on(world: &World, step: &Leased, ahead: i32) -> Vec<Uuid> {
+    let next = "SELECT (next).task_id FROM tasker.complete_steps($1, 7, ARRAY[$2], ARRAY[$3], ARRAY[$4], ARRAY[$5], ARRAY['null'], '{}', 0, '1 hour', $6)
+                WHERE (next).msg_id IS NOT NULL";
+    let query = sqlx::query_scalar(next).bind(&step.queue).bind(step.msg_id).bind(step.fence);
+    let query = query.bind(step.task_id).bind(step.step).bind(ahead);
+    query.fetch_all(&world.pool).await.expect("completes")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_permit_that_is_free_is_taken_at_once_and_goes_on_with_the_report_to_who_has_waited_longest() {
+    World::with(async |world| {
+        world.charges_under(json!({ "two": { "concurrency": 2 } })).await;
+        let tasks = world.submit_to("charge", vec![json!({}); 6]).await;
+        world.claim().await;
+        let leased = world.lease("here_queue", 10).await;
+        assert_eq!(
+            leased.iter().map(|step| step.task_id).collect::<Vec<_>>(),
+            tasks[..2],
+            "nobody had to grant"
+        );
+        let younger = world.submit("charge", json!({})).await;
+        world.claim().await;
+
+        assert_eq!(passed_on(world, &leased[0], 5).await, [tasks[2]]);
+        assert_eq!(passed_on(world, &leased[1], 0).await, Vec::<Uuid>::new(), "without room it is sent");
+        let sent = world.lease("here_queue", 10).await;
+        assert_eq!(sent.iter().map(|step| step.task_id).collect::<Vec<_>>(), [tasks[3]]);
+        let limit = world.limit("two").await;
+        assert_eq!((&limit["granted"], &limit["waiting"]), (&json!(2), &json!(3)));
+
+        // Who waits for the last permit that it wants learns of a limit that came meanwhile.
+        world
+            .set_rules(
+                "here",
+                json!({ "limits": { "two": { "concurrency": 2 }, "one": { "concurrency": 1 } } }),
+            )
+            .await
+            .unwrap();
+        assert_eq!(
+            passed_on(world, &sent[0], 5).await,
+            Vec::<Uuid>::new(),
+            "it seeks the other one now"
+        );
+        let last = world.granted("here_queue").await;
+        assert_eq!(last.iter().map(|step| step.task_id).collect::<Vec<_>>(), [tasks[4]]);
+        assert_eq!(passed_on(world, &last[0], 5).await, Vec::<Uuid>::new());
+        let last = world.granted("here_queue").await;
+        assert_eq!(last.iter().map(|step| step.task_id).collect::<Vec<_>>(), [tasks[5]]);
+        assert_eq!(world.task(younger).await["steps"][0]["state"], "enqueued");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_whose_start_counts_or_whose_namespace_is_paused_is_not_taken_unseen() {
+    World::with(async |world| {
+        world
+            .charges_under(json!({ "rare": { "rate": 2, "per_seconds": 3600.0, "concurrency": 1 } }))
+            .await;
+        let tasks = world.submit_to("charge", vec![json!({}); 3]).await;
+        world.claim().await;
+        let leased = world.lease("here_queue", 10).await;
+        assert_eq!(leased.len(), 1);
+        assert_eq!(world.count("SELECT count(*) FROM tasker.limited_starts").await, 1);
+        assert_eq!(
+            passed_on(world, &leased[0], 5).await,
+            Vec::<Uuid>::new(),
+            "its start counts when it is leased"
+        );
+        let second = world.lease("here_queue", 10).await;
+        assert_eq!(second.iter().map(|step| step.task_id).collect::<Vec<_>>(), [tasks[1]]);
+        assert_eq!(world.count("SELECT count(*) FROM tasker.limited_starts").await, 2);
+        world.complete(&second, "null").await;
+        assert_eq!(world.granted("here_queue").await.len(), 0, "two have started");
+
+        world
+            .set_rules("here", json!({ "limits": { "one": { "concurrency": 1 } } }))
+            .await
+            .unwrap();
+        let third = world.granted("here_queue").await;
+        assert_eq!(third.len(), 1);
+        world.submit("charge", json!({})).await;
+        world.claim().await;
+        world.run("SELECT tasker.pause('namespace', 'here', 'test')").await;
+        assert_eq!(passed_on(world, &third[0], 5).await, Vec::<Uuid>::new());
+        assert_eq!(world.granted("here_queue").await.len(), 0);
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_permit_goes_with_the_step_to_the_next_worker_when_one_dies() {
     World::with(async |world| {

@@ -383,7 +383,7 @@ BEGIN
     IF NOT EXISTS (SELECT FROM tasker.limit_events e WHERE e.at <= clock_timestamp()) OR NOT tasker.take_turn('tasker.turn_permits') THEN
         RETURN NULL;
     END IF;
-    RETURN (tasker.grant_in_turn(1000, p_taker)).taken;
+    RETURN (tasker.grant_in_turn(200, p_taker)).taken;
 END
 $$;
 

@@ -148,7 +148,7 @@ impl Shared {
             return Room::default();
         }
         let (concurrency, prefetch) = self.live.worker(|config| (config.concurrency, config.max_prefetch));
-        let (_, room) = self.held.room(concurrency, prefetch, self.waiting.count());
+        let room = self.held.room_at_last(concurrency, prefetch, self.waiting.count());
         Room {
             next: self.held.free(queue, concurrency) as i32,
             ahead: (self.held.steps(queue, room) + reported) as i32,

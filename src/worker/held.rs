@@ -78,6 +78,15 @@ impl Entries {
         }
     }
 
+    fn room(&self, concurrency: usize, max_prefetch: usize, suspects: usize) -> (usize, usize) {
+        let limit = concurrency + self.pace.ahead.min(max_prefetch);
+        if self.bytes > MOST_BYTES {
+            return (limit, 0);
+        }
+        let all = limit + suspects.min(limit);
+        (limit, all.saturating_sub((self.load / HANDLER) as usize))
+    }
+
     fn steps(&self, queue: usize, handlers: usize) -> usize {
         (handlers as f64 / self.parts[queue]).round() as usize
     }
@@ -228,14 +237,12 @@ impl Held {
                 finished,
             };
         }
-        let limit = concurrency + entries.pace.ahead.min(max_prefetch);
-        if entries.bytes > MOST_BYTES {
-            return (limit, 0);
-        }
-        (
-            limit,
-            (limit + suspects.min(limit)).saturating_sub((entries.load / HANDLER) as usize),
-        )
+        entries.room(concurrency, max_prefetch, suspects)
+    }
+
+    /// That room at the pace that was measured last.
+    pub(super) fn room_at_last(&self, concurrency: usize, max_prefetch: usize, suspects: usize) -> usize {
+        self.entries().room(concurrency, max_prefetch, suspects).1
     }
 
     /// Those who wait look again.

@@ -129,15 +129,14 @@ BEGIN
 END
 $$;
 
--- Steps that are enqueued without a message, and wait for no permit, seek the next one they have not: they wait for it; and those that have all are sent. Those
--- of a queue that cannot be worked with are held back, without any. Returns what p_taker has taken (see send_permitted).
+-- Steps that are enqueued without a message seek the next permit they have not: they wait for it; and those that have all are sent. Those of a queue that cannot be
+-- worked with are held back, without any. Returns what p_taker has taken (see send_permitted).
 -- Locks: the caller's, who has those of the steps.
 CREATE FUNCTION tasker.seek_permits(p_tasks uuid[], p_steps smallint[], p_taker tasker.taker DEFAULT NULL) RETURNS tasker.leased_message[]
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_tasks    uuid[];
     v_steps    smallint[];
-    v_waiting  int[];
     v_sent     record;
     v_taken    tasker.leased_message[];
 BEGIN
@@ -160,7 +159,8 @@ BEGIN
         WITH sought AS MATERIALIZED (
             SELECT DISTINCT ON (w.place) w.* FROM tasker.wanted_permits(p_tasks, p_steps) AS w
             WHERE NOT EXISTS (
-                SELECT FROM tasker.permits WHERE task_id = p_tasks[w.place] AND step = p_steps[w.place] AND limit_id = w.limit_id OFFSET 0)
+                SELECT FROM tasker.permits
+                WHERE task_id = p_tasks[w.place] AND step = p_steps[w.place] AND (limit_id = w.limit_id OR granted_at IS NULL) OFFSET 0)
             ORDER BY w.place, w.n
         ), waiting AS (
             INSERT INTO tasker.permits (task_id, step, limit_id, key, seen_limit, place)
@@ -169,19 +169,16 @@ BEGIN
                 clock_timestamp() - s.priority * tasker.aging())
             FROM sought s
             RETURNING limit_id, key
-        ), told AS (
-            INSERT INTO tasker.limit_events (limit_id, key, at) SELECT DISTINCT w.limit_id, w.key, clock_timestamp() FROM waiting w
         )
-        SELECT array_agg(s.place ORDER BY s.place) INTO v_waiting FROM sought s;
+        INSERT INTO tasker.limit_events (limit_id, key, at) SELECT DISTINCT w.limit_id, w.key, clock_timestamp() FROM waiting w;
     END IF;
     FOR v_sent IN
         SELECT ts.queue, array_agg(r.task) AS tasks, array_agg(r.step) AS steps, array_agg(st.row) AS rows, array_agg(st.failures) AS failures
-        FROM unnest(p_tasks, p_steps) WITH ORDINALITY AS r(task, step, place)
+        FROM unnest(p_tasks, p_steps) AS r(task, step)
         CROSS JOIN LATERAL (SELECT * FROM tasker.tasks WHERE id = r.task OFFSET 0) AS t
         CROSS JOIN LATERAL (SELECT ctid AS row, failures::int FROM tasker.steps WHERE task_id = r.task AND step = r.step OFFSET 0) AS st
         CROSS JOIN LATERAL (SELECT * FROM tasker.template_steps WHERE version_id = t.version_id AND step = r.step OFFSET 0) AS ts
-        -- width_bucket says where in the ordered places its own would be.
-        WHERE v_waiting IS NULL OR v_waiting[width_bucket(r.place::int, v_waiting)] IS DISTINCT FROM r.place
+        WHERE NOT EXISTS (SELECT FROM tasker.permits WHERE task_id = r.task AND step = r.step AND granted_at IS NULL OFFSET 0)
         GROUP BY ts.queue ORDER BY ts.queue
     LOOP
         v_taken := v_taken || tasker.send_permitted(v_sent.queue, v_sent.tasks, v_sent.steps, v_sent.rows, v_sent.failures, p_taker);
@@ -374,8 +371,8 @@ BEGIN
 END
 $$;
 
--- Grants what has come back, unless somebody else grants at this moment, or will have to: what the caller's steps gave back goes on to the next ones in the same
--- transaction, which ends soon. Returns what p_taker has taken.
+-- Grants permits in the transaction in which they came back, which is the caller's own and ends soon. Where it is somebody else's turn, an orchestrator does it, which
+-- release_permits has told. Returns what p_taker has taken.
 -- Locks: the turn of grant_permits, which it does not wait for; then those of grant_in_turn.
 CREATE FUNCTION tasker.pass_permits_on(p_taker tasker.taker) RETURNS tasker.leased_message[]
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$

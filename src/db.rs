@@ -283,7 +283,7 @@ impl Db {
                 Bounded {
                     pool,
                     doubt,
-                    age: Some(age),
+                    is_of_a_replica: true,
                     ..primary
                 }
             }
@@ -335,7 +335,7 @@ impl Db {
             pool,
             waits: &self.waits,
             doubt: &self.servers.doubt,
-            age: None,
+            is_of_a_replica: false,
         }
     }
 

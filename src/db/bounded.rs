@@ -30,8 +30,8 @@ pub(crate) struct Bounded<'p> {
     pub(super) pool: &'p Pool,
     pub(super) waits: &'p Waits,
     pub(super) doubt: &'p Doubt,
-    /// How old its answers may be, where a replica gives them.
-    pub(super) age: Option<Duration>,
+    /// A replica gives its answers: there may be something in the primary that they do not have.
+    pub(crate) is_of_a_replica: bool,
 }
 
 /// Whether calls wait too long for a connection.
@@ -51,11 +51,6 @@ impl Waits {
 }
 
 impl Bounded<'_> {
-    /// Whether there may be something in the primary that its answers do not have.
-    pub(crate) fn is_of_a_replica(&self) -> bool {
-        self.age.is_some()
-    }
-
     async fn acquire(&self) -> Result<Borrowed, sqlx::Error> {
         loop {
             let Open { pool, sessions, left } = self.pool.now();

@@ -68,7 +68,7 @@ async fn read_with(db: &Db, task: Uuid, bytes: i64) -> Result<Value> {
     let read = || sqlx::query_scalar("SELECT tasker.read_task($1)").bind(task);
     let mut readers = db.readers();
     let mut found: Option<Value> = read().fetch_one(readers).await?;
-    if found.is_none() && readers.is_of_a_replica() {
+    if found.is_none() && readers.is_of_a_replica {
         // It may be younger than what a replica knows.
         readers = db.pool();
         found = read().fetch_one(readers).await?;

@@ -44,7 +44,7 @@ pub(crate) async fn queues(site: &Site, queues: usize, connections: u32, steps: 
     let worker = Arc::new(Worker::start(&db, config).await.expect("starts"));
     worker.handle_with(Handlers::default().with("Noop", |_| async { Ok(json!(now())) }));
     let seconds = place.finished().await;
-    let open = db.pool_use().open + 3;
+    let open = db.pool_use().open + 1;
     worker.shutdown(Duration::from_secs(5)).await;
     orchestrator.shutdown().await;
     let done: i64 = sqlx::query_scalar("SELECT count(*) FROM tasker.tasks")

@@ -8,6 +8,9 @@ CREATE TABLE tasker.templates (
     UNIQUE (namespace_id, name)
 );
 
+-- A template may be named without its namespace.
+CREATE INDEX templates_name ON tasker.templates (name);
+
 CREATE TABLE tasker.template_versions (
     id           int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     template_id  bigint NOT NULL REFERENCES tasker.templates,

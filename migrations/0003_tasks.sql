@@ -287,30 +287,27 @@ END;
 CREATE FUNCTION tasker.find_template(p_template text, p_version text) RETURNS tasker.template_versions
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    v_found tasker.template_versions[];
+    v_ids   int[];
+    v_found tasker.template_versions;
 BEGIN
-    -- Each by a key of its own: of a template there may be ten thousand versions.
-    IF p_version IS NULL THEN
-        v_found := ARRAY(
-            SELECT tv FROM tasker.templates t
-            JOIN tasker.namespaces n ON n.id = t.namespace_id
-            JOIN tasker.template_versions tv ON tv.id = t.current_version_id
-            WHERE p_template IN (t.name, n.name || '/' || t.name));
-    ELSE
-        v_found := ARRAY(
-            SELECT tv FROM tasker.templates t
-            JOIN tasker.namespaces n ON n.id = t.namespace_id
-            JOIN tasker.template_versions tv ON tv.template_id = t.id AND tv.version = p_version
-            WHERE p_template IN (t.name, n.name || '/' || t.name));
-    END IF;
-    IF cardinality(v_found) > 1 THEN
+    -- Each by a key of its own: there may be thousands of templates, and of one ten thousand versions.
+    v_ids := ARRAY(
+        SELECT v.id FROM (SELECT * FROM tasker.templates WHERE name = substr(p_template, strpos(p_template, '/') + 1) OFFSET 0) AS t
+        CROSS JOIN LATERAL (SELECT name FROM tasker.namespaces WHERE id = t.namespace_id OFFSET 0) AS n
+        CROSS JOIN LATERAL (
+            SELECT t.current_version_id AS id WHERE p_version IS NULL AND t.current_version_id IS NOT NULL
+            UNION ALL
+            SELECT tv.id FROM tasker.template_versions tv WHERE tv.template_id = t.id AND tv.version = p_version) AS v
+        WHERE p_template IN (t.name, n.name || '/' || t.name));
+    IF cardinality(v_ids) > 1 THEN
         RAISE EXCEPTION 'template % exists in several namespaces', p_template
             USING ERRCODE = 'TK003', HINT = 'name it as namespace/name';
-    ELSIF cardinality(v_found) = 0 THEN
+    ELSIF cardinality(v_ids) = 0 THEN
         RAISE EXCEPTION 'no template %', p_template || coalesce(' version ' || p_version, '')
             USING ERRCODE = 'TK002', HINT = 'register it first: tasker template register FILE, or start a worker that defines it';
     END IF;
-    RETURN v_found[1];
+    SELECT tv.* INTO v_found FROM tasker.template_versions tv WHERE tv.id = v_ids[1];
+    RETURN v_found;
 END
 $$;
 

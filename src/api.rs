@@ -35,7 +35,6 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::DefaultBodyLimit;
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, ETAG, IF_NONE_MATCH, RETRY_AFTER};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::from_fn;
@@ -57,9 +56,6 @@ use jwt::Jwt;
 use problem::Problem;
 use proxy::Proxy;
 use waiting::Waiting;
-
-/// The largest body: a thousand tasks of four kilobytes, or one with an input of a mebibyte.
-const MAX_BODY_BYTES: usize = 4 << 20;
 
 /// What the API works with.
 #[derive(Debug, Clone)]
@@ -113,7 +109,6 @@ impl Api {
                     "this resource has no such method: GET /api/v1/openapi.json has those that it has",
                 )
             })
-            .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
             .with_state(self);
         match cors {
             Some(cors) => router.layer(cors),

@@ -2,6 +2,7 @@
 
 mod bounded;
 mod certificate;
+mod connections;
 mod doubt;
 mod migrations;
 mod replicas;
@@ -23,6 +24,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use sqlx::Connection;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use bounded::{Bounded, Waits};
@@ -49,7 +51,7 @@ const APART: u32 = 3;
 /// After a call had to wait too long for a connection, the pool is too small for that long.
 const PRESSED: Duration = Duration::from_secs(10);
 
-/// How many connections of a pool are there, and how many of them wait for work.
+/// How many connections are there, but for the one to LISTEN, and how many of them wait for something to do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct PoolUse {
     /// At most.
@@ -83,8 +85,6 @@ impl PoolUse {
 #[derive(Clone)]
 pub struct Db {
     pool: Arc<Pool>,
-    upkeep: Arc<Pool>,
-    probes: Arc<Pool>,
     waits: Arc<Waits>,
     servers: Arc<Servers>,
     /// With sessions of our own; None: a pooler is all that is known.
@@ -159,8 +159,6 @@ impl Db {
         servers.follow(failover.check_interval, closing.clone());
         Ok(Db {
             pool: servers.pool(max_connections - APART),
-            upkeep: servers.pool(1),
-            probes: servers.pool(1),
             direct: Some(servers.clone()).filter(|servers| servers.sessions == Sessions::Own),
             servers,
             replicas: None,
@@ -229,7 +227,6 @@ impl Db {
     pub fn apart(&self, connections: u32) -> Db {
         Db {
             pool: self.servers.pool(connections),
-            probes: self.servers.pool(1),
             waits: Arc::default(),
             ..self.clone()
         }
@@ -263,7 +260,7 @@ impl Db {
 
     /// The pool, for [`crate::engine`]: no call through it waits for ever.
     pub(crate) fn pool(&self) -> Bounded<'_> {
-        self.bounded(&self.pool)
+        self.bounded(&self.pool.work_turns)
     }
 
     /// The same for what only looks: where people do, a replica answers that is not too far behind, if there is one.
@@ -282,6 +279,7 @@ impl Db {
                 replicas::note(age);
                 Bounded {
                     pool,
+                    turns: &pool.work_turns,
                     doubt,
                     is_of_a_replica: true,
                     ..primary
@@ -322,17 +320,18 @@ impl Db {
 
     /// The same for heartbeats, on the connection that is kept for them.
     pub(crate) fn upkeep(&self) -> Bounded<'_> {
-        self.bounded(&self.upkeep)
+        self.bounded(&self.pool.upkeep_turns)
     }
 
     /// The same for probes.
     pub(crate) fn probes(&self) -> Bounded<'_> {
-        self.bounded(&self.probes)
+        self.bounded(&self.pool.probe_turns)
     }
 
-    fn bounded<'p>(&'p self, pool: &'p Pool) -> Bounded<'p> {
+    fn bounded<'p>(&'p self, turns: &'p Semaphore) -> Bounded<'p> {
         Bounded {
-            pool,
+            pool: &self.pool,
+            turns,
             waits: &self.waits,
             doubt: &self.servers.doubt,
             is_of_a_replica: false,
@@ -376,11 +375,11 @@ impl Db {
 
     /// How much of the pool is in use.
     pub fn pool_use(&self) -> PoolUse {
-        let pool = self.pool.now().pool;
+        let (open, idle) = self.pool.now().connections.count();
         PoolUse {
-            max: pool.options().get_max_connections(),
-            open: pool.size(),
-            idle: pool.num_idle() as u32,
+            max: self.pool.most(),
+            open,
+            idle,
         }
     }
 
@@ -394,9 +393,8 @@ impl Db {
         self.closing.cancel();
         let all = async {
             // Twice, because sqlx forgets a connection that comes back while it waits for the last one.
-            for pool in [&self.probes, &self.upkeep, &self.pool, &self.probes, &self.upkeep, &self.pool] {
-                pool.close().await;
-            }
+            self.pool.close().await;
+            self.pool.close().await;
         };
         if tokio::time::timeout(CLOSE, all).await.is_err() {
             tracing::warn!(database = self.target, "connections to the database could not be closed in time");

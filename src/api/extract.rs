@@ -1,14 +1,21 @@
 //! What requests say: bodies, parts of the path, queries. What cannot be read is a problem that says why.
 
-use axum::body::Bytes;
+use axum::body::Body as Stream;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::StatusCode;
 use axum::Json;
+use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 
 use super::problem::{Outcome, Problem};
 use crate::engine::payload::has_nul;
+
+/// The largest body: a thousand tasks of four kilobytes, or one with an input of a mebibyte.
+const MAX_BODY_BYTES: usize = 4 << 20;
+
+/// A client that still sends hears no answer: so much of what is too large is taken in before it is refused.
+const MAX_TAKEN_BYTES: usize = 16 * MAX_BODY_BYTES;
 
 /// The body: JSON. None at all is `{}`.
 pub(crate) struct Body<T>(pub(crate) T);
@@ -26,11 +33,9 @@ pub(crate) struct Asked<T>(pub(crate) T);
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, state: &S) -> Outcome<Body<T>> {
+    async fn from_request(request: Request, _: &S) -> Outcome<Body<T>> {
         let media_type = request.headers().get(CONTENT_TYPE).cloned();
-        let bytes = Bytes::from_request(request, state)
-            .await
-            .map_err(|rejection| Problem::new(rejection.status(), rejection.body_text()))?;
+        let bytes = take_in(request.into_body()).await?;
         if bytes.is_empty() {
             return Ok(Body(Json::from_bytes(b"{}")?.0));
         }
@@ -47,6 +52,27 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
             ));
         }
         Ok(Body(Json::from_bytes(&bytes)?.0))
+    }
+}
+
+async fn take_in(body: Stream) -> Outcome<Vec<u8>> {
+    let (mut body, mut bytes, mut taken) = (body.into_data_stream(), Vec::new(), 0);
+    while let Some(part) = body.next().await {
+        let part = part.map_err(|error| Problem::new(StatusCode::BAD_REQUEST, format!("the body cannot be read: {error}")))?;
+        taken += part.len();
+        if taken > MAX_TAKEN_BYTES {
+            break;
+        }
+        if taken <= MAX_BODY_BYTES {
+            bytes.extend_from_slice(&part);
+        }
+    }
+    match taken > MAX_BODY_BYTES {
+        true => Err(Problem::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("the body has more than {MAX_BODY_BYTES} bytes"),
+        )),
+        false => Ok(bytes),
     }
 }
 

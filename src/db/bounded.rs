@@ -3,18 +3,19 @@
 use std::future::Future;
 use std::io;
 use std::pin::pin;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt, TryStreamExt};
 use sqlx::error::BoxDynError;
-use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgArguments, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
-use sqlx::{Either, Execute, Executor, PgConnection, PgPool, Postgres};
+use sqlx::{Either, Execute, Executor, PgConnection, Postgres};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
+use super::connections::{Connection, Connections};
 use super::doubt::Doubt;
 use super::servers::{Open, Pool};
 use super::session::{Sessions, TRANSACTION};
@@ -28,6 +29,8 @@ const SLOW: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bounded<'p> {
     pub(super) pool: &'p Pool,
+    /// Whose turn it is with one of the pool's connections.
+    pub(super) turns: &'p Semaphore,
     pub(super) waits: &'p Waits,
     pub(super) doubt: &'p Doubt,
     /// A replica gives its answers: there may be something in the primary that they do not have.
@@ -50,27 +53,43 @@ impl Waits {
     }
 }
 
-impl Bounded<'_> {
-    async fn acquire(&self) -> Result<Borrowed, sqlx::Error> {
+impl<'p> Bounded<'p> {
+    async fn acquire(&self) -> Result<Borrowed<'p>, sqlx::Error> {
         loop {
-            let Open { pool, sessions, left } = self.pool.now();
-            let acquired = unless_left(&left, self.acquire_from(&pool)).await;
+            let Open {
+                connections,
+                sessions,
+                left,
+            } = self.pool.now();
+            let acquired = unless_left(&left, self.acquire_from(&connections)).await;
             match acquired {
                 Err(_) if left.as_ref().is_some_and(CancellationToken::is_cancelled) => {}
                 acquired => {
+                    let (turn, connection) = acquired?;
                     return Ok(Borrowed {
-                        connection: acquired?,
+                        connection: Some(connection),
+                        from: connections,
                         sessions,
                         finished: false,
                         left,
-                    })
+                        _turn: turn,
+                    });
                 }
             }
         }
     }
 
-    async fn acquire_from(&self, pool: &PgPool) -> Result<PoolConnection<Postgres>, sqlx::Error> {
-        let mut acquiring = pin!(pool.acquire());
+    async fn acquire_from(&self, connections: &Connections) -> Result<(SemaphorePermit<'p>, Connection), sqlx::Error> {
+        let taking = async {
+            let turn = self.turns.acquire().await.map_err(|_| sqlx::Error::PoolClosed)?;
+            Ok((turn, connections.take().await?))
+        };
+        let patience = connections.pool.options().get_acquire_timeout();
+        let mut acquiring = pin!(async {
+            tokio::time::timeout(patience, taking)
+                .await
+                .unwrap_or(Err(sqlx::Error::PoolTimedOut))
+        });
         if let Ok(acquired) = tokio::time::timeout(SLOW, &mut acquiring).await {
             return acquired;
         }
@@ -88,8 +107,9 @@ impl Bounded<'_> {
     pub(crate) async fn within<T>(&self, work: impl AsyncFnOnce(&mut Transaction<'_>) -> Result<T, sqlx::Error>) -> Result<T, sqlx::Error> {
         let mut borrowed = self.acquire().await?;
         let sessions = borrowed.sessions;
-        let connection: &mut PgConnection = &mut borrowed.connection;
-        let done = unless_left(&borrowed.left, async {
+        let left = borrowed.left.clone();
+        let connection = borrowed.connection()?;
+        let done = unless_left(&left, async {
             let begin = match sessions {
                 Sessions::Own => "BEGIN",
                 Sessions::Shared => TRANSACTION.as_str(),
@@ -110,18 +130,30 @@ impl Bounded<'_> {
 
 /// A connection that goes back to the pool only when its work was finished. Otherwise (no answer, or nobody waits for it any more) it is
 /// closed: who knows what is still to come through it.
-struct Borrowed {
-    connection: PoolConnection<Postgres>,
+struct Borrowed<'p> {
+    /// Until it is given back.
+    connection: Option<Connection>,
+    from: Arc<Connections>,
     sessions: Sessions,
     finished: bool,
     /// Cancelled when its server is not the primary any more.
     left: Option<CancellationToken>,
+    /// Until then nobody else is given one in its place.
+    _turn: SemaphorePermit<'p>,
 }
 
-impl Drop for Borrowed {
+impl Borrowed<'_> {
+    fn connection(&mut self) -> Result<&mut PgConnection, sqlx::Error> {
+        self.connection.as_mut().map(Connection::get).ok_or(sqlx::Error::PoolClosed)
+    }
+}
+
+impl Drop for Borrowed<'_> {
     fn drop(&mut self) {
-        if !self.finished {
-            self.connection.close_on_drop();
+        match self.connection.take() {
+            Some(connection) if self.finished => self.from.give_back(connection),
+            Some(connection) => connection.close(),
+            None => {}
         }
     }
 }
@@ -173,7 +205,8 @@ macro_rules! bounded {
         let mut borrowed = $bounded.acquire().await?;
         let sessions = borrowed.sessions;
         let $query = Prepared { query: $query, sessions };
-        let $connection: &mut PgConnection = &mut borrowed.connection;
+        let left = borrowed.left.clone();
+        let $connection = borrowed.connection()?;
         let work = async {
             if sessions == Sessions::Own {
                 return $work.await;
@@ -188,7 +221,7 @@ macro_rules! bounded {
             }
             answer
         };
-        let answer = unless_left(&borrowed.left, answered(work)).await;
+        let answer = unless_left(&left, answered(work)).await;
         borrowed.finished = is_finished(&answer);
         if !borrowed.finished {
             $bounded.doubt.raise();

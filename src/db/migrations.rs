@@ -37,7 +37,7 @@ impl Db {
         if !self.is_up_to_date().await? {
             self.make_schema().await?;
             // One has the turn, the other does the work.
-            let pool = self.direct()?.pool(2).now().pool;
+            let pool = self.direct()?.sessions(2);
             let mut lock = pool.begin().await?;
             wait_for_turn(&mut lock).await?;
             apply(&pool).await?;

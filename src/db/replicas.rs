@@ -11,6 +11,7 @@ use sqlx::ConnectOptions;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::connections::Connections;
 use super::doubt::Doubt;
 use super::servers::{Open, Pool, Server};
 use super::session::{self, Sessions};
@@ -74,12 +75,15 @@ impl Replicas {
     pub(super) fn new(servers: Vec<Server>, connections: u32, max_lag: Duration) -> Replicas {
         let doubt = Arc::<Doubt>::default();
         let replica = |server: Server| Replica {
-            pool: Arc::new(Pool::of(Open {
-                pool: session::readers(&server.options, connections, ANSWERS),
-                // It was not asked.
-                sessions: Sessions::Shared,
-                left: None,
-            })),
+            pool: Arc::new(Pool::new(
+                connections,
+                Open {
+                    connections: Connections::new(session::readers(&server.options, connections, ANSWERS)),
+                    // It was not asked.
+                    sessions: Sessions::Shared,
+                    left: None,
+                },
+            )),
             server,
         };
         Replicas {

@@ -8,10 +8,12 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::StreamExt;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, PgPool};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::certificate::{self, Certificates};
+use super::connections::Connections;
 use super::doubt::Doubt;
 use super::session::{self, Sessions, READ_ONLY};
 use super::tunnel::Tunnel;
@@ -163,22 +165,24 @@ impl Servers {
         self.all[*self.place()].way().clone()
     }
 
-    /// A pool that leads to the primary, wherever that is.
+    /// A pool that leads to the primary, wherever that is, with so many connections for work.
     pub(super) fn pool(&self, connections: u32) -> Arc<Pool> {
         // Held while it is opened: whoever is being led to another server is told of it after that.
         let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
-        let pool = Arc::new(Pool {
-            connections,
-            now: RwLock::new(self.open(connections)),
-        });
+        let pool = Arc::new(Pool::new(connections, self.open(connections)));
         pools.retain(|pool| pool.strong_count() > 0);
         pools.push(Arc::downgrade(&pool));
         pool
     }
 
-    fn open(&self, connections: u32) -> Open {
+    /// Connections to the primary, at most so many, which nothing leads to another.
+    pub(super) fn sessions(&self, connections: u32) -> PgPool {
+        session::pool(&self.way(), self.sessions, connections, self.patience, self.doubt.clone())
+    }
+
+    fn open(&self, work: u32) -> Open {
         Open {
-            pool: session::pool(&self.way(), self.sessions, connections, self.patience, self.doubt.clone()),
+            connections: Connections::new(self.sessions(work + APART)),
             sessions: self.sessions,
             left: (self.all.len() > 1).then(CancellationToken::new),
         }
@@ -243,12 +247,12 @@ impl Servers {
             pools.iter().filter_map(Weak::upgrade).collect()
         };
         for pool in pools {
-            let now = self.open(pool.connections);
+            let now = self.open(pool.work);
             let before = std::mem::replace(&mut *pool.now.write().unwrap_or_else(PoisonError::into_inner), now);
             if let Some(left) = before.left {
                 left.cancel();
             }
-            tokio::spawn(async move { before.pool.close().await });
+            tokio::spawn(async move { before.connections.close().await });
         }
     }
 
@@ -265,29 +269,42 @@ impl Servers {
     }
 }
 
-/// Connections to the primary, wherever that is.
+/// Of the connections of a pool, so many are never in use for work.
+const APART: u32 = 2;
+
+/// Connections to the primary, wherever that is. Whoever has a turn finds one.
 #[derive(Debug)]
 pub(super) struct Pool {
-    connections: u32,
+    work: u32,
     now: RwLock<Open>,
+    pub(super) work_turns: Semaphore,
+    pub(super) upkeep_turns: Semaphore,
+    pub(super) probe_turns: Semaphore,
 }
 
 /// Connections to one server.
 #[derive(Debug, Clone)]
 pub(super) struct Open {
-    pub(super) pool: PgPool,
+    pub(super) connections: Arc<Connections>,
     pub(super) sessions: Sessions,
     /// Cancelled when they are left for another server; None: there is no other.
     pub(super) left: Option<CancellationToken>,
 }
 
 impl Pool {
-    /// One that leads nowhere else.
-    pub(super) fn of(open: Open) -> Pool {
+    pub(super) fn new(work: u32, open: Open) -> Pool {
         Pool {
-            connections: open.pool.options().get_max_connections(),
+            work,
             now: RwLock::new(open),
+            work_turns: Semaphore::new(work as usize),
+            upkeep_turns: Semaphore::new(1),
+            probe_turns: Semaphore::new(1),
         }
+    }
+
+    /// How many connections it has at most.
+    pub(super) fn most(&self) -> u32 {
+        self.work + APART
     }
 
     pub(super) fn now(&self) -> Open {
@@ -295,6 +312,6 @@ impl Pool {
     }
 
     pub(super) async fn close(&self) {
-        self.now().pool.close().await;
+        self.now().connections.close().await;
     }
 }

@@ -108,20 +108,9 @@ pub(super) fn readers(options: &PgConnectOptions, connections: u32, patience: Du
     sparing(connections, patience).connect_lazy_with(options.clone())
 }
 
-/// A round trip for every call is too much; a connection that has been idle may have been cut off.
+/// Whoever has a connection keeps it (`connections.rs`): it comes back only to be closed.
 fn sparing(connections: u32, patience: Duration) -> PgPoolOptions {
-    PgPoolOptions::new()
-        .max_connections(connections)
-        .acquire_timeout(patience)
-        .test_before_acquire(false)
-        .before_acquire(|connection, about| {
-            Box::pin(async move {
-                if about.idle_for >= Duration::from_secs(5) {
-                    connection.ping().await?;
-                }
-                Ok(true)
-            })
-        })
+    PgPoolOptions::new().max_connections(connections).acquire_timeout(patience)
 }
 
 async fn begin(connection: &mut PgConnection) -> Result<(), sqlx::Error> {

@@ -17,7 +17,7 @@ pub(crate) struct Turn {
 impl Db {
     /// Takes the turn of a table (`tasker.turn_…`). Errors: [`Error::Invalid`] where it is somebody else's, [`Error::Config`] behind a pooler.
     pub(crate) async fn take_turn(&self, table: &str) -> Result<Turn> {
-        let pool = self.direct()?.pool(1).now().pool;
+        let pool = self.direct()?.sessions(1);
         let mut session = pool.begin().await?;
         session.execute("SET LOCAL idle_in_transaction_session_timeout = 0").await?;
         let free: bool = sqlx::query_scalar("SELECT tasker.take_turn($1::regclass)")

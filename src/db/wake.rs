@@ -148,8 +148,8 @@ impl Listener {
     /// Until the connection is lost.
     async fn hear(&self, pool: &Pool) -> Result<(), sqlx::Error> {
         let own = format!("tasker_listener_{:016x}", fastrand::u64(..));
-        let Open { pool, left, .. } = pool.now();
-        let mut listener = PgListener::connect_with(&pool).await?;
+        let Open { connections, left, .. } = pool.now();
+        let mut listener = PgListener::connect_with(&connections.pool).await?;
         listener.eager_reconnect(false);
         listener.listen_all(self.channels.iter().copied().chain([own.as_str()])).await?;
         // What was sent before now was not heard.

@@ -20,6 +20,9 @@ use crate::telemetry;
 /// How long a task is left to workers that have nothing else to do: several times what the notification takes to reach them.
 const LEFT_TO_WORKERS: Duration = Duration::from_millis(20);
 
+/// How soon a queue that was full is looked at again, at the latest: workers with room for more admit tasks themselves.
+const LONGEST_FULL: Duration = Duration::from_millis(500);
+
 /// After work came in, more is likely.
 const SHORTEST_POLL: Duration = Duration::from_millis(2);
 
@@ -64,20 +67,22 @@ impl Admission {
                 match next {
                     Ok(next) => {
                         backoff.reset();
-                        match next {
-                            Next::Now => poll = SHORTEST_POLL,
-                            Next::Soon => tokio::time::sleep(LEFT_TO_WORKERS).await,
-                            Next::Wake => {
-                                let longest = self.membership.rest(self.live.orchestrator().poll);
-                                poll = poll.clamp(SHORTEST_POLL, longest.max(SHORTEST_POLL));
-                                db::wait(&mut self.wakes, poll, |told| {
-                                    told.channel == channel::TASKS && self.membership.leads()
-                                })
-                                .await;
-                                tokio::time::sleep(LEFT_TO_WORKERS).await;
-                                poll *= 2;
+                        let longest = self.live.orchestrator().poll;
+                        let longest = match next {
+                            Next::Now => {
+                                poll = SHORTEST_POLL;
+                                return;
                             }
-                        }
+                            Next::Soon => longest.min(LONGEST_FULL),
+                            Next::Wake => longest,
+                        };
+                        poll = poll.clamp(SHORTEST_POLL, self.membership.rest(longest).max(SHORTEST_POLL));
+                        db::wait(&mut self.wakes, poll, |told| {
+                            told.channel == channel::TASKS && self.membership.leads()
+                        })
+                        .await;
+                        tokio::time::sleep(LEFT_TO_WORKERS).await;
+                        poll *= 2;
                     }
                     Err(error) => {
                         tracing::error!(%error, "admission failed");

@@ -67,8 +67,10 @@ impl Due {
                         if due.signals || due.schedules {
                             tokio::time::sleep(BUSY).await;
                         } else if due.begun.max(due.enqueued).max(due.woken) < BATCH {
-                            let next = due.next_due.filter(|_| self.membership.leads());
-                            db::wait(&mut self.wakes, until(next), |told| {
+                            let leads = self.membership.leads();
+                            let longest = if leads { POLL } else { self.membership.rest(POLL) };
+                            let next = due.next_due.filter(|_| leads);
+                            db::wait(&mut self.wakes, until(next, longest), |told| {
                                 told.channel == channel::DUE && self.membership.leads()
                             })
                             .await;
@@ -96,13 +98,13 @@ impl Due {
     }
 }
 
-/// How long to wait for what is due at `next`. This machine's clock decides only when to ask; the database's decides what is due.
-fn until(next: Option<DateTime<Utc>>) -> Duration {
+/// How long to wait for what is due at `next`, at most. This machine's clock decides only when to ask; the database's decides what is due.
+fn until(next: Option<DateTime<Utc>>, longest: Duration) -> Duration {
     match next {
         Some(due) => (due - Utc::now())
             .to_std()
             .unwrap_or_default()
-            .clamp(Duration::from_millis(5), POLL),
-        None => POLL,
+            .clamp(Duration::from_millis(5), longest),
+        None => longest,
     }
 }

@@ -295,7 +295,7 @@ async fn what_cannot_be_is_refused_with_what_was_expected() {
             .is_refused(415, "application/json");
         let large = format!("\"{}\"", "a".repeat(5 << 20));
         api.send("POST /tasks", &[("content-type", "application/json")], Some(&large))
-            .is_refused(413, "length limit");
+            .is_refused(413, "more than 4194304 bytes");
         api.get("/tasks/7").is_refused(404, "an id is a UUID such as");
         api.get(&format!("/tasks/{nobody}")).is_refused(404, nobody);
         api.get(&format!("/tasks/{nobody}/steps/a/children")).is_refused(404, nobody);

@@ -216,7 +216,7 @@ async fn serve_answers_probes_and_stops_on_sigterm() {
             let answer = get(&address, path);
             assert!(answer.starts_with("HTTP/1.1 200"), "{path}: {answer}");
         }
-        assert!(get(&address, "/ready").contains(r#""pool":{"max":3,"#));
+        assert!(get(&address, "/ready").contains(r#""pool":{"max":5,"#));
         assert_eq!(
             world
                 .count("SELECT count(*) FROM tasker.members WHERE left_at IS NULL AND name <> 'test'")

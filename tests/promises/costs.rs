@@ -134,6 +134,25 @@ async fn a_claim_reads_no_more_rows_when_a_hundred_thousand_tasks_wait() {
 }
 
 #[tokio::test]
+async fn a_submission_reads_no_more_rows_where_there_are_many_templates() {
+    World::with(async |world| {
+        world.register(LINEAR).await;
+        let mut connection = session(world).await;
+        // Planned while there is one.
+        let create = |named: &str| format!("SELECT count(*) FROM tasker.create_tasks('{named}', ARRAY['{{}}'::jsonb])");
+        connection.execute(&*create("linear")).await.unwrap();
+        let more = "INSERT INTO tasker.templates (namespace_id, name) SELECT n.id, 'more' || i FROM tasker.namespaces n, generate_series(1, 1000) AS i";
+        connection.execute(more).await.unwrap();
+        for named in ["linear", "here/linear"] {
+            let (created, rows) = rows_read(&mut connection, "relname IN ('templates', 'template_versions', 'namespaces')", &create(named)).await;
+            assert_eq!(created, 1);
+            assert!(rows < 20, "{rows} rows read to submit {named}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_step_of_a_wide_workflow_reads_no_more_rows_than_its_own() {
     World::with(async |world| {
         let roots: Vec<String> = (0..300).map(|n| format!("s{n}")).collect();

@@ -226,12 +226,15 @@ DECLARE
     v_head    bigint;
     v_lanes   timestamptz[];
     v_pending boolean;
-    v_writers text[];
     v_sweep   boolean;
     v_busy    boolean;
     v_sleep   smallint;
     v_ids     int[];
     v_worked  text[];
+    -- What was seen of those that may move: as marks, whose message is the first there is.
+    v_seen    tasker.marks[];
+    v_tables  oid[] := ARRAY['tasker.tasks'::regclass, 'tasker.members'::regclass];
+    v_writers text[];
 BEGIN
     moved := false;
     IF NOT tasker.take_turn('tasker.turn_marks') THEN
@@ -264,25 +267,36 @@ BEGIN
             WHERE t.namespace_id = v_marks.namespace_id AND t.priority = l.priority AND t.claim_order IS NOT NULL
               AND t.claim_order >= CASE WHEN v_sweep THEN '-infinity' ELSE v_marks.lanes[l.priority] END
             ORDER BY t.claim_order LIMIT 1) AS h ON true;
-        -- After the heads were seen: whoever wrote then and has not ended by now is among them.
-        v_writers := ARRAY(
-            SELECT DISTINCT l.virtualtransaction FROM pg_locks l
-            WHERE l.locktype = 'relation' AND l.relation IN (v_queue::regclass, 'tasker.tasks'::regclass, 'tasker.members'::regclass)
-              AND l.mode = 'RowExclusiveLock' AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
-              AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()));
         v_busy := v_pending OR v_head IS NOT NULL OR v_sent <> v_marks.sent OR v_name = ANY (v_worked);
         v_sleep := CASE
             WHEN v_busy OR v_marks.busy_at > v_now - interval '1 minute' THEN 0
             ELSE least(4, v_marks.sleep + 1) END;
-        CONTINUE WHEN NOT (v_sweep OR v_pending OR v_sent <> v_marks.sent OR v_sleep <> v_marks.sleep) OR v_marks.writers && v_writers;
-        UPDATE tasker.marks m
-        SET message = least(m.next_message, v_head),
-            lanes = ARRAY(SELECT least(u.next, u.head) FROM unnest(m.next_lanes, v_lanes) WITH ORDINALITY AS u(next, head, n) ORDER BY u.n),
-            next_message = coalesce(v_head, v_sent + 1), next_lanes = v_lanes, writers = v_writers, sent = v_sent,
-            swept_at = CASE WHEN v_sweep THEN clock_timestamp() ELSE m.swept_at END,
-            sleep = v_sleep, busy_at = CASE WHEN v_busy THEN v_now ELSE m.busy_at END
-        WHERE m.namespace_id = v_marks.namespace_id;
-        moved := true;
+        CONTINUE WHEN NOT (v_sweep OR v_pending OR v_sent <> v_marks.sent OR v_sleep <> v_marks.sleep);
+        v_tables := v_tables || v_queue::regclass::oid;
+        v_marks.message := v_head;
+        v_marks.next_message := coalesce(v_head, v_sent + 1);
+        v_marks.next_lanes := v_lanes;
+        v_marks.sent := v_sent;
+        v_marks.sleep := v_sleep;
+        v_marks.swept_at := CASE WHEN v_sweep THEN v_now ELSE v_marks.swept_at END;
+        v_marks.busy_at := CASE WHEN v_busy THEN v_now ELSE v_marks.busy_at END;
+        v_seen := v_seen || v_marks;
     END LOOP;
+    IF v_seen IS NULL THEN
+        RETURN;
+    END IF;
+    -- After the heads were seen: whoever wrote then and has not ended by now is among them.
+    v_writers := ARRAY(
+        SELECT DISTINCT l.virtualtransaction FROM pg_locks l
+        WHERE l.locktype = 'relation' AND l.relation = ANY (v_tables)
+          AND l.mode = 'RowExclusiveLock' AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
+          AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()));
+    UPDATE tasker.marks m
+    SET message = least(m.next_message, s.message),
+        lanes = ARRAY(SELECT least(u.next, u.head) FROM unnest(m.next_lanes, s.next_lanes) WITH ORDINALITY AS u(next, head, n) ORDER BY u.n),
+        next_message = s.next_message, next_lanes = s.next_lanes, writers = v_writers, sent = s.sent, swept_at = s.swept_at, sleep = s.sleep, busy_at = s.busy_at
+    FROM unnest(v_seen) AS s
+    WHERE m.namespace_id = ANY (ARRAY[s.namespace_id]) AND NOT m.writers && v_writers;
+    moved := FOUND;
 END
 $$;

@@ -80,8 +80,8 @@ impl PoolUse {
 /// A worker keeps at most seven busy, however many queues it has and handlers it runs: two queues at once lease, with two calls at most, and three commits of reports
 /// are under way; three are as fast. An orchestrator's loops are short, and three connections serve them all, too. Three more are kept apart, because they must not wait while all the others are in
 /// use: one for heartbeats, one for probes (made when the first of them comes), and one to LISTEN. So each wants 6; with fewer, from 4 on, work waits for its turn, for
-/// 10 s at most. PostgreSQL must allow the sum over all processes
-/// (`max_connections`).
+/// 10 s at most. The one that was used last is used next, whoever wants it, and one that nobody has used for 30 s is closed: a process that has nothing to do has two.
+/// PostgreSQL must allow the sum over all processes (`max_connections`).
 #[derive(Clone)]
 pub struct Db {
     pool: Arc<Pool>,
@@ -391,12 +391,7 @@ impl Db {
     /// Closes every connection, after what is under way; what does not end within 10 s is left to the server's own bounds.
     pub async fn close(&self) {
         self.closing.cancel();
-        let all = async {
-            // Twice, because sqlx forgets a connection that comes back while it waits for the last one.
-            self.pool.close().await;
-            self.pool.close().await;
-        };
-        if tokio::time::timeout(CLOSE, all).await.is_err() {
+        if tokio::time::timeout(CLOSE, self.pool.close()).await.is_err() {
             tracing::warn!(database = self.target, "connections to the database could not be closed in time");
         }
     }

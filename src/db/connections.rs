@@ -82,8 +82,10 @@ impl Connections {
 
     /// Those in use are closed when they come back.
     pub(super) async fn close(&self) {
+        // From now on the pool closes what comes back.
+        let closed = self.pool.close();
         drop(self.idle().take());
-        self.pool.close().await;
+        closed.await;
     }
 }
 

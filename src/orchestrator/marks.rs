@@ -22,7 +22,7 @@ impl Marks {
 
 impl Round for Marks {
     const NAME: &'static str = "marks";
-    const EVERY: Duration = Duration::from_secs(2);
+    const EVERY: Duration = Duration::from_secs(3);
 
     async fn round(&mut self) -> Result<Duration> {
         Ok(if move_marks(&self.db).await? { BUSY } else { Self::EVERY })

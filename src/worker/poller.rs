@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use tokio::sync::broadcast;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::SemaphorePermit;
 
 use super::buffer::Buffer;
 use super::{log_step, Shared, Step};
@@ -56,9 +57,9 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
         own && shared.membership.is_called(namespace, told.call)
     };
     while !shared.stop.is_cancelled() {
-        let handlers = tokio::select! {
+        let (handlers, permit) = tokio::select! {
             () = shared.stop.cancelled() => return,
-            handlers = room(&shared, queue, busy) => handlers,
+            room = room(&shared, queue, busy) => room,
             // A full buffer is no reason to be called late.
             () = tokio::time::sleep(Duration::from_secs(5)) => { beat.beat(); continue }
         };
@@ -66,8 +67,6 @@ pub(super) async fn run(shared: Arc<Shared>, queue: usize, outlets: Outlets, mut
         let room = shared.held.steps(queue, handlers);
         let limit = room.min(batch);
         let calls = (room / limit).min(concurrency);
-        // Never closed.
-        let Ok(permit) = shared.leases.acquire().await else { return };
         let asked = Instant::now();
         // Not cancelled by `stop`: what was leased must reach the buffer, to be handed back from there.
         let call = |_| {
@@ -190,9 +189,12 @@ async fn give_up(shared: &Shared, queue: usize, limit: i32) {
 }
 
 /// For how many handlers to lease. Waits until it is worth leasing: for any room when nothing of this queue waits for a handler, for a quarter of the
-/// buffer when something does, or when others keep the handlers busy and there was something the last time; and until it is this queue's turn.
-async fn room(shared: &Shared, queue: usize, busy: bool) -> usize {
+/// buffer when something does, or when others keep the handlers, or the commits, busy and there was something the last time; and until it is this queue's turn.
+/// The permit is to be kept for as long as the calls last.
+async fn room(shared: &Shared, queue: usize, busy: bool) -> (usize, SemaphorePermit<'_>) {
     let check = || {
+        // Room is promised to those who lease, and to nobody who waits for others to have done so.
+        let permit = shared.leases.try_acquire().ok()?;
         let (concurrency, prefetch) = shared.live.worker(|config| (config.concurrency, config.max_prefetch));
         let (limit, room) = shared.held.room(concurrency, prefetch, shared.waiting.count());
         let waits = shared.turns.waits(queue);
@@ -201,13 +203,15 @@ async fn room(shared: &Shared, queue: usize, busy: bool) -> usize {
             // Before it is seen whether there is something: whoever takes the last of that then knows.
             shared.yielding.store(true, Ordering::Relaxed);
         }
-        let yields = may_yield && shared.turns.any_waits();
-        let worth = room > 0 && (!waits && !yields || room >= limit / 4);
-        // What others have leased ahead is no reason to wait.
-        let one = !waits && shared.held.busy() > concurrency;
+        // What is being reported is room for more in a moment.
+        let yields = may_yield && (shared.turns.any_waits() || shared.held.reporting() >= limit / 4);
+        let worth = if waits || yields { (limit / 4).max(1) } else { 1 };
+        // For a step after a pause, what others have leased ahead is no reason to wait.
+        let one = !busy && !waits && shared.held.busy() > concurrency;
         // What is leased ahead can be one queue's now and another's next, where that is a matter of milliseconds.
         let least = limit.saturating_sub(concurrency) / 4;
-        shared.turns.lease(queue, worth.then_some(room), (one, least), shared.weight(queue))
+        let share = shared.turns.lease(queue, (room, worth), (one, least), shared.weight(queue))?;
+        Some((share, permit))
     };
     let room = shared.held.until(check).await;
     // The next of those that want to looks whether there is room left.

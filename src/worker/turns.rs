@@ -91,15 +91,15 @@ impl<T> Turns<T> {
         self.all().queues.iter().any(|queue| !queue.waiting.is_empty())
     }
 
-    /// The queue wants to lease; there may be `room` for so many steps, if any, or for `one` whatever is promised to others. How many are for it, if it is
-    /// its turn, `least` if there is room for these: they are promised to it until it has [`leased`](Turns::leased).
-    pub(super) fn lease(&self, queue: usize, room: Option<usize>, (one, least): (bool, usize), weight: f64) -> Option<usize> {
+    /// The queue wants to lease; there is `room` for so many steps, which is enough where so many as are `worth` it are left of what is promised to others, or for `one`
+    /// whatever is. How many are for it, if it is its turn, `least` if there is room for these: they are promised to it until it has [`leased`](Turns::leased).
+    pub(super) fn lease(&self, queue: usize, (room, worth): (usize, usize), (one, least): (bool, usize), weight: f64) -> Option<usize> {
         let mut all = self.all();
         let promised = all.promised;
         let own = &mut all.queues[queue];
         own.weight = weight;
         own.wants = true;
-        let room = room.and_then(|room| room.checked_sub(promised)).filter(|room| *room > 0);
+        let room = room.checked_sub(promised).filter(|room| *room >= worth);
         let room = room.or(one.then_some(1))?;
         let turn = own.turn;
         let wanting = all.queues.iter().filter(|other| other.wants);
@@ -145,7 +145,7 @@ mod tests {
         let lease = |held: &mut usize| {
             for queue in [0, 1, 0] {
                 let room = ahead.saturating_sub(*held);
-                if let Some(share) = of.lease(queue, (room > 0).then_some(room), (false, 0), weights[queue]) {
+                if let Some(share) = of.lease(queue, (room, 1), (false, 0), weights[queue]) {
                     (0..share).for_each(|_| of.add(queue, 1, queue));
                     of.leased(share);
                     *held += share;
@@ -183,17 +183,17 @@ mod tests {
     fn who_has_waited_for_nothing_is_next_and_has_saved_up_nothing_for_later() {
         let of = Turns::of(2);
         for round in 0..100 {
-            assert_eq!(of.lease(0, Some(8), (false, 0), 1.0), Some(8));
+            assert_eq!(of.lease(0, (8, 1), (false, 0), 1.0), Some(8));
             (0..8).for_each(|step| of.add(0, 1, (0, round, step)));
             of.leased(8);
             (0..8).for_each(|step| assert_eq!(of.next(), Some((0, round, step))));
         }
         (0..8).for_each(|step| of.add(0, 1, (0, 100, step)));
         assert_eq!(of.next(), Some((0, 100, 0)));
-        assert_eq!(of.lease(0, None, (false, 0), 1.0), None);
+        assert_eq!(of.lease(0, (0, 1), (false, 0), 1.0), None);
         // The other comes after a long time, in which the first has had 801 steps: it has no claim to as many.
-        assert_eq!(of.lease(1, Some(8), (false, 0), 1.0), Some(4));
-        assert_eq!(of.lease(0, Some(4), (false, 0), 1.0), None, "that is promised");
+        assert_eq!(of.lease(1, (8, 1), (false, 0), 1.0), Some(4));
+        assert_eq!(of.lease(0, (4, 1), (false, 0), 1.0), None, "that is promised");
         (0..4).for_each(|step| of.add(1, 1, (1, 0, step)));
         of.leased(4);
         let order: Vec<_> = std::iter::from_fn(|| of.next()).map(|(queue, ..)| queue).collect();
@@ -203,25 +203,25 @@ mod tests {
     #[test]
     fn one_leases_at_a_time_what_there_is_room_for_once() {
         let of = Turns::of(2);
-        assert_eq!(of.lease(0, Some(1), (false, 0), 1.0), Some(1));
-        assert_eq!(of.lease(1, Some(1), (false, 0), 1.0), None, "that is promised");
+        assert_eq!(of.lease(0, (1, 1), (false, 0), 1.0), Some(1));
+        assert_eq!(of.lease(1, (1, 1), (false, 0), 1.0), None, "that is promised");
         of.add(0, 1, ());
         of.leased(1);
         of.next();
-        assert_eq!(of.lease(0, None, (false, 0), 1.0), None);
-        assert_eq!(of.lease(0, Some(1), (false, 0), 1.0), None, "it is the other's turn");
-        assert_eq!(of.lease(1, Some(1), (false, 0), 1.0), Some(1));
+        assert_eq!(of.lease(0, (0, 1), (false, 0), 1.0), None);
+        assert_eq!(of.lease(0, (1, 1), (false, 0), 1.0), None, "it is the other's turn");
+        assert_eq!(of.lease(1, (1, 1), (false, 0), 1.0), Some(1));
     }
 
     #[test]
     fn one_may_go_before_what_another_has_leased_ahead() {
         let of = Turns::of(2);
-        assert_eq!(of.lease(0, Some(4), (false, 0), 1.0), Some(4));
+        assert_eq!(of.lease(0, (4, 1), (false, 0), 1.0), Some(4));
         (0..4).for_each(|_| of.add(0, 1, 0));
         of.leased(4);
         of.next();
-        assert_eq!(of.lease(0, Some(1), (false, 0), 1.0), Some(1));
-        assert_eq!(of.lease(1, None, (true, 0), 1.0), Some(1));
+        assert_eq!(of.lease(0, (1, 1), (false, 0), 1.0), Some(1));
+        assert_eq!(of.lease(1, (0, 1), (true, 0), 1.0), Some(1));
         of.add(1, 1, 1);
         assert_eq!(of.next(), Some(1));
     }

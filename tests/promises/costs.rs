@@ -389,9 +389,9 @@ async fn an_idle_process_asks_less_than_two_queries_a_second() {
         tokio::time::sleep(Duration::from_secs(3)).await;
         let before = count.load(Ordering::Relaxed);
         assert!(before > 0, "statements are counted");
-        tokio::time::sleep(Duration::from_secs(10)).await;
+        tokio::time::sleep(Duration::from_secs(20)).await;
         let asked = count.load(Ordering::Relaxed) - before;
-        assert!((1..40).contains(&asked), "{asked} queries of two processes in 10 s");
+        assert!((1..80).contains(&asked), "{asked} queries of two processes in 20 s");
         worker.shutdown(Duration::from_secs(5)).await;
         orchestrator.shutdown().await;
         db.close().await;

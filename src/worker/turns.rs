@@ -214,6 +214,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_left_of_what_is_promised_to_others_must_be_worth_a_call() {
+        let of = Turns::<()>::of(2);
+        assert_eq!(of.lease(0, (100, 25), (false, 25), 1.0), Some(100));
+        assert_eq!(of.lease(1, (124, 25), (false, 25), 1.0), None);
+        assert_eq!(of.lease(1, (125, 25), (false, 25), 1.0), Some(25));
+        of.leased(100);
+        of.leased(25);
+        assert_eq!(of.lease(0, (24, 25), (false, 25), 1.0), None);
+        assert_eq!(of.lease(0, (24, 1), (false, 25), 1.0), Some(24));
+    }
+
+    #[test]
     fn one_may_go_before_what_another_has_leased_ahead() {
         let of = Turns::of(2);
         assert_eq!(of.lease(0, (4, 1), (false, 0), 1.0), Some(4));

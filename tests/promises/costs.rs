@@ -55,6 +55,44 @@ async fn crew(world: &World) -> (Db, Orchestrator, Arc<Worker>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_has_nothing_more_to_do_closes_all_connections_but_one_and_those_to_listen() {
+    World::with(async |world| {
+        world.register(LINEAR).await;
+        let ours = "SELECT pid FROM pg_stat_activity WHERE datname = current_database()";
+        let before: Vec<i32> = sqlx::query_scalar(ours).fetch_all(&world.pool).await.unwrap();
+        let (db, orchestrator, worker) = crew(world).await;
+        let tasks = vec![NewTask::default(); 200];
+        Submitter::new(db.clone()).submit("linear", None, &tasks).await.unwrap();
+        let of_crew = format!(
+            "SELECT count(*) FROM ({ours} AND application_name = 'tasker' AND pid <> ALL ('{{{}}}')) AS s",
+            {
+                let pids: Vec<String> = before.iter().map(i32::to_string).collect();
+                pids.join(",")
+            }
+        );
+        let mut most = 0;
+        while world.count("SELECT count(*) FROM tasker.tasks WHERE state <> 'complete'").await > 0 {
+            most = most.max(world.count(&of_crew).await);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert!(most > 3, "{most} connections while there was work");
+        let rests = async {
+            // The orchestrator and the worker each LISTEN.
+            while world.count(&of_crew).await > 3 {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(180), rests)
+            .await
+            .expect("connections that nobody uses are closed");
+        worker.shutdown(Duration::from_secs(5)).await;
+        orchestrator.shutdown().await;
+        db.close().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_step_of_a_backlog_costs_less_than_six_row_writes_and_a_small_part_of_a_transaction() {
     World::with(async |world| {
         world.register(LINEAR).await;

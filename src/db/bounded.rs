@@ -150,10 +150,8 @@ impl Borrowed<'_> {
 
 impl Drop for Borrowed<'_> {
     fn drop(&mut self) {
-        match self.connection.take() {
-            Some(connection) if self.finished => self.from.give_back(connection),
-            Some(connection) => connection.close(),
-            None => {}
+        if let Some(connection) = self.connection.take().filter(|_| self.finished) {
+            self.from.give_back(connection);
         }
     }
 }

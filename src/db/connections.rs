@@ -1,10 +1,10 @@
 //! The connections to one server. The one that was used last is used next: what is rarely needed is closed, and what is needed stays warm.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use sqlx::pool::PoolConnection;
-use sqlx::{Connection as _, PgConnection, PgPool, Postgres};
+use sqlx::{Connection as _, PgConnection, PgPool};
 
 /// One that nobody has used for so long is closed.
 const IDLE: Duration = Duration::from_secs(30);
@@ -17,23 +17,44 @@ const LIFETIME: Duration = Duration::from_secs(30 * 60);
 
 #[derive(Debug)]
 pub(super) struct Connections {
-    /// Makes them, at most so many at a time.
+    /// Makes them, and keeps none: one of its own could not be dropped where no runtime is.
     pub(super) pool: PgPool,
+    /// How many there are.
+    open: Arc<AtomicU32>,
     /// Those that nobody uses, the one that was used last at the end; None: they are closed.
     idle: Mutex<Option<Vec<Connection>>>,
 }
 
 #[derive(Debug)]
 pub(super) struct Connection {
-    connection: PoolConnection<Postgres>,
+    connection: PgConnection,
     made: Instant,
     used: Instant,
+    _counted: Counted,
+}
+
+/// One of so many, until it is dropped.
+#[derive(Debug)]
+struct Counted(Arc<AtomicU32>);
+
+impl Counted {
+    fn among(open: &Arc<AtomicU32>) -> Counted {
+        open.fetch_add(1, Ordering::Relaxed);
+        Counted(open.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Connections {
     pub(super) fn new(pool: PgPool) -> Arc<Connections> {
         let connections = Arc::new(Connections {
             pool,
+            open: Arc::default(),
             idle: Mutex::new(Some(Vec::new())),
         });
         tokio::spawn(close_idle(Arc::downgrade(&connections)));
@@ -53,23 +74,21 @@ impl Connections {
             if last.used.elapsed() < UNCERTAIN || last.connection.ping().await.is_ok() {
                 return Ok(last);
             }
-            last.close();
         }
+        let connection = self.pool.acquire().await?.detach();
         let now = Instant::now();
         Ok(Connection {
-            connection: self.pool.acquire().await?,
+            connection,
             made: now,
             used: now,
+            _counted: Counted::among(&self.open),
         })
     }
 
     /// It may be used again.
     pub(super) fn give_back(&self, mut connection: Connection) {
         connection.used = Instant::now();
-        if connection.made.elapsed() > LIFETIME {
-            return connection.close();
-        }
-        if let Some(idle) = self.idle().as_mut() {
+        if let Some(idle) = self.idle().as_mut().filter(|_| connection.made.elapsed() < LIFETIME) {
             idle.push(connection);
         }
     }
@@ -77,24 +96,20 @@ impl Connections {
     /// How many there are, and how many of them nobody uses.
     pub(super) fn count(&self) -> (u32, u32) {
         let idle = self.idle().as_ref().map_or(0, Vec::len);
-        (self.pool.size(), (idle + self.pool.num_idle()) as u32)
+        (self.open.load(Ordering::Relaxed), idle as u32)
     }
 
     /// Those in use are closed when they come back.
     pub(super) async fn close(&self) {
-        // From now on the pool closes what comes back.
-        let closed = self.pool.close();
-        drop(self.idle().take());
-        closed.await;
+        self.pool.close().await;
+        let idle = self.idle().take();
+        for idle in idle.into_iter().flatten() {
+            idle.connection.close().await.ok();
+        }
     }
 }
 
 impl Connection {
-    /// Whatever is still to come through it is nobody's business.
-    pub(super) fn close(mut self) {
-        self.connection.close_on_drop();
-    }
-
     pub(super) fn get(&mut self) -> &mut PgConnection {
         &mut self.connection
     }
@@ -108,6 +123,6 @@ async fn close_idle(connections: Weak<Connections>) {
         let mut idle = connections.idle();
         let Some(all) = idle.as_mut() else { return };
         let unused = all.iter().take_while(|connection| connection.used.elapsed() > IDLE).count();
-        all.drain(..unused).for_each(Connection::close);
+        all.drain(..unused);
     }
 }

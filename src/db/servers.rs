@@ -313,5 +313,9 @@ impl Pool {
 
     pub(super) async fn close(&self) {
         self.now().connections.close().await;
+        // What is under way comes to its end.
+        for (turns, all) in [(&self.work_turns, self.work), (&self.upkeep_turns, 1), (&self.probe_turns, 1)] {
+            turns.acquire_many(all).await.ok();
+        }
     }
 }

@@ -45,8 +45,8 @@ const FIRST: Duration = Duration::from_secs(10);
 /// How long closing them all may take.
 const CLOSE: Duration = Duration::from_secs(10);
 
-/// How many connections are kept apart from the pool: one for upkeep, one for probes, one to LISTEN.
-const APART: u32 = 3;
+/// How many connections are kept apart from those for work: those that a pool keeps, and one to LISTEN.
+const APART: u32 = servers::APART + 1;
 
 /// After a call had to wait too long for a connection, the pool is too small for that long.
 const PRESSED: Duration = Duration::from_secs(10);

@@ -1,6 +1,5 @@
 //! The connections to one server. The one that was used last is used next: what is rarely needed is closed, and what is needed stays warm.
 
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -19,8 +18,8 @@ const LIFETIME: Duration = Duration::from_secs(30 * 60);
 pub(super) struct Connections {
     /// Makes them, and keeps none: one of its own could not be dropped where no runtime is.
     pub(super) pool: PgPool,
-    /// How many there are.
-    open: Arc<AtomicU32>,
+    /// Each has one, too: so many are open.
+    open: Arc<()>,
     /// Those that nobody uses, the one that was used last at the end; None: they are closed.
     idle: Mutex<Option<Vec<Connection>>>,
 }
@@ -30,24 +29,7 @@ pub(super) struct Connection {
     connection: PgConnection,
     made: Instant,
     used: Instant,
-    _counted: Counted,
-}
-
-/// One of so many, until it is dropped.
-#[derive(Debug)]
-struct Counted(Arc<AtomicU32>);
-
-impl Counted {
-    fn among(open: &Arc<AtomicU32>) -> Counted {
-        open.fetch_add(1, Ordering::Relaxed);
-        Counted(open.clone())
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
+    _open: Arc<()>,
 }
 
 impl Connections {
@@ -81,7 +63,7 @@ impl Connections {
             connection,
             made: now,
             used: now,
-            _counted: Counted::among(&self.open),
+            _open: self.open.clone(),
         })
     }
 
@@ -96,7 +78,7 @@ impl Connections {
     /// How many there are, and how many of them nobody uses.
     pub(super) fn count(&self) -> (u32, u32) {
         let idle = self.idle().as_ref().map_or(0, Vec::len);
-        (self.open.load(Ordering::Relaxed), idle as u32)
+        (Arc::strong_count(&self.open) as u32 - 1, idle as u32)
     }
 
     /// Those in use are closed when they come back.

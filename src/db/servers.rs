@@ -1,14 +1,15 @@
 //! The servers that a database may be on. One of them takes writes: the primary. A failover makes it another, which every pool follows.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
+use std::future::Future;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 use futures_util::stream::FuturesUnordered;
 use futures_util::StreamExt;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, PgPool};
-use tokio::sync::Semaphore;
+use tokio::sync::{watch, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -90,8 +91,8 @@ impl fmt::Display for Server {
 #[derive(Debug)]
 pub(super) struct Servers {
     all: Vec<Server>,
-    /// The primary's place.
-    primary: Mutex<usize>,
+    /// The primary's place. Whoever subscribes hears when it is found anew.
+    primary: watch::Sender<usize>,
     pools: Mutex<Vec<Weak<Pool>>>,
     /// Seen at the start.
     pub(super) sessions: Sessions,
@@ -106,13 +107,13 @@ impl Servers {
         let mut servers = Servers {
             all,
             sessions: Sessions::Own,
-            primary: Mutex::new(0),
+            primary: watch::Sender::new(0),
             pools: Mutex::default(),
             patience,
             doubt: Arc::default(),
         };
         let (place, mut connection) = servers.primary(at_first).await?;
-        *servers.place() = place;
+        servers.primary.send_replace(place);
         let sessions = session::find(&mut connection, &servers.way()).await;
         servers.sessions = sessions.map_err(|error| error.to_string())?;
         Ok((Arc::new(servers), connection))
@@ -128,7 +129,7 @@ impl Servers {
             };
             Ok((timeline, place, connection))
         };
-        let before = *self.place();
+        let before = self.place();
         let mut asked: FuturesUnordered<_> = (0..self.all.len()).map(ask).collect();
         let mut found: Option<(i64, usize, PgConnection)> = None;
         let mut refusals: Vec<(usize, String)> = Vec::new();
@@ -162,7 +163,7 @@ impl Servers {
 
     /// Of the primary, for a connection that belongs to no pool.
     pub(super) fn way(&self) -> PgConnectOptions {
-        self.all[*self.place()].way().clone()
+        self.all[self.place()].way().clone()
     }
 
     /// A pool that leads to the primary, wherever that is, with so many connections for work.
@@ -213,7 +214,7 @@ impl Servers {
 
     /// Until the pools lead to the primary. Where there is no doubt, it is enough that theirs says that it is; else another may be, which was promoted later.
     async fn look(&self, is_in_doubt: bool) {
-        let before = *self.place();
+        let before = self.place();
         if !is_in_doubt && self.all[before].ask(ANSWERS).await.is_ok() {
             return;
         }
@@ -232,7 +233,7 @@ impl Servers {
             }
         };
         if place != before || tries > 0 {
-            *self.place() = place;
+            self.primary.send_replace(place);
             self.lead();
             let (server, seconds) = (&self.all[place], began.elapsed().as_secs_f64());
             tracing::warn!(%server, seconds, "the primary is found");
@@ -260,17 +261,23 @@ impl Servers {
     pub(super) fn named(&self) -> (Vec<String>, String) {
         (
             self.all.iter().map(Server::to_string).collect(),
-            self.all[*self.place()].to_string(),
+            self.all[self.place()].to_string(),
         )
     }
 
-    fn place(&self) -> MutexGuard<'_, usize> {
-        self.primary.lock().unwrap_or_else(PoisonError::into_inner)
+    fn place(&self) -> usize {
+        *self.primary.borrow()
+    }
+
+    /// Ends when a primary is found after this.
+    pub(super) fn left(&self) -> impl Future<Output = ()> + use<> {
+        let mut primary = self.primary.subscribe();
+        async move { drop(primary.changed().await) }
     }
 }
 
-/// Of the connections of a pool, so many are never in use for work.
-const APART: u32 = 2;
+/// Of the connections of a pool, so many are never in use for work: one is for heartbeats, one for probes.
+pub(super) const APART: u32 = 2;
 
 /// Connections to the primary, wherever that is. Whoever has a turn finds one.
 #[derive(Debug)]

@@ -1,6 +1,7 @@
 //! Wake, then poll: LISTEN for latency, polling as the safety net.
 
 use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use sqlx::postgres::PgListener;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
-use super::servers::{Open, Pool};
+use super::servers::Servers;
 use super::Db;
 use crate::backoff::Backoff;
 
@@ -91,7 +92,7 @@ impl Db {
     pub(crate) fn listen(&self, channels: &'static [&'static str], stop: CancellationToken) -> broadcast::Sender<Wake> {
         let (wakes, _) = broadcast::channel(64);
         let listener = Listener {
-            pool: self.direct.as_ref().map(|direct| direct.pool(1)),
+            servers: self.direct.clone(),
             db: self.clone(),
             channels,
             wakes: wakes.clone(),
@@ -117,8 +118,8 @@ const ARRIVES: Duration = Duration::from_secs(5);
 
 struct Listener {
     db: Db,
-    /// Its one connection; None: there is nowhere to listen.
-    pool: Option<Arc<Pool>>,
+    /// None: there is nowhere to listen.
+    servers: Option<Arc<Servers>>,
     channels: &'static [&'static str],
     wakes: broadcast::Sender<Wake>,
     /// Notifications arrive: one that it sent to itself has.
@@ -127,13 +128,13 @@ struct Listener {
 
 impl Listener {
     async fn listen(&self) {
-        let Some(pool) = &self.pool else {
+        let Some(servers) = &self.servers else {
             tracing::warn!("a pooler stands in front of PostgreSQL and there is no direct.url to LISTEN at, polling instead");
             return std::future::pending().await;
         };
         let mut backoff = Backoff::default();
         loop {
-            let ended = self.hear(pool).await;
+            let ended = self.hear(servers).await;
             if self.hears.swap(false, Ordering::Relaxed) {
                 backoff.reset();
             }
@@ -145,11 +146,11 @@ impl Listener {
         }
     }
 
-    /// Until the connection is lost.
-    async fn hear(&self, pool: &Pool) -> Result<(), sqlx::Error> {
+    /// Until the connection is lost, or the primary is another.
+    async fn hear(&self, servers: &Servers) -> Result<(), sqlx::Error> {
         let own = format!("tasker_listener_{:016x}", fastrand::u64(..));
-        let Open { connections, left, .. } = pool.now();
-        let mut listener = PgListener::connect_with(&connections.pool).await?;
+        let mut is_left = pin!(servers.left());
+        let mut listener = PgListener::connect_with(&servers.sessions(1)).await?;
         listener.eager_reconnect(false);
         listener.listen_all(self.channels.iter().copied().chain([own.as_str()])).await?;
         // What was sent before now was not heard.
@@ -163,13 +164,7 @@ impl Listener {
             }
             Ok(())
         };
-        let is_left = async {
-            match left {
-                Some(left) => left.cancelled().await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! { ended = listening => ended, () = is_left => Ok(()), never = self.check(&own) => match never {} }
+        tokio::select! { ended = listening => ended, () = &mut is_left => Ok(()), never = self.check(&own) => match never {} }
     }
 
     /// LISTEN succeeds behind a pooler that gives each transaction another session, too, but then nothing arrives.

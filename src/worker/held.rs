@@ -207,12 +207,6 @@ impl Held {
         self.entries().busy.div_ceil(HANDLER) as usize
     }
 
-    /// How many they took that are being reported.
-    pub(super) fn reporting(&self) -> usize {
-        let entries = self.entries();
-        ((entries.load - entries.busy) / HANDLER) as usize
-    }
-
     /// How many more steps of a queue so many handlers can take.
     pub(super) fn free(&self, queue: usize, concurrency: usize) -> usize {
         let entries = self.entries();

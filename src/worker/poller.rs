@@ -189,7 +189,7 @@ async fn give_up(shared: &Shared, queue: usize, limit: i32) {
 }
 
 /// For how many handlers to lease. Waits until it is worth leasing: for any room when nothing of this queue waits for a handler, for a quarter of the
-/// buffer when something does, or when others keep the handlers, or the commits, busy and there was something the last time; and until it is this queue's turn.
+/// buffer when something does, or when others keep the handlers busy and there was something the last time; and until it is this queue's turn.
 /// The permit is to be kept for as long as the calls last.
 async fn room(shared: &Shared, queue: usize, busy: bool) -> (usize, SemaphorePermit<'_>) {
     let check = || {
@@ -203,9 +203,7 @@ async fn room(shared: &Shared, queue: usize, busy: bool) -> (usize, SemaphorePer
             // Before it is seen whether there is something: whoever takes the last of that then knows.
             shared.yielding.store(true, Ordering::Relaxed);
         }
-        // What is being reported is room for more in a moment.
-        let yields = may_yield && (shared.turns.any_waits() || shared.held.reporting() >= limit / 4);
-        let worth = if waits || yields { (limit / 4).max(1) } else { 1 };
+        let worth = if waits || may_yield && shared.turns.any_waits() { (limit / 4).max(1) } else { 1 };
         // For a step after a pause, what others have leased ahead is no reason to wait.
         let one = !busy && !waits && shared.held.busy() > concurrency;
         // What is leased ahead can be one queue's now and another's next, where that is a matter of milliseconds.

@@ -31,9 +31,7 @@ LANGUAGE sql STABLE BEGIN ATOMIC
            CASE WHEN ts.parents = '{}' THEN '{}' ELSE r.results END, coalesce(r.bytes, 0),
            CASE
                WHEN tasker.is_sampled(t.trace) THEN jsonb_build_object(
-                   'context', t.trace, 'previous', s.errors -> -1 -> 'message_id',
-                   'parents', (SELECT jsonb_agg(jsonb_build_array(p.step, p.msg_id) ORDER BY p.step) FROM tasker.steps p
-                               WHERE p.task_id = m.task AND p.step = ANY (ts.parents)))
+                   'context', t.trace, 'previous', s.errors -> -1 -> 'message_id', 'parents', r.messages)
                WHEN t.trace IS NOT NULL THEN jsonb_build_object('context', t.trace) END,
            CASE WHEN NOT z.large THEN i.checkpoint END, ts.transactional, ts.shared,
            extract(epoch FROM clock_timestamp() - s.enqueued_at)::float8, ts.fan_outs
@@ -51,7 +49,9 @@ LANGUAGE sql STABLE BEGIN ATOMIC
         SELECT i.input IS NULL OR (i.checkpoint IS NULL AND s.checkpoint IS NOT NULL)
                OR octet_length(i.input) + coalesce(octet_length(i.checkpoint), 0) > 4194304 / greatest(cardinality(p_messages), 64) AS large) AS z
     CROSS JOIN LATERAL (
-        SELECT sum(ps.result_bytes) AS bytes, CASE WHEN coalesce(sum(ps.result_bytes), 0) <= 32768 THEN
+        SELECT sum(ps.result_bytes) AS bytes,
+               jsonb_agg(jsonb_build_array(ps.step, ps.msg_id)) FILTER (WHERE tasker.is_sampled(t.trace)) AS messages,
+               CASE WHEN coalesce(sum(ps.result_bytes), 0) <= 32768 THEN
                (jsonb_object_agg(pts.name, ps.result) FILTER (WHERE coalesce(ps.result_bytes, 0) <= 32768 AND ps.skipped_because IS NULL))::text END AS results
         FROM tasker.template_steps pts
         CROSS JOIN LATERAL (SELECT * FROM tasker.steps WHERE task_id = m.task AND step = pts.step OFFSET 0) AS ps

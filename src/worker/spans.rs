@@ -149,7 +149,9 @@ impl Spans<'_> {
     /// What enqueued the step, and what else it waited for.
     fn causes(&self) -> (SpanId, Vec<SpanContext>) {
         let report = |step, id| self.id(Part::Report(Message { step, id }));
-        let mut parents = self.trace.parents.iter().flatten().map(|&(step, id)| report(step, id));
+        let mut parents = self.trace.parents.clone().unwrap_or_default();
+        parents.sort_unstable();
+        let mut parents = parents.into_iter().map(|(step, id)| report(step, id));
         let parent = parents.next().unwrap_or_else(|| self.id(Part::Enqueue));
         let again = self.trace.previous.map(|id| report(self.step.leased.step, id));
         let links = parents.chain(again).map(|id| telemetry::sibling(&self.task, id)).collect();

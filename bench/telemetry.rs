@@ -1,8 +1,7 @@
-//! What telemetry costs: linear-4 with an orchestrator and a Ruby worker, both pushing to a collector in this process that only counts.
+//! What telemetry costs: linear-4 with an orchestrator and a Ruby worker, both pushing to a collector in this process that reads what came only afterwards.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::body::Bytes;
 use axum::routing::post;
@@ -48,7 +47,7 @@ pub(crate) async fn measure(site: &Site, threads: usize, steps: usize, telemetry
     }
     place.settle().await;
 
-    let (address, spans) = collector().await;
+    let (address, pushed) = collector().await;
     let endpoint = format!("http://{address}");
     let environment: &[(&str, &str)] = match telemetry {
         Telemetry::Off => &[("OTEL_SDK_DISABLED", "true")],
@@ -63,23 +62,30 @@ pub(crate) async fn measure(site: &Site, threads: usize, steps: usize, telemetry
     place.leave().await;
     // Four for each step; the claim and the enqueuing of each task.
     let expected = tasks * sampled / 100 * (4 * 4 + 2);
-    let came = spans.load(Ordering::Relaxed) as f64;
+    let came = spans(&pushed.lock().unwrap_or_else(PoisonError::into_inner)) as f64;
     (steps as f64 / seconds, (expected > 0).then(|| came / expected as f64))
 }
 
-async fn collector() -> (SocketAddr, Arc<AtomicUsize>) {
+/// What was pushed to it.
+async fn collector() -> (SocketAddr, Arc<Mutex<Vec<Bytes>>>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("listens");
     let address = listener.local_addr().expect("an address");
-    let spans = Arc::new(AtomicUsize::new(0));
-    let counted = spans.clone();
-    let take = move |body: Bytes| async move {
-        let request = ExportTraceServiceRequest::decode(body).expect("spans");
-        let scopes = request.resource_spans.iter().flat_map(|resource| &resource.scope_spans);
-        counted.fetch_add(scopes.map(|scope| scope.spans.len()).sum(), Ordering::Relaxed);
-    };
+    let pushed = Arc::new(Mutex::new(Vec::new()));
+    let kept = pushed.clone();
+    let take = move |body: Bytes| async move { kept.lock().unwrap_or_else(PoisonError::into_inner).push(body) };
     let router = axum::Router::new()
         .route("/v1/traces", post(take))
         .route("/v1/metrics", post(|| async {}));
     tokio::spawn(async move { axum::serve(listener, router).await });
-    (address, spans)
+    (address, pushed)
+}
+
+/// How many there are in these requests.
+fn spans(pushed: &[Bytes]) -> usize {
+    let count = |body: &Bytes| {
+        let request = ExportTraceServiceRequest::decode(body.clone()).expect("spans");
+        let scopes = request.resource_spans.iter().flat_map(|resource| &resource.scope_spans);
+        scopes.map(|scope| scope.spans.len()).sum::<usize>()
+    };
+    pushed.iter().map(count).sum()
 }

@@ -259,10 +259,7 @@ impl Servers {
 
     /// All of them, and the primary.
     pub(super) fn named(&self) -> (Vec<String>, String) {
-        (
-            self.all.iter().map(Server::to_string).collect(),
-            self.all[self.place()].to_string(),
-        )
+        (self.all.iter().map(Server::to_string).collect(), self.all[self.place()].to_string())
     }
 
     fn place(&self) -> usize {

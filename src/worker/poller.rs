@@ -203,7 +203,11 @@ async fn room(shared: &Shared, queue: usize, busy: bool) -> (usize, SemaphorePer
             // Before it is seen whether there is something: whoever takes the last of that then knows.
             shared.yielding.store(true, Ordering::Relaxed);
         }
-        let worth = if waits || may_yield && shared.turns.any_waits() { (limit / 4).max(1) } else { 1 };
+        let worth = if waits || may_yield && shared.turns.any_waits() {
+            (limit / 4).max(1)
+        } else {
+            1
+        };
         // For a step after a pause, what others have leased ahead is no reason to wait.
         let one = !busy && !waits && shared.held.busy() > concurrency;
         // What is leased ahead can be one queue's now and another's next, where that is a matter of milliseconds.

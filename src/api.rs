@@ -75,7 +75,7 @@ pub struct Api {
 }
 
 impl Api {
-    /// Of these databases. Errors: [`Error::Config`](crate::Error::Config).
+    /// Of these databases. Errors: [`Error::Config`].
     pub fn new(shards: &Shards, coordinator: Arc<dyn ConfigurationCoordinator>, config: &ApiConfig) -> Result<Api> {
         let rate = NonZeroU32::new(config.rate).unwrap_or(NonZeroU32::MIN);
         Ok(Api {

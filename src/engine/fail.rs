@@ -82,7 +82,7 @@ impl Failure {
         .retry_after(delay)
     }
 
-    /// The handler is to be called again when the signal has come that it [waits for](super::memories::await_signal) under that name, or its time is over;
+    /// The handler is to be called again when the signal has come that it waits for under that name, or its time is over;
     /// and this was no attempt.
     pub fn wait(name: impl Into<String>) -> Failure {
         Failure {

@@ -1,7 +1,6 @@
 //! Wake, then poll: LISTEN for latency, polling as the safety net.
 
 use std::convert::Infallible;
-use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
@@ -149,7 +148,7 @@ impl Listener {
     /// Until the connection is lost, or the primary is another.
     async fn hear(&self, servers: &Servers) -> Result<(), sqlx::Error> {
         let own = format!("tasker_listener_{:016x}", fastrand::u64(..));
-        let mut is_left = pin!(servers.left());
+        let is_left = servers.left();
         let mut listener = PgListener::connect_with(&servers.sessions(1)).await?;
         listener.eager_reconnect(false);
         listener.listen_all(self.channels.iter().copied().chain([own.as_str()])).await?;
@@ -164,7 +163,7 @@ impl Listener {
             }
             Ok(())
         };
-        tokio::select! { ended = listening => ended, () = &mut is_left => Ok(()), never = self.check(&own) => match never {} }
+        tokio::select! { ended = listening => ended, () = is_left => Ok(()), never = self.check(&own) => match never {} }
     }
 
     /// LISTEN succeeds behind a pooler that gives each transaction another session, too, but then nothing arrives.

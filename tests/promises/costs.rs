@@ -58,16 +58,10 @@ async fn crew(world: &World) -> (Db, Orchestrator, Arc<Worker>) {
 async fn a_process_that_has_nothing_more_to_do_closes_all_connections_but_one_and_those_to_listen() {
     World::with(async |world| {
         world.register(LINEAR).await;
-        let ours = "SELECT pid FROM pg_stat_activity WHERE datname = current_database()";
-        let before: Vec<i32> = sqlx::query_scalar(ours).fetch_all(&world.pool).await.unwrap();
+        let ours = "FROM pg_stat_activity WHERE datname = current_database()";
+        let before = world.text(&format!("SELECT array_agg(pid)::text {ours}")).await;
         let (db, orchestrator, worker) = crew(world).await;
-        let of_crew = format!(
-            "SELECT count(*) FROM ({ours} AND application_name = 'tasker' AND pid <> ALL ('{{{}}}')) AS s",
-            {
-                let pids: Vec<String> = before.iter().map(i32::to_string).collect();
-                pids.join(",")
-            }
-        );
+        let of_crew = format!("SELECT count(*) {ours} AND application_name = 'tasker' AND pid <> ALL ('{before}')");
         // Nobody gets what they ask for while this lock is held, so each needs a connection of its own.
         let mut lock = world.pool.begin().await.unwrap();
         lock.execute("LOCK TABLE tasker.tasks").await.unwrap();

@@ -84,6 +84,7 @@ CREATE TABLE tasker.turn_permits ();
 CREATE TABLE tasker.turn_marks ();
 CREATE TABLE tasker.turn_traffic ();
 CREATE TABLE tasker.turn_alerts ();
+CREATE TABLE tasker.turn_events ();
 CREATE TABLE tasker.turn_reconcile ();
 CREATE TABLE tasker.turn_signals ();
 

@@ -209,6 +209,21 @@ LANGUAGE sql STABLE BEGIN ATOMIC
     ORDER BY n.id;
 END;
 
+-- The transactions that have not ended.
+CREATE FUNCTION tasker.ongoing() RETURNS text[]
+LANGUAGE sql BEGIN ATOMIC
+    SELECT ARRAY(SELECT l.virtualxid FROM pg_locks l WHERE l.locktype = 'virtualxid');
+END;
+
+-- Of these, those that may have written to any of these tables.
+CREATE FUNCTION tasker.writers_of(p_tables regclass[]) RETURNS text[]
+LANGUAGE sql BEGIN ATOMIC
+    SELECT ARRAY(
+        SELECT DISTINCT l.virtualtransaction FROM pg_locks l
+        WHERE l.locktype = 'relation' AND l.relation = ANY (p_tables) AND l.mode = 'RowExclusiveLock' AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
+          AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()));
+END;
+
 -- Moves the marks on, of the next p_limit namespaces after p_after that are not asleep; and puts to sleep what has had nothing to do for a minute.
 -- Once a minute it looks from the very beginning, in case a clock went backwards.
 -- A namespace is asleep only after it was seen, in transactions one after the other, (1) to be on its way, from when on whoever has work for it wakes
@@ -233,13 +248,16 @@ DECLARE
     v_worked  text[];
     -- What was seen of those that may move: as marks, whose message is the first there is.
     v_seen    tasker.marks[];
-    v_tables  oid[] := ARRAY['tasker.tasks'::regclass, 'tasker.members'::regclass];
+    v_tables  regclass[] := '{tasker.tasks, tasker.members}';
+    v_ongoing text[];
     v_writers text[];
 BEGIN
     moved := false;
     IF NOT tasker.take_turn('tasker.turn_marks') THEN
         RETURN;
     END IF;
+    -- Before anything is read: what those have written that have ended by now is seen.
+    v_ongoing := tasker.ongoing();
     WITH woken AS (DELETE FROM tasker.wakes RETURNING namespace_id)
     UPDATE tasker.marks m SET sleep = 0, busy_at = clock_timestamp()
     WHERE m.namespace_id = ANY (ARRAY(SELECT w.namespace_id FROM woken w ORDER BY 1));
@@ -272,7 +290,7 @@ BEGIN
             WHEN v_busy OR v_marks.busy_at > v_now - interval '1 minute' THEN 0
             ELSE least(4, v_marks.sleep + 1) END;
         CONTINUE WHEN NOT (v_sweep OR v_pending OR v_sent <> v_marks.sent OR v_sleep <> v_marks.sleep);
-        v_tables := v_tables || v_queue::regclass::oid;
+        v_tables := v_tables || v_queue::regclass;
         v_marks.message := v_head;
         v_marks.next_message := coalesce(v_head, v_sent + 1);
         v_marks.next_lanes := v_lanes;
@@ -286,17 +304,13 @@ BEGIN
         RETURN;
     END IF;
     -- After the heads were seen: whoever wrote then and has not ended by now is among them.
-    v_writers := ARRAY(
-        SELECT DISTINCT l.virtualtransaction FROM pg_locks l
-        WHERE l.locktype = 'relation' AND l.relation = ANY (v_tables)
-          AND l.mode = 'RowExclusiveLock' AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
-          AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()));
+    v_writers := tasker.writers_of(v_tables);
     UPDATE tasker.marks m
     SET message = least(m.next_message, s.message),
         lanes = ARRAY(SELECT least(u.next, u.head) FROM unnest(m.next_lanes, s.next_lanes) WITH ORDINALITY AS u(next, head, n) ORDER BY u.n),
         next_message = s.next_message, next_lanes = s.next_lanes, writers = v_writers, sent = s.sent, swept_at = s.swept_at, sleep = s.sleep, busy_at = s.busy_at
     FROM unnest(v_seen) AS s
-    WHERE m.namespace_id = ANY (ARRAY[s.namespace_id]) AND NOT m.writers && v_writers;
+    WHERE m.namespace_id = ANY (ARRAY[s.namespace_id]) AND NOT m.writers && v_ongoing;
     moved := FOUND;
 END
 $$;

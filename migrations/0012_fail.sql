@@ -96,6 +96,7 @@ BEGIN
             PERFORM tasker.notify('tasker_dead_letters', v_queue);
         END LOOP;
     END LOOP;
+    PERFORM tasker.tell_letters(p_tasks, p_steps, p_reasons);
     PERFORM tasker.block_tasks(p_tasks);
 END
 $$;
@@ -246,6 +247,7 @@ BEGIN
         FROM tasker.tasks t JOIN tasker.template_steps ts ON ts.version_id = t.version_id AND ts.step = p_step WHERE t.id = p_task));
     PERFORM tasker.note_letters(p_queue);
     PERFORM tasker.notify('tasker_dead_letters', p_queue);
+    PERFORM tasker.tell_letters(ARRAY[p_task], ARRAY[p_step], ARRAY[p_reason]);
     PERFORM tasker.block_tasks(ARRAY[p_task]);
     RETURN true;
 END

@@ -1,5 +1,5 @@
 -- Alerts: once for each time that the dead letters of a step (or, where neither it nor its template has a threshold of its own, of a
--- namespace) reach their threshold; not for every letter.
+-- namespace) reach their threshold; not for every letter. And when a subscription was disabled (see 0043_deliveries.sql).
 
 CREATE TABLE tasker.alerts (
     id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -7,8 +7,11 @@ CREATE TABLE tasker.alerts (
     -- empty: the namespace's own threshold
     template     text NOT NULL,
     step         text NOT NULL,
-    threshold    int NOT NULL,
-    letters      bigint NOT NULL,
+    threshold    int,
+    letters      bigint,
+    -- which subscription was disabled, and why; empty: it is about letters
+    subscription text NOT NULL DEFAULT '',
+    problem      text,
     raised_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
     -- when the letters were fewer again; the next crossing is another alert
     cleared_at   timestamptz,
@@ -16,7 +19,7 @@ CREATE TABLE tasker.alerts (
     tries        int NOT NULL DEFAULT 0,
     next_try_at  timestamptz NOT NULL DEFAULT clock_timestamp()
 );
-CREATE UNIQUE INDEX alerts_open ON tasker.alerts (namespace, template, step) WHERE cleared_at IS NULL;
+CREATE UNIQUE INDEX alerts_open ON tasker.alerts (namespace, template, step, subscription) WHERE cleared_at IS NULL;
 CREATE INDEX alerts_undelivered ON tasker.alerts (next_try_at) WHERE delivered_at IS NULL;
 
 -- The namespaces whose letters may raise an alert, or clear one, and whose queues can be worked with, in order.
@@ -61,7 +64,7 @@ BEGIN
     ), raised AS (
         INSERT INTO tasker.alerts AS a (namespace, template, step, threshold, letters)
         SELECT r.namespace, r.template, r.step, r.threshold, r.letters FROM reached r
-        ON CONFLICT (namespace, template, step) WHERE cleared_at IS NULL DO NOTHING
+        ON CONFLICT (namespace, template, step, subscription) WHERE cleared_at IS NULL DO NOTHING
         RETURNING a.*
     ), counted_event AS (
         SELECT tasker.count_event('dead_letter_alerts', (SELECT count(*) FROM raised))

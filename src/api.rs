@@ -26,6 +26,7 @@ mod signatures;
 mod statistics;
 pub(crate) mod steering;
 pub(crate) mod streamed;
+mod subscriptions;
 pub(crate) mod tasks;
 mod templates;
 mod tokens;
@@ -183,6 +184,14 @@ fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(schedules::resume))
         .routes(routes!(schedules::trigger))
         .routes(routes!(schedules::backfill));
+    let subscriptions = OpenApiRouter::new()
+        .routes(routes!(subscriptions::list))
+        .routes(routes!(subscriptions::show, subscriptions::put, subscriptions::delete))
+        .routes(routes!(subscriptions::pause))
+        .routes(routes!(subscriptions::resume))
+        .routes(routes!(subscriptions::replay))
+        .routes(routes!(subscriptions::rotate))
+        .routes(routes!(subscriptions::events));
     let seldom_changed = OpenApiRouter::new()
         .routes(routes!(templates::list, templates::register))
         .routes(routes!(templates::show))
@@ -212,9 +221,17 @@ fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(tokens::list, tokens::create))
         .routes(routes!(tokens::revoke))
         .routes(routes!(audit::list));
-    let all = [bulk_actions, dead_letters, schedules, seldom_changed, fleet, settings]
-        .into_iter()
-        .fold(tasks, OpenApiRouter::merge);
+    let all = [
+        bulk_actions,
+        dead_letters,
+        schedules,
+        subscriptions,
+        seldom_changed,
+        fleet,
+        settings,
+    ]
+    .into_iter()
+    .fold(tasks, OpenApiRouter::merge);
     OpenApiRouter::new().nest("/api/v1", all)
 }
 

@@ -21,6 +21,7 @@ mod serve;
 mod server;
 mod shard;
 mod signal;
+mod subscription;
 mod task;
 mod template;
 mod token;
@@ -61,6 +62,9 @@ enum Command {
     /// Have tasks begin at their times
     #[command(subcommand)]
     Schedule(schedule::Schedule),
+    /// Have others told what happens
+    #[command(subcommand)]
+    Subscription(subscription::Subscription),
     /// Send signals to tasks, and list them
     #[command(subcommand)]
     Signal(signal::Signal),
@@ -173,6 +177,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> i32 {
             Command::Migrate(migrate) => migrate.run().await,
             Command::Task(task) => task.run().await,
             Command::Schedule(schedule) => schedule.run().await,
+            Command::Subscription(subscription) => subscription.run().await,
             Command::Signal(signal) => signal.run().await,
             Command::Health(health) => Ok(health.run()),
             Command::Dlq(dlq) => dlq.run().await,

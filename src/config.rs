@@ -30,6 +30,7 @@ mod tests;
 
 pub use crate::template::{Breaker, Limit};
 pub use api::{ApiConfig, JwtConfig, ProxyConfig};
+pub(crate) use check::is_web_address;
 pub use check::Problem;
 pub use effective::Effective;
 pub use live::Live;

@@ -103,6 +103,10 @@ pub enum Error {
         reason: String,
     },
 
+    /// Others are at it; trying again later may help.
+    #[error("{0}")]
+    Busy(String),
+
     /// A file cannot be read or a program cannot be run.
     #[error("{what}: {source}")]
     System {
@@ -164,9 +168,12 @@ impl Error {
             Error::Backpressure { .. } => ErrorKind::Backpressure,
             Error::NotUnique { .. } => ErrorKind::NotUnique,
             Error::Stale(_) => ErrorKind::Stale,
-            Error::Moved { .. } | Error::Unreachable { .. } | Error::Server(_) | Error::Coordinator(_) | Error::Database(_) => {
-                ErrorKind::Database
-            }
+            Error::Busy(_)
+            | Error::Moved { .. }
+            | Error::Unreachable { .. }
+            | Error::Server(_)
+            | Error::Coordinator(_)
+            | Error::Database(_) => ErrorKind::Database,
         }
     }
 

@@ -1,6 +1,6 @@
 //! The orchestrator: admits tasks, enqueues due retries, notices what died. Any number run side by side, all equal.
 //!
-//! It is eleven loops of one shape (and another where metrics are pushed): repeat a cycle, beat, and wait: for a wake (admission, retries, alerts) or for the next of its `rounds`.
+//! It is twelve loops of one shape (and another where metrics are pushed): repeat a cycle, beat, and wait: for a wake (admission, retries, alerts) or for the next of its `rounds`.
 
 mod admission;
 mod alerts;
@@ -17,6 +17,7 @@ mod recovery;
 mod retention;
 mod rounds;
 mod schedules;
+mod streams;
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -149,6 +150,9 @@ impl Orchestrator {
                 channel::DEAD_LETTERS,
                 channel::CONFIGURATION,
                 channel::BULK_ACTIONS,
+                channel::EVENTS,
+                channel::DELIVERIES,
+                channel::SUBSCRIPTIONS,
             ],
             self.stop.clone(),
         );
@@ -181,11 +185,14 @@ impl Orchestrator {
         each.run(loops, "bulk actions", |of| {
             bulk_actions::BulkActions::new(&of.db, &of.beats, of.wakes.subscribe()).run(of.stop)
         });
+        each.run(loops, "streams", |of| {
+            streams::Streams::new(&of.db, &of.membership, &of.beats, of.wakes.subscribe()).run(of.stop)
+        });
         each.round(loops, |of| recovery::Recovery::new(&of.db, &of.beats));
         each.round(loops, |of| marks::Marks::new(&of.db));
         each.round(loops, |of| backpressure::Backpressure::new(&of.db));
         each.round(loops, |of| reconciliation::Reconciliation::new(&of.db));
-        each.round(loops, |of| retention::Retention::new(&of.db));
+        each.round(loops, |of| retention::Retention::new(&of.db, &of.live));
         each.round(loops, |of| history::History::new(&of.db));
         each.round(loops, |of| {
             schedules::Schedules::new(&of.db, &of.live, of.place.shard(), &of.shards)

@@ -109,7 +109,7 @@ fn named<'c>(action: &'c str, name: &'c str, why: Option<&'c str>) -> Change<'c>
 #[into_params(parameter_in = Query)]
 pub(crate) struct Why {
     /// For those who read the record
-    why: Option<String>,
+    pub(super) why: Option<String>,
 }
 
 /// Delete a schedule

@@ -151,7 +151,7 @@ impl<'de> Deserialize<'de> for Node {
 }
 
 /// Whether it is http:// or https:// and a host.
-pub(super) fn is_web_address(text: &str) -> bool {
+pub(crate) fn is_web_address(text: &str) -> bool {
     let address = text.parse::<Uri>().unwrap_or_default();
     matches!(address.scheme_str(), Some("http" | "https")) && address.host().is_some_and(|host| !host.is_empty())
 }

@@ -191,6 +191,10 @@ pub struct OrchestratorConfig {
     /// Where alerts on dead letters are posted as JSON, beside the log. Delivered at least once, by one of the orchestrators that have it.
     #[schemars(with = "Option<String>", extend("x-secret" = true))]
     pub alert_webhook: Option<Secret>,
+    /// How long events are kept for subscriptions, beside those that one of them was not told yet (docs/events.md).
+    #[serde(with = "span")]
+    #[schemars(with = "Span")]
+    pub event_history: Duration,
 }
 
 impl Default for OrchestratorConfig {
@@ -203,6 +207,7 @@ impl Default for OrchestratorConfig {
             poll: Duration::from_secs(1),
             lease: Duration::from_secs(30),
             alert_webhook: None,
+            event_history: Duration::from_secs(7 * 86_400),
         }
     }
 }

@@ -25,6 +25,12 @@ pub(crate) mod channel {
     pub(crate) const CHILDREN: &str = "tasker_children";
     /// A bulk action has begun.
     pub(crate) const BULK_ACTIONS: &str = "tasker_bulk_actions";
+    /// Events were told, which are to be put in order.
+    pub(crate) const EVENTS: &str = "tasker_events";
+    /// Events are in order, for subscriptions to be told.
+    pub(crate) const DELIVERIES: &str = "tasker_deliveries";
+    /// There is another subscription, or one that is to be told in another way.
+    pub(crate) const SUBSCRIPTIONS: &str = "tasker_subscriptions";
     /// Tasks were cancelled.
     pub(crate) const CANCELLED: &str = "tasker_cancelled";
     /// The configuration has another version; the payload is its number.

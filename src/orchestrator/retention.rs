@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use super::rounds::Round;
+use crate::config::Live;
 use crate::db::Db;
 use crate::engine::dead_letters::{self, By};
-use crate::engine::{audit, bulk_actions, limits, member, pauses, schedules, signals, submit};
+use crate::engine::{audit, bulk_actions, deliveries, limits, member, pauses, schedules, signals, submit, subscriptions};
 use crate::error::Result;
 
 /// How long it is known who a member was that left.
@@ -19,16 +20,21 @@ const CHANGES: Duration = Duration::from_secs(365 * 86_400);
 
 pub(super) struct Retention {
     db: Db,
+    live: Live,
     by: By,
 }
 
 impl Retention {
-    pub(super) fn new(db: &Db) -> Self {
+    pub(super) fn new(db: &Db, live: &Live) -> Self {
         let by = By {
             who: "retention".into(),
             why: None,
         };
-        Retention { db: db.clone(), by }
+        Retention {
+            db: db.clone(),
+            live: live.clone(),
+            by,
+        }
     }
 }
 
@@ -48,6 +54,8 @@ impl Round for Retention {
         schedules::forget(&self.db, TICKS).await?;
         audit::forget(&self.db, CHANGES).await?;
         bulk_actions::forget(&self.db, CHANGES).await?;
+        deliveries::forget_events(&self.db, self.live.orchestrator().event_history).await?;
+        subscriptions::unwatch(&self.db).await?;
         let unclaimed = signals::forget(&self.db).await?;
         if unclaimed > 0 {
             tracing::warn!(

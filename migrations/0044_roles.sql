@@ -9,7 +9,7 @@ LANGUAGE sql IMMUTABLE BEGIN ATOMIC
         ('tasker_submit', '{create_task, create_tasks, find_template, input_schema, list_moves, send_signal, shard, signal_schemas, task_states, unreachable_queues, which_installation}'::text[]),
         -- reads everything
         ('tasker_read', '{fleet, fleet_namespace, fleet_namespaces, group_dead_letters, list_changes, list_tokens, lettered_namespaces, list_bulk_actions, read_facts, read_minutes, list_dead_letter_actions, list_dead_letters, list_limits, list_moves, list_pauses,
-                          list_namespaces, list_schedules, list_signals, list_tasks, list_templates, list_template_versions, list_waits, find_faults, find_queue_faults, find_tasks, read_values, notifications_are_stuck, read_children, read_family, read_results, read_steps, read_task, shard, task_states,
+                          list_namespaces, list_schedules, list_signals, list_subscriptions, list_tasks, list_templates, list_template_versions, list_waits, find_faults, find_queue_faults, find_tasks, read_values, notifications_are_stuck, pull_events, read_children, read_family, read_results, read_steps, read_task, shard, task_states,
                           unreachable_queues, which_installation}'),
         -- runs steps, of all namespaces or (tasker_worker_of_<namespace>) of one
         ('tasker_worker', '{answer_unhandled, await_signal, ask_unhandled, begin_suspect, complete_steps, decline_steps, ensure_namespaces,
@@ -23,7 +23,9 @@ LANGUAGE sql IMMUTABLE BEGIN ATOMIC
                              move_fan_outs, move_marks, note_traffic, reconcile, refuse_children, repair_queue, replay_dead_letters, reset_breakers, restore_queue, resume, resume_tasks,
                              settle_dead_letters, signals_due, take_alert, tally_children, try_broken_queues, unchecked_inputs, wake_expired_leases,
                              announce_move, close_namespaces, drop_moved_schedules, end_move, export_moved_keys, export_pauses, export_schedules, export_uniques, export_versions, find_ties, import_keys,
-                             import_pause, import_schedule, import_uniques, import_version, moved_unfinished, note_uniques, open_namespaces, open_transactions, read_uniques, receive_namespaces, walk_tasks}')
+                             import_pause, import_schedule, import_uniques, import_version, moved_unfinished, note_uniques, open_namespaces, open_transactions, read_uniques, receive_namespaces, walk_tasks,
+                             advance_delivery, delete_subscription, forget_events, hold_deliveries, order_events, pause_subscription, put_subscription, read_events, release_delivery, replay_subscription,
+                             rotate_secret, unwatch, unwatched, watch}')
     ) AS r(role, functions), unnest(r.functions) AS f(name);
 END;
 

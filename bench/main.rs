@@ -6,6 +6,7 @@
 
 mod claims;
 mod compare;
+mod events;
 mod fanout;
 mod fleet;
 mod flood;
@@ -192,6 +193,13 @@ async fn main() {
         }
         for ((name, _), figures) in cases.iter().zip(figures) {
             report.row(name, &[json!(middle(figures))]);
+        }
+    }
+    if wanted("events") {
+        report.section("Linear-4, handlers in rust, by what others are told", &events::COLUMNS);
+        for (name, types, pushed) in events::CASES {
+            let steps = if pushed { options.steps / 4 } else { options.steps };
+            report.row(name, &events::measure(&site, languages[0], steps, (types, pushed)).await);
         }
     }
     if wanted("fanout") {

@@ -80,6 +80,17 @@ LANGUAGE sql STABLE BEGIN ATOMIC
     WHERE n.name = p_name AND f.id = n.id;
 END;
 
+-- How far each subscription was told (see 0043_deliveries.sql).
+CREATE FUNCTION tasker.subscriptions_told() RETURNS jsonb
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN (SELECT coalesce(jsonb_agg(jsonb_build_object(
+                'name', s.of -> 'name', 'lag', s.of -> 'lag', 'delivered', s.of -> 'delivered', 'failing_since', s.of -> 'failing_since', 'problem', s.of -> 'problem',
+                'paused', s.of -> 'paused' <> 'null', 'disabled', s.of -> 'disabled' <> 'null')), '[]')
+            FROM tasker.list_subscriptions() AS s(of));
+END
+$$;
+
 -- The fleet but for its namespaces: members, limits, what went wrong, and the server.
 CREATE FUNCTION tasker.fleet(p_count int DEFAULT 10000) RETURNS jsonb
 LANGUAGE sql STABLE BEGIN ATOMIC
@@ -99,6 +110,7 @@ LANGUAGE sql STABLE BEGIN ATOMIC
                 'seconds', extract(epoch FROM clock_timestamp() - u.since)) ORDER BY u.since), '[]')
             FROM (SELECT * FROM tasker.unhandled WHERE NOT found ORDER BY since LIMIT 100) AS u JOIN tasker.template_steps ts USING (version_id, step)),
         'limits', (SELECT coalesce(jsonb_agg(l), '[]') FROM tasker.list_limits(p_count, false) AS l),
+        'subscriptions', tasker.subscriptions_told(),
         'counters', (SELECT coalesce(jsonb_object_agg(c.name, c.value), '{}') FROM tasker.counters c),
         'database', jsonb_build_object(
             'version', current_setting('server_version'),

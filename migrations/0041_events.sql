@@ -51,73 +51,129 @@ LANGUAGE sql IMMUTABLE BEGIN ATOMIC
     SELECT coalesce(get_byte(uuid_send(p_task), 15) % 16, 0)::smallint;
 END;
 
--- Writes down what has happened to a task, or to its step, if anybody has subscribed to it.
-CREATE FUNCTION tasker.tell(
-    p_type text, p_at timestamptz, p_task uuid, p_step smallint, p_namespace int, p_template bigint, p_tags jsonb, p_data jsonb) RETURNS void
+-- What anybody has subscribed to, of whatever namespace.
+CREATE FUNCTION tasker.told_types() RETURNS text[]
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN ARRAY(SELECT DISTINCT t.type FROM tasker.subscriptions s, unnest(s.types) AS t(type));
+END
+$$;
+
+-- Writes down what has happened to tasks, and to their steps, as far as anybody has subscribed to it. The arrays are parallel, in the order in which it happened; p_at: null: now.
+CREATE FUNCTION tasker.tell(p_tasks uuid[], p_steps smallint[], p_types text[], p_at timestamptz[], p_data jsonb[]) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    -- Of these, somebody wants all.
+    v_whole text[] := ARRAY(SELECT DISTINCT t.type FROM tasker.subscriptions s, unnest(s.types) AS t(type)
+                            WHERE s.namespaces IS NULL AND s.templates IS NULL AND s.tags IS NULL);
 BEGIN
     INSERT INTO tasker.outbox (type, at, task_id, step, namespace_id, template_id, data)
-    SELECT p_type, coalesce(p_at, clock_timestamp()), p_task, p_step, p_namespace, p_template, p_data
-    FROM tasker.templates tp JOIN tasker.namespaces n ON n.id = p_namespace
-    WHERE tp.id = p_template AND EXISTS (SELECT FROM tasker.subscriptions s WHERE tasker.is_wanted(s, p_type, n.name, tp.name, p_tags));
+    SELECT r.type, coalesce(r.at, clock_timestamp()), r.task, r.step, t.namespace_id, t.template_id, r.data
+    FROM unnest(p_tasks, p_steps, p_types, p_at, p_data) AS r(task, step, type, at, data)
+    CROSS JOIN LATERAL (SELECT namespace_id, template_id, tags FROM tasker.tasks WHERE id = r.task OFFSET 0) AS t
+    WHERE r.type = ANY (v_whole) OR EXISTS (
+        SELECT FROM tasker.subscriptions s, tasker.templates tp, tasker.namespaces n
+        WHERE tp.id = t.template_id AND n.id = t.namespace_id AND tasker.is_wanted(s, r.type, n.name, tp.name, t.tags));
     IF FOUND THEN
         PERFORM tasker.notify('tasker_events', '');
     END IF;
 END
 $$;
 
--- Whether anybody has subscribed to this type, of whatever namespace.
-CREATE FUNCTION tasker.is_told(p_type text) RETURNS boolean
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    RETURN EXISTS (SELECT FROM tasker.subscriptions s WHERE p_type = ANY (s.types));
-END
-$$;
-
-CREATE FUNCTION tasker.tell_task() RETURNS trigger
+CREATE FUNCTION tasker.tell_new_tasks() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    v_type text := 'task.' || CASE
-        WHEN TG_OP = 'INSERT' THEN 'created'
-        WHEN NEW.state = 'pending' THEN 'due'
-        WHEN NEW.state = 'running' THEN CASE WHEN OLD.state = 'pending' THEN 'started' ELSE 'resumed' END
-        ELSE NEW.state::text END;
 BEGIN
-    IF tasker.is_told(v_type) THEN
-        PERFORM tasker.tell(
-            v_type, CASE v_type WHEN 'task.created' THEN NEW.created_at WHEN 'task.started' THEN NEW.started_at ELSE NEW.finished_at END,
-            NEW.id, NULL, NEW.namespace_id, NEW.template_id, NEW.tags, NULL);
+    IF 'task.created' = ANY (tasker.told_types()) THEN
+        PERFORM tasker.tell(array_agg(c.id), NULL, array_agg('task.created'::text), array_agg(c.created_at), NULL) FROM changed c;
     END IF;
     RETURN NULL;
 END
 $$;
 
-CREATE FUNCTION tasker.tell_step() RETURNS trigger
+-- What is compared here, row by row, was changed by one statement; there is no index of it.
+CREATE FUNCTION tasker.tell_tasks() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_hashjoin = on SET enable_nestloop = off AS $$
+DECLARE
+    v_told text[];
+BEGIN
+    IF NOT EXISTS (SELECT FROM changed) THEN
+        RETURN NULL;
+    END IF;
+    v_told := tasker.told_types();
+    PERFORM tasker.tell(array_agg(k.id), NULL, array_agg(k.type), array_agg(CASE k.type WHEN 'task.started' THEN k.started_at ELSE k.finished_at END), NULL)
+    FROM (
+        SELECT c.*, 'task.' || CASE c.state WHEN 'pending' THEN 'due' WHEN 'running' THEN CASE WHEN b.started_at IS NULL THEN 'started' ELSE 'resumed' END ELSE c.state::text END AS type
+        FROM changed c JOIN before b ON b.id = c.id WHERE b.state <> c.state) AS k
+    WHERE k.type = ANY (v_told) HAVING count(*) > 0;
+    RETURN NULL;
+END
+$$;
+
+-- What has become of a step; null: nothing that is told. One that is held back, or snoozes, waits as if for a retry.
+CREATE FUNCTION tasker.step_event(p_step tasker.steps, p_errors_before jsonb) RETURNS text
+LANGUAGE sql STABLE BEGIN ATOMIC
+    SELECT CASE WHEN p_step.state <> 'waiting_retry' THEN 'step.' || p_step.state WHEN p_step.errors IS DISTINCT FROM p_errors_before THEN 'step.failed' END;
+END;
+
+-- What its row may not say any more when it is read.
+CREATE FUNCTION tasker.step_facts(p_step tasker.steps, p_type text) RETURNS jsonb
+LANGUAGE sql STABLE BEGIN ATOMIC
+    SELECT jsonb_strip_nulls(jsonb_build_object(
+        'attempt', CASE WHEN f.failed THEN p_step.errors -> -1 -> 'attempt' WHEN p_step.started_at IS NOT NULL THEN to_jsonb(p_step.failures + 1) END,
+        'worker', p_step.worker, 'started_at', p_step.started_at, 'retry_at', CASE WHEN p_type = 'step.failed' THEN p_step.retry_at END,
+        'error', CASE WHEN f.failed THEN jsonb_build_object(
+            'class', p_step.errors -> -1 -> 'class', 'message', left(p_step.errors -> -1 ->> 'message', 1000)) END))
+    FROM (SELECT p_type IN ('step.failed', 'step.dead') AS failed) AS f
+    WHERE p_type <> 'step.enqueued';
+END;
+
+-- When.
+CREATE FUNCTION tasker.step_time(p_step tasker.steps, p_type text) RETURNS timestamptz
+LANGUAGE sql STABLE BEGIN ATOMIC
+    SELECT CASE p_type WHEN 'step.enqueued' THEN p_step.enqueued_at WHEN 'step.failed' THEN (p_step.errors -> -1 ->> 'at')::timestamptz ELSE p_step.finished_at END;
+END;
+
+CREATE FUNCTION tasker.tell_new_steps() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    v_type  text := 'step.' || CASE NEW.state WHEN 'waiting_retry' THEN 'failed' ELSE NEW.state::text END;
-    v_error jsonb;
-    v_task  tasker.tasks;
+    v_told text[];
 BEGIN
-    IF tasker.is_told(v_type) THEN
-        -- One that is held back, or snoozes, waits as if for a retry.
-        IF v_type = 'step.failed' THEN
-            IF TG_OP = 'INSERT' OR NEW.errors IS NOT DISTINCT FROM OLD.errors THEN
-                RETURN NULL;
-            END IF;
-        END IF;
-        IF v_type IN ('step.failed', 'step.dead') THEN
-            v_error := NEW.errors -> -1;
-        END IF;
-        SELECT * INTO v_task FROM tasker.tasks t WHERE t.id = NEW.task_id;
-        PERFORM tasker.tell(
-            v_type, CASE v_type WHEN 'step.enqueued' THEN NEW.enqueued_at WHEN 'step.failed' THEN (v_error ->> 'at')::timestamptz ELSE NEW.finished_at END,
-            NEW.task_id, NEW.step, v_task.namespace_id, v_task.template_id, v_task.tags,
-            jsonb_strip_nulls(jsonb_build_object(
-                'attempt', CASE WHEN v_error IS NOT NULL THEN v_error -> 'attempt' WHEN NEW.started_at IS NOT NULL THEN to_jsonb(NEW.failures + 1) END,
-                'worker', NEW.worker, 'started_at', NEW.started_at, 'retry_at', CASE WHEN v_type = 'step.failed' THEN NEW.retry_at END,
-                'error', CASE WHEN v_error IS NOT NULL THEN jsonb_build_object('class', v_error -> 'class', 'message', left(v_error ->> 'message', 1000)) END)));
+    IF NOT EXISTS (SELECT FROM changed) THEN
+        RETURN NULL;
     END IF;
+    v_told := tasker.told_types();
+    PERFORM tasker.tell(array_agg(k.task_id), array_agg(k.step), array_agg(k.type), array_agg(tasker.step_time(k.whole, k.type)), array_agg(tasker.step_facts(k.whole, k.type)))
+    FROM (SELECT c.task_id, c.step, c::tasker.steps AS whole, tasker.step_event(c::tasker.steps, NULL) AS type FROM changed c) AS k
+    WHERE k.type = ANY (v_told) HAVING count(*) > 0;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION tasker.tell_steps() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_hashjoin = on SET enable_nestloop = off AS $$
+DECLARE
+    v_told text[];
+BEGIN
+    IF NOT EXISTS (SELECT FROM changed) THEN
+        RETURN NULL;
+    END IF;
+    v_told := tasker.told_types();
+    PERFORM tasker.tell(array_agg(k.task_id), array_agg(k.step), array_agg(k.type), array_agg(tasker.step_time(k.whole, k.type)), array_agg(tasker.step_facts(k.whole, k.type)))
+    FROM (
+        SELECT c.task_id, c.step, c::tasker.steps AS whole, tasker.step_event(c::tasker.steps, b.errors) AS type
+        FROM changed c JOIN before b ON b.task_id = c.task_id AND b.step = c.step WHERE b.state <> c.state) AS k
+    WHERE k.type = ANY (v_told) HAVING count(*) > 0;
+    RETURN NULL;
+END
+$$;
+
+-- A task was paused, or goes on; that of one that has ended is only cleared away.
+CREATE FUNCTION tasker.tell_pause() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM tasker.tell(ARRAY[t.id], NULL, ARRAY[CASE WHEN NEW.resumed_at IS NULL THEN 'task.paused' ELSE 'task.resumed' END],
+                        ARRAY[coalesce(NEW.resumed_at, NEW.since)], ARRAY[jsonb_build_object('who', NEW.who, 'why', NEW.why)])
+    FROM tasker.tasks t WHERE t.id = NEW.task_id AND t.finished_at IS NULL;
     RETURN NULL;
 END
 $$;
@@ -128,8 +184,8 @@ DECLARE
     v_type text := 'dead_letter.' || CASE NEW.action
         WHEN 'replay' THEN 'replayed' WHEN 'resolve' THEN 'resolved' WHEN 'skip' THEN 'skipped' WHEN 'discard' THEN 'discarded' ELSE 'purged' END;
 BEGIN
-    PERFORM tasker.tell(v_type, NEW.at, t.id, (SELECT ts.step FROM tasker.template_steps ts WHERE ts.version_id = t.version_id AND ts.name = NEW.step),
-                        t.namespace_id, t.template_id, t.tags, jsonb_build_object('letter', NEW.letter, 'who', NEW.who, 'why', NEW.why))
+    PERFORM tasker.tell(ARRAY[t.id], ARRAY[(SELECT ts.step FROM tasker.template_steps ts WHERE ts.version_id = t.version_id AND ts.name = NEW.step)],
+                        ARRAY[v_type], ARRAY[NEW.at], ARRAY[jsonb_build_object('letter', NEW.letter, 'who', NEW.who, 'why', NEW.why)])
     FROM tasker.tasks t WHERE t.id = NEW.task_id;
     RETURN NULL;
 END
@@ -159,11 +215,11 @@ $$;
 CREATE FUNCTION tasker.tell_letters(p_tasks uuid[], p_steps smallint[], p_reasons text[]) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF tasker.is_told('dead_letter.created') THEN
-        PERFORM tasker.tell('dead_letter.created', s.finished_at, t.id, s.step, t.namespace_id, t.template_id, t.tags, jsonb_build_object(
-            'reason', d.reason, 'attempts', s.failures, 'error', jsonb_build_object('class', s.errors -> -1 -> 'class', 'message', left(s.errors -> -1 ->> 'message', 1000))))
-        FROM unnest(p_tasks, p_steps, p_reasons) AS d(task, step, reason)
-        JOIN tasker.tasks t ON t.id = d.task JOIN tasker.steps s ON s.task_id = d.task AND s.step = d.step;
+    IF 'dead_letter.created' = ANY (tasker.told_types()) THEN
+        PERFORM tasker.tell(array_agg(s.task_id), array_agg(s.step), array_agg('dead_letter.created'::text), array_agg(s.finished_at), array_agg(
+            jsonb_build_object('reason', d.reason, 'attempts', s.failures, 'error', jsonb_build_object(
+                'class', s.errors -> -1 -> 'class', 'message', left(s.errors -> -1 ->> 'message', 1000)))))
+        FROM unnest(p_tasks, p_steps, p_reasons) AS d(task, step, reason) JOIN tasker.steps s ON s.task_id = d.task AND s.step = d.step;
     END IF;
 END
 $$;
@@ -171,10 +227,12 @@ $$;
 -- The triggers by which things are told, each of them on a table.
 CREATE FUNCTION tasker.watches() RETURNS TABLE (relation text, definition text)
 LANGUAGE sql IMMUTABLE BEGIN ATOMIC
-    VALUES ('tasks', 'AFTER UPDATE OF state ON tasker.tasks FOR EACH ROW WHEN (OLD.state IS DISTINCT FROM NEW.state) EXECUTE FUNCTION tasker.tell_task()'),
-           ('tasks', 'AFTER INSERT ON tasker.tasks FOR EACH ROW EXECUTE FUNCTION tasker.tell_task()'),
-           ('steps', 'AFTER UPDATE OF state ON tasker.steps FOR EACH ROW WHEN (OLD.state IS DISTINCT FROM NEW.state) EXECUTE FUNCTION tasker.tell_step()'),
-           ('steps', 'AFTER INSERT ON tasker.steps FOR EACH ROW EXECUTE FUNCTION tasker.tell_step()'),
+    VALUES ('tasks', 'AFTER UPDATE ON tasker.tasks REFERENCING OLD TABLE AS before NEW TABLE AS changed EXECUTE FUNCTION tasker.tell_tasks()'),
+           ('tasks', 'AFTER INSERT ON tasker.tasks REFERENCING NEW TABLE AS changed EXECUTE FUNCTION tasker.tell_new_tasks()'),
+           ('steps', 'AFTER UPDATE ON tasker.steps REFERENCING OLD TABLE AS before NEW TABLE AS changed EXECUTE FUNCTION tasker.tell_steps()'),
+           ('steps', 'AFTER INSERT ON tasker.steps REFERENCING NEW TABLE AS changed EXECUTE FUNCTION tasker.tell_new_steps()'),
+           ('pauses', 'AFTER INSERT ON tasker.pauses FOR EACH ROW WHEN (NEW.task_id IS NOT NULL) EXECUTE FUNCTION tasker.tell_pause()'),
+           ('pauses', 'AFTER UPDATE OF resumed_at ON tasker.pauses FOR EACH ROW WHEN (NEW.task_id IS NOT NULL AND OLD.resumed_at IS NULL) EXECUTE FUNCTION tasker.tell_pause()'),
            ('dead_letter_actions', 'AFTER INSERT ON tasker.dead_letter_actions FOR EACH ROW EXECUTE FUNCTION tasker.tell_letter_action()'),
            ('alerts', 'AFTER INSERT ON tasker.alerts FOR EACH ROW EXECUTE FUNCTION tasker.tell_alert()'),
            ('alerts', 'AFTER UPDATE OF cleared_at ON tasker.alerts FOR EACH ROW WHEN (OLD.cleared_at IS DISTINCT FROM NEW.cleared_at) EXECUTE FUNCTION tasker.tell_alert()');

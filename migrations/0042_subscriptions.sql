@@ -26,7 +26,7 @@ CREATE TABLE tasker.subscriptions (
 -- All kinds of events.
 CREATE FUNCTION tasker.event_types() RETURNS text[]
 LANGUAGE sql IMMUTABLE BEGIN ATOMIC
-    SELECT '{task.created, task.due, task.started, task.resumed, task.blocked, task.undoing, task.cancelling, task.complete, task.failed, task.cancelled, task.discarded,
+    SELECT '{task.created, task.due, task.started, task.paused, task.resumed, task.blocked, task.undoing, task.cancelling, task.complete, task.failed, task.cancelled, task.discarded,
              step.enqueued, step.failed, step.waiting, step.complete, step.dead, step.skipped, step.cancelling, step.cancelled, step.discarded,
              dead_letter.created, dead_letter.replayed, dead_letter.resolved, dead_letter.skipped, dead_letter.discarded, dead_letter.purged,
              alert.raised, alert.cleared}'::text[];

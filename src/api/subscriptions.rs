@@ -37,7 +37,7 @@ const EVERY: Duration = Duration::from_secs(1);
 /// By name, and for each shard how far it has told: how many events were delivered, for how many seconds the next one waits, and since when its sink takes nothing, and why. It takes the role reader.
 #[utoipa::path(get, path = "/subscriptions", tag = "subscriptions", params(Paged), responses(
     (status = 200, description = "A page of subscriptions", body = Listed, example = json!({ "items": [{
-        "name": "billing", "types": ["task.complete"], "sink": { "webhook": { "url": "https://billing.example.com/hooks" } }, "delivered": 1042, "lag": 0.0 }], "next": null })),
+        "name": "billing", "types": ["task.complete"], "sink": { "webhook": { "url": "https://billing.example.com/…" } }, "delivered": 1042, "lag": 0.0 }], "next": null })),
     ReadRefused))]
 pub(super) async fn list(State(api): State<Api>, _: Reader, Asked(asked): Asked<Paged>) -> Outcome<Json<Listed>> {
     let all = subscriptions::list(&api.shards).await?;
@@ -49,7 +49,7 @@ pub(super) async fn list(State(api): State<Api>, _: Reader, Asked(asked): Asked<
 /// As each shard has it. It takes the role reader.
 #[utoipa::path(get, path = "/subscriptions/{name}", tag = "subscriptions", params(("name" = String, Path, description = "Its name")), responses(
     (status = 200, description = "The subscription", body = Listed, example = json!({ "items": [{
-        "name": "billing", "types": ["task.complete"], "sink": { "webhook": { "url": "https://billing.example.com/hooks" } }, "delivered": 1042, "lag": 0.0 }], "next": null })),
+        "name": "billing", "types": ["task.complete"], "sink": { "webhook": { "url": "https://billing.example.com/…" } }, "delivered": 1042, "lag": 0.0 }], "next": null })),
     ReadRefused))]
 pub(super) async fn show(State(api): State<Api>, _: Reader, Part(name): Part<String>) -> Outcome<Json<Listed>> {
     Ok(Json(Listed::whole(subscriptions::show(&api.shards, &name).await?)))

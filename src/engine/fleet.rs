@@ -50,7 +50,7 @@ fn all_of(shards: &Shards, mut fleets: Vec<(String, Value)>) -> error::Result<Va
 /// That of several shards as one, with what each says for itself under `shards`; an error in place of one that does not tell. What is left of a namespace
 /// where it was, before it moved, is named "namespace in shard".
 pub(crate) fn of_shards(fleets: impl IntoIterator<Item = (String, Result<Value, String>)>) -> Value {
-    let mut all = json!({ "asleep": 0, "members": [], "unhandled": [], "limits": [], "namespaces": {}, "broken_queues": {}, "counters": {}, "shards": {} });
+    let mut all = json!({ "asleep": 0, "members": [], "unhandled": [], "limits": [], "subscriptions": [], "namespaces": {}, "broken_queues": {}, "counters": {}, "shards": {} });
     for (shard, fleet) in fleets {
         let mut fleet = match fleet {
             Ok(fleet) => fleet,
@@ -59,7 +59,7 @@ pub(crate) fn of_shards(fleets: impl IntoIterator<Item = (String, Result<Value, 
                 continue;
             }
         };
-        for list in ["members", "unhandled", "limits"] {
+        for list in ["members", "unhandled", "limits", "subscriptions"] {
             let entries = fleet[list].as_array_mut().map(std::mem::take).unwrap_or_default();
             let of_shard = entries.into_iter().map(|mut entry| {
                 entry["shard"] = json!(shard);

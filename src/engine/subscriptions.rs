@@ -3,8 +3,9 @@
 use std::future::Future;
 use std::time::Duration;
 
+use axum::http::Uri;
 use chrono::{DateTime, Utc};
-use serde_json::Value;
+use serde_json::{json, Value};
 use sqlx::types::Json;
 
 use super::shards::Shards;
@@ -164,13 +165,26 @@ async fn in_each<F: Future<Output = Result<bool>>>(shards: &Shards, name: &str, 
 }
 
 /// The subscriptions, by name: objects of name, types, namespaces, templates, tags, sink, owner, paused, disabled, delivered, problem, failing_since and lag (in seconds). Each shard
-/// says how far it has told.
+/// says how far it has told. Of a webhook's address, which may be a secret, the host is shown.
 pub async fn list(shards: &Shards) -> Result<Vec<Value>> {
     let listed = shards.list(|db| async move {
         let query = sqlx::query_scalar("SELECT tasker.list_subscriptions()");
         Ok(query.fetch_all(db.readers()).await?)
     });
-    listed.await
+    Ok(listed.await?.into_iter().map(hidden).collect())
+}
+
+fn hidden(mut subscription: Value) -> Value {
+    if let Some(url) = subscription["sink"]["webhook"].get_mut("url") {
+        let address: Uri = url.as_str().and_then(|url| url.parse().ok()).unwrap_or_default();
+        let port = address.port().map_or(String::new(), |port| format!(":{port}"));
+        *url = json!(format!(
+            "{}://{}{port}/…",
+            address.scheme_str().unwrap_or_default(),
+            address.host().unwrap_or_default()
+        ));
+    }
+    subscription
 }
 
 /// One of them, as each shard has it. Errors: [`Error::NotFound`].
@@ -179,7 +193,7 @@ pub async fn show(shards: &Shards, name: &str) -> Result<Vec<Value>> {
         let query = sqlx::query_scalar("SELECT tasker.list_subscriptions($1)").bind(name);
         Ok(query.fetch_all(db.pool()).await?)
     });
-    let shown = shown.await?;
+    let shown: Vec<Value> = shown.await?.into_iter().map(hidden).collect();
     match shown.is_empty() {
         true => Err(unknown(name)),
         false => Ok(shown),

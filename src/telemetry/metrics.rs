@@ -166,6 +166,10 @@ metrics! {
         "Steps that wait for one, counted no further than 10,000";
     breakers_open: Gauge<f64> = "tasker.breakers.open", "{breaker}", "namespace, limit",
         "Its circuit breakers that are open or half open";
+    subscription_lag: Gauge<f64> = "tasker.subscription.lag", "s", "subscription",
+        "For how long the oldest event waits that it was not told yet";
+    subscription_disabled: Gauge<f64> = "tasker.subscription.disabled", "{subscription}", "subscription",
+        "1 where its sink has taken nothing for so long that nothing more is tried";
     unhandled: Gauge<f64> = "tasker.unhandled", "{step}", "namespace",
         "Kinds of step that wait because no worker has their handler";
     workers: Gauge<f64> = "tasker.workers", "{process}", "namespace",

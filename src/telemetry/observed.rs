@@ -83,6 +83,18 @@ impl Metrics {
             record(&self.limit_waiting, &limit["waiting"], &labels);
             tell(&self.breakers_open, limit["breaker"].as_array().map_or(0, Vec::len) as f64, &labels);
         }
+        for subscription in fleet["subscriptions"].as_array().into_iter().flatten() {
+            let label = [KeyValue::new(
+                "subscription",
+                subscription["name"].as_str().unwrap_or_default().to_owned(),
+            )];
+            record(&self.subscription_lag, &subscription["lag"], &label);
+            tell(
+                &self.subscription_disabled,
+                f64::from(u8::from(subscription["disabled"] == true)),
+                &label,
+            );
+        }
         let drift = drift(fleet["members"].as_array().map_or(&[][..], Vec::as_slice), GRACE);
         for (kind, (count, configurations)) in members(fleet) {
             let drifting = drift.iter().filter(|member| member.kind == kind).count();

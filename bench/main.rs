@@ -56,7 +56,7 @@ struct Options {
     /// Minutes of 5,000 tasks a second, of which a sixth is kept; 0: leave it out
     #[arg(long, default_value_t = 0)]
     retention: u32,
-    /// Only this: raw, submit, rust, ruby, latency, claims, history, profile, scale, telemetry, limits, fanout, scaling, flood, idle, pooler, network, shards, fleet, compare, horizon, retention;
+    /// Only this: raw, submit, rust, ruby, latency, claims, history, profile, scale, telemetry, limits, events, fanout, scaling, flood, idle, pooler, network, shards, fleet, compare, horizon, retention;
     /// and memory and stalls, which are measured only so
     #[arg(long)]
     only: Option<String>,

@@ -49,6 +49,7 @@ mod metrics;
 mod moving;
 mod one_fleet;
 mod other_servers;
+mod outbox;
 mod owners;
 mod pages;
 mod patroni;

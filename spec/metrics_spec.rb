@@ -47,7 +47,7 @@ RSpec.describe "Metrics" do
 
   it "have alerts that promtool accepts, and that fire when they should" do
     rules = File.join(deploy, "prometheus/tasker.rules.yml")
-    expect(run("promtool", "check", "rules", rules)).to match([/SUCCESS: 15 rules found/, 0])
+    expect(run("promtool", "check", "rules", rules)).to match([/SUCCESS: 17 rules found/, 0])
     expect(run("promtool", "test", "rules", rules.sub("rules", "test"))).to match([/SUCCESS/, 0])
   end
 

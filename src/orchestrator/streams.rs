@@ -139,16 +139,22 @@ impl Streams {
         {
             match held.surplus {
                 true => deliveries::release(&self.db, held.id, member).await?,
-                false => self.begin(held)?,
+                false => self.begin(held),
             }
         }
         Ok(())
     }
 
-    fn begin(&mut self, held: Held) -> Result<()> {
+    /// One that cannot be begun is no matter of the others; it is tried again at the next look.
+    fn begin(&mut self, held: Held) {
         let (id, name, version) = (held.id, held.name.clone(), version(&held));
-        let Some(delivery) = Delivery::new(&self.db, &self.membership, held)? else {
-            return Ok(());
+        let delivery = match Delivery::new(&self.db, &self.membership, held) {
+            Ok(Some(delivery)) => delivery,
+            Ok(None) => return,
+            Err(error) => {
+                tracing::error!(subscription = name, %error, "a subscription cannot be delivered");
+                return;
+            }
         };
         let stop = CancellationToken::new();
         let running = delivery.run(self.wakes.resubscribe(), stop.clone());
@@ -162,7 +168,6 @@ impl Streams {
             ended.notify_one();
         });
         self.running.insert(id, Running { version, stop, task });
-        Ok(())
     }
 
     /// What is on its way, and was not answered by then, is sent again by whoever comes next.

@@ -115,14 +115,19 @@ LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT CASE WHEN p_step.state <> 'waiting_retry' THEN 'step.' || p_step.state WHEN p_step.errors IS DISTINCT FROM p_errors_before THEN 'step.failed' END;
 END;
 
+-- The last of a step's errors, as it is told.
+CREATE FUNCTION tasker.told_error(p_errors jsonb) RETURNS jsonb
+LANGUAGE sql STABLE BEGIN ATOMIC
+    SELECT jsonb_build_object('class', p_errors -> -1 -> 'class', 'message', left(p_errors -> -1 ->> 'message', 1000));
+END;
+
 -- What its row may not say any more when it is read.
 CREATE FUNCTION tasker.step_facts(p_step tasker.steps, p_type text) RETURNS jsonb
 LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT jsonb_strip_nulls(jsonb_build_object(
         'attempt', CASE WHEN f.failed THEN p_step.errors -> -1 -> 'attempt' WHEN p_step.started_at IS NOT NULL THEN to_jsonb(p_step.failures + 1) END,
         'worker', p_step.worker, 'started_at', p_step.started_at, 'retry_at', CASE WHEN p_type = 'step.failed' THEN p_step.retry_at END,
-        'error', CASE WHEN f.failed THEN jsonb_build_object(
-            'class', p_step.errors -> -1 -> 'class', 'message', left(p_step.errors -> -1 ->> 'message', 1000)) END))
+        'error', CASE WHEN f.failed THEN tasker.told_error(p_step.errors) END))
     FROM (SELECT p_type IN ('step.failed', 'step.dead') AS failed) AS f
     WHERE p_type <> 'step.enqueued';
 END;
@@ -217,8 +222,7 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF 'dead_letter.created' = ANY (tasker.told_types()) THEN
         PERFORM tasker.tell(array_agg(s.task_id), array_agg(s.step), array_agg('dead_letter.created'::text), array_agg(s.finished_at), array_agg(
-            jsonb_build_object('reason', d.reason, 'attempts', s.failures, 'error', jsonb_build_object(
-                'class', s.errors -> -1 -> 'class', 'message', left(s.errors -> -1 ->> 'message', 1000)))))
+            jsonb_build_object('reason', d.reason, 'attempts', s.failures, 'error', tasker.told_error(s.errors))))
         FROM unnest(p_tasks, p_steps, p_reasons) AS d(task, step, reason) JOIN tasker.steps s ON s.task_id = d.task AND s.step = d.step;
     END IF;
 END
@@ -243,11 +247,6 @@ CREATE FUNCTION tasker.watched() RETURNS text[]
 LANGUAGE sql STABLE BEGIN ATOMIC
     SELECT coalesce(array_agg(DISTINCT c.relname::text), '{}') FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
     WHERE c.relnamespace = 'tasker'::regnamespace AND t.tgname LIKE 'tell\_%';
-END;
-
-CREATE FUNCTION tasker.is_watched() RETURNS boolean
-LANGUAGE sql STABLE BEGIN ATOMIC
-    SELECT NOT EXISTS (SELECT FROM tasker.watches() AS w WHERE w.relation <> ALL (tasker.watched()));
 END;
 
 -- The tables that have no triggers yet, of those that need them.

@@ -59,14 +59,13 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_problem text := tasker.problem_of_subscription(p_name, p_types, p_tags);
     v_known   tasker.subscriptions;
-    v_new     tasker.subscriptions;
 BEGIN
     IF v_problem IS NOT NULL THEN
         RAISE EXCEPTION '%', v_problem USING ERRCODE = 'TK004';
     END IF;
     -- Against unwatch, and another that is put.
     LOCK TABLE tasker.subscriptions IN SHARE ROW EXCLUSIVE MODE;
-    IF NOT tasker.is_watched() THEN
+    IF EXISTS (SELECT FROM tasker.unwatched()) THEN
         RAISE EXCEPTION 'nothing is watched yet' USING ERRCODE = 'TK012';
     END IF;
     SELECT * INTO v_known FROM tasker.subscriptions s WHERE s.name = p_name;
@@ -76,9 +75,9 @@ BEGIN
     END IF;
     IF v_known.id IS NULL THEN
         INSERT INTO tasker.subscriptions (name, types, namespaces, templates, tags, sink, secrets, owner)
-        VALUES (p_name, p_types, p_namespaces, p_templates, p_tags, p_sink, ARRAY[p_secret], p_owner) RETURNING * INTO v_new;
+        VALUES (p_name, p_types, p_namespaces, p_templates, p_tags, p_sink, ARRAY[p_secret], p_owner) RETURNING * INTO v_known;
         INSERT INTO tasker.deliveries (subscription_id, positions)
-        VALUES (v_new.id, array_fill((SELECT o.position FROM tasker.event_order o), ARRAY[16]));
+        VALUES (v_known.id, array_fill((SELECT o.position FROM tasker.event_order o), ARRAY[16]));
         outcome := 'created';
     ELSIF (v_known.types, v_known.namespaces, v_known.templates, v_known.tags, v_known.sink)
           IS NOT DISTINCT FROM (p_types, p_namespaces, p_templates, p_tags, p_sink) THEN
@@ -156,15 +155,15 @@ $$;
 -- Delivers once more what has happened from p_from on, as far as it is kept, or goes on only there. Returns whether there is one of that name.
 CREATE FUNCTION tasker.replay_subscription(p_name text, p_from timestamptz) RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    v_found boolean;
 BEGIN
     UPDATE tasker.deliveries d
     SET positions = array_fill(least((extract(epoch FROM p_from) * 1000000)::bigint - 1, (SELECT o.position FROM tasker.event_order o)), ARRAY[16]),
         failing_since = array_fill(NULL::timestamptz, ARRAY[16]), setting = d.setting + 1
     FROM tasker.subscriptions s WHERE s.name = p_name AND d.subscription_id = s.id;
-    v_found := FOUND;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
     PERFORM tasker.notify('tasker_subscriptions', '');
-    RETURN v_found;
+    RETURN true;
 END
 $$;

@@ -61,9 +61,7 @@ BEGIN
     IF p_member <> ALL (v_present) THEN
         RETURN '{"subscribed": true, "held": []}';
     END IF;
-    IF NOT EXISTS (SELECT FROM tasker.deliverers d WHERE d.member = p_member) THEN
-        INSERT INTO tasker.deliverers (member, sinks) VALUES (p_member, p_sinks) ON CONFLICT DO NOTHING;
-    END IF;
+    INSERT INTO tasker.deliverers (member, sinks) VALUES (p_member, p_sinks) ON CONFLICT DO NOTHING;
     FOREACH v_sink IN ARRAY p_sinks LOOP
         v_all := ARRAY(SELECT s.id FROM tasker.subscriptions s WHERE s.paused IS NULL AND s.disabled IS NULL AND s.sink ? v_sink ORDER BY s.id);
         v_share := ceil(cardinality(v_all)::float8 / (SELECT count(*) FROM tasker.deliverers d WHERE d.member = ANY (v_present) AND v_sink = ANY (d.sinks)));

@@ -126,6 +126,17 @@ struct By {
     why: Option<String>,
 }
 
+/// Something that has a name, and to which somebody does something.
+#[derive(Args)]
+struct Named {
+    /// Its name
+    name: String,
+    #[command(flatten)]
+    by: By,
+    #[command(flatten)]
+    connection: Connection,
+}
+
 impl By {
     /// As it is recorded with what is done to tasks.
     fn recorded(self) -> dead_letters::By {

@@ -86,21 +86,12 @@ pub(super) async fn put(
     let schedule = Schedule::parse(&given.definition).map_err(|problem| Problem::invalid(format!("definition: {problem}")))?;
     let change = Change {
         details: Some(json!({ "template": given.template, "definition": given.definition })),
-        ..named("schedule.put", &name, given.why.as_deref())
+        ..Change::of("schedule.put", &name, given.why.as_deref())
     };
     let db = schedules::home_for(&api.shards, &name, &given.template).await?;
     let put = async { Ok(schedules::put(&db, &name, &given.template, &schedule).await?) };
     let outcome = caller.change(&db, change, put, |_| None).await?;
     Ok(Json(SchedulePut { outcome }))
-}
-
-fn named<'c>(action: &'c str, name: &'c str, why: Option<&'c str>) -> Change<'c> {
-    Change {
-        action,
-        object: Some(name),
-        why,
-        ..Change::default()
-    }
 }
 
 /// Why
@@ -126,7 +117,7 @@ pub(crate) async fn delete(
     let (db, _) = find(&api, &name).await?;
     let delete = async { Ok(schedules::delete(&db, &name).await?) };
     caller
-        .change(&db, named("schedule.delete", &name, why.as_deref()), delete, |()| None)
+        .change(&db, Change::of("schedule.delete", &name, why.as_deref()), delete, |()| None)
         .await?;
     Ok(Json(Done { done: true }))
 }
@@ -136,7 +127,7 @@ async fn pausing(api: &Api, caller: &Caller, name: &str, paused: bool, why: Opti
     let by = caller.by(why);
     let (db, _) = find(api, name).await?;
     let pause = async { Ok(schedules::pause(&db, name, paused, &by.who, why).await?) };
-    caller.change(&db, named(action, name, why), pause, |()| None).await?;
+    caller.change(&db, Change::of(action, name, why), pause, |()| None).await?;
     Ok(Json(Done { done: true }))
 }
 
@@ -189,7 +180,7 @@ pub(crate) async fn trigger(
     let (db, _) = find(&api, &name).await?;
     let trigger = async { Ok(schedules::trigger(&db, &name).await?) };
     let tasks = caller
-        .change(&db, named("schedule.trigger", &name, why.as_deref()), trigger, |_| None)
+        .change(&db, Change::of("schedule.trigger", &name, why.as_deref()), trigger, |_| None)
         .await?;
     Ok((StatusCode::CREATED, Json(TasksBegan { tasks })))
 }
@@ -219,7 +210,7 @@ pub(crate) async fn backfill(
 ) -> Outcome<(StatusCode, Json<TasksBegan>)> {
     let change = Change {
         details: Some(json!({ "from": given.from, "until": given.until })),
-        ..named("schedule.backfill", &name, given.why.as_deref())
+        ..Change::of("schedule.backfill", &name, given.why.as_deref())
     };
     let (db, _) = find(&api, &name).await?;
     let backfill = async { Ok(schedules::backfill(&db, &name, given.from, given.until).await?) };

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{json, Value};
 use utoipa::ToSchema;
 
-use super::access::{As, Operator, Reader};
+use super::access::{As, Caller, Operator, Reader};
 use super::extract::{Asked, Body, Part};
 use super::listed::{limit, Listed, Paged};
 use super::problem::{ChangeRefused, Outcome, Problem, ReadRefused};
@@ -26,6 +26,7 @@ use super::streamed::{self, last_seen, OneAtATime, SILENCE};
 use super::Api;
 use crate::engine::audit::Change;
 use crate::engine::deliveries::pull;
+use crate::engine::everywhere;
 use crate::engine::subscriptions;
 use crate::subscription::Subscription;
 
@@ -92,7 +93,7 @@ pub(super) async fn put(
     let subscription = Subscription::parse(&given.definition).map_err(|problem| Problem::invalid(format!("definition: {problem}")))?;
     let change = Change {
         details: Some(given.definition.clone()),
-        ..named("subscription.put", &name, given.why.as_deref())
+        ..Change::of("subscription.put", &name, given.why.as_deref())
     };
     let put = async { Ok(subscriptions::put(&api.shards, &name, &subscription, given.secret.as_deref()).await?) };
     let put = caller.change(&api.registry().await?, change, put, |_| None).await?;
@@ -100,15 +101,6 @@ pub(super) async fn put(
         outcome: put.outcome,
         secret: put.secret,
     }))
-}
-
-fn named<'c>(action: &'c str, name: &'c str, why: Option<&'c str>) -> Change<'c> {
-    Change {
-        action,
-        object: Some(name),
-        why,
-        ..Change::default()
-    }
 }
 
 /// Delete a subscription
@@ -123,8 +115,17 @@ pub(super) async fn delete(
     Asked(Why { why }): Asked<Why>,
 ) -> Outcome<Json<Done>> {
     let delete = async { Ok(subscriptions::delete(&api.shards, &name).await?) };
-    let change = named("subscription.delete", &name, why.as_deref());
+    let change = Change::of("subscription.delete", &name, why.as_deref());
     caller.change(&api.registry().await?, change, delete, |()| None).await?;
+    Ok(Json(Done { done: true }))
+}
+
+async fn pausing(api: &Api, caller: &Caller, name: &str, paused: bool, why: Option<&str>) -> Outcome<Json<Done>> {
+    let action = if paused { "subscription.pause" } else { "subscription.resume" };
+    let by = caller.by(why);
+    let pause = async { Ok(subscriptions::pause(&api.shards, name, paused, &by.who, why).await?) };
+    let change = Change::of(action, name, why);
+    caller.change(&api.registry().await?, change, pause, |()| None).await?;
     Ok(Json(Done { done: true }))
 }
 
@@ -139,11 +140,7 @@ pub(super) async fn pause(
     Part(name): Part<String>,
     Body(Reason { why }): Body<Reason>,
 ) -> Outcome<Json<Done>> {
-    let by = caller.by(why.as_deref());
-    let pause = async { Ok(subscriptions::pause(&api.shards, &name, true, &by.who, why.as_deref()).await?) };
-    let change = named("subscription.pause", &name, why.as_deref());
-    caller.change(&api.registry().await?, change, pause, |()| None).await?;
-    Ok(Json(Done { done: true }))
+    pausing(&api, &caller, &name, true, why.as_deref()).await
 }
 
 /// Resume a subscription
@@ -157,11 +154,7 @@ pub(super) async fn resume(
     Part(name): Part<String>,
     Body(Reason { why }): Body<Reason>,
 ) -> Outcome<Json<Done>> {
-    let by = caller.by(why.as_deref());
-    let resume = async { Ok(subscriptions::pause(&api.shards, &name, false, &by.who, why.as_deref()).await?) };
-    let change = named("subscription.resume", &name, why.as_deref());
-    caller.change(&api.registry().await?, change, resume, |()| None).await?;
-    Ok(Json(Done { done: true }))
+    pausing(&api, &caller, &name, false, why.as_deref()).await
 }
 
 /// From when on
@@ -187,7 +180,7 @@ pub(super) async fn replay(
 ) -> Outcome<Json<Done>> {
     let change = Change {
         details: Some(json!({ "from": given.from })),
-        ..named("subscription.replay", &name, given.why.as_deref())
+        ..Change::of("subscription.replay", &name, given.why.as_deref())
     };
     let replay = async { Ok(subscriptions::replay(&api.shards, &name, given.from).await?) };
     caller.change(&api.registry().await?, change, replay, |()| None).await?;
@@ -213,7 +206,7 @@ pub(super) async fn rotate(
     Body(Reason { why }): Body<Reason>,
 ) -> Outcome<Json<Rotated>> {
     let rotate = async { Ok(subscriptions::rotate(&api.shards, &name).await?) };
-    let change = named("subscription.rotate_secret", &name, why.as_deref());
+    let change = Change::of("subscription.rotate_secret", &name, why.as_deref());
     let secret = caller.change(&api.registry().await?, change, rotate, |_| None).await?;
     Ok(Json(Rotated { secret }))
 }
@@ -259,19 +252,16 @@ struct Cursor(BTreeMap<String, i64>);
 impl Cursor {
     fn parse(text: Option<&str>) -> Outcome<Cursor> {
         let wrong = || Problem::bad_request("cursor: expected `next` of the page before");
-        let read = |part: &str| {
-            let (shard, position) = part.split_once('=').ok_or_else(wrong)?;
-            Ok((shard.to_owned(), position.parse().map_err(|_| wrong())?))
+        let read = |(shard, position): (&str, &str)| Ok((shard.to_owned(), position.parse().map_err(|_| wrong())?));
+        let parts = match text {
+            Some(text) => everywhere::cursor_parts(text).ok_or_else(wrong)?,
+            None => Vec::new(),
         };
-        text.map_or_else(
-            || Ok(Cursor::default()),
-            |text| Ok(Cursor(text.split('~').map(read).collect::<Outcome<_>>()?)),
-        )
+        Ok(Cursor(parts.into_iter().map(read).collect::<Outcome<_>>()?))
     }
 
     fn written(&self) -> String {
-        let part = |(shard, position): (&String, &i64)| format!("{shard}={position}");
-        self.0.iter().map(part).collect::<Vec<_>>().join("~")
+        everywhere::cursor_of(&self.0)
     }
 }
 

@@ -6,7 +6,7 @@ use serde_json::{json, Value};
 use uuid::Uuid;
 
 use super::server::{part, read, Reach};
-use super::{field, listing, print, read_json, say, table, By, Connection};
+use super::{field, listing, print, read_json, say, table, By, Connection, Named};
 use crate::engine::schedules;
 use crate::error::{Error, Result};
 use crate::schedule::Schedule as Definition;
@@ -67,16 +67,6 @@ pub(super) enum Schedule {
         #[command(flatten)]
         connection: Connection,
     },
-}
-
-#[derive(Args)]
-pub(super) struct Named {
-    /// Its name
-    name: String,
-    #[command(flatten)]
-    by: By,
-    #[command(flatten)]
-    connection: Connection,
 }
 
 #[derive(Args)]

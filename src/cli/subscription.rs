@@ -5,7 +5,7 @@ use clap::{Args, Subcommand};
 use serde_json::{json, Value};
 
 use super::server::{part, read, Reach};
-use super::{field, listing, print, say, By, Connection};
+use super::{field, listing, print, say, By, Connection, Named};
 use crate::engine::subscriptions;
 use crate::engine::tags::read_tags;
 use crate::error::{Error, Result};
@@ -58,16 +58,6 @@ pub(super) enum Subscription {
         #[command(flatten)]
         connection: Connection,
     },
-}
-
-#[derive(Args)]
-pub(super) struct Named {
-    /// Its name
-    name: String,
-    #[command(flatten)]
-    by: By,
-    #[command(flatten)]
-    connection: Connection,
 }
 
 #[derive(Args)]

@@ -27,6 +27,18 @@ pub struct Change<'c> {
     pub details: Option<Value>,
 }
 
+impl<'c> Change<'c> {
+    /// Of something that has a name, and why.
+    pub(crate) fn of(action: &'c str, object: &'c str, why: Option<&'c str>) -> Change<'c> {
+        Change {
+            action,
+            object: Some(object),
+            why,
+            ..Change::default()
+        }
+    }
+}
+
 /// Records it, before it is done; [`end`] says what became of it. Returns its number. Errors: those of the database.
 pub async fn begin(db: &Db, change: &Change<'_>) -> Result<i64> {
     let query = sqlx::query_scalar("SELECT tasker.begin_change($1, $2, $3, $4, $5, $6, $7)")

@@ -1,6 +1,7 @@
 //! Asking all shards: what those say that are there. One that is away is left out, and noted ([`Shards::away`]).
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::future::Future;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -194,7 +195,7 @@ impl Shards {
                 cursors.insert(shard, next);
             }
         }
-        let next = goes_on.then(|| written(&cursors));
+        let next = goes_on.then(|| cursor_of(cursors.iter().map(|(shard, at)| (shard, at.as_deref().unwrap_or_default()))));
         Ok((entries, next))
     }
 
@@ -202,12 +203,11 @@ impl Shards {
     fn cursors(&self, cursor: Option<&str>) -> Result<BTreeMap<String, Option<String>>> {
         let wrong = || Error::Invalid("cursor: expected `next` of the page before".into());
         let Some(cursor) = cursor else { return Ok(BTreeMap::new()) };
-        let read = |part: &str| {
-            let (name, at) = part.split_once('=').ok_or_else(wrong)?;
+        let read = |(name, at): (&str, &str)| {
             let name = self.names().find(|known| *known == name).ok_or_else(wrong)?;
             Ok((name.to_owned(), Some(at).filter(|at| !at.is_empty()).map(str::to_owned)))
         };
-        cursor.split('~').map(read).collect()
+        cursor_parts(cursor).ok_or_else(wrong)?.into_iter().map(read).collect()
     }
 
     /// What the first of them has that has it. Errors: that of the last which has not; why one does not answer that may have it.
@@ -236,9 +236,15 @@ impl Shards {
     }
 }
 
-fn written(cursors: &BTreeMap<String, Option<String>>) -> String {
-    let part = |(shard, at): (&String, &Option<String>)| format!("{shard}={}", at.as_deref().unwrap_or_default());
-    cursors.iter().map(part).collect::<Vec<_>>().join("~")
+/// The cursor that says how far a list of several shards is, by their names.
+pub(crate) fn cursor_of(parts: impl IntoIterator<Item = (impl Display, impl Display)>) -> String {
+    let part = |(shard, at)| format!("{shard}={at}");
+    parts.into_iter().map(part).collect::<Vec<_>>().join("~")
+}
+
+/// What such a cursor says. None: it is none.
+pub(crate) fn cursor_parts(cursor: &str) -> Option<Vec<(&str, &str)>> {
+    cursor.split('~').map(|part| part.split_once('=')).collect()
 }
 
 /// A page of at most `limit`; `field` of its last entry is where the next one begins.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::{ready, BoxFuture};
+use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use serde_json::Value;
@@ -52,11 +52,11 @@ struct Sent {
 pub(crate) struct Delivery {
     db: Db,
     membership: Arc<Membership>,
+    /// With how far it is by now.
     held: Held,
     outlet: Arc<Outlet>,
     lanes: [Lane; LANES],
     failures: [u32; LANES],
-    positions: Vec<i64>,
 }
 
 impl Delivery {
@@ -68,7 +68,6 @@ impl Delivery {
             outlet: Arc::new(outlet),
             lanes: [Lane::Ready; LANES],
             failures: [0; LANES],
-            positions: held.positions.clone(),
             held,
         }))
     }
@@ -127,7 +126,7 @@ impl Delivery {
             return Ok(());
         }
         let numbers: Vec<i16> = lanes.iter().map(|lane| *lane as i16).collect();
-        let positions: Vec<i64> = lanes.iter().map(|lane| self.positions[*lane]).collect();
+        let positions: Vec<i64> = lanes.iter().map(|lane| self.held.positions[*lane]).collect();
         let read = deliveries::read(&self.db, self.held.id, &numbers, &positions, SLICE).await?;
         let mut found: BTreeMap<usize, (Vec<(i64, Value)>, i64)> = BTreeMap::new();
         for placed in read {
@@ -141,29 +140,20 @@ impl Delivery {
                 continue;
             };
             self.lanes[lane] = Lane::Sending;
-            let before = self.positions[lane];
+            let before = self.held.positions[lane];
             let outlet = self.outlet.clone();
-            sending.push(match events.is_empty() {
-                true => ready(Sent {
+            let send = async move {
+                let (count, refused) = outlet.send(&events).await;
+                let reached = count.checked_sub(1).map_or(before, |last| events[last].0);
+                let position = if refused.is_none() { last } else { reached };
+                Sent {
                     lane,
-                    count: 0,
-                    position: last,
-                    refused: None,
-                })
-                .boxed(),
-                false => async move {
-                    let (count, refused) = outlet.send(&events).await;
-                    let reached = count.checked_sub(1).map_or(before, |last| events[last].0);
-                    let position = if refused.is_none() { last } else { reached };
-                    Sent {
-                        lane,
-                        count,
-                        position,
-                        refused,
-                    }
+                    count,
+                    position,
+                    refused,
                 }
-                .boxed(),
-            });
+            };
+            sending.push(send.boxed());
         }
         Ok(())
     }
@@ -173,7 +163,7 @@ impl Delivery {
         let (mut reached, mut delivered, mut problem, mut gone) = (Vec::new(), 0, None, false);
         for sent in all {
             let lane = sent.lane;
-            self.positions[lane] = sent.position;
+            self.held.positions[lane] = sent.position;
             delivered += sent.count as i64;
             reached.push(Reached {
                 lane: lane as i16,
